@@ -1,0 +1,37 @@
+//! Builds the programs that run inside machines.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::command;
+use crate::layout::Layout;
+use crate::progress::Progress;
+
+/// Target of l1hv and of the bare-metal payloads.
+const BARE_TARGET: &str = "x86_64-unknown-none";
+
+/// Builds l1hv; returns its ELF file.
+pub fn l1hv(layout: &Layout, progress: &Progress) -> Result<PathBuf> {
+    let step = progress.step("building l1hv");
+    cargo_build(layout, &["--package", "l1hv", "--target", BARE_TARGET], "")?;
+    step.done();
+    Ok(layout.bare_target().join(BARE_TARGET).join("release/l1hv"))
+}
+
+/// Runs a release build in a target directory of its own.
+fn cargo_build(layout: &Layout, args: &[&str], rustflags: &str) -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command
+        .args(["build", "--release", "--quiet"])
+        .args(args)
+        .current_dir(layout.workspace())
+        .env("CARGO_TARGET_DIR", layout.bare_target());
+    if !rustflags.is_empty() {
+        command.env("RUSTFLAGS", rustflags);
+    }
+    command::output(&mut command).with_context(|| format!("cannot build {}", args.join(" ")))?;
+    Ok(())
+}

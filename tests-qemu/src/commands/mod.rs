@@ -1,0 +1,93 @@
+//! The command line.
+
+mod run;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::layout::Layout;
+use crate::progress::Progress;
+use crate::provision::{self, Incomplete};
+
+/// Runs hypervisors under l1hv on an emulated machine.
+#[derive(Debug, Parser)]
+#[command(name = "l1hv", bin_name = "cargo l1hv", version, after_help = STATUSES)]
+struct Cli {
+    #[command(subcommand)]
+    command: CliCommand,
+}
+
+const STATUSES: &str = "Exit status:
+  0  the guest shut the machine down
+  1  an error of the runner or of the emulator
+  2  a bad argument
+  3  l1hv stopped (its last log line says why)
+  4  triple fault
+  5  timeout: the run, or a silence, took longer than its limit
+  6  provisioning is incomplete (the message lists what is missing)
+
+Environment:
+  L1HV_BOCHS  Bochs program to use instead of the one built here
+  L1HV_QEMU   QEMU program to use instead of qemu-system-x86_64";
+
+#[derive(Debug, Subcommand)]
+enum CliCommand {
+    /// Fetch and build what the machines need.
+    Provision,
+    /// Boot a bzImage or a multiboot 1 image under l1hv.
+    #[command(after_help = STATUSES)]
+    Run(run::Args),
+}
+
+/// An argument that makes no sense; exit status 2.
+#[derive(Debug)]
+struct BadArgument(String);
+
+impl std::fmt::Display for BadArgument {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BadArgument {}
+
+/// Parses the arguments and does what they say.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(cli.command) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(status_of(&error))
+        }
+    }
+}
+
+fn dispatch(command: CliCommand) -> anyhow::Result<u8> {
+    let layout = Layout::find()?;
+    let progress = Progress::stderr();
+    match command {
+        CliCommand::Provision => {
+            let provisioned = provision::provision(&layout, &progress)?;
+            eprintln!("provisioned in {}", layout.root().display());
+            for kernel in &provisioned.kernels {
+                println!("Linux {}: {}", kernel.release, kernel.image.display());
+            }
+            println!("Bochs: {}", provisioned.bochs.binary.display());
+            println!("QEMU: {}", provisioned.qemu.display());
+            Ok(0)
+        }
+        CliCommand::Run(args) => run::run(&args, &layout, &progress),
+    }
+}
+
+fn status_of(error: &anyhow::Error) -> u8 {
+    if error.is::<BadArgument>() {
+        2
+    } else if error.is::<Incomplete>() {
+        6
+    } else {
+        1
+    }
+}

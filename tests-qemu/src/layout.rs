@@ -1,0 +1,61 @@
+//! Where things are: the workspace and the runner's part of the build directory.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::command;
+
+/// The directories that everything else derives its paths from.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    workspace: PathBuf,
+    target: PathBuf,
+}
+
+impl Layout {
+    /// Asks cargo, so that `CARGO_TARGET_DIR` and every cargo configuration file count.
+    pub fn find() -> Result<Self> {
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .context("the runner's crate has no parent directory")?
+            .to_path_buf();
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let metadata = command::output(
+            Command::new(cargo)
+                .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
+                .current_dir(&workspace),
+        )?;
+        let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
+        let target = metadata["target_directory"].as_str().context("cargo metadata names no target directory")?;
+        Ok(Self { workspace, target: target.into() })
+    }
+
+    /// The workspace's top directory.
+    pub fn workspace(&self) -> &Path {
+        &self.workspace
+    }
+
+    /// Everything that the runner provisions, builds or logs.
+    pub fn root(&self) -> PathBuf {
+        self.target.join("l1hv")
+    }
+
+    /// Target directory of the nested cargo runs; apart from the workspace's, whose lock the outer
+    /// cargo may hold.
+    pub fn bare_target(&self) -> PathBuf {
+        self.target.join("bare")
+    }
+
+    /// An empty directory for the logs of the run called `name`.
+    pub fn fresh_log_dir(&self, name: &str) -> Result<PathBuf> {
+        let dir = self.root().join("logs").join(name);
+        if dir.exists() {
+            fs::remove_dir_all(&dir).with_context(|| format!("cannot empty {}", dir.display()))?;
+        }
+        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        Ok(dir)
+    }
+}

@@ -1,0 +1,25 @@
+//! Runs l1hv and its guests on emulated machines.
+//!
+//! ```text
+//!   provision   what the machines need: Bochs, ROMs, GRUB, Debian kernels, busybox
+//!   build       l1hv and the guest-side programs, for their own targets
+//!   initrd      the guest hypervisor's root file system
+//!   machine     a boot ISO, an emulated machine, two streams of lines, an `Outcome`
+//!   protocol    what l1hv, the guests and the runner say to each other
+//!   demo        all of it, with progress and a table at the end
+//! ```
+//!
+//! Invariants: a machine never outlives its [`machine::Machine::run`]; every run keeps its logs; the
+//! only state is below [`layout::Layout::root`], and each piece of it carries the key it was made from.
+
+#![forbid(unsafe_code)]
+
+pub mod build;
+pub mod command;
+pub mod commands;
+pub mod layout;
+pub mod linux;
+pub mod machine;
+pub mod progress;
+pub mod protocol;
+pub mod provision;

@@ -1,0 +1,90 @@
+//! Bochs: its configuration, and what its log says about the end of a run.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Result;
+
+use super::{Machine, Outcome, run};
+use crate::command::tail;
+use crate::provision::Bochs;
+
+/// Icelake and Tiger Lake models hang Linux 6.1 early; this is the newest that does not.
+const CPU_MODEL: &str = "corei7_skylake_x";
+
+/// Bochs allocates this much at once; the rest of a large guest memory on demand.
+const HOST_MEMORY_MIB: u32 = 2048;
+
+/// 2026-01-01: every run sees the same clock.
+const START_OF_TIME: u64 = 1_767_225_600;
+
+const LOG: &str = "bochs.log";
+
+/// The command that starts `machine` from `iso`.
+pub fn command(machine: &Machine, bochs: &Bochs, iso: &Path, logs: &Path) -> Result<Command> {
+    let config = logs.join("bochsrc");
+    fs::write(&config, configuration(machine, bochs, iso, logs))?;
+    let mut command = run::supervised(&bochs.binary);
+    command.arg("-q").arg("-f").arg(config).current_dir(logs);
+    Ok(command)
+}
+
+fn configuration(machine: &Machine, bochs: &Bochs, iso: &Path, logs: &Path) -> String {
+    let Machine { cpus, memory_mib, ips, .. } = machine;
+    format!(
+        "config_interface: textconfig
+display_library: nogui
+cpu: model={CPU_MODEL}, count={cpus}, ips={ips}, reset_on_triple_fault=0, ignore_bad_msrs=1
+memory: guest={memory_mib}, host={host_mib}
+romimage: file={bios}
+vgaromimage: file={vga_bios}
+pci: enabled=1, chipset=i440fx
+ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14
+ata0-master: type=cdrom, path={iso}, status=inserted
+boot: cdrom
+clock: sync=none, time0={START_OF_TIME}
+com1: enabled=1, mode=file, dev={console}
+port_e9_hack: enabled=1
+log: {log}
+panic: action=fatal
+error: action=ignore
+info: action=ignore
+debug: action=ignore
+",
+        host_mib = HOST_MEMORY_MIB.min(*memory_mib),
+        bios = bochs.bios.display(),
+        vga_bios = bochs.vga_bios.display(),
+        iso = iso.display(),
+        console = logs.join(run::CONSOLE).display(),
+        log = logs.join(LOG).display(),
+    )
+}
+
+/// What the log of a Bochs that has ended says.
+pub fn outcome(logs: &Path) -> Outcome {
+    judge(&fs::read_to_string(logs.join(LOG)).unwrap_or_default())
+}
+
+fn judge(log: &str) -> Outcome {
+    if log.contains("exception with no resolution") {
+        Outcome::TripleFault
+    } else if log.contains("ACPI control: soft power off") || log.contains("Shutdown port: shutdown requested") {
+        Outcome::GuestShutdown
+    } else {
+        Outcome::MachineError(tail(log, 8))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_of_a_triple_fault_is_told_from_that_of_a_shutdown() {
+        let fault = "1e[CPU0  ] >>PANIC<< exception(): 3rd (13) exception with no resolution";
+        assert_eq!(judge(fault), Outcome::TripleFault);
+        assert_eq!(judge(">>PANIC<< ACPI control: soft power off"), Outcome::GuestShutdown);
+        assert!(matches!(judge(">>PANIC<< no bootable device"), Outcome::MachineError(_)));
+    }
+}

@@ -1,0 +1,146 @@
+//! A machine: boots an image, streams its lines, says how it ended.
+//!
+//! ```text
+//!   Spec ── iso ──> boot ISO ── bochs | qemu ──> child process
+//!                                                 │ console.log (COM1)   │ debug.log (port 0xe9)
+//!                                                 └── run: lines, limits ┴──> Outcome
+//! ```
+
+mod bochs;
+mod iso;
+mod outcome;
+mod qemu;
+mod run;
+mod streams;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::layout::Layout;
+use crate::provision::Provisioned;
+
+pub use outcome::Outcome;
+pub use run::{Line, Source};
+
+/// Ticks that make one second of Bochs's emulated time: the TSC frequency of its processors, so
+/// that a kernel told `tsc_early_khz=3500000` sees one tick as one cycle.
+pub const DEFAULT_IPS: u64 = 3_500_000_000;
+
+/// Which emulator is the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Emulator {
+    /// Bochs: VMX in software, deterministic.
+    Bochs,
+    /// QEMU with KVM, on a host that has nested VMX.
+    QemuKvm,
+    /// QEMU's own translation: a machine without VMX.
+    QemuTcg,
+}
+
+impl Emulator {
+    /// QEMU where the host offers nested VMX, else Bochs.
+    pub fn for_nested_vmx() -> Self {
+        if qemu::host_has_nested_vmx() { Self::QemuKvm } else { Self::Bochs }
+    }
+}
+
+/// A file that the boot loader loads, and its arguments.
+#[derive(Debug, Clone)]
+pub struct Module {
+    /// The file, on the host.
+    pub file: PathBuf,
+    /// What follows its name on the loader's line.
+    pub args: String,
+}
+
+impl Module {
+    /// A module without arguments.
+    pub fn new(file: impl Into<PathBuf>) -> Self {
+        Self::with_args(file, "")
+    }
+
+    /// A module with arguments.
+    pub fn with_args(file: impl Into<PathBuf>, args: impl Into<String>) -> Self {
+        Self { file: file.into(), args: args.into() }
+    }
+}
+
+/// What the machine boots.
+#[derive(Debug, Clone)]
+pub enum Boot {
+    /// l1hv with the guest hypervisor's image as its first module.
+    L1hv {
+        /// l1hv's ELF file and arguments.
+        host: Module,
+        /// The guest's kernel, then its initrd files or modules; none to see l1hv complain.
+        guest: Vec<Module>,
+    },
+    /// A bzImage on the bare machine, with its initrd files.
+    Linux {
+        /// The kernel and its command line.
+        kernel: Module,
+        /// Initrd files, loaded one after the other.
+        initrds: Vec<PathBuf>,
+    },
+    /// A multiboot 1 image on the bare machine.
+    Multiboot {
+        /// The image and its command line.
+        kernel: Module,
+        /// Its modules.
+        modules: Vec<Module>,
+    },
+}
+
+/// A machine that can be run.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Names the log directory.
+    pub name: String,
+    /// Who emulates it.
+    pub emulator: Emulator,
+    /// Processors.
+    pub cpus: u32,
+    /// Memory, in MiB.
+    pub memory_mib: u32,
+    /// Ticks to a second of emulated time (Bochs).
+    pub ips: u64,
+    /// What it boots.
+    pub boot: Boot,
+    /// Limit on the whole run, wall-clock.
+    pub timeout: Duration,
+    /// Limit on the time without any output, wall-clock.
+    pub silence: Duration,
+}
+
+impl Machine {
+    /// A machine with one processor, 1 GiB and generous limits.
+    pub fn new(name: impl Into<String>, emulator: Emulator, boot: Boot) -> Self {
+        Self {
+            name: name.into(),
+            emulator,
+            cpus: 1,
+            memory_mib: 1024,
+            ips: DEFAULT_IPS,
+            boot,
+            timeout: Duration::from_secs(300),
+            silence: Duration::from_secs(120),
+        }
+    }
+
+    /// Runs the machine to its end, handing each line to `on_line` as it appears. The emulator is gone
+    /// when this returns; its logs stay.
+    ///
+    /// # Errors
+    /// When the machine could not be started. What happens to a started machine is an [`Outcome`].
+    pub fn run(&self, layout: &Layout, provisioned: &Provisioned, on_line: impl FnMut(Line<'_>)) -> Result<Outcome> {
+        let logs = layout.fresh_log_dir(&self.name)?;
+        let iso = iso::make(&self.boot, &logs, &provisioned.grub_mkrescue)?;
+        let command = match self.emulator {
+            Emulator::Bochs => bochs::command(self, &provisioned.bochs, &iso, &logs)?,
+            Emulator::QemuKvm | Emulator::QemuTcg => qemu::command(self, &provisioned.qemu, &iso, &logs),
+        };
+        run::run(self, command, &logs, on_line)
+    }
+}
