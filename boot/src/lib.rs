@@ -1,1 +1,28 @@
+//! From power-on to the guest's first instruction, as far as it can be decided without touching the machine.
+//!
+//! ```text
+//!   entry (assembly) -> multiboot -> cmdline, memory_map -> layout -> acpi -> guest -> LoadPlan, GuestEntry
+//! ```
+//!
+//! Everything but [`entry`] is pure: it reads copies, and returns plans that the `l1hv` binary carries out.
+//!
+//! Invariants:
+//! * No input from the loader, the firmware or an image panics; each error is one line that says what is wrong and what to do.
+//! * A [`guest::LoadPlan`] writes only to usable memory, never to the host's region, and never over its own sources.
+//!
+//! SDM references are to the Intel 64 and IA-32 Architectures Software Developer's Manual, edition 085 (October 2024).
 #![no_std]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod cmdline;
+#[cfg(target_os = "none")]
+pub mod entry;
+pub mod guest;
+pub mod layout;
+pub mod machine;
+pub mod memory_map;
+pub mod multiboot;
+pub mod phys;
+pub mod stop;

@@ -1,4 +1,30 @@
+//! l1hv: a thin bare-metal hypervisor with complete nested VMX.
+//!
+//! ```text
+//!   boot loader -> boot::entry -> l1hv_main -> boot_flow -> run (the loop) <-> exit, nested
+//! ```
+//!
+//! Invariants:
+//! * Unsafe code only under [`arch`] and in the page allocator.
+//! * Interrupts are off whenever the host runs.
+//! * Whatever goes wrong ends in [`stop`]: one line, then a status that the runner sees.
+//!
+//! SDM references are to the Intel 64 and IA-32 Architectures Software Developer's Manual, edition 085 (October 2024).
 #![no_std]
 #![no_main]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! { loop {} }
+
+mod arch;
+mod boot_flow;
+mod log;
+mod mem;
+mod panic;
+mod run;
+mod stop;
+
+/// The boot code calls this in long mode with what the loader left in EAX and EBX.
+#[allow(unsafe_code, reason = "the assembly names it")]
+// SAFETY: no other symbol has this name.
+#[unsafe(no_mangle)]
+extern "C" fn l1hv_main(magic: u32, info: u32) -> ! {
+    boot_flow::run(magic, info)
+}

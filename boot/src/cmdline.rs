@@ -1,0 +1,163 @@
+//! The host's command line: words separated by spaces, `name` or `name=value`.
+
+use core::fmt;
+
+use log::LevelFilter;
+
+/// What the command line asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// The least important messages that are logged: `log=error|warn|info|debug|trace`.
+    pub log: LevelFilter,
+    /// Whether exit statistics are printed at the end: `stats`.
+    pub stats: bool,
+    /// Memory kept for the host instead of the computed default, in MiB: `host-memory=MIB`.
+    pub host_memory_mib: Option<u32>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { log: LevelFilter::Info, stats: false, host_memory_mib: None }
+    }
+}
+
+/// The smallest and the largest `host-memory`.
+pub const HOST_MEMORY_MIB: core::ops::RangeInclusive<u32> = 8..=1024;
+
+/// How an option is recognised and applied.
+enum Apply {
+    Flag(fn(&mut Options)),
+    /// The function says whether it took the value; the text says which values there are.
+    Value(fn(&mut Options, &str) -> bool, &'static str),
+}
+
+/// All options. One row each: the error messages and the parser read the same table.
+const TABLE: [(&str, Apply); 3] = [
+    ("log", Apply::Value(set_log, "error, warn, info, debug or trace")),
+    ("stats", Apply::Flag(|options| options.stats = true)),
+    ("host-memory", Apply::Value(set_host_memory, "a number of MiB from 8 to 1024")),
+];
+
+fn set_log(options: &mut Options, value: &str) -> bool {
+    const LEVELS: [(&str, LevelFilter); 5] = [
+        ("error", LevelFilter::Error),
+        ("warn", LevelFilter::Warn),
+        ("info", LevelFilter::Info),
+        ("debug", LevelFilter::Debug),
+        ("trace", LevelFilter::Trace),
+    ];
+    let level = LEVELS.iter().find(|(name, _)| *name == value);
+    if let Some((_, level)) = level {
+        options.log = *level;
+    }
+    level.is_some()
+}
+
+fn set_host_memory(options: &mut Options, value: &str) -> bool {
+    options.host_memory_mib = value.parse().ok().filter(|mib| HOST_MEMORY_MIB.contains(mib));
+    options.host_memory_mib.is_some()
+}
+
+/// What is wrong with the command line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OptionError<'a> {
+    /// No such option.
+    Unknown(&'a str),
+    /// A flag was given a value.
+    UnwantedValue(&'a str),
+    /// The option needs a value, or not this one.
+    BadValue {
+        /// The word as given.
+        word: &'a str,
+        /// The values that there are.
+        expected: &'static str,
+    },
+}
+
+impl fmt::Display for OptionError<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(word) => {
+                write!(f, "unknown option \"{word}\": the options are")?;
+                for (i, (name, apply)) in TABLE.iter().enumerate() {
+                    let value = if matches!(apply, Apply::Value(..)) { "=" } else { "" };
+                    write!(f, "{} {name}{value}", if i == 0 { "" } else { "," })?;
+                }
+                Ok(())
+            }
+            Self::UnwantedValue(word) => write!(f, "option \"{word}\" takes no value: remove it"),
+            Self::BadValue { word, expected } => write!(f, "bad value in option \"{word}\": use {expected}"),
+        }
+    }
+}
+
+impl Options {
+    /// Reads the words of `line`; a later word overrides an earlier one.
+    ///
+    /// # Errors
+    ///
+    /// The first word that is not an option, or whose value is not one of the option's.
+    pub fn parse(line: &str) -> Result<Self, OptionError<'_>> {
+        let mut options = Self::default();
+        for word in line.split_ascii_whitespace() {
+            let (name, value) = match word.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (word, None),
+            };
+            let (_, apply) = TABLE.iter().find(|(known, _)| *known == name).ok_or(OptionError::Unknown(word))?;
+            match (apply, value) {
+                (Apply::Flag(set), None) => set(&mut options),
+                (Apply::Flag(_), Some(_)) => return Err(OptionError::UnwantedValue(word)),
+                (Apply::Value(set, _), Some(value)) if set(&mut options, value) => {}
+                (Apply::Value(_, expected), _) => return Err(OptionError::BadValue { word, expected }),
+            }
+        }
+        Ok(options)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::string::ToString;
+
+    #[test]
+    fn an_empty_line_gives_the_defaults() {
+        assert_eq!(Options::parse(" \t "), Ok(Options::default()));
+    }
+
+    #[test]
+    fn every_option_is_read_and_the_last_word_wins() {
+        assert_eq!(
+            Options::parse("log=trace  stats host-memory=64 log=warn"),
+            Ok(Options { log: LevelFilter::Warn, stats: true, host_memory_mib: Some(64) })
+        );
+    }
+
+    #[test]
+    fn an_unknown_option_is_named_with_those_that_exist() {
+        let error = Options::parse("stats frobnicate=1 log=info").unwrap_err();
+        assert_eq!(error, OptionError::Unknown("frobnicate=1"));
+        assert_eq!(error.to_string(), "unknown option \"frobnicate=1\": the options are log=, stats, host-memory=");
+    }
+
+    #[test]
+    fn a_bad_value_is_named_with_those_that_exist() {
+        for word in ["log", "log=", "log=loud", "host-memory", "host-memory=7", "host-memory=1025", "host-memory=-1"] {
+            let error = Options::parse(word).unwrap_err();
+            assert!(matches!(error, OptionError::BadValue { word: named, .. } if named == word), "{word}: {error:?}");
+            assert!(error.to_string().contains(word));
+        }
+        assert_eq!(Options::parse("stats=yes"), Err(OptionError::UnwantedValue("stats=yes")));
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_panics(line in ".*") {
+            if let Err(error) = Options::parse(&line) {
+                prop_assert!(!error.to_string().contains('\n'));
+            }
+        }
+    }
+}

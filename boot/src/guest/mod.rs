@@ -1,0 +1,192 @@
+//! Guest images: what must be where in memory, and how the guest begins.
+//!
+//! A loader reads the staged modules and returns a [`LoadPlan`]; nothing is written until the whole plan stands. Structures that
+//! the guest's boot protocol wants in low memory are composed in a scratch buffer of the host and copied like the rest.
+
+mod builder;
+pub mod linux;
+pub mod multiboot;
+
+use core::fmt;
+use core::ops::Range;
+
+use arrayvec::ArrayVec;
+use ept::Gpa;
+
+use crate::memory_map::MemoryMap;
+use crate::stop::StopKind;
+pub(crate) use builder::{LowBlock, PlanBuilder};
+
+/// The most copies in a plan.
+pub const MAX_COPIES: usize = 64;
+/// The most ranges that a plan zeroes.
+pub const MAX_ZEROS: usize = 32;
+/// The size of the scratch buffer that [`plan`] wants.
+pub const SCRATCH_BYTES: usize = 64 * 1024;
+
+/// A module where it is staged.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestModule<'a> {
+    /// Physical address of its first byte; on a page.
+    pub address: u64,
+    /// Its content.
+    pub bytes: &'a [u8],
+    /// Its command line.
+    pub arguments: &'a [u8],
+}
+
+impl GuestModule<'_> {
+    /// Its physical addresses.
+    pub fn range(&self) -> Range<u64> {
+        self.address..self.address + self.bytes.len() as u64
+    }
+}
+
+/// What a loader works with.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestInput<'a> {
+    /// The guest's image.
+    pub image: GuestModule<'a>,
+    /// What goes with it: initrds, or the image's own modules.
+    pub modules: &'a [GuestModule<'a>],
+    /// The machine's memory with the host's region reserved.
+    pub memory_map: &'a MemoryMap,
+    /// The physical address of ACPI's root pointer, where one was found.
+    pub acpi_rsdp: Option<u64>,
+}
+
+/// The state in which the guest begins. What is not named is as after a reset, with interrupts off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GuestEntry {
+    /// The 64-bit entry of the Linux boot protocol: long mode with paging, CS 0x10 and DS, ES, SS 0x18 of the GDT.
+    Linux64 {
+        /// Page tables that identity-map the low 4 GiB.
+        cr3: Gpa,
+        /// The GDT.
+        gdt_base: Gpa,
+        /// Its limit.
+        gdt_limit: u16,
+        /// The first instruction.
+        rip: u64,
+        /// The zero page.
+        rsi: u64,
+        /// The top of a small stack.
+        rsp: u64,
+    },
+    /// The entry of multiboot 1: flat 32-bit protected mode without paging.
+    Protected32 {
+        /// The first instruction.
+        rip: u32,
+        /// The multiboot magic.
+        eax: u32,
+        /// The multiboot information.
+        ebx: u32,
+    },
+}
+
+/// One copy of a [`LoadPlan`].
+#[derive(Clone, Copy, Debug)]
+pub struct PlannedCopy<'a> {
+    /// Where the bytes go.
+    pub to: Gpa,
+    /// The bytes.
+    pub bytes: &'a [u8],
+}
+
+/// What to write to the guest's memory, and how the guest begins.
+///
+/// All destinations are usable memory below 4 GiB, none overlaps another or any module.
+#[derive(Debug)]
+pub struct LoadPlan<'a> {
+    /// The copies, in any order.
+    pub copies: ArrayVec<PlannedCopy<'a>, MAX_COPIES>,
+    /// The ranges to be zeroed, in any order.
+    pub zeros: ArrayVec<Range<u64>, MAX_ZEROS>,
+    /// How the guest begins.
+    pub entry: GuestEntry,
+}
+
+/// Why an image cannot be loaded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LoadError {
+    /// Neither a bzImage nor a multiboot 1 image.
+    UnknownFormat,
+    /// The file ends before what the named part needs.
+    Truncated(&'static str),
+    /// A field has a value that makes no sense or that this loader does not support; the text says which, and what to do.
+    Unsupported(&'static str),
+    /// The image has more parts than a plan holds.
+    TooManyParts,
+    /// A part of the image is fixed at addresses that are not free memory.
+    NotFree {
+        /// First byte.
+        start: u64,
+        /// The byte after the last.
+        end: u64,
+    },
+    /// No free memory for the named thing.
+    NoRoom {
+        /// What needs room.
+        what: &'static str,
+        /// How much.
+        bytes: u64,
+    },
+    /// The command line is longer than the guest takes.
+    CommandLineTooLong {
+        /// The most that it takes.
+        limit: u64,
+    },
+}
+
+impl LoadError {
+    /// The kind of the stop that follows.
+    pub const fn kind(&self) -> StopKind {
+        match self {
+            Self::NoRoom { .. } => StopKind::LowMemory,
+            _ => StopKind::BadImage,
+        }
+    }
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownFormat => f.write_str(
+                "the guest image is neither a Linux bzImage nor a multiboot 1 image: pass one of these as the first module",
+            ),
+            Self::Truncated(what) => write!(f, "the guest image ends within its {what}: pass the whole file"),
+            Self::Unsupported(what) => write!(f, "the guest image cannot be loaded: {what}"),
+            Self::TooManyParts => f.write_str("the guest image has too many segments: link it with fewer"),
+            Self::NotFree { start, end } => write!(
+                f,
+                "the guest image wants {start:#x}..{end:#x}, which is not free memory: link it elsewhere or give the machine more memory"
+            ),
+            Self::NoRoom { what, bytes } => {
+                write!(f, "no {} KiB of free memory for the {what}: give the machine more memory", bytes.div_ceil(1024))
+            }
+            Self::CommandLineTooLong { limit } => {
+                write!(f, "the guest's command line is longer than the {limit} bytes that it takes: shorten it")
+            }
+        }
+    }
+}
+
+/// Plans the loading of `input.image`, whatever its format.
+///
+/// # Errors
+///
+/// The image has no known format, or its loader refuses it.
+pub fn plan<'a>(input: &GuestInput<'a>, scratch: &'a mut [u8]) -> Result<LoadPlan<'a>, LoadError> {
+    if linux::is_bzimage(input.image.bytes) {
+        linux::plan(input, scratch)
+    } else if let Some(header) = multiboot::Header::find(input.image.bytes) {
+        multiboot::plan(input, &header, scratch)
+    } else {
+        Err(LoadError::UnknownFormat)
+    }
+}
+
+/// A little-endian word of an image; `None` beyond its end.
+pub(crate) fn word<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
+    bytes.get(offset..offset.checked_add(N)?)?.try_into().ok()
+}

@@ -1,0 +1,398 @@
+//! What a multiboot 1 loader passes: command line, modules, memory map.
+//!
+//! Reference: Multiboot Specification version 0.6.96, 3.3 "Boot information format". Everything is copied out of the loader's
+//! structures at once, because they lie in memory that becomes the guest's.
+
+use core::fmt;
+use core::ops::Range;
+
+use arrayvec::ArrayVec;
+
+use crate::memory_map::{MemoryMap, Region, RegionKind, TooManyRegions};
+use crate::phys::{OutOfRange, PhysMemory};
+
+/// What the loader leaves in EAX.
+pub const LOADER_MAGIC: u32 = 0x2BAD_B002;
+
+/// The most modules that are taken: the guest's image and what belongs to it.
+pub const MAX_MODULES: usize = 32;
+
+/// The most bytes of all strings together.
+const STRING_BYTES: usize = 8192;
+
+/// The flags of the information structure that are used here, and also in the one that the guest gets.
+pub(crate) mod info_flags {
+    pub const MEMORY: u32 = 1 << 0;
+    pub const COMMAND_LINE: u32 = 1 << 2;
+    pub const MODULES: u32 = 1 << 3;
+    pub const MEMORY_MAP: u32 = 1 << 6;
+    pub const LOADER_NAME: u32 = 1 << 9;
+}
+
+/// Offsets of the information structure's fields.
+pub(crate) mod info_offset {
+    pub const FLAGS: u64 = 0;
+    pub const MEM_LOWER: u64 = 4;
+    pub const MEM_UPPER: u64 = 8;
+    pub const COMMAND_LINE: u64 = 16;
+    pub const MODULE_COUNT: u64 = 20;
+    pub const MODULE_ADDRESS: u64 = 24;
+    pub const MAP_LENGTH: u64 = 44;
+    pub const MAP_ADDRESS: u64 = 48;
+    pub const LOADER_NAME: u64 = 64;
+}
+
+/// Why the loader's information is unusable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BootInfoError {
+    /// EAX holds something else than [`LOADER_MAGIC`].
+    NotMultiboot(u32),
+    /// A structure is not in memory.
+    OutOfRange(OutOfRange),
+    /// There is no memory map.
+    NoMemoryMap,
+    /// A memory map entry is shorter than its fields.
+    BadMapEntry(u64),
+    /// The memory map is too long.
+    TooManyRegions,
+    /// More than [`MAX_MODULES`] modules.
+    TooManyModules(u32),
+    /// A module ends before it starts.
+    BadModule {
+        /// Its place in the loader's list.
+        index: usize,
+    },
+    /// The strings together are too long.
+    StringsTooLong,
+}
+
+impl From<OutOfRange> for BootInfoError {
+    fn from(error: OutOfRange) -> Self {
+        Self::OutOfRange(error)
+    }
+}
+
+impl From<TooManyRegions> for BootInfoError {
+    fn from(_: TooManyRegions) -> Self {
+        Self::TooManyRegions
+    }
+}
+
+impl fmt::Display for BootInfoError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotMultiboot(magic) => {
+                write!(f, "eax is {magic:#x} at the entry: boot l1hv with GRUB's `multiboot` command or `qemu -kernel`")
+            }
+            Self::OutOfRange(error) => {
+                write!(f, "the boot loader's information is damaged: {error}: use GRUB 2 or QEMU")
+            }
+            Self::NoMemoryMap => f.write_str("the boot loader gave no memory map: use GRUB 2 or QEMU"),
+            Self::BadMapEntry(address) => {
+                write!(f, "the boot loader's memory map entry at {address:#x} is damaged: use GRUB 2 or QEMU")
+            }
+            Self::TooManyRegions => write!(f, "{TooManyRegions}: remove memory or devices"),
+            Self::TooManyModules(count) => write!(f, "{count} modules: pass at most {MAX_MODULES}"),
+            Self::BadModule { index } => {
+                write!(f, "module {index} ends before it starts or is not page-aligned: use GRUB 2 or QEMU")
+            }
+            Self::StringsTooLong => {
+                write!(f, "the command lines are longer than {STRING_BYTES} bytes together: shorten them")
+            }
+        }
+    }
+}
+
+/// A string within [`BootInfo`].
+type StringRange = Range<usize>;
+
+/// One module as the loader placed it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Module {
+    /// The physical addresses of its bytes; starts on a page.
+    pub range: Range<u64>,
+    string: StringRange,
+}
+
+/// All that the loader said.
+#[derive(Debug)]
+pub struct BootInfo {
+    strings: ArrayVec<u8, STRING_BYTES>,
+    command_line: StringRange,
+    loader_name: StringRange,
+    /// The modules in the loader's order.
+    pub modules: ArrayVec<Module, MAX_MODULES>,
+    /// The memory map, sanitised.
+    pub memory_map: MemoryMap,
+}
+
+impl BootInfo {
+    /// Reads the information structure at physical `info`.
+    ///
+    /// # Errors
+    ///
+    /// `magic` is not a multiboot loader's, or something in the structures makes no sense.
+    pub fn parse(memory: &impl PhysMemory, magic: u32, info: u32) -> Result<Self, BootInfoError> {
+        if magic != LOADER_MAGIC {
+            return Err(BootInfoError::NotMultiboot(magic));
+        }
+        let reader = Reader { memory, info: u64::from(info) };
+        let flags = reader.field(info_offset::FLAGS)?;
+        if flags & info_flags::MEMORY_MAP == 0 {
+            return Err(BootInfoError::NoMemoryMap);
+        }
+        let mut boot_info = Self {
+            strings: ArrayVec::new(),
+            command_line: 0..0,
+            loader_name: 0..0,
+            modules: ArrayVec::new(),
+            memory_map: reader.memory_map()?,
+        };
+        if flags & info_flags::LOADER_NAME != 0 {
+            boot_info.loader_name = boot_info.keep_string(memory, reader.field(info_offset::LOADER_NAME)?)?;
+        }
+        if flags & info_flags::COMMAND_LINE != 0 {
+            boot_info.command_line = boot_info.keep_string(memory, reader.field(info_offset::COMMAND_LINE)?)?;
+        }
+        if flags & info_flags::MODULES != 0 {
+            boot_info.read_modules(&reader)?;
+        }
+        Ok(boot_info)
+    }
+
+    /// The host's own command line.
+    pub fn command_line(&self) -> &[u8] {
+        self.arguments(&self.command_line)
+    }
+
+    /// The loader's name; empty if it gave none.
+    pub fn loader_name(&self) -> &[u8] {
+        &self.strings[self.loader_name.clone()]
+    }
+
+    /// The arguments that were given with a module of this `BootInfo`, without the file's name.
+    pub fn module_arguments(&self, module: &Module) -> &[u8] {
+        self.arguments(&module.string)
+    }
+
+    /// GRUB 2 passes the words after the file name; GRUB Legacy and QEMU put the file name first.
+    fn arguments(&self, string: &StringRange) -> &[u8] {
+        let string = self.strings[string.clone()].trim_ascii();
+        let loader = self.loader_name();
+        if !(loader.starts_with(b"qemu") || loader.starts_with(b"GNU GRUB 0.")) {
+            return string;
+        }
+        match string.iter().position(|&byte| byte == b' ') {
+            Some(space) => string[space..].trim_ascii_start(),
+            None => &[],
+        }
+    }
+
+    fn keep_string(&mut self, memory: &impl PhysMemory, address: u32) -> Result<StringRange, BootInfoError> {
+        let start = self.strings.len();
+        for address in u64::from(address).. {
+            let mut byte = [0];
+            memory.read(address, &mut byte)?;
+            if byte == [0] {
+                break;
+            }
+            self.strings.try_push(byte[0]).map_err(|_| BootInfoError::StringsTooLong)?;
+        }
+        Ok(start..self.strings.len())
+    }
+
+    fn read_modules(&mut self, reader: &Reader<'_, impl PhysMemory>) -> Result<(), BootInfoError> {
+        const ENTRY_BYTES: u64 = 16;
+        const PAGE: u64 = 4096;
+        let count = reader.field(info_offset::MODULE_COUNT)?;
+        let table = u64::from(reader.field(info_offset::MODULE_ADDRESS)?);
+        if count as usize > MAX_MODULES {
+            return Err(BootInfoError::TooManyModules(count));
+        }
+        for index in 0..count as usize {
+            let entry = table + index as u64 * ENTRY_BYTES;
+            let start = u64::from(reader.memory.read_u32(entry)?);
+            let end = u64::from(reader.memory.read_u32(entry + 4)?);
+            if end < start || start % PAGE != 0 {
+                return Err(BootInfoError::BadModule { index });
+            }
+            let string = match reader.memory.read_u32(entry + 8)? {
+                0 => 0..0,
+                address => self.keep_string(reader.memory, address)?,
+            };
+            self.modules.push(Module { range: start..end, string });
+        }
+        Ok(())
+    }
+}
+
+struct Reader<'a, M> {
+    memory: &'a M,
+    info: u64,
+}
+
+impl<M: PhysMemory> Reader<'_, M> {
+    fn field(&self, offset: u64) -> Result<u32, OutOfRange> {
+        self.memory.read_u32(self.info + offset)
+    }
+
+    fn memory_map(&self) -> Result<MemoryMap, BootInfoError> {
+        let start = u64::from(self.field(info_offset::MAP_ADDRESS)?);
+        let end = start + u64::from(self.field(info_offset::MAP_LENGTH)?);
+        let mut claims = ArrayVec::<Region, { crate::memory_map::MAX_REGIONS }>::new();
+        let mut entry = start;
+        while entry < end {
+            /// Base, length and kind; the size field before them does not count itself.
+            const ENTRY_BYTES: u32 = 20;
+            let size = self.memory.read_u32(entry)?;
+            if size < ENTRY_BYTES || entry + 4 + u64::from(size) > end {
+                return Err(BootInfoError::BadMapEntry(entry));
+            }
+            let base = self.memory.read_u64(entry + 4)?;
+            let length = self.memory.read_u64(entry + 12)?;
+            let kind = RegionKind(self.memory.read_u32(entry + 20)?);
+            let claim = Region { start: base, end: base.saturating_add(length), kind };
+            claims.try_push(claim).map_err(|_| BootInfoError::TooManyRegions)?;
+            entry += 4 + u64::from(size);
+        }
+        Ok(MemoryMap::sanitize(claims)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::phys::FakePhys;
+    use proptest::prelude::*;
+    use std::string::ToString;
+    use std::vec;
+
+    const BASE: u32 = 0x9000;
+    const MAP: usize = 0x100;
+    const MODULES: usize = 0x200;
+    const STRINGS: usize = 0x300;
+
+    /// A loader that passes `strings`: its own name, the host's command line, and one per module.
+    fn loader(strings: &[&str]) -> FakePhys {
+        let mut bytes = vec![0; 0x1000];
+        let mut put = |offset: usize, value: u32| bytes[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
+        put(0, info_flags::COMMAND_LINE | info_flags::MODULES | info_flags::MEMORY_MAP | info_flags::LOADER_NAME);
+        put(info_offset::MODULE_COUNT as usize, strings.len() as u32 - 2);
+        put(info_offset::MODULE_ADDRESS as usize, BASE + MODULES as u32);
+        put(info_offset::MAP_ADDRESS as usize, BASE + MAP as u32);
+        put(info_offset::MAP_LENGTH as usize, 48);
+        for (i, (base, length, kind)) in [(0, 0x9_fc00, 1), (0x10_0000, 0x700_0000, 1)].into_iter().enumerate() {
+            put(MAP + i * 24, 20);
+            put(MAP + i * 24 + 4, base);
+            put(MAP + i * 24 + 12, length);
+            put(MAP + i * 24 + 20, kind);
+        }
+        let mut string = STRINGS;
+        for (i, text) in strings.iter().enumerate() {
+            let pointer = match i {
+                0 => info_offset::LOADER_NAME as usize,
+                1 => info_offset::COMMAND_LINE as usize,
+                _ => {
+                    let start = 0x20_0000 + i as u32 * 0x1_0000;
+                    put(MODULES + (i - 2) * 16, start);
+                    put(MODULES + (i - 2) * 16 + 4, start + 0x123);
+                    MODULES + (i - 2) * 16 + 8
+                }
+            };
+            put(pointer, BASE + string as u32);
+            string += text.len() + 1;
+        }
+        let joined: std::string::String = strings.iter().flat_map(|text| [text, "\0"]).collect();
+        bytes[STRINGS..STRINGS + joined.len()].copy_from_slice(joined.as_bytes());
+        FakePhys { base: u64::from(BASE), bytes }
+    }
+
+    fn parse(memory: &FakePhys) -> Result<BootInfo, BootInfoError> {
+        BootInfo::parse(memory, LOADER_MAGIC, BASE)
+    }
+
+    fn texts(info: &BootInfo) -> std::vec::Vec<&str> {
+        let arguments = info.modules.iter().map(|module| info.module_arguments(module));
+        core::iter::once(info.command_line()).chain(arguments).map(|text| str::from_utf8(text).unwrap()).collect()
+    }
+
+    #[test]
+    fn qemu_puts_the_file_name_first_and_it_is_removed() {
+        let info = parse(&loader(&["qemu", "target/l1hv log=debug", "bzImage quiet  ro", "initrd"])).unwrap();
+        assert_eq!(texts(&info), ["log=debug", "quiet  ro", ""]);
+        assert_eq!(info.modules[1].range, 0x23_0000..0x23_0123);
+        assert_eq!(info.memory_map.usable_bytes(), 0x9_fc00 + 0x700_0000);
+    }
+
+    #[test]
+    fn grub_legacy_puts_the_file_name_first_and_it_is_removed() {
+        let info = parse(&loader(&["GNU GRUB 0.97", "/l1hv stats", "/vmlinuz quiet"])).unwrap();
+        assert_eq!(texts(&info), ["stats", "quiet"]);
+    }
+
+    #[test]
+    fn grub_2_passes_no_file_name_and_nothing_is_removed() {
+        let info = parse(&loader(&["GRUB 2.06-13+deb12u1", "stats", " console=ttyS0 quiet", ""])).unwrap();
+        assert_eq!(texts(&info), ["stats", "console=ttyS0 quiet", ""]);
+    }
+
+    #[test]
+    fn an_entry_from_something_else_is_refused() {
+        let memory = loader(&["qemu", ""]);
+        assert_eq!(BootInfo::parse(&memory, 1, BASE).unwrap_err(), BootInfoError::NotMultiboot(1));
+    }
+
+    #[test]
+    fn a_loader_without_a_memory_map_is_refused() {
+        let mut memory = loader(&["qemu", ""]);
+        memory.bytes[0] = 0;
+        assert_eq!(parse(&memory).unwrap_err(), BootInfoError::NoMemoryMap);
+    }
+
+    #[test]
+    fn a_memory_map_entry_that_is_too_short_is_refused_instead_of_looping() {
+        let mut memory = loader(&["qemu", ""]);
+        memory.bytes[MAP + 24] = 19;
+        assert_eq!(parse(&memory).unwrap_err(), BootInfoError::BadMapEntry(u64::from(BASE) + MAP as u64 + 24));
+    }
+
+    #[test]
+    fn modules_that_are_too_many_reversed_or_not_on_a_page_are_refused() {
+        let mut memory = loader(&["qemu", "", "a"]);
+        memory.bytes[info_offset::MODULE_COUNT as usize] = 33;
+        assert_eq!(parse(&memory).unwrap_err(), BootInfoError::TooManyModules(33));
+        let mut memory = loader(&["qemu", "", "a"]);
+        memory.bytes[MODULES + 6] = 0;
+        assert_eq!(parse(&memory).unwrap_err(), BootInfoError::BadModule { index: 0 });
+        let mut memory = loader(&["qemu", "", "a"]);
+        memory.bytes[MODULES] = 1;
+        assert_eq!(parse(&memory).unwrap_err(), BootInfoError::BadModule { index: 0 });
+    }
+
+    #[test]
+    fn strings_without_an_end_are_refused() {
+        let mut memory = loader(&["qemu", ""]);
+        memory.bytes[STRINGS..].fill(b'x');
+        let end = OutOfRange { address: u64::from(BASE) + 0x1000, length: 1 };
+        assert_eq!(parse(&memory).unwrap_err(), BootInfoError::OutOfRange(end));
+        memory.bytes.resize(0x8000, b'x');
+        assert_eq!(parse(&memory).unwrap_err(), BootInfoError::StringsTooLong);
+    }
+
+    proptest! {
+        #[test]
+        fn no_information_structure_panics(
+            changes in prop::collection::vec((0usize..0x400, any::<u8>()), 1..40), info in any::<u32>(),
+        ) {
+            let mut memory = loader(&["qemu", "l1hv", "bzImage a b", "initrd"]);
+            for (offset, byte) in changes {
+                memory.bytes[offset] = byte;
+            }
+            for address in [BASE, info] {
+                if let Err(error) = BootInfo::parse(&memory, LOADER_MAGIC, address) {
+                    prop_assert!(!error.to_string().contains('\n'));
+                }
+            }
+        }
+    }
+}

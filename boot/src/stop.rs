@@ -1,0 +1,104 @@
+//! Why the host stops: a closed list, shared by the host, which says it, and the runner, which checks it.
+
+/// The reason's kind. Its [name](StopKind::name) is what the log line and the tests say, its [status](StopKind::status) what the machine exits with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StopKind {
+    /// The processor has no 64-bit mode.
+    NoLongMode,
+    /// The processor has no VMX.
+    NoVmx,
+    /// The firmware locked VMX off.
+    VmxLocked,
+    /// The processor has VMX without the EPT features that the host needs.
+    NoEpt,
+    /// The processor has VMX without unrestricted guest.
+    NoUnrestrictedGuest,
+    /// The processor has VMX without VPID.
+    NoVpid,
+    /// The processor has no execute-disable, or the firmware switched it off.
+    NoExecuteDisable,
+    /// The boot loader's information is unusable.
+    BadBootInfo,
+    /// The boot loader passed no module.
+    NoGuestImage,
+    /// The guest's image, or what belongs to it, cannot be loaded.
+    BadImage,
+    /// The host's command line has an option or a value that does not exist.
+    BadOption,
+    /// Not enough memory for the host, the guest or both.
+    LowMemory,
+    /// The guest hypervisor caused a triple fault.
+    TripleFault,
+    /// A defect of the host itself.
+    Internal,
+}
+
+/// The I/O port on which QEMU's isa-debug-exit device takes a stop's status.
+pub const EXIT_PORT: u16 = 0xf4;
+/// The I/O port on which Bochs takes [`SHUTDOWN_TEXT`].
+pub const SHUTDOWN_PORT: u16 = 0x8900;
+/// What ends Bochs, byte by byte.
+pub const SHUTDOWN_TEXT: &[u8] = b"Shutdown";
+/// How the one line that explains a stop begins; the kind's name, a colon, a space and the message follow.
+pub const LINE_PREFIX: &str = "l1hv: stop: ";
+
+impl StopKind {
+    /// All kinds.
+    pub const ALL: [Self; 14] = [
+        Self::NoLongMode,
+        Self::NoVmx,
+        Self::VmxLocked,
+        Self::NoEpt,
+        Self::NoUnrestrictedGuest,
+        Self::NoVpid,
+        Self::NoExecuteDisable,
+        Self::BadBootInfo,
+        Self::NoGuestImage,
+        Self::BadImage,
+        Self::BadOption,
+        Self::LowMemory,
+        Self::TripleFault,
+        Self::Internal,
+    ];
+
+    /// The name in the line that explains the stop.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoLongMode => "no-long-mode",
+            Self::NoVmx => "no-vmx",
+            Self::VmxLocked => "vmx-locked",
+            Self::NoEpt => "no-ept",
+            Self::NoUnrestrictedGuest => "no-unrestricted-guest",
+            Self::NoVpid => "no-vpid",
+            Self::NoExecuteDisable => "no-execute-disable",
+            Self::BadBootInfo => "bad-boot-info",
+            Self::NoGuestImage => "no-guest-image",
+            Self::BadImage => "bad-image",
+            Self::BadOption => "bad-option",
+            Self::LowMemory => "low-memory",
+            Self::TripleFault => "triple-fault",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// What goes to [`EXIT_PORT`]; QEMU then exits with `status << 1 | 1`, so it stays below 128. It starts at 16, above what guests use.
+    pub const fn status(self) -> u32 {
+        16 + self as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_its_own_name_and_its_own_status_that_fits_an_exit_status() {
+        for (i, a) in StopKind::ALL.iter().enumerate() {
+            assert_eq!(a.status(), 16 + i as u32, "{} is missing from ALL or out of place", a.name());
+            assert!(a.status() < 128);
+            for b in &StopKind::ALL[..i] {
+                assert_ne!(a.name(), b.name());
+            }
+        }
+    }
+}

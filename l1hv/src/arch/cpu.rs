@@ -1,0 +1,76 @@
+//! The few processor instructions that are neither VMX, MSR nor port accesses.
+
+use core::arch::asm;
+
+use boot::machine::VmxSupport;
+
+use super::fixup::fallible;
+use super::msr::{self, GpFault};
+
+/// Halts with interrupts off, again after each NMI, for ever.
+pub fn halt_forever() -> ! {
+    loop {
+        // SAFETY: halting has no effect on memory, and nothing after it runs but the loop.
+        unsafe { asm!("cli", "hlt", options(nomem, nostack)) };
+    }
+}
+
+/// Sets an extended control register, or says that the processor refused the value.
+///
+/// # Safety
+///
+/// CR4.OSXSAVE is set. The host itself uses no extended state, so any value that the processor takes is fine for it.
+pub unsafe fn try_xsetbv(register: u32, value: u64) -> Result<(), GpFault> {
+    let fault: u8;
+    // SAFETY: the caller's promise, and a general-protection exception lands after the instruction.
+    unsafe {
+        asm!(
+            fallible!("xsetbv"),
+            "setc {fault}",
+            fault = out(reg_byte) fault,
+            in("ecx") register,
+            in("eax") value as u32,
+            in("edx") (value >> 32) as u32,
+            options(nostack)
+        );
+    }
+    if fault == 0 { Ok(()) } else { Err(GpFault) }
+}
+
+/// The address of the page that a page fault was about.
+pub fn cr2() -> u64 {
+    let value: u64;
+    // SAFETY: reading CR2 has no effect.
+    unsafe { asm!("mov {}, cr2", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// Whether the processor maps 1 GiB pages: CPUID.80000001H:EDX[26].
+pub fn has_1gib_pages() -> bool {
+    core::arch::x86_64::__cpuid(0x8000_0001).edx & 1 << 26 != 0
+}
+
+/// Reads what [`VmxSupport::check`] needs to know.
+pub fn vmx_support() -> VmxSupport {
+    use x86::msr::{
+        IA32_EFER, IA32_FEATURE_CONTROL, IA32_VMX_EPT_VPID_CAP, IA32_VMX_PROCBASED_CTLS, IA32_VMX_PROCBASED_CTLS2,
+    };
+    const EFER_NXE: u64 = 1 << 11;
+    let vmx = core::arch::x86_64::__cpuid(1).ecx & 1 << 5 != 0;
+    // Without VMX none of its MSRs exists, and some emulators answer an absent MSR with 0 instead of a fault.
+    let vmx_msr = |number| if vmx { msr::try_read(number).unwrap_or(0) } else { 0 };
+    VmxSupport {
+        vmx,
+        execute_disable: msr::try_read(IA32_EFER).unwrap_or(0) & EFER_NXE != 0,
+        feature_control: vmx_msr(IA32_FEATURE_CONTROL),
+        primary_controls: vmx_msr(IA32_VMX_PROCBASED_CTLS),
+        secondary_controls: vmx_msr(IA32_VMX_PROCBASED_CTLS2),
+        ept_vpid: vmx_msr(IA32_VMX_EPT_VPID_CAP),
+    }
+}
+
+/// Locks IA32_FEATURE_CONTROL with VMX outside SMX enabled, where the firmware left it unlocked.
+pub fn lock_feature_control(value: u64) -> Result<(), GpFault> {
+    // SAFETY: the register enables VMX and changes nothing that runs now.
+    unsafe { msr::try_write(x86::msr::IA32_FEATURE_CONTROL, value) }
+}

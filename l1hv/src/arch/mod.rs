@@ -1,0 +1,12 @@
+//! What only x86-64 instructions can do. The only unsafe code of the host is here.
+#![allow(unsafe_code, reason = "privileged instructions, descriptor tables and raw physical memory")]
+
+pub mod cpu;
+pub mod fixup;
+pub mod gdt;
+pub mod idt;
+pub mod msr;
+pub mod phys;
+pub mod port;
+pub mod relocate;
+pub mod takeover;

@@ -1,0 +1,74 @@
+//! Model-specific registers.
+
+use core::arch::asm;
+
+use super::fixup::fallible;
+
+/// The processor refused the access with a general-protection exception.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GpFault;
+
+/// Reads an MSR that is known to exist.
+///
+/// # Safety
+///
+/// `msr` exists on this processor: otherwise the exception stops the machine. [`try_read`] is the checked form.
+pub unsafe fn read(msr: u32) -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: the caller says that the MSR exists; reading one has no effect on memory.
+    unsafe { asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) };
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Writes an MSR.
+///
+/// # Safety
+///
+/// `msr` exists, `value` is one that it takes, and the change keeps what the host relies on: paging, segments, its own code.
+pub unsafe fn write(msr: u32, value: u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack, preserves_flags));
+    }
+}
+
+/// Reads an MSR; `None` if the processor has none of this number.
+pub fn try_read(msr: u32) -> Option<u64> {
+    let (low, high): (u32, u32);
+    let fault: u8;
+    // SAFETY: reading an MSR has no effect on memory, and an exception lands after the instruction.
+    unsafe {
+        asm!(
+            fallible!("rdmsr"),
+            "setc {fault}",
+            fault = out(reg_byte) fault,
+            in("ecx") msr,
+            inout("eax") 0 => low,
+            inout("edx") 0 => high,
+            options(nomem, nostack)
+        );
+    }
+    (fault == 0).then_some(u64::from(high) << 32 | u64::from(low))
+}
+
+/// Writes an MSR, or says that the processor refused.
+///
+/// # Safety
+///
+/// If the processor takes the value, the change keeps what the host relies on: paging, segments, its own code.
+pub unsafe fn try_write(msr: u32, value: u64) -> Result<(), GpFault> {
+    let fault: u8;
+    // SAFETY: the caller's promise, and an exception lands after the instruction.
+    unsafe {
+        asm!(
+            fallible!("wrmsr"),
+            "setc {fault}",
+            fault = out(reg_byte) fault,
+            in("ecx") msr,
+            in("eax") value as u32,
+            in("edx") (value >> 32) as u32,
+            options(nostack)
+        );
+    }
+    if fault == 0 { Ok(()) } else { Err(GpFault) }
+}

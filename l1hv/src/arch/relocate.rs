@@ -1,0 +1,111 @@
+//! Moves the running image into the host's region, without its noticing: the virtual addresses stay, what backs them changes.
+
+use core::arch::naked_asm;
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use ept::Hpa;
+
+use super::phys;
+
+/// Where the image is linked: this plus the physical address at which the loader puts it.
+const VIRTUAL_BASE: u64 = 0xFFFF_FFFF_8000_0000;
+
+// The linker script's marks. Only their addresses mean anything.
+unsafe extern "C" {
+    static __image_start: u8;
+    static __text_end: u8;
+    static __rodata_end: u8;
+    static __boot_stack_guard: u8;
+    static __image_end: u8;
+}
+
+/// What the host may do with a part of its image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Code.
+    ReadExecute,
+    /// Constants.
+    Read,
+    /// Variables and stacks.
+    ReadWrite,
+}
+
+/// A part of the image with its own permissions; whole pages.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ImagePart {
+    /// Virtual addresses.
+    pub range: Range<u64>,
+    /// Permissions.
+    pub access: Access,
+}
+
+/// Where the image's first byte is in physical memory.
+static IMAGE_PHYS: AtomicU64 = AtomicU64::new(0);
+
+fn mark(symbol: *const u8) -> u64 {
+    symbol.addr() as u64
+}
+
+/// The image's virtual addresses.
+pub fn image() -> Range<u64> {
+    mark(&raw const __image_start)..mark(&raw const __image_end)
+}
+
+/// The physical addresses at which the loader put the image.
+pub fn loaded_image() -> Range<u64> {
+    let image = image();
+    image.start - VIRTUAL_BASE..image.end - VIRTUAL_BASE
+}
+
+/// The image's parts; the page under the stack is in none of them.
+pub fn image_parts() -> [ImagePart; 4] {
+    const PAGE: u64 = 4096;
+    let text_end = mark(&raw const __text_end);
+    let rodata_end = mark(&raw const __rodata_end);
+    let guard = mark(&raw const __boot_stack_guard);
+    let image = image();
+    [
+        ImagePart { range: image.start..text_end, access: Access::ReadExecute },
+        ImagePart { range: text_end..rodata_end, access: Access::Read },
+        ImagePart { range: rodata_end..guard, access: Access::ReadWrite },
+        ImagePart { range: guard + PAGE..image.end, access: Access::ReadWrite },
+    ]
+}
+
+/// Physical address of a byte of the host: of its image or of the direct map.
+///
+/// # Panics
+///
+/// The address is in neither.
+pub fn virt_to_phys<T: ?Sized>(pointer: *const T) -> Hpa {
+    let virt = pointer.addr() as u64;
+    let image = image();
+    if image.contains(&virt) {
+        return Hpa(IMAGE_PHYS.load(Ordering::Relaxed) + (virt - image.start));
+    }
+    let end = phys::DIRECT_MAP_BASE + phys::direct_map_end().0;
+    assert!((phys::DIRECT_MAP_BASE..end).contains(&virt), "{virt:#x} is not an address of the host");
+    Hpa(virt - phys::DIRECT_MAP_BASE)
+}
+
+/// Copies the image, the running stack included, to `target` and goes on there under the tables at `cr3`.
+///
+/// # Safety
+///
+/// `target` has room for the image and holds nothing else. The tables at `cr3` map the image's virtual addresses to it and all
+/// memory below `direct_map_end` at the direct map. Nothing uses the identity map or the loaded image's physical addresses any more.
+pub unsafe fn relocate(target: Hpa, cr3: Hpa, direct_map_end: Hpa) {
+    let image = image();
+    // Before the copy, so that the copy has them.
+    IMAGE_PHYS.store(target.0, Ordering::SeqCst);
+    phys::set_direct_map_end(direct_map_end);
+    // SAFETY: the caller's promise.
+    unsafe { copy_and_switch(phys::phys_to_virt(target), image.start, image.end - image.start, cr3.0) };
+}
+
+/// Between the copy and the switch only registers change, so that the copy is what ran. The return address is read from the copy.
+#[unsafe(naked)]
+unsafe extern "sysv64" fn copy_and_switch(target: *mut u8, image: u64, bytes: u64, cr3: u64) {
+    naked_asm!("mov rax, rcx", "mov rcx, rdx", "rep movsb", "mov cr3, rax", "ret")
+}

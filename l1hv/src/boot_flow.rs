@@ -1,0 +1,121 @@
+//! From the boot code's call to the guest's first instruction, step by step; each step that fails is a stop that says why.
+
+use boot::cmdline::Options;
+use boot::guest::GuestEntry;
+use boot::machine::Unsupported;
+use boot::memory_map::MemoryMap;
+use boot::multiboot::BootInfo;
+use boot::stop::StopKind;
+
+use crate::arch::cpu;
+use crate::arch::gdt::{self, HostSegments};
+use crate::arch::phys::BootMemory;
+use crate::arch::takeover::{LoadGuestError, Takeover, TakeoverError, take_over};
+use crate::mem::{GuestRam, HostRegion, OutOfHostMemory, PhysAllocator};
+use crate::run;
+use crate::stop::{StopReason, stop};
+
+/// Everything that the boot hands to the run loop.
+#[derive(Debug)]
+pub struct HostSetup {
+    /// The host's command line.
+    pub options: Options,
+    /// The memory that is the host's: the hole in EPT01.
+    pub host_region: HostRegion,
+    /// The machine's memory, with the host's region reserved.
+    pub memory_map: MemoryMap,
+    /// What of the host's region is free.
+    pub allocator: PhysAllocator,
+    /// All memory that is not the host's.
+    pub guest_ram: GuestRam,
+    /// Selectors and bases for the host-state area.
+    pub segments: HostSegments,
+    /// How the guest begins.
+    pub entry: GuestEntry,
+}
+
+/// Boots: `magic` and `info` are what the loader left in EAX and EBX.
+pub fn run(magic: u32, info: u32) -> ! {
+    crate::log::init();
+    let segments = gdt::init();
+    let boot_info = match BootInfo::parse(&BootMemory, magic, info) {
+        Ok(boot_info) => boot_info,
+        Err(error) => stop(StopReason::new(StopKind::BadBootInfo, format_args!("{error}"))),
+    };
+    let options = read_options(boot_info.command_line());
+    log::set_max_level(options.log);
+    log::info!("l1hv {} starts", env!("CARGO_PKG_VERSION"));
+    for region in boot_info.memory_map.regions() {
+        log::debug!("memory: {:#014x}..{:#014x} {:?}", region.start, region.end, region.kind);
+    }
+    if boot_info.modules.is_empty() {
+        let message = format_args!(
+            "no guest image: pass a bzImage or a multiboot image as the first module (GRUB: `module FILE ARGUMENTS`, QEMU: `-initrd \"FILE ARGUMENTS\"`)"
+        );
+        stop(StopReason::new(StopKind::NoGuestImage, message));
+    }
+    check_processor();
+    let mut machine = match take_over(&boot_info, options.host_memory_mib) {
+        Ok(machine) => machine,
+        Err(error) => stop_takeover(&error),
+    };
+    log::info!("host memory: {}..{}", machine.region.start, machine.region.end);
+    let entry = match machine.load_guest(&boot_info, None) {
+        Ok(entry) => entry,
+        Err(error) => stop_load(&error),
+    };
+    let Takeover { region: host_region, allocator, guest_ram, memory_map, .. } = machine;
+    run::launch(HostSetup { options, host_region, memory_map, allocator, guest_ram, segments, entry })
+}
+
+fn read_options(line: &[u8]) -> Options {
+    let Ok(line) = str::from_utf8(line) else {
+        stop(StopReason::new(StopKind::BadOption, format_args!("the command line is not UTF-8: use ASCII")));
+    };
+    match Options::parse(line) {
+        Ok(options) => options,
+        Err(error) => stop(StopReason::new(StopKind::BadOption, format_args!("{error}"))),
+    }
+}
+
+/// Checks that the processor has what the host needs, and switches VMX on in IA32_FEATURE_CONTROL where the firmware left that open.
+fn check_processor() {
+    let refuse = |why: Unsupported| -> ! { stop(StopReason::new(why.kind(), format_args!("{why}"))) };
+    match cpu::vmx_support().check() {
+        Ok(None) => {}
+        Ok(Some(value)) => {
+            if cpu::lock_feature_control(value).is_err() {
+                refuse(Unsupported::VmxLocked);
+            }
+        }
+        Err(why) => refuse(why),
+    }
+}
+
+fn stop_takeover(error: &TakeoverError) -> ! {
+    match error {
+        TakeoverError::Layout(error) => stop(StopReason::new(StopKind::LowMemory, format_args!("{error}"))),
+        TakeoverError::Map(error) => {
+            stop(StopReason::new(StopKind::BadBootInfo, format_args!("{error}: remove memory or devices")))
+        }
+        TakeoverError::HostMemory(error) => stop_host_memory(error),
+    }
+}
+
+fn stop_load(error: &LoadGuestError) -> ! {
+    match error {
+        LoadGuestError::NoImage => stop(StopReason::new(StopKind::NoGuestImage, format_args!("no guest image"))),
+        LoadGuestError::Image(error) => stop(StopReason::new(error.kind(), format_args!("{error}"))),
+        LoadGuestError::HostMemory(error) => stop_host_memory(error),
+    }
+}
+
+/// Stops because the host's region is too small for what the host must keep.
+pub fn stop_host_memory(error: &OutOfHostMemory) -> ! {
+    let message = format_args!(
+        "the host needs {} more KiB and has {} left: raise host-memory=MIB or leave it out",
+        error.wanted_pages * 4,
+        error.free_pages * 4
+    );
+    stop(StopReason::new(StopKind::LowMemory, message))
+}

@@ -1,0 +1,125 @@
+//! The host's log: lines like `[l1hv INFO] text` on the emulators' debug console, or on COM1 where there is none.
+//!
+//! The guest hypervisor owns COM1 later, so the host prefers the debug console and never uses both. Nothing here waits for ever: a
+//! UART that does not take a byte within a bounded time loses it.
+
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicU8, Ordering};
+
+use log::{LevelFilter, Log, Metadata, Record};
+
+use crate::arch::port::Port;
+
+/// Where the bytes go. A `u8` in [`SINK`], because it is written before there is anything to lock.
+const SINK_NONE: u8 = 0;
+const SINK_DEBUG_CONSOLE: u8 = 1;
+const SINK_COM1: u8 = 2;
+
+static SINK: AtomicU8 = AtomicU8::new(SINK_NONE);
+
+/// Polls of the line status register before a byte is given up: some 100 ms on a real bus, four characters at 300 baud.
+const UART_POLLS: u32 = 100_000;
+
+/// Finds the device and installs the logger at level info. Comes first of all.
+pub fn init() {
+    let sink = if Port::DEBUG_CONSOLE.read() == 0xe9 {
+        SINK_DEBUG_CONSOLE
+    } else if uart::init() {
+        SINK_COM1
+    } else {
+        SINK_NONE
+    };
+    SINK.store(sink, Ordering::Relaxed);
+    // The only error is a logger that is installed already; this runs once.
+    let _ = log::set_logger(&Logger);
+    log::set_max_level(LevelFilter::Info);
+}
+
+/// Writes without a level and without a prefix, whatever the level is.
+pub fn write_line(line: fmt::Arguments<'_>) {
+    let mut sink = Sink(SINK.load(Ordering::Relaxed));
+    // `Sink::write_str` never fails; an error could only come from a `Display` of ours, and the rest of the line is still of use.
+    let _ = sink.write_fmt(line);
+    let _ = sink.write_char('\n');
+}
+
+struct Logger;
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.enabled(record.metadata()) {
+            write_line(format_args!("[l1hv {}] {}", record.level(), record.args()));
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+struct Sink(u8);
+
+impl Write for Sink {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.bytes() {
+            match self.0 {
+                SINK_DEBUG_CONSOLE => Port::DEBUG_CONSOLE.write(byte),
+                SINK_COM1 => uart::write(byte),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A 16550 at COM1, 115200 baud, 8 data bits, no parity, 1 stop bit.
+mod uart {
+    use super::{Port, UART_POLLS};
+
+    const DATA: Port = Port::com1(0);
+    const INTERRUPT_ENABLE: Port = Port::com1(1);
+    const FIFO_CONTROL: Port = Port::com1(2);
+    const LINE_CONTROL: Port = Port::com1(3);
+    const MODEM_CONTROL: Port = Port::com1(4);
+    const LINE_STATUS: Port = Port::com1(5);
+    const SCRATCH: Port = Port::com1(7);
+
+    const DIVISOR_LATCH: u8 = 1 << 7;
+    const EIGHT_N_ONE: u8 = 0x03;
+    const TRANSMITTER_EMPTY: u8 = 1 << 5;
+
+    /// Sets the UART up; false where there is none.
+    pub fn init() -> bool {
+        SCRATCH.write(0x5a);
+        if SCRATCH.read() != 0x5a {
+            return false;
+        }
+        INTERRUPT_ENABLE.write(0);
+        LINE_CONTROL.write(DIVISOR_LATCH);
+        DATA.write(1);
+        INTERRUPT_ENABLE.write(0);
+        LINE_CONTROL.write(EIGHT_N_ONE);
+        FIFO_CONTROL.write(0x07);
+        MODEM_CONTROL.write(0x03);
+        true
+    }
+
+    /// Sends a byte, with a carriage return before a line feed.
+    pub fn write(byte: u8) {
+        if byte == b'\n' {
+            send(b'\r');
+        }
+        send(byte);
+    }
+
+    fn send(byte: u8) {
+        for _ in 0..UART_POLLS {
+            if LINE_STATUS.read() & TRANSMITTER_EMPTY != 0 {
+                break;
+            }
+        }
+        DATA.write(byte);
+    }
+}

@@ -1,0 +1,37 @@
+//! The host's memory: its region, its page tables, and its view of the guest's memory.
+
+mod alloc;
+mod paging;
+
+pub use crate::arch::phys::{GuestRam, direct_map_end, phys_to_virt};
+pub use crate::arch::relocate::virt_to_phys;
+pub use alloc::{HostPages, OutOfHostMemory, PhysAllocator};
+pub use paging::build_host_tables;
+
+use core::ops::Range;
+
+use ept::Hpa;
+
+/// Bytes in a page.
+pub const PAGE_BYTES: u64 = 4096;
+
+/// The physical memory that is the host's and that EPT01 leaves out: one piece, aligned to 2 MiB at both ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HostRegion {
+    /// First byte.
+    pub start: Hpa,
+    /// The byte after the last.
+    pub end: Hpa,
+}
+
+impl HostRegion {
+    /// The addresses as a range.
+    pub const fn range(&self) -> Range<Hpa> {
+        self.start..self.end
+    }
+
+    /// Size in bytes.
+    pub const fn bytes(&self) -> u64 {
+        self.end.0 - self.start.0
+    }
+}

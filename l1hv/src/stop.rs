@@ -1,0 +1,43 @@
+//! The end of the machine: one line that says what happened and what to do, then a status that the runner sees.
+
+use core::fmt;
+
+use boot::stop::{LINE_PREFIX, SHUTDOWN_TEXT, StopKind};
+
+use crate::arch::cpu;
+use crate::arch::port::Port;
+use crate::log;
+
+/// Why the host stops: the kind, and a message of one line that says what is wrong and what to do.
+pub struct StopReason<'a> {
+    kind: StopKind,
+    message: fmt::Arguments<'a>,
+}
+
+impl<'a> StopReason<'a> {
+    /// A stop of `kind`; `message` is one line without a line feed.
+    pub const fn new(kind: StopKind, message: fmt::Arguments<'a>) -> Self {
+        Self { kind, message }
+    }
+}
+
+/// Stops the machine: says the reason, then tries each emulator's way out, then halts for ever, which is all that a real machine offers.
+pub fn stop(reason: StopReason<'_>) -> ! {
+    log::write_line(format_args!("{LINE_PREFIX}{}: {}", reason.kind.name(), reason.message));
+    for &byte in SHUTDOWN_TEXT {
+        Port::SHUTDOWN.write(byte);
+    }
+    Port::EXIT.write_dword(reason.kind.status());
+    cpu::halt_forever()
+}
+
+/// [`stop`] for a defect of the host itself.
+macro_rules! stop_internal {
+    ($($argument:tt)*) => {
+        $crate::stop::stop($crate::stop::StopReason::new(
+            boot::stop::StopKind::Internal,
+            format_args!("{}: this is a defect of l1hv: please report it with the log", format_args!($($argument)*)),
+        ))
+    };
+}
+pub(crate) use stop_internal;
