@@ -1,0 +1,320 @@
+//! VMX capabilities: what the processor has, and what of it the guest hypervisor is offered (SDM Appendix A).
+
+use crate::controls::{Allowed, EntryControls, ExitControls, Pin, Primary, Secondary, Tertiary};
+use crate::fields::FieldId;
+use crate::index::FieldSet;
+use crate::msr::*;
+
+/// When a field exists: the control that must be allowed to be 1.
+#[derive(Clone, Copy, Debug)]
+pub enum Exists {
+    /// On every processor.
+    Always,
+    /// On none that runs this code (SEAM only).
+    Never,
+    /// With a pin-based control.
+    Pin(Pin),
+    /// With a primary processor-based control.
+    Primary(Primary),
+    /// With a secondary processor-based control.
+    Secondary(Secondary),
+    /// With a tertiary processor-based control.
+    Tertiary(Tertiary),
+    /// With a VM-entry control.
+    Entry(EntryControls),
+    /// With a VM-exit control.
+    Exit(ExitControls),
+    /// With either of the two.
+    EntryOrExit(EntryControls, ExitControls),
+}
+
+/// Bits that are 1 in the plain capability MSRs although the TRUE ones may allow 0: the default1 class (SDM A.2).
+mod default1 {
+    pub const PIN: u32 = 0x16;
+    pub const PRIMARY: u32 = 0x0401_e172;
+    pub const EXIT: u32 = 0x0003_6dff;
+    pub const ENTRY: u32 = 0x11ff;
+}
+
+/// IA32_VMX_BASIC[55]: the TRUE capability MSRs exist.
+const BASIC_TRUE_CONTROLS: u64 = 1 << 55;
+/// IA32_VMX_BASIC[49]: dual-monitor treatment of SMI and SMM.
+const BASIC_DUAL_MONITOR: u64 = 1 << 49;
+
+/// The VMCS revision identifier of VMCS12: its layout is ours, so its name is too.
+pub const VMCS12_REVISION: u32 = 0x4c31_4856;
+
+/// A processor's VMX capabilities.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct VmxCaps {
+    /// IA32_VMX_BASIC.
+    pub basic: u64,
+    /// Pin-based controls.
+    pub pin: Allowed,
+    /// Primary processor-based controls.
+    pub primary: Allowed,
+    /// Secondary processor-based controls.
+    pub secondary: Allowed,
+    /// Tertiary processor-based controls: allowed 1-settings.
+    pub tertiary: u64,
+    /// VM-exit controls.
+    pub exit: Allowed,
+    /// VM-entry controls.
+    pub entry: Allowed,
+    /// IA32_VMX_MISC.
+    pub misc: u64,
+    /// Bits of CR0 that must be 1 in VMX operation.
+    pub cr0_fixed0: u64,
+    /// Bits of CR0 that may be 1.
+    pub cr0_fixed1: u64,
+    /// Bits of CR4 that must be 1 in VMX operation.
+    pub cr4_fixed0: u64,
+    /// Bits of CR4 that may be 1.
+    pub cr4_fixed1: u64,
+    /// IA32_VMX_EPT_VPID_CAP.
+    pub ept_vpid: u64,
+    /// IA32_VMX_VMFUNC.
+    pub vmfunc: u64,
+    /// Physical-address width, from CPUID 0x80000008.
+    pub physical_bits: u32,
+}
+
+impl VmxCaps {
+    /// Reads the capability MSRs. Those whose existence depends on another are read only if it says so.
+    pub fn read(mut rdmsr: impl FnMut(u32) -> u64, physical_bits: u32) -> Self {
+        let basic = rdmsr(IA32_VMX_BASIC);
+        let (pin, primary, exit, entry) = if basic & BASIC_TRUE_CONTROLS != 0 {
+            (
+                IA32_VMX_TRUE_PINBASED_CTLS,
+                IA32_VMX_TRUE_PROCBASED_CTLS,
+                IA32_VMX_TRUE_EXIT_CTLS,
+                IA32_VMX_TRUE_ENTRY_CTLS,
+            )
+        } else {
+            (IA32_VMX_PINBASED_CTLS, IA32_VMX_PROCBASED_CTLS, IA32_VMX_EXIT_CTLS, IA32_VMX_ENTRY_CTLS)
+        };
+        let mut read_if = |present: bool, msr| if present { rdmsr(msr) } else { 0 };
+        let primary = Allowed::from_msr(read_if(true, primary));
+        let may = |bit: Primary| primary.may_be_1 & bit.bits() != 0;
+        let secondary = Allowed::from_msr(read_if(may(Primary::ACTIVATE_SECONDARY), IA32_VMX_PROCBASED_CTLS2));
+        let with = |bit: Secondary| secondary.may_be_1 & bit.bits() != 0;
+        Self {
+            basic,
+            pin: Allowed::from_msr(read_if(true, pin)),
+            primary,
+            secondary,
+            tertiary: read_if(may(Primary::ACTIVATE_TERTIARY), IA32_VMX_PROCBASED_CTLS3),
+            exit: Allowed::from_msr(read_if(true, exit)),
+            entry: Allowed::from_msr(read_if(true, entry)),
+            misc: read_if(true, IA32_VMX_MISC),
+            cr0_fixed0: read_if(true, IA32_VMX_CR0_FIXED0),
+            cr0_fixed1: read_if(true, IA32_VMX_CR0_FIXED1),
+            cr4_fixed0: read_if(true, IA32_VMX_CR4_FIXED0),
+            cr4_fixed1: read_if(true, IA32_VMX_CR4_FIXED1),
+            ept_vpid: read_if(with(Secondary::ENABLE_EPT) || with(Secondary::ENABLE_VPID), IA32_VMX_EPT_VPID_CAP),
+            vmfunc: read_if(with(Secondary::ENABLE_VM_FUNCTIONS), IA32_VMX_VMFUNC),
+            physical_bits,
+        }
+    }
+
+    /// What the guest hypervisor is offered: all that the processor has, less the controls that [`crate::controls`] marks hidden
+    /// and the EPT features that [`ept_offered`] leaves out.
+    pub fn offered(&self) -> Self {
+        /// Intel PT in VMX operation, RDMSR of IA32_SMBASE in SMM, and SMI blocking across VMXOFF: their features are not offered.
+        const MISC_HIDDEN: u64 = 1 << 14 | 1 << 15 | 1 << 28;
+        const BASIC_REVISION: u64 = 0x7fff_ffff;
+        const BASIC_SIZE: u64 = 0x1fff << 32;
+        Self {
+            basic: self.basic & !(BASIC_REVISION | BASIC_SIZE | BASIC_DUAL_MONITOR)
+                | VMCS12_REVISION as u64
+                | 4096 << 32,
+            pin: self.pin.without(Pin::HIDDEN.bits()),
+            primary: self.primary.without(Primary::HIDDEN.bits()),
+            secondary: self.secondary.without(Secondary::HIDDEN.bits()),
+            tertiary: self.tertiary & !Tertiary::HIDDEN.bits(),
+            exit: self.exit.without(ExitControls::HIDDEN.bits()),
+            entry: self.entry.without(EntryControls::HIDDEN.bits()),
+            misc: self.misc & !MISC_HIDDEN,
+            ept_vpid: ept_offered(self.ept_vpid),
+            vmfunc: 0,
+            ..*self
+        }
+    }
+
+    /// The value of a capability MSR; `None` where the processor has no such MSR.
+    pub fn msr(&self, msr: u32) -> Option<u64> {
+        let with_default1 =
+            |allowed: Allowed, default1| Allowed { must_be_1: allowed.must_be_1 | default1, ..allowed }.to_msr();
+        let has_true = self.basic & BASIC_TRUE_CONTROLS != 0;
+        Some(match msr {
+            IA32_VMX_BASIC => self.basic,
+            IA32_VMX_PINBASED_CTLS => with_default1(self.pin, default1::PIN),
+            IA32_VMX_PROCBASED_CTLS => with_default1(self.primary, default1::PRIMARY),
+            IA32_VMX_EXIT_CTLS => with_default1(self.exit, default1::EXIT),
+            IA32_VMX_ENTRY_CTLS => with_default1(self.entry, default1::ENTRY),
+            IA32_VMX_MISC => self.misc,
+            IA32_VMX_CR0_FIXED0 => self.cr0_fixed0,
+            IA32_VMX_CR0_FIXED1 => self.cr0_fixed1,
+            IA32_VMX_CR4_FIXED0 => self.cr4_fixed0,
+            IA32_VMX_CR4_FIXED1 => self.cr4_fixed1,
+            IA32_VMX_VMCS_ENUM => self.highest_index() << 1,
+            IA32_VMX_PROCBASED_CTLS2 if self.secondary.may_be_1 != 0 => self.secondary.to_msr(),
+            IA32_VMX_EPT_VPID_CAP if self.ept_vpid != 0 => self.ept_vpid,
+            IA32_VMX_TRUE_PINBASED_CTLS if has_true => self.pin.to_msr(),
+            IA32_VMX_TRUE_PROCBASED_CTLS if has_true => self.primary.to_msr(),
+            IA32_VMX_TRUE_EXIT_CTLS if has_true => self.exit.to_msr(),
+            IA32_VMX_TRUE_ENTRY_CTLS if has_true => self.entry.to_msr(),
+            IA32_VMX_VMFUNC if self.has_secondary(Secondary::ENABLE_VM_FUNCTIONS) => self.vmfunc,
+            IA32_VMX_PROCBASED_CTLS3 if self.tertiary != 0 => self.tertiary,
+            _ => return None,
+        })
+    }
+
+    fn highest_index(&self) -> u64 {
+        self.fields().iter().map(|id| u64::from(id.encoding().index())).max().unwrap_or(0)
+    }
+
+    /// Whether a field exists.
+    pub fn has_field(&self, id: FieldId) -> bool {
+        match id.info().exists {
+            Exists::Always => true,
+            Exists::Never => false,
+            Exists::Pin(bit) => self.pin.may_be_1 & bit.bits() != 0,
+            Exists::Primary(bit) => self.primary.may_be_1 & bit.bits() != 0,
+            Exists::Secondary(bit) => self.has_secondary(bit),
+            Exists::Tertiary(bit) => self.tertiary & bit.bits() != 0,
+            Exists::Entry(bit) => self.entry.may_be_1 & bit.bits() != 0,
+            Exists::Exit(bit) => self.exit.may_be_1 & bit.bits() != 0,
+            Exists::EntryOrExit(entry, exit) => {
+                self.entry.may_be_1 & entry.bits() != 0 || self.exit.may_be_1 & exit.bits() != 0
+            }
+        }
+    }
+
+    /// All fields that exist.
+    pub fn fields(&self) -> FieldSet {
+        FieldId::all().filter(|&id| self.has_field(id)).fold(FieldSet::EMPTY, FieldSet::with)
+    }
+
+    /// Whether a secondary control may be 1.
+    pub const fn has_secondary(&self, bit: Secondary) -> bool {
+        self.secondary.may_be_1 & bit.bits() == bit.bits()
+    }
+
+    /// Whether an address is valid where the SDM says "must not set any bits beyond the processor's physical-address width".
+    pub const fn is_physical(&self, address: u64) -> bool {
+        address >> self.physical_bits == 0
+    }
+
+    /// IA32_VMX_MISC[24:16]: number of CR3-target values.
+    pub const fn cr3_targets(&self) -> u32 {
+        (self.misc >> 16 & 0x1ff) as u32
+    }
+
+    /// IA32_VMX_MISC[27:25]: recommended maximum number of entries in an MSR area.
+    pub const fn msr_area_entries(&self) -> u32 {
+        512 * ((self.misc >> 25 & 7) as u32 + 1)
+    }
+
+    /// IA32_VMX_MISC[29]: VMWRITE may write exit information.
+    pub const fn vmwrite_any(&self) -> bool {
+        self.misc >> 29 & 1 != 0
+    }
+
+    /// IA32_VMX_MISC[5]: VM exits store EFER.LMA into "IA-32e mode guest".
+    pub const fn stores_lma(&self) -> bool {
+        self.misc >> 5 & 1 != 0
+    }
+
+    /// Whether an activity state other than active is supported: 1 HLT, 2 shutdown, 3 wait-for-SIPI.
+    pub const fn has_activity(&self, state: u32) -> bool {
+        state == 0 || state <= 3 && self.misc >> (5 + state) & 1 != 0
+    }
+}
+
+/// Bits of IA32_VMX_EPT_VPID_CAP (SDM A.10 "VPID and EPT Capabilities").
+pub mod ept_vpid {
+    /// Execute-only translations.
+    pub const EXECUTE_ONLY: u64 = 1 << 0;
+    /// Page-walk length of 4.
+    pub const WALK_4: u64 = 1 << 6;
+    /// Uncacheable EPT paging structures.
+    pub const UC: u64 = 1 << 8;
+    /// Write-back EPT paging structures.
+    pub const WB: u64 = 1 << 14;
+    /// 2-MByte pages.
+    pub const PAGE_2M: u64 = 1 << 16;
+    /// 1-GByte pages.
+    pub const PAGE_1G: u64 = 1 << 17;
+    /// INVEPT.
+    pub const INVEPT: u64 = 1 << 20;
+    /// Accessed and dirty flags.
+    pub const ACCESSED_DIRTY: u64 = 1 << 21;
+    /// INVEPT, single-context.
+    pub const INVEPT_SINGLE: u64 = 1 << 25;
+    /// INVEPT, all-context.
+    pub const INVEPT_ALL: u64 = 1 << 26;
+    /// INVVPID.
+    pub const INVVPID: u64 = 1 << 32;
+    /// INVVPID types 0 to 3 begin at this bit.
+    pub const INVVPID_TYPE_0: u32 = 40;
+    /// All four INVVPID types.
+    pub const INVVPID_TYPES: u64 = 0xf << INVVPID_TYPE_0;
+}
+
+/// The EPT and VPID features offered. Left out: 5-level walks, advanced violation information, and supervisor shadow stacks, which
+/// ept02 does not reproduce yet.
+fn ept_offered(processor: u64) -> u64 {
+    use ept_vpid::*;
+    const OFFERED: u64 = EXECUTE_ONLY
+        | WALK_4
+        | UC
+        | WB
+        | PAGE_2M
+        | PAGE_1G
+        | INVEPT
+        | ACCESSED_DIRTY
+        | INVEPT_SINGLE
+        | INVEPT_ALL
+        | INVVPID
+        | INVVPID_TYPES;
+    processor & OFFERED
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::skylake_caps;
+    use crate::fields;
+
+    #[test]
+    fn plain_capability_msrs_force_the_default1_class() {
+        let caps = skylake_caps().offered();
+        let plain = Allowed::from_msr(caps.msr(IA32_VMX_PROCBASED_CTLS).unwrap());
+        assert_eq!(plain.must_be_1 & default1::PRIMARY, default1::PRIMARY);
+        let exact = Allowed::from_msr(caps.msr(IA32_VMX_TRUE_PROCBASED_CTLS).unwrap());
+        assert_eq!(exact.must_be_1 & Primary::CR3_LOAD_EXITING.bits(), 0);
+    }
+
+    #[test]
+    fn a_hidden_control_takes_its_fields_with_it() {
+        let (machine, offered) = (skylake_caps(), skylake_caps().offered());
+        assert!(machine.has_field(fields::POSTED_INTERRUPT_DESCRIPTOR_ADDRESS.id()));
+        assert!(!offered.has_field(fields::POSTED_INTERRUPT_DESCRIPTOR_ADDRESS.id()));
+        assert!(offered.has_field(fields::EPT_POINTER.id()));
+        assert!(offered.fields().minus(&machine.fields()).is_empty());
+    }
+
+    #[test]
+    fn vmcs_enum_is_twice_the_highest_index_of_an_offered_field() {
+        // TSC multiplier, index 25, is the highest one.
+        assert_eq!(skylake_caps().offered().msr(IA32_VMX_VMCS_ENUM), Some(25 << 1));
+    }
+
+    #[test]
+    fn the_revision_is_ours_and_the_region_a_page() {
+        let basic = skylake_caps().offered().basic;
+        assert_eq!(basic as u32, VMCS12_REVISION);
+        assert_eq!(basic >> 32 & 0x1fff, 4096);
+    }
+}

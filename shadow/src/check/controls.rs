@@ -1,0 +1,341 @@
+//! Checks on VMX controls (SDM 27.2.1).
+
+use super::{Check, require};
+use crate::caps::{VmxCaps, ept_vpid};
+use crate::controls::{EntryControls, ExitControls, Pin, Primary, Secondary};
+use crate::exit::{InterruptionInfo, interruption_type};
+use crate::fields::*;
+use crate::hw::GuestMemory;
+use crate::vmcs12::Vmcs12;
+use ept::Gpa;
+
+/// The words that most checks look at.
+struct Words {
+    pin: Pin,
+    primary: Primary,
+    secondary: Secondary,
+    exit: ExitControls,
+    entry: EntryControls,
+}
+
+/// All control checks, in the SDM's order. Failing one is VM-instruction error 7.
+pub fn controls(vmcs12: &Vmcs12, caps: &VmxCaps, memory: &impl GuestMemory) -> Check {
+    let primary = Primary::from_bits_retain(vmcs12.get(PRIMARY_CONTROLS));
+    let secondary = if primary.contains(Primary::ACTIVATE_SECONDARY) { vmcs12.get(SECONDARY_CONTROLS) } else { 0 };
+    let words = Words {
+        pin: Pin::from_bits_retain(vmcs12.get(PIN_CONTROLS)),
+        primary,
+        secondary: Secondary::from_bits_retain(secondary),
+        exit: ExitControls::from_bits_retain(vmcs12.get(EXIT_CONTROLS)),
+        entry: EntryControls::from_bits_retain(vmcs12.get(ENTRY_CONTROLS)),
+    };
+    reserved_bits(&words, caps)?;
+    execution(&words, vmcs12, caps)?;
+    tpr(&words, vmcs12, caps, memory)?;
+    paging(&words, vmcs12, caps)?;
+    exit(&words, vmcs12, caps)?;
+    entry(&words, vmcs12, caps)
+}
+
+fn reserved_bits(words: &Words, caps: &VmxCaps) -> Check {
+    require(caps.pin.permits(words.pin.bits()), "pin-based controls: reserved bits")?;
+    require(caps.primary.permits(words.primary.bits()), "primary processor-based controls: reserved bits")?;
+    let secondary_active = words.primary.contains(Primary::ACTIVATE_SECONDARY);
+    require(
+        !secondary_active || caps.secondary.permits(words.secondary.bits()),
+        "secondary processor-based controls: reserved bits",
+    )?;
+    require(caps.exit.permits(words.exit.bits()), "VM-exit controls: reserved bits")?;
+    require(caps.entry.permits(words.entry.bits()), "VM-entry controls: reserved bits")
+}
+
+/// SDM 27.2.1.1, what is not about the virtual APIC or paging.
+fn execution(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
+    let Words { pin, primary, secondary, .. } = words;
+    require(vmcs12.get(CR3_TARGET_COUNT) <= caps.cr3_targets(), "CR3-target count")?;
+    if primary.contains(Primary::USE_IO_BITMAPS) {
+        require(is_page(caps, vmcs12.get(IO_BITMAP_A)), "I/O bitmap A address")?;
+        require(is_page(caps, vmcs12.get(IO_BITMAP_B)), "I/O bitmap B address")?;
+    }
+    if primary.contains(Primary::USE_MSR_BITMAPS) {
+        require(is_page(caps, vmcs12.get(MSR_BITMAP)), "MSR bitmap address")?;
+    }
+    require(pin.contains(Pin::NMI_EXITING) || !pin.contains(Pin::VIRTUAL_NMIS), "virtual NMIs without NMI exiting")?;
+    require(
+        pin.contains(Pin::VIRTUAL_NMIS) || !primary.contains(Primary::NMI_WINDOW_EXITING),
+        "NMI-window exiting without virtual NMIs",
+    )?;
+    if secondary.contains(Secondary::USE_TSC_SCALING) {
+        require(vmcs12.get(TSC_MULTIPLIER) != 0, "TSC multiplier")?;
+    }
+    Ok(())
+}
+
+fn tpr(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps, memory: &impl GuestMemory) -> Check {
+    /// Offset of VTPR in the virtual-APIC page.
+    const VTPR: u64 = 0x80;
+    let Words { primary, secondary, .. } = words;
+    if primary.contains(Primary::USE_TPR_SHADOW) {
+        let page = vmcs12.get(VIRTUAL_APIC_ADDRESS);
+        require(is_page(caps, page), "virtual-APIC address")?;
+        if !secondary.contains(Secondary::VIRTUAL_INTERRUPT_DELIVERY) {
+            let threshold = vmcs12.get(TPR_THRESHOLD);
+            require(threshold >> 4 == 0, "TPR threshold: reserved bits")?;
+            if !secondary.contains(Secondary::VIRTUALIZE_APIC_ACCESSES) {
+                let vtpr = memory.read_u32(Gpa(page + VTPR));
+                require(threshold <= vtpr >> 4 & 0xf, "TPR threshold above VTPR")?;
+            }
+        }
+    } else {
+        let needing = Secondary::VIRTUALIZE_X2APIC_MODE
+            | Secondary::APIC_REGISTER_VIRTUALIZATION
+            | Secondary::VIRTUAL_INTERRUPT_DELIVERY;
+        require(!secondary.intersects(needing), "APIC virtualization without TPR shadow")?;
+    }
+    if secondary.contains(Secondary::VIRTUALIZE_APIC_ACCESSES) {
+        require(is_page(caps, vmcs12.get(APIC_ACCESS_ADDRESS)), "APIC-access address")?;
+        require(!secondary.contains(Secondary::VIRTUALIZE_X2APIC_MODE), "APIC accesses and x2APIC mode")?;
+    }
+    Ok(())
+}
+
+fn paging(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
+    let secondary = words.secondary;
+    if secondary.contains(Secondary::ENABLE_VPID) {
+        require(vmcs12.get(VPID) != 0, "VPID")?;
+    }
+    let with_ept = secondary.contains(Secondary::ENABLE_EPT);
+    if with_ept {
+        require(eptp_is_valid(caps, vmcs12.get(EPT_POINTER)), "EPTP")?;
+    }
+    require(with_ept || !secondary.contains(Secondary::UNRESTRICTED_GUEST), "unrestricted guest without EPT")
+}
+
+/// Whether VM entry and INVEPT accept an EPTP (SDM 25.6.11 "Extended-Page-Table Pointer").
+pub fn eptp_is_valid(caps: &VmxCaps, eptp: u64) -> bool {
+    const RESERVED: u64 = 0xf80;
+    let memory_type = match eptp & 7 {
+        0 => caps.ept_vpid & ept_vpid::UC != 0,
+        6 => caps.ept_vpid & ept_vpid::WB != 0,
+        _ => false,
+    };
+    let walk_of_4 = eptp >> 3 & 7 == 3 && caps.ept_vpid & ept_vpid::WALK_4 != 0;
+    let accessed_dirty = eptp >> 6 & 1 == 0 || caps.ept_vpid & ept_vpid::ACCESSED_DIRTY != 0;
+    memory_type && walk_of_4 && accessed_dirty && eptp & RESERVED == 0 && caps.is_physical(eptp)
+}
+
+/// SDM 27.2.1.2 "VM-Exit Control Fields".
+fn exit(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
+    require(
+        words.pin.contains(Pin::ACTIVATE_PREEMPTION_TIMER) || !words.exit.contains(ExitControls::SAVE_PREEMPTION_TIMER),
+        "save VMX-preemption timer without the timer",
+    )?;
+    let store = msr_area(caps, vmcs12.get(EXIT_MSR_STORE_ADDRESS), vmcs12.get(EXIT_MSR_STORE_COUNT));
+    require(store, "VM-exit MSR-store area")?;
+    let load = msr_area(caps, vmcs12.get(EXIT_MSR_LOAD_ADDRESS), vmcs12.get(EXIT_MSR_LOAD_COUNT));
+    require(load, "VM-exit MSR-load area")
+}
+
+/// SDM 27.2.1.3 "VM-Entry Control Fields".
+fn entry(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
+    let info = InterruptionInfo(vmcs12.get(ENTRY_INTERRUPTION_INFO));
+    if info.is_valid() {
+        injection(words, vmcs12, caps, info)?;
+    }
+    let load = msr_area(caps, vmcs12.get(ENTRY_MSR_LOAD_ADDRESS), vmcs12.get(ENTRY_MSR_LOAD_COUNT));
+    require(load, "VM-entry MSR-load area")
+}
+
+fn injection(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps, info: InterruptionInfo) -> Check {
+    use interruption_type::*;
+    /// #DF, #TS, #NP, #SS, #GP, #PF, #AC.
+    const WITH_ERROR_CODE: u32 = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17;
+    const CR0_PE: u64 = 1;
+    const MISC_INJECT_LENGTH_0: u64 = 1 << 30;
+    const BASIC_ANY_ERROR_CODE: u64 = 1 << 56;
+
+    let mtf_exists = caps.primary.may_be_1 & Primary::MONITOR_TRAP_FLAG.bits() != 0;
+    let kind_is_valid = info.kind() != RESERVED && (info.kind() != OTHER_EVENT || mtf_exists);
+    require(kind_is_valid, "interruption type")?;
+    let vector_is_valid = match info.kind() {
+        NMI => info.vector() == 2,
+        HARDWARE_EXCEPTION => info.vector() <= 31,
+        OTHER_EVENT => info.vector() == 0,
+        _ => true,
+    };
+    require(vector_is_valid, "interruption vector")?;
+
+    let exception = info.kind() == HARDWARE_EXCEPTION;
+    let protected = !words.secondary.contains(Secondary::UNRESTRICTED_GUEST) || vmcs12.get(GUEST_CR0) & CR0_PE != 0;
+    let vector_has_code = info.vector() < 32 && WITH_ERROR_CODE >> info.vector() & 1 != 0;
+    let code_is_right = if caps.basic & BASIC_ANY_ERROR_CODE != 0 && exception && protected {
+        true
+    } else {
+        info.has_error_code() == (exception && protected && vector_has_code)
+    };
+    require(code_is_right, "deliver error code")?;
+    require(info.reserved_for_injection() == 0, "interruption information: reserved bits")?;
+    if info.has_error_code() {
+        require(vmcs12.get(ENTRY_EXCEPTION_ERROR_CODE) >> 16 == 0, "exception error code: reserved bits")?;
+    }
+    if info.needs_instruction_length() {
+        let shortest = if caps.misc & MISC_INJECT_LENGTH_0 != 0 { 0 } else { 1 };
+        let length = vmcs12.get(ENTRY_INSTRUCTION_LENGTH);
+        require((shortest..=15).contains(&length), "VM-entry instruction length")?;
+    }
+    Ok(())
+}
+
+fn is_page(caps: &VmxCaps, address: u64) -> bool {
+    address & 0xfff == 0 && caps.is_physical(address)
+}
+
+/// An MSR area: 16-byte aligned, its last byte within the physical-address width. An area of no entries is not looked at.
+fn msr_area(caps: &VmxCaps, address: u64, count: u32) -> bool {
+    const ENTRY_BYTES: u64 = 16;
+    let last = address.checked_add(u64::from(count) * ENTRY_BYTES).map(|end| end.wrapping_sub(1));
+    count == 0
+        || address % ENTRY_BYTES == 0 && caps.is_physical(address) && last.is_some_and(|last| caps.is_physical(last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Violation;
+    use crate::fake::{FakeMemory, skylake_caps};
+
+    fn minimal(caps: &VmxCaps) -> Vmcs12 {
+        let mut vmcs12 = Vmcs12::new(Gpa(0), caps);
+        vmcs12.set(PIN_CONTROLS, caps.pin.must_be_1);
+        vmcs12.set(PRIMARY_CONTROLS, caps.primary.must_be_1);
+        vmcs12.set(EXIT_CONTROLS, caps.exit.must_be_1);
+        vmcs12.set(ENTRY_CONTROLS, caps.entry.must_be_1);
+        vmcs12
+    }
+
+    fn verdict(change: impl FnOnce(&mut Vmcs12)) -> Result<(), Violation> {
+        let (caps, memory) = (skylake_caps().offered(), FakeMemory::new(0x4000));
+        let mut vmcs12 = minimal(&caps);
+        change(&mut vmcs12);
+        controls(&vmcs12, &caps, &memory)
+    }
+
+    fn with_primary(vmcs12: &mut Vmcs12, bits: Primary) {
+        vmcs12.set(PRIMARY_CONTROLS, vmcs12.get(PRIMARY_CONTROLS) | bits.bits());
+    }
+
+    fn with_secondary(vmcs12: &mut Vmcs12, bits: Secondary) {
+        with_primary(vmcs12, Primary::ACTIVATE_SECONDARY);
+        vmcs12.set(SECONDARY_CONTROLS, bits.bits());
+    }
+
+    #[test]
+    fn the_least_valid_controls_pass() {
+        assert_eq!(verdict(|_| ()), Ok(()));
+    }
+
+    #[test]
+    fn reserved_bits_of_every_word_are_checked() {
+        for (field, bit) in [(PIN_CONTROLS, 1), (PRIMARY_CONTROLS, 1), (EXIT_CONTROLS, 0), (ENTRY_CONTROLS, 0)] {
+            assert!(verdict(|v| v.set(field, v.get(field) & !(1 << bit))).is_err(), "{:?}", field.id());
+        }
+        assert!(verdict(|v| with_secondary(v, Secondary::ENABLE_PML)).is_err(), "a hidden control is reserved");
+        assert!(verdict(|v| v.set(SECONDARY_CONTROLS, u32::MAX)).is_ok(), "not looked at unless activated");
+    }
+
+    #[test]
+    fn bitmaps_and_areas_must_be_aligned_and_physical() {
+        let io = |a, b| {
+            verdict(|v| {
+                with_primary(v, Primary::USE_IO_BITMAPS);
+                v.set(IO_BITMAP_A, a);
+                v.set(IO_BITMAP_B, b);
+            })
+        };
+        assert_eq!(io(0x1000, 0x2000), Ok(()));
+        assert_eq!(io(0x1001, 0x2000), Err(Violation("I/O bitmap A address")));
+        assert_eq!(io(0x1000, 1 << 40), Err(Violation("I/O bitmap B address")));
+        let area = |address, count| {
+            verdict(|v| {
+                v.set(ENTRY_MSR_LOAD_ADDRESS, address);
+                v.set(ENTRY_MSR_LOAD_COUNT, count);
+            })
+        };
+        assert_eq!(area(0x1010, 1), Ok(()));
+        assert_eq!(area(0x1008, 0), Ok(()));
+        assert!(area(0x1008, 1).is_err());
+        assert_eq!(area((1 << 40) - 16, 1), Ok(()));
+        assert!(area((1 << 40) - 16, 2).is_err());
+        assert!(area(u64::MAX - 15, u32::MAX).is_err());
+    }
+
+    #[test]
+    fn nmi_controls_depend_on_each_other() {
+        assert!(verdict(|v| v.set(PIN_CONTROLS, v.get(PIN_CONTROLS) | Pin::VIRTUAL_NMIS.bits())).is_err());
+        assert!(verdict(|v| with_primary(v, Primary::NMI_WINDOW_EXITING)).is_err());
+        assert_eq!(
+            verdict(|v| {
+                v.set(PIN_CONTROLS, v.get(PIN_CONTROLS) | (Pin::VIRTUAL_NMIS | Pin::NMI_EXITING).bits());
+                with_primary(v, Primary::NMI_WINDOW_EXITING);
+            }),
+            Ok(())
+        );
+    }
+
+    #[test]
+    fn tpr_threshold_is_held_against_vtpr() {
+        let threshold = |value, secondary| {
+            verdict(|v| {
+                with_secondary(v, secondary);
+                with_primary(v, Primary::USE_TPR_SHADOW);
+                v.set(VIRTUAL_APIC_ADDRESS, 0x1000);
+                v.set(TPR_THRESHOLD, value);
+            })
+        };
+        assert_eq!(threshold(0, Secondary::empty()), Ok(()));
+        assert_eq!(threshold(1, Secondary::empty()), Err(Violation("TPR threshold above VTPR")));
+        assert_eq!(threshold(1, Secondary::VIRTUALIZE_APIC_ACCESSES), Ok(()));
+        assert_eq!(
+            threshold(0x10, Secondary::VIRTUALIZE_APIC_ACCESSES),
+            Err(Violation("TPR threshold: reserved bits"))
+        );
+    }
+
+    #[test]
+    fn paging_controls_need_their_fields() {
+        assert_eq!(verdict(|v| with_secondary(v, Secondary::ENABLE_VPID)), Err(Violation("VPID")));
+        assert_eq!(verdict(|v| with_secondary(v, Secondary::ENABLE_EPT)), Err(Violation("EPTP")));
+        assert!(verdict(|v| with_secondary(v, Secondary::UNRESTRICTED_GUEST)).is_err());
+        let caps = skylake_caps().offered();
+        for (eptp, valid) in [
+            (0x1e, true),
+            (0x18, true),
+            (0x5e, true),
+            (0x1c, false),
+            (0x26, false),
+            (0x9e, false),
+            (1 << 40 | 0x1e, false),
+        ] {
+            assert_eq!(eptp_is_valid(&caps, eptp), valid, "{eptp:#x}");
+        }
+    }
+
+    #[test]
+    fn injections_must_make_sense() {
+        let inject = |info: u32| verdict(|v| v.set(ENTRY_INTERRUPTION_INFO, info));
+        assert_eq!(inject(0x8000_0020), Ok(()));
+        assert_eq!(inject(0x8000_0120), Err(Violation("interruption type")));
+        assert_eq!(inject(0x8000_0203), Err(Violation("interruption vector")));
+        assert_eq!(inject(0x8000_0b0e), Ok(()));
+        assert_eq!(inject(0x8000_1b0e), Err(Violation("interruption information: reserved bits")));
+        assert_eq!(inject(0x8000_0480), Err(Violation("VM-entry instruction length")));
+        assert_eq!(inject(0x0000_7fff), Ok(()), "not valid, not looked at");
+        assert_eq!(
+            verdict(|v| {
+                v.set(ENTRY_INTERRUPTION_INFO, 0x8000_0b0e);
+                v.set(ENTRY_EXCEPTION_ERROR_CODE, 0x1_0000);
+            }),
+            Err(Violation("exception error code: reserved bits"))
+        );
+    }
+}

@@ -1,0 +1,85 @@
+//! The guest-state checks that the processor cannot do on vmcs02, because vmcs02 has other values there (SDM 27.3.1.5, 27.3.1.6).
+
+use crate::caps::{VMCS12_REVISION, VmxCaps};
+use crate::controls::Secondary;
+use crate::exit::entry_failure_qualification as qualification;
+use crate::fields::*;
+use crate::hw::GuestMemory;
+use crate::vmcs12::{Vmcs12, region_revision};
+use ept::{Gpa, PageSize};
+
+/// An entry failure for guest state: the exit qualification.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GuestStateError(pub u64);
+
+const CR0_PG: u64 = 1 << 31;
+const CR4_PAE: u64 = 1 << 5;
+
+/// Checks the VMCS link pointer.
+pub fn guest_state(vmcs12: &Vmcs12, caps: &VmxCaps, memory: &impl GuestMemory) -> Result<(), GuestStateError> {
+    let link = vmcs12.get(VMCS_LINK_POINTER);
+    if link == u64::MAX {
+        return Ok(());
+    }
+    let shadow_indicator = u32::from(vmcs12.has_secondary(Secondary::VMCS_SHADOWING)) << 31;
+    let valid = Gpa(link).is_aligned(PageSize::Size4K)
+        && caps.is_physical(link)
+        && Gpa(link) != vmcs12.pointer
+        && region_revision(memory, Gpa(link)) == VMCS12_REVISION | shadow_indicator;
+    if valid { Ok(()) } else { Err(GuestStateError(qualification::LINK_POINTER)) }
+}
+
+/// The PDPTEs of a PAE guest, from memory, as MOV to CR3 would load them; `None` if the guest does not use PAE paging.
+///
+/// VM entry does this itself where EPT is off (SDM 27.3.1.6), but vmcs02 always has EPT on, and then it takes them from the VMCS.
+pub fn load_pdptes(
+    memory: &impl GuestMemory,
+    caps: &VmxCaps,
+    cr0: u64,
+    cr3: u64,
+    cr4: u64,
+    ia32e: bool,
+) -> Result<Option<[u64; 4]>, GuestStateError> {
+    const PRESENT: u64 = 1;
+    const RESERVED: u64 = 0x1e6;
+    if ia32e || cr0 & CR0_PG == 0 || cr4 & CR4_PAE == 0 {
+        return Ok(None);
+    }
+    let table = Gpa(cr3 & 0xffff_ffe0);
+    let pdptes = [0, 8, 16, 24].map(|offset| memory.read_u64(table + offset));
+    let valid = pdptes.iter().all(|&entry| entry & PRESENT == 0 || entry & RESERVED == 0 && caps.is_physical(entry));
+    if valid { Ok(Some(pdptes)) } else { Err(GuestStateError(qualification::PDPTE)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{FakeMemory, skylake_caps};
+
+    #[test]
+    fn the_link_pointer_must_be_nowhere_or_at_another_vmcs() {
+        let (caps, memory) = (skylake_caps().offered(), FakeMemory::new(0x4000));
+        memory.write_u32(Gpa(0x1000), VMCS12_REVISION);
+        memory.write_u32(Gpa(0x2000), VMCS12_REVISION);
+        let mut vmcs12 = Vmcs12::new(Gpa(0x1000), &caps);
+        for (link, valid) in
+            [(u64::MAX, true), (0x2000, true), (0x1000, false), (0x3000, false), (0x2008, false), (1 << 45, false)]
+        {
+            vmcs12.set(VMCS_LINK_POINTER, link);
+            let expected = if valid { Ok(()) } else { Err(GuestStateError(qualification::LINK_POINTER)) };
+            assert_eq!(guest_state(&vmcs12, &caps, &memory), expected, "{link:#x}");
+        }
+    }
+
+    #[test]
+    fn pdptes_are_loaded_for_pae_only_and_their_reserved_bits_checked() {
+        let (caps, memory) = (skylake_caps(), FakeMemory::new(0x4000));
+        memory.write_u64(Gpa(0x1020), 0x2001);
+        let load = |cr4, ia32e| load_pdptes(&memory, &caps, CR0_PG, 0x1020, cr4, ia32e);
+        assert_eq!(load(CR4_PAE, false), Ok(Some([0x2001, 0, 0, 0])));
+        assert_eq!(load(0, false), Ok(None));
+        assert_eq!(load(CR4_PAE, true), Ok(None));
+        memory.write_u64(Gpa(0x1028), 0x2007);
+        assert_eq!(load(CR4_PAE, false), Err(GuestStateError(qualification::PDPTE)));
+    }
+}

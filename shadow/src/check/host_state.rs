@@ -1,0 +1,173 @@
+//! Checks on the host-state area and on its relation to the mode of the processor (SDM 27.2.2 to 27.2.4).
+
+use super::{Check, pat_is_valid, require};
+use crate::caps::VmxCaps;
+use crate::controls::{EntryControls, ExitControls};
+use crate::fields::*;
+use crate::insn::is_canonical;
+use crate::vmcs12::Vmcs12;
+
+/// Whether the guest hypervisor executes VMLAUNCH or VMRESUME in IA-32e mode.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HostMode {
+    /// IA32_EFER.LMA is 1.
+    Ia32e,
+    /// IA32_EFER.LMA is 0.
+    Legacy,
+}
+
+const CR0_WP: u64 = 1 << 16;
+const CR4_PAE: u64 = 1 << 5;
+const CR4_PCIDE: u64 = 1 << 17;
+const CR4_CET: u64 = 1 << 23;
+/// SCE, LME, LMA and NXE.
+const EFER_DEFINED: u64 = 0xd01;
+const EFER_LME_LMA: u64 = 0x500;
+
+/// All host-state checks. Failing one is VM-instruction error 8.
+pub fn host_state(vmcs12: &Vmcs12, caps: &VmxCaps, mode: HostMode) -> Check {
+    let exit = ExitControls::from_bits_retain(vmcs12.get(EXIT_CONTROLS));
+    let is_64 = exit.contains(ExitControls::HOST_ADDRESS_SPACE_SIZE);
+    registers(vmcs12, caps)?;
+    msrs(vmcs12, exit, is_64)?;
+    segments(vmcs12, is_64)?;
+    address_space(vmcs12, mode, is_64)
+}
+
+fn registers(vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
+    let (cr0, cr4) = (vmcs12.get(HOST_CR0), vmcs12.get(HOST_CR4));
+    require(is_fixed(cr0, caps.cr0_fixed0, caps.cr0_fixed1), "host CR0: fixed bits")?;
+    require(is_fixed(cr4, caps.cr4_fixed0, caps.cr4_fixed1), "host CR4: fixed bits")?;
+    require(cr4 & CR4_CET == 0 || cr0 & CR0_WP != 0, "host CR4.CET without CR0.WP")?;
+    require(caps.is_physical(vmcs12.get(HOST_CR3)), "host CR3")?;
+    require(is_canonical(vmcs12.get(HOST_SYSENTER_ESP)), "host IA32_SYSENTER_ESP")?;
+    require(is_canonical(vmcs12.get(HOST_SYSENTER_EIP)), "host IA32_SYSENTER_EIP")
+}
+
+fn msrs(vmcs12: &Vmcs12, exit: ExitControls, is_64: bool) -> Check {
+    if exit.contains(ExitControls::LOAD_PAT) {
+        require(pat_is_valid(vmcs12.get(HOST_PAT)), "host IA32_PAT")?;
+    }
+    if exit.contains(ExitControls::LOAD_EFER) {
+        let efer = vmcs12.get(HOST_EFER);
+        require(efer & !EFER_DEFINED == 0, "host IA32_EFER: reserved bits")?;
+        require(efer & EFER_LME_LMA == if is_64 { EFER_LME_LMA } else { 0 }, "host IA32_EFER: LMA and LME")?;
+    }
+    Ok(())
+}
+
+fn segments(vmcs12: &Vmcs12, is_64: bool) -> Check {
+    /// RPL and TI.
+    const NOT_INDEX: u16 = 7;
+    for field in [
+        HOST_ES_SELECTOR,
+        HOST_CS_SELECTOR,
+        HOST_SS_SELECTOR,
+        HOST_DS_SELECTOR,
+        HOST_FS_SELECTOR,
+        HOST_GS_SELECTOR,
+        HOST_TR_SELECTOR,
+    ] {
+        require(vmcs12.get(field) & NOT_INDEX == 0, "host selector: RPL or TI")?;
+    }
+    require(vmcs12.get(HOST_CS_SELECTOR) != 0, "host CS selector")?;
+    require(vmcs12.get(HOST_TR_SELECTOR) != 0, "host TR selector")?;
+    require(is_64 || vmcs12.get(HOST_SS_SELECTOR) != 0, "host SS selector")?;
+    for field in [HOST_FS_BASE, HOST_GS_BASE, HOST_GDTR_BASE, HOST_IDTR_BASE, HOST_TR_BASE] {
+        require(is_canonical(vmcs12.get(field)), "host base address")?;
+    }
+    Ok(())
+}
+
+fn address_space(vmcs12: &Vmcs12, mode: HostMode, is_64: bool) -> Check {
+    let (cr4, rip) = (vmcs12.get(HOST_CR4), vmcs12.get(HOST_RIP));
+    let ia32e_guest =
+        EntryControls::from_bits_retain(vmcs12.get(ENTRY_CONTROLS)).contains(EntryControls::IA32E_MODE_GUEST);
+    match mode {
+        HostMode::Legacy => require(!ia32e_guest && !is_64, "64-bit guest or host entered from legacy mode")?,
+        HostMode::Ia32e => require(is_64, "32-bit host entered from IA-32e mode")?,
+    }
+    if is_64 {
+        require(cr4 & CR4_PAE != 0, "64-bit host without CR4.PAE")?;
+        require(is_canonical(rip), "host RIP")
+    } else {
+        require(!ia32e_guest, "IA-32e mode guest with a 32-bit host")?;
+        require(cr4 & CR4_PCIDE == 0, "32-bit host with CR4.PCIDE")?;
+        require(rip >> 32 == 0, "host RIP")
+    }
+}
+
+/// Whether a control register has its fixed bits (SDM A.7 and A.8).
+fn is_fixed(value: u64, fixed0: u64, fixed1: u64) -> bool {
+    value & fixed0 == fixed0 && value & !fixed1 == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Violation;
+    use crate::fake::skylake_caps;
+    use ept::Gpa;
+
+    fn verdict(change: impl FnOnce(&mut Vmcs12)) -> Result<(), Violation> {
+        let caps = skylake_caps().offered();
+        let mut vmcs12 = Vmcs12::new(Gpa(0), &caps);
+        vmcs12.set(EXIT_CONTROLS, caps.exit.must_be_1 | ExitControls::HOST_ADDRESS_SPACE_SIZE.bits());
+        vmcs12.set(HOST_CR0, 0x8000_0031);
+        vmcs12.set(HOST_CR4, 0x2020);
+        vmcs12.set(HOST_CS_SELECTOR, 0x10);
+        vmcs12.set(HOST_TR_SELECTOR, 0x40);
+        change(&mut vmcs12);
+        host_state(&vmcs12, &caps, HostMode::Ia32e)
+    }
+
+    #[test]
+    fn a_plain_64_bit_host_passes() {
+        assert_eq!(verdict(|_| ()), Ok(()));
+    }
+
+    #[test]
+    fn each_violation_is_found() {
+        let cases: &[(&str, fn(&mut Vmcs12))] = &[
+            ("host CR0: fixed bits", |v| v.set(HOST_CR0, 0x31)),
+            ("host CR4: fixed bits", |v| v.set(HOST_CR4, 0x20)),
+            ("host CR3", |v| v.set(HOST_CR3, 1 << 40)),
+            ("host IA32_SYSENTER_ESP", |v| v.set(HOST_SYSENTER_ESP, 1 << 47)),
+            ("host selector: RPL or TI", |v| v.set(HOST_DS_SELECTOR, 3)),
+            ("host CS selector", |v| v.set(HOST_CS_SELECTOR, 0)),
+            ("host TR selector", |v| v.set(HOST_TR_SELECTOR, 0)),
+            ("host base address", |v| v.set(HOST_GS_BASE, 1 << 63)),
+            ("64-bit host without CR4.PAE", |v| v.set(HOST_CR4, 0x2000)),
+            ("host RIP", |v| v.set(HOST_RIP, 1 << 50)),
+            ("host SS selector", |v| v.set(EXIT_CONTROLS, 0)),
+            ("32-bit host entered from IA-32e mode", |v| {
+                v.set(EXIT_CONTROLS, 0);
+                v.set(HOST_SS_SELECTOR, 0x18);
+            }),
+        ];
+        for (name, change) in cases {
+            assert_eq!(verdict(change), Err(Violation(name)));
+        }
+    }
+
+    #[test]
+    fn loaded_msrs_are_checked_only_when_loaded() {
+        assert_eq!(verdict(|v| v.set(HOST_PAT, 2)), Ok(()));
+        let load = |v: &mut Vmcs12, control: ExitControls| v.set(EXIT_CONTROLS, v.get(EXIT_CONTROLS) | control.bits());
+        assert!(
+            verdict(|v| {
+                load(v, ExitControls::LOAD_PAT);
+                v.set(HOST_PAT, 2)
+            })
+            .is_err()
+        );
+        assert!(verdict(|v| load(v, ExitControls::LOAD_EFER)).is_err());
+        assert_eq!(
+            verdict(|v| {
+                load(v, ExitControls::LOAD_EFER);
+                v.set(HOST_EFER, 0xd01)
+            }),
+            Ok(())
+        );
+    }
+}

@@ -1,0 +1,27 @@
+//! The checks of VM entry on VMCS12 (SDM 27.2 and 27.3).
+//!
+//! Controls and host state are checked here in full, because vmcs02 has other ones. Guest state goes to vmcs02 as it is and the
+//! processor checks it there; what reaches the guest hypervisor is its verdict. Only what the processor cannot see is checked here.
+
+mod controls;
+mod guest_state;
+mod host_state;
+
+pub use controls::{controls, eptp_is_valid};
+pub use guest_state::{GuestStateError, guest_state, load_pdptes};
+pub use host_state::{HostMode, host_state};
+
+/// A check that failed: which one, for the log. The guest hypervisor gets the SDM's number for the group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Violation(pub &'static str);
+
+type Check = Result<(), Violation>;
+
+fn require(condition: bool, name: &'static str) -> Check {
+    if condition { Ok(()) } else { Err(Violation(name)) }
+}
+
+/// Whether every byte of a PAT is a memory type (SDM Volume 3A, 12.12.2 "IA32_PAT MSR").
+fn pat_is_valid(pat: u64) -> bool {
+    pat.to_le_bytes().iter().all(|&kind| matches!(kind, 0 | 1 | 4..=7))
+}

@@ -1,0 +1,112 @@
+//! The fakes behind the seams of [`crate::hw`]: they enforce the SDM and remember what was done to them.
+
+use crate::caps::{VMCS12_REVISION, VmxCaps};
+use crate::controls::Allowed;
+use crate::fields::{FIELD_COUNT, FieldId};
+use crate::hw::{GuestMemory, VmcsAccess};
+use crate::index::FieldSet;
+use crate::insn::SyncStale;
+use crate::vmcs12::Vmcs12;
+use ept::{Gpa, Hpa};
+use std::cell::RefCell;
+use std::vec;
+use std::vec::Vec;
+
+/// Capabilities like those of the processor that the tests run on: Bochs' corei7_skylake_x.
+pub fn skylake_caps() -> VmxCaps {
+    VmxCaps {
+        basic: 0x00d8_1000_0000_0000 | VMCS12_REVISION as u64 ^ 1,
+        pin: Allowed { must_be_1: 0x16, may_be_1: 0xff },
+        primary: Allowed { must_be_1: 0x0400_6172, may_be_1: 0xfff9_fffe },
+        secondary: Allowed { must_be_1: 0, may_be_1: 0x021f_7fff },
+        tertiary: 0,
+        exit: Allowed { must_be_1: 0x0003_6dfb, may_be_1: 0x01ff_ffff },
+        entry: Allowed { must_be_1: 0x11fb, may_be_1: 0x3_ffff },
+        misc: 0x2004_01e0,
+        cr0_fixed0: 0x8000_0021,
+        cr0_fixed1: 0xffff_ffff,
+        cr4_fixed0: 0x2000,
+        cr4_fixed1: 0x0077_2fff,
+        ept_vpid: 0x0f01_0673_4141,
+        vmfunc: 1,
+        physical_bits: 40,
+    }
+}
+
+/// A VMCS that accepts only fields its processor has and keeps a journal of writes.
+pub struct FakeVmcs {
+    words: [u64; FIELD_COUNT],
+    fields: FieldSet,
+    /// Every write, in order.
+    pub journal: Vec<(FieldId, u64)>,
+}
+
+impl FakeVmcs {
+    pub fn new(caps: &VmxCaps) -> Self {
+        Self { words: [0; FIELD_COUNT], fields: caps.fields(), journal: Vec::new() }
+    }
+
+    /// What the processor itself changes.
+    pub fn poke(&mut self, id: FieldId, value: u64) {
+        self.words[id.row()] = value & id.encoding().width().mask();
+    }
+
+    pub fn written(&mut self) -> Vec<FieldId> {
+        self.journal.drain(..).map(|(id, _)| id).collect()
+    }
+}
+
+impl VmcsAccess for FakeVmcs {
+    fn read_raw(&self, id: FieldId) -> u64 {
+        assert!(self.fields.contains(id), "VMREAD of {id:?}: error 12");
+        self.words[id.row()]
+    }
+
+    fn write_raw(&mut self, id: FieldId, value: u64) {
+        assert!(self.fields.contains(id), "VMWRITE of {id:?}: error 12");
+        self.poke(id, value);
+        self.journal.push((id, value));
+    }
+}
+
+/// Memory from address 0; translation adds [`FakeMemory::OFFSET`] so that an untranslated address is noticed.
+pub struct FakeMemory(RefCell<Vec<u8>>);
+
+impl FakeMemory {
+    pub const OFFSET: u64 = 0x10_0000_0000;
+
+    pub fn new(bytes: usize) -> Self {
+        Self(RefCell::new(vec![0; bytes]))
+    }
+}
+
+impl GuestMemory for FakeMemory {
+    fn read(&self, from: Gpa, to: &mut [u8]) {
+        let bytes = self.0.borrow();
+        for (i, byte) in to.iter_mut().enumerate() {
+            *byte = usize::try_from(from.0).ok().and_then(|at| bytes.get(at.checked_add(i)?)).copied().unwrap_or(0xff);
+        }
+    }
+
+    fn write(&self, to: Gpa, from: &[u8]) {
+        let mut bytes = self.0.borrow_mut();
+        for (i, byte) in from.iter().enumerate() {
+            if let Some(slot) = bytes.get_mut(to.0 as usize + i) {
+                *slot = *byte;
+            }
+        }
+    }
+
+    fn translate(&self, address: Gpa) -> Hpa {
+        Hpa(address.0 + Self::OFFSET)
+    }
+}
+
+/// For tests in which nothing is ever stale.
+pub struct NoStale;
+
+impl SyncStale for NoStale {
+    fn sync_stale(&mut self, _: &mut Vmcs12) {
+        panic!("nothing is stale here");
+    }
+}

@@ -1,0 +1,656 @@
+//! THE table: every VMCS field, one row each (SDM Appendix B "Field Encoding in VMCS").
+//!
+//! A row reads `NAME: WIDTH AREA INDEX, exists when ..., merge class, default shadow permission`. From it come the typed constants,
+//! the dense ids, the encodings, the VMCS12 layout, and the sets that the merge and the synchronisation work through.
+
+use crate::caps::Exists::{self, *};
+use crate::controls::{EntryControls as N, ExitControls as X, Pin as P, Primary as C, Secondary as S, Tertiary as T};
+use crate::encoding::{Area, Encoding, Width};
+use crate::index::FieldSet;
+use core::fmt;
+use core::marker::PhantomData;
+
+/// Dense number of a field: its row in the table.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct FieldId(pub(crate) u8);
+
+/// A field with the Rust type that holds its value.
+pub struct Field<T> {
+    id: FieldId,
+    value: PhantomData<T>,
+}
+
+impl<T> Clone for Field<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Field<T> {}
+
+impl<T> Field<T> {
+    /// The field's dense number.
+    pub const fn id(self) -> FieldId {
+        self.id
+    }
+}
+
+/// How vmcs02 gets its value of a field, and where the nested guest's changes go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Merge {
+    /// vmcs02 holds vmcs12's value.
+    Copy,
+    /// vmcs02's value is computed from vmcs12's and from what the host needs ([`crate::merge`]).
+    Merged,
+    /// An address in the guest hypervisor's memory; vmcs02 holds what EPT01 translates it to while the control that uses it is 1.
+    Translated,
+    /// Guest state: copied to vmcs02, and back when the nested guest has run.
+    Guest,
+    /// Exit information: copied from vmcs02 to vmcs12 when an exit is reflected.
+    ExitInfo,
+    /// The guest hypervisor's own state, loaded into vmcs01's guest-state area when an exit is reflected.
+    HostState,
+    /// vmcs02 holds the host's value; vmcs12's is acted upon in software.
+    HostOnly,
+}
+
+/// What the guest hypervisor may do with a field in a shadow VMCS without an exit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shadow {
+    /// Every access exits.
+    No,
+    /// VMREAD does not exit.
+    Read,
+    /// Neither VMREAD nor VMWRITE exits.
+    Both,
+}
+
+/// A row of the table.
+#[derive(Debug)]
+pub struct FieldInfo {
+    /// The field's name, as in the SDM, in capitals.
+    pub name: &'static str,
+    /// Its encoding for full access.
+    pub encoding: Encoding,
+    /// When the processor has it.
+    pub exists: Exists,
+    /// How it reaches vmcs02.
+    pub merge: Merge,
+    /// Default permission for VMCS shadowing. Guest state with one is also synchronised on every exit, not on demand.
+    pub shadow: Shadow,
+}
+
+macro_rules! value_type {
+    (W16) => {
+        u16
+    };
+    (W32) => {
+        u32
+    };
+    (W64) => {
+        u64
+    };
+    (Nat) => {
+        u64
+    };
+}
+
+macro_rules! vmcs_fields {
+    ($($(#[$doc:meta])* $name:ident: $width:ident $area:ident $index:literal, $exists:expr, $merge:ident, $shadow:ident;)*) => {
+        #[expect(non_camel_case_types, clippy::upper_case_acronyms, reason = "only its discriminants are used, as row numbers")]
+        enum Row { $($name),* }
+
+        /// Number of fields in the table.
+        pub const FIELD_COUNT: usize = [$(stringify!($name)),*].len();
+
+        /// The table itself, by [`FieldId`].
+        pub static FIELDS: [FieldInfo; FIELD_COUNT] = FIELD_ROWS;
+        const FIELD_ROWS: [FieldInfo; FIELD_COUNT] = [$(FieldInfo {
+            name: stringify!($name),
+            encoding: Encoding::new(Width::$width, Area::$area, $index),
+            exists: $exists,
+            merge: Merge::$merge,
+            shadow: Shadow::$shadow,
+        }),*];
+
+        $(
+            $(#[$doc])*
+            pub const $name: Field<value_type!($width)> = Field { id: FieldId(Row::$name as u8), value: PhantomData };
+        )*
+    };
+}
+
+vmcs_fields! {
+    // 16-bit control fields.
+    /// Virtual-processor identifier. vmcs02 has one of the host's choice.
+    VPID: W16 Control 0, Secondary(S::ENABLE_VPID), HostOnly, No;
+    /// Posted-interrupt notification vector.
+    POSTED_INTERRUPT_NOTIFICATION_VECTOR: W16 Control 1, Pin(P::PROCESS_POSTED_INTERRUPTS), Copy, No;
+    /// EPTP index, for EPTP switching and #VE.
+    EPTP_INDEX: W16 Control 2, Secondary(S::EPT_VIOLATION_VE), Copy, No;
+    /// HLAT prefix size.
+    HLAT_PREFIX_SIZE: W16 Control 3, Tertiary(T::ENABLE_HLAT), Copy, No;
+    /// Last PID-pointer index.
+    LAST_PID_POINTER_INDEX: W16 Control 4, Tertiary(T::IPI_VIRTUALIZATION), Copy, No;
+
+    // 16-bit guest-state fields.
+    /// Guest ES selector.
+    GUEST_ES_SELECTOR: W16 Guest 0, Always, Guest, No;
+    /// Guest CS selector.
+    GUEST_CS_SELECTOR: W16 Guest 1, Always, Guest, No;
+    /// Guest SS selector.
+    GUEST_SS_SELECTOR: W16 Guest 2, Always, Guest, No;
+    /// Guest DS selector.
+    GUEST_DS_SELECTOR: W16 Guest 3, Always, Guest, No;
+    /// Guest FS selector.
+    GUEST_FS_SELECTOR: W16 Guest 4, Always, Guest, No;
+    /// Guest GS selector.
+    GUEST_GS_SELECTOR: W16 Guest 5, Always, Guest, No;
+    /// Guest LDTR selector.
+    GUEST_LDTR_SELECTOR: W16 Guest 6, Always, Guest, No;
+    /// Guest TR selector.
+    GUEST_TR_SELECTOR: W16 Guest 7, Always, Guest, No;
+    /// Guest interrupt status: RVI and SVI.
+    GUEST_INTERRUPT_STATUS: W16 Guest 8, Secondary(S::VIRTUAL_INTERRUPT_DELIVERY), Guest, Both;
+    /// PML index.
+    PML_INDEX: W16 Guest 9, Secondary(S::ENABLE_PML), Guest, No;
+    /// Guest user-interrupt notification vector.
+    GUEST_UINV: W16 Guest 10, Exit(X::CLEAR_UINV), Guest, No;
+
+    // 16-bit host-state fields.
+    /// Host ES selector.
+    HOST_ES_SELECTOR: W16 Host 0, Always, HostState, No;
+    /// Host CS selector.
+    HOST_CS_SELECTOR: W16 Host 1, Always, HostState, No;
+    /// Host SS selector.
+    HOST_SS_SELECTOR: W16 Host 2, Always, HostState, No;
+    /// Host DS selector.
+    HOST_DS_SELECTOR: W16 Host 3, Always, HostState, No;
+    /// Host FS selector.
+    HOST_FS_SELECTOR: W16 Host 4, Always, HostState, Both;
+    /// Host GS selector.
+    HOST_GS_SELECTOR: W16 Host 5, Always, HostState, Both;
+    /// Host TR selector.
+    HOST_TR_SELECTOR: W16 Host 6, Always, HostState, No;
+
+    // 64-bit control fields.
+    /// Address of I/O bitmap A, for ports 0 to 0x7fff.
+    IO_BITMAP_A: W64 Control 0, Always, Translated, No;
+    /// Address of I/O bitmap B, for ports 0x8000 to 0xffff.
+    IO_BITMAP_B: W64 Control 1, Always, Translated, No;
+    /// Address of the MSR bitmaps. vmcs02 points to a merged copy.
+    MSR_BITMAP: W64 Control 2, Primary(C::USE_MSR_BITMAPS), HostOnly, No;
+    /// VM-exit MSR-store address. vmcs02 points to a copy.
+    EXIT_MSR_STORE_ADDRESS: W64 Control 3, Always, HostOnly, No;
+    /// VM-exit MSR-load address, loaded when an exit is reflected.
+    EXIT_MSR_LOAD_ADDRESS: W64 Control 4, Always, HostOnly, No;
+    /// VM-entry MSR-load address. vmcs02 points to a copy.
+    ENTRY_MSR_LOAD_ADDRESS: W64 Control 5, Always, HostOnly, No;
+    /// Executive-VMCS pointer, for SMM only.
+    EXECUTIVE_VMCS_POINTER: W64 Control 6, Always, HostOnly, No;
+    /// PML address.
+    PML_ADDRESS: W64 Control 7, Secondary(S::ENABLE_PML), Translated, No;
+    /// TSC offset. The guest hypervisor itself has none, so the nested guest has just this one.
+    TSC_OFFSET: W64 Control 8, Always, Copy, No;
+    /// Virtual-APIC address.
+    VIRTUAL_APIC_ADDRESS: W64 Control 9, Primary(C::USE_TPR_SHADOW), Translated, No;
+    /// APIC-access address.
+    APIC_ACCESS_ADDRESS: W64 Control 10, Secondary(S::VIRTUALIZE_APIC_ACCESSES), Translated, No;
+    /// Posted-interrupt descriptor address.
+    POSTED_INTERRUPT_DESCRIPTOR_ADDRESS: W64 Control 11, Pin(P::PROCESS_POSTED_INTERRUPTS), Translated, No;
+    /// VM-function controls.
+    VM_FUNCTION_CONTROLS: W64 Control 12, Secondary(S::ENABLE_VM_FUNCTIONS), Copy, No;
+    /// EPT pointer. vmcs02 has that of ept02, or of ept01.
+    EPT_POINTER: W64 Control 13, Secondary(S::ENABLE_EPT), HostOnly, No;
+    /// EOI-exit bitmap 0.
+    EOI_EXIT_BITMAP_0: W64 Control 14, Secondary(S::VIRTUAL_INTERRUPT_DELIVERY), Copy, No;
+    /// EOI-exit bitmap 1.
+    EOI_EXIT_BITMAP_1: W64 Control 15, Secondary(S::VIRTUAL_INTERRUPT_DELIVERY), Copy, No;
+    /// EOI-exit bitmap 2.
+    EOI_EXIT_BITMAP_2: W64 Control 16, Secondary(S::VIRTUAL_INTERRUPT_DELIVERY), Copy, No;
+    /// EOI-exit bitmap 3.
+    EOI_EXIT_BITMAP_3: W64 Control 17, Secondary(S::VIRTUAL_INTERRUPT_DELIVERY), Copy, No;
+    /// EPTP-list address.
+    EPTP_LIST_ADDRESS: W64 Control 18, Secondary(S::ENABLE_VM_FUNCTIONS), HostOnly, No;
+    /// VMREAD-bitmap address.
+    VMREAD_BITMAP: W64 Control 19, Secondary(S::VMCS_SHADOWING), Translated, No;
+    /// VMWRITE-bitmap address.
+    VMWRITE_BITMAP: W64 Control 20, Secondary(S::VMCS_SHADOWING), Translated, No;
+    /// Virtualization-exception information address.
+    VIRTUALIZATION_EXCEPTION_INFO: W64 Control 21, Secondary(S::EPT_VIOLATION_VE), Translated, No;
+    /// XSS-exiting bitmap.
+    XSS_EXITING_BITMAP: W64 Control 22, Secondary(S::ENABLE_XSAVES), Copy, No;
+    /// ENCLS-exiting bitmap.
+    ENCLS_EXITING_BITMAP: W64 Control 23, Secondary(S::ENCLS_EXITING), Copy, No;
+    /// Sub-page-permission-table pointer.
+    SPP_TABLE_POINTER: W64 Control 24, Secondary(S::SUB_PAGE_WRITE_PERMISSIONS), HostOnly, No;
+    /// TSC multiplier.
+    TSC_MULTIPLIER: W64 Control 25, Secondary(S::USE_TSC_SCALING), Copy, No;
+    /// Tertiary processor-based VM-execution controls.
+    TERTIARY_CONTROLS: W64 Control 26, Primary(C::ACTIVATE_TERTIARY), Merged, No;
+    /// ENCLV-exiting bitmap.
+    ENCLV_EXITING_BITMAP: W64 Control 27, Secondary(S::ENCLV_EXITING), Copy, No;
+    /// Low PASID directory address.
+    LOW_PASID_DIRECTORY: W64 Control 28, Secondary(S::PASID_TRANSLATION), HostOnly, No;
+    /// High PASID directory address.
+    HIGH_PASID_DIRECTORY: W64 Control 29, Secondary(S::PASID_TRANSLATION), HostOnly, No;
+    /// Shared EPT pointer (SEAM).
+    SHARED_EPT_POINTER: W64 Control 30, Never, HostOnly, No;
+    /// PCONFIG-exiting bitmap.
+    PCONFIG_EXITING_BITMAP: W64 Control 31, Secondary(S::ENABLE_PCONFIG), Copy, No;
+    /// HLAT pointer.
+    HLAT_POINTER: W64 Control 32, Tertiary(T::ENABLE_HLAT), Copy, No;
+    /// PID-pointer table address.
+    PID_POINTER_TABLE: W64 Control 33, Tertiary(T::IPI_VIRTUALIZATION), HostOnly, No;
+    /// Secondary VM-exit controls.
+    SECONDARY_EXIT_CONTROLS: W64 Control 34, Exit(X::ACTIVATE_SECONDARY), Merged, No;
+    /// IA32_SPEC_CTRL mask.
+    SPEC_CTRL_MASK: W64 Control 37, Tertiary(T::VIRTUALIZE_SPEC_CTRL), Copy, No;
+    /// IA32_SPEC_CTRL shadow.
+    SPEC_CTRL_SHADOW: W64 Control 38, Tertiary(T::VIRTUALIZE_SPEC_CTRL), Copy, No;
+
+    // 64-bit read-only data field.
+    /// Guest-physical address of an EPT violation or misconfiguration.
+    GUEST_PHYSICAL_ADDRESS: W64 ExitInfo 0, Secondary(S::ENABLE_EPT), ExitInfo, Read;
+
+    // 64-bit guest-state fields.
+    /// VMCS link pointer. Among the guest state by its encoding only: no guest register corresponds to it. It points to the shadow
+    /// VMCS, so vmcs02 has the host's value.
+    VMCS_LINK_POINTER: W64 Guest 0, Always, HostOnly, No;
+    /// Guest IA32_DEBUGCTL.
+    GUEST_DEBUGCTL: W64 Guest 1, Always, Merged, No;
+    /// Guest IA32_PAT.
+    GUEST_PAT: W64 Guest 2, EntryOrExit(N::LOAD_PAT, X::SAVE_PAT), Merged, No;
+    /// Guest IA32_EFER.
+    GUEST_EFER: W64 Guest 3, EntryOrExit(N::LOAD_EFER, X::SAVE_EFER), Merged, No;
+    /// Guest IA32_PERF_GLOBAL_CTRL.
+    GUEST_PERF_GLOBAL_CTRL: W64 Guest 4, Entry(N::LOAD_PERF_GLOBAL_CTRL), Copy, No;
+    /// Guest PDPTE0.
+    GUEST_PDPTE0: W64 Guest 5, Secondary(S::ENABLE_EPT), Merged, No;
+    /// Guest PDPTE1.
+    GUEST_PDPTE1: W64 Guest 6, Secondary(S::ENABLE_EPT), Merged, No;
+    /// Guest PDPTE2.
+    GUEST_PDPTE2: W64 Guest 7, Secondary(S::ENABLE_EPT), Merged, No;
+    /// Guest PDPTE3.
+    GUEST_PDPTE3: W64 Guest 8, Secondary(S::ENABLE_EPT), Merged, No;
+    /// Guest IA32_BNDCFGS.
+    GUEST_BNDCFGS: W64 Guest 9, EntryOrExit(N::LOAD_BNDCFGS, X::CLEAR_BNDCFGS), Guest, No;
+    /// Guest IA32_RTIT_CTL.
+    GUEST_RTIT_CTL: W64 Guest 10, EntryOrExit(N::LOAD_RTIT_CTL, X::CLEAR_RTIT_CTL), Guest, No;
+    /// Guest IA32_LBR_CTL.
+    GUEST_LBR_CTL: W64 Guest 11, Entry(N::LOAD_LBR_CTL), Guest, No;
+    /// Guest IA32_PKRS.
+    GUEST_PKRS: W64 Guest 12, Entry(N::LOAD_PKRS), Guest, No;
+
+    // 64-bit host-state fields.
+    /// Host IA32_PAT.
+    HOST_PAT: W64 Host 0, Exit(X::LOAD_PAT), HostState, No;
+    /// Host IA32_EFER.
+    HOST_EFER: W64 Host 1, Exit(X::LOAD_EFER), HostState, No;
+    /// Host IA32_PERF_GLOBAL_CTRL.
+    HOST_PERF_GLOBAL_CTRL: W64 Host 2, Exit(X::LOAD_PERF_GLOBAL_CTRL), HostState, No;
+    /// Host IA32_PKRS.
+    HOST_PKRS: W64 Host 3, Exit(X::LOAD_PKRS), HostState, No;
+
+    // 32-bit control fields.
+    /// Pin-based VM-execution controls.
+    PIN_CONTROLS: W32 Control 0, Always, Merged, No;
+    /// Primary processor-based VM-execution controls.
+    PRIMARY_CONTROLS: W32 Control 1, Always, Merged, Both;
+    /// Exception bitmap.
+    EXCEPTION_BITMAP: W32 Control 2, Always, Copy, Both;
+    /// Page-fault error-code mask.
+    PAGE_FAULT_ERROR_CODE_MASK: W32 Control 3, Always, Copy, No;
+    /// Page-fault error-code match.
+    PAGE_FAULT_ERROR_CODE_MATCH: W32 Control 4, Always, Copy, No;
+    /// CR3-target count.
+    CR3_TARGET_COUNT: W32 Control 5, Always, Copy, No;
+    /// Primary VM-exit controls. "Host address-space size" is here although it decides the mode of the host state.
+    EXIT_CONTROLS: W32 Control 6, Always, Merged, No;
+    /// VM-exit MSR-store count.
+    EXIT_MSR_STORE_COUNT: W32 Control 7, Always, HostOnly, No;
+    /// VM-exit MSR-load count.
+    EXIT_MSR_LOAD_COUNT: W32 Control 8, Always, HostOnly, No;
+    /// VM-entry controls. "IA-32e mode guest" is here although it decides the mode of the guest state.
+    ENTRY_CONTROLS: W32 Control 9, Always, Merged, No;
+    /// VM-entry MSR-load count.
+    ENTRY_MSR_LOAD_COUNT: W32 Control 10, Always, HostOnly, No;
+    /// VM-entry interruption-information field. Its valid bit is cleared by every VM exit.
+    ENTRY_INTERRUPTION_INFO: W32 Control 11, Always, Merged, Both;
+    /// VM-entry exception error code.
+    ENTRY_EXCEPTION_ERROR_CODE: W32 Control 12, Always, Merged, Both;
+    /// VM-entry instruction length.
+    ENTRY_INSTRUCTION_LENGTH: W32 Control 13, Always, Merged, Both;
+    /// TPR threshold.
+    TPR_THRESHOLD: W32 Control 14, Primary(C::USE_TPR_SHADOW), Copy, Both;
+    /// Secondary processor-based VM-execution controls.
+    SECONDARY_CONTROLS: W32 Control 15, Primary(C::ACTIVATE_SECONDARY), Merged, No;
+    /// PLE_Gap.
+    PLE_GAP: W32 Control 16, Secondary(S::PAUSE_LOOP_EXITING), Copy, No;
+    /// PLE_Window.
+    PLE_WINDOW: W32 Control 17, Secondary(S::PAUSE_LOOP_EXITING), Copy, No;
+    /// Instruction-timeout control (notify window).
+    INSTRUCTION_TIMEOUT: W32 Control 18, Secondary(S::INSTRUCTION_TIMEOUT), Copy, No;
+
+    // 32-bit read-only data fields.
+    /// VM-instruction error.
+    VM_INSTRUCTION_ERROR: W32 ExitInfo 0, Always, HostOnly, No;
+    /// Exit reason.
+    EXIT_REASON: W32 ExitInfo 1, Always, ExitInfo, Read;
+    /// VM-exit interruption information.
+    EXIT_INTERRUPTION_INFO: W32 ExitInfo 2, Always, ExitInfo, Read;
+    /// VM-exit interruption error code.
+    EXIT_INTERRUPTION_ERROR_CODE: W32 ExitInfo 3, Always, ExitInfo, Read;
+    /// IDT-vectoring information field.
+    IDT_VECTORING_INFO: W32 ExitInfo 4, Always, ExitInfo, Read;
+    /// IDT-vectoring error code.
+    IDT_VECTORING_ERROR_CODE: W32 ExitInfo 5, Always, ExitInfo, Read;
+    /// VM-exit instruction length.
+    EXIT_INSTRUCTION_LENGTH: W32 ExitInfo 6, Always, ExitInfo, Read;
+    /// VM-exit instruction information.
+    EXIT_INSTRUCTION_INFO: W32 ExitInfo 7, Always, ExitInfo, Read;
+
+    // 32-bit guest-state fields.
+    /// Guest ES limit.
+    GUEST_ES_LIMIT: W32 Guest 0, Always, Guest, No;
+    /// Guest CS limit.
+    GUEST_CS_LIMIT: W32 Guest 1, Always, Guest, No;
+    /// Guest SS limit.
+    GUEST_SS_LIMIT: W32 Guest 2, Always, Guest, No;
+    /// Guest DS limit.
+    GUEST_DS_LIMIT: W32 Guest 3, Always, Guest, No;
+    /// Guest FS limit.
+    GUEST_FS_LIMIT: W32 Guest 4, Always, Guest, No;
+    /// Guest GS limit.
+    GUEST_GS_LIMIT: W32 Guest 5, Always, Guest, No;
+    /// Guest LDTR limit.
+    GUEST_LDTR_LIMIT: W32 Guest 6, Always, Guest, No;
+    /// Guest TR limit.
+    GUEST_TR_LIMIT: W32 Guest 7, Always, Guest, No;
+    /// Guest GDTR limit.
+    GUEST_GDTR_LIMIT: W32 Guest 8, Always, Guest, No;
+    /// Guest IDTR limit.
+    GUEST_IDTR_LIMIT: W32 Guest 9, Always, Guest, No;
+    /// Guest ES access rights.
+    GUEST_ES_ACCESS_RIGHTS: W32 Guest 10, Always, Guest, No;
+    /// Guest CS access rights.
+    GUEST_CS_ACCESS_RIGHTS: W32 Guest 11, Always, Guest, Read;
+    /// Guest SS access rights.
+    GUEST_SS_ACCESS_RIGHTS: W32 Guest 12, Always, Guest, Read;
+    /// Guest DS access rights.
+    GUEST_DS_ACCESS_RIGHTS: W32 Guest 13, Always, Guest, No;
+    /// Guest FS access rights.
+    GUEST_FS_ACCESS_RIGHTS: W32 Guest 14, Always, Guest, No;
+    /// Guest GS access rights.
+    GUEST_GS_ACCESS_RIGHTS: W32 Guest 15, Always, Guest, No;
+    /// Guest LDTR access rights.
+    GUEST_LDTR_ACCESS_RIGHTS: W32 Guest 16, Always, Guest, No;
+    /// Guest TR access rights.
+    GUEST_TR_ACCESS_RIGHTS: W32 Guest 17, Always, Guest, No;
+    /// Guest interruptibility state.
+    GUEST_INTERRUPTIBILITY: W32 Guest 18, Always, Guest, Both;
+    /// Guest activity state.
+    GUEST_ACTIVITY_STATE: W32 Guest 19, Always, Guest, Both;
+    /// Guest SMBASE.
+    GUEST_SMBASE: W32 Guest 20, Always, HostOnly, No;
+    /// Guest IA32_SYSENTER_CS.
+    GUEST_SYSENTER_CS: W32 Guest 21, Always, Guest, No;
+    /// VMX-preemption timer value. Among the guest state although it is a control: the exit saves it only where the control
+    /// "save VMX-preemption timer value" says so.
+    PREEMPTION_TIMER_VALUE: W32 Guest 23, Pin(P::ACTIVATE_PREEMPTION_TIMER), Merged, Both;
+
+    // 32-bit host-state field.
+    /// Host IA32_SYSENTER_CS.
+    HOST_SYSENTER_CS: W32 Host 0, Always, HostState, No;
+
+    // Natural-width control fields.
+    /// CR0 guest/host mask.
+    CR0_GUEST_HOST_MASK: Nat Control 0, Always, Copy, Both;
+    /// CR4 guest/host mask.
+    CR4_GUEST_HOST_MASK: Nat Control 1, Always, Copy, Both;
+    /// CR0 read shadow.
+    CR0_READ_SHADOW: Nat Control 2, Always, Copy, Both;
+    /// CR4 read shadow.
+    CR4_READ_SHADOW: Nat Control 3, Always, Copy, Both;
+    /// CR3-target value 0.
+    CR3_TARGET_VALUE_0: Nat Control 4, Always, Copy, No;
+    /// CR3-target value 1.
+    CR3_TARGET_VALUE_1: Nat Control 5, Always, Copy, No;
+    /// CR3-target value 2.
+    CR3_TARGET_VALUE_2: Nat Control 6, Always, Copy, No;
+    /// CR3-target value 3.
+    CR3_TARGET_VALUE_3: Nat Control 7, Always, Copy, No;
+
+    // Natural-width read-only data fields.
+    /// Exit qualification.
+    EXIT_QUALIFICATION: Nat ExitInfo 0, Always, ExitInfo, Read;
+    /// I/O RCX.
+    IO_RCX: Nat ExitInfo 1, Always, HostOnly, No;
+    /// I/O RSI.
+    IO_RSI: Nat ExitInfo 2, Always, HostOnly, No;
+    /// I/O RDI.
+    IO_RDI: Nat ExitInfo 3, Always, HostOnly, No;
+    /// I/O RIP.
+    IO_RIP: Nat ExitInfo 4, Always, HostOnly, No;
+    /// Guest-linear address.
+    GUEST_LINEAR_ADDRESS: Nat ExitInfo 5, Always, ExitInfo, Read;
+
+    // Natural-width guest-state fields.
+    /// Guest CR0.
+    GUEST_CR0: Nat Guest 0, Always, Guest, Both;
+    /// Guest CR3.
+    GUEST_CR3: Nat Guest 1, Always, Guest, Both;
+    /// Guest CR4.
+    GUEST_CR4: Nat Guest 2, Always, Guest, Both;
+    /// Guest ES base.
+    GUEST_ES_BASE: Nat Guest 3, Always, Guest, No;
+    /// Guest CS base.
+    GUEST_CS_BASE: Nat Guest 4, Always, Guest, No;
+    /// Guest SS base.
+    GUEST_SS_BASE: Nat Guest 5, Always, Guest, No;
+    /// Guest DS base.
+    GUEST_DS_BASE: Nat Guest 6, Always, Guest, No;
+    /// Guest FS base.
+    GUEST_FS_BASE: Nat Guest 7, Always, Guest, No;
+    /// Guest GS base.
+    GUEST_GS_BASE: Nat Guest 8, Always, Guest, No;
+    /// Guest LDTR base.
+    GUEST_LDTR_BASE: Nat Guest 9, Always, Guest, No;
+    /// Guest TR base.
+    GUEST_TR_BASE: Nat Guest 10, Always, Guest, No;
+    /// Guest GDTR base.
+    GUEST_GDTR_BASE: Nat Guest 11, Always, Guest, No;
+    /// Guest IDTR base.
+    GUEST_IDTR_BASE: Nat Guest 12, Always, Guest, No;
+    /// Guest DR7.
+    GUEST_DR7: Nat Guest 13, Always, Merged, No;
+    /// Guest RSP.
+    GUEST_RSP: Nat Guest 14, Always, Guest, Both;
+    /// Guest RIP.
+    GUEST_RIP: Nat Guest 15, Always, Guest, Both;
+    /// Guest RFLAGS.
+    GUEST_RFLAGS: Nat Guest 16, Always, Guest, Both;
+    /// Guest pending debug exceptions.
+    GUEST_PENDING_DEBUG: Nat Guest 17, Always, Guest, Both;
+    /// Guest IA32_SYSENTER_ESP.
+    GUEST_SYSENTER_ESP: Nat Guest 18, Always, Guest, No;
+    /// Guest IA32_SYSENTER_EIP.
+    GUEST_SYSENTER_EIP: Nat Guest 19, Always, Guest, No;
+    /// Guest IA32_S_CET.
+    GUEST_S_CET: Nat Guest 20, Entry(N::LOAD_CET), Guest, No;
+    /// Guest SSP.
+    GUEST_SSP: Nat Guest 21, Entry(N::LOAD_CET), Guest, No;
+    /// Guest IA32_INTERRUPT_SSP_TABLE_ADDR.
+    GUEST_SSP_TABLE: Nat Guest 22, Entry(N::LOAD_CET), Guest, No;
+
+    // Natural-width host-state fields.
+    /// Host CR0.
+    HOST_CR0: Nat Host 0, Always, HostState, No;
+    /// Host CR3.
+    HOST_CR3: Nat Host 1, Always, HostState, No;
+    /// Host CR4.
+    HOST_CR4: Nat Host 2, Always, HostState, No;
+    /// Host FS base.
+    HOST_FS_BASE: Nat Host 3, Always, HostState, Both;
+    /// Host GS base.
+    HOST_GS_BASE: Nat Host 4, Always, HostState, Both;
+    /// Host TR base.
+    HOST_TR_BASE: Nat Host 5, Always, HostState, No;
+    /// Host GDTR base.
+    HOST_GDTR_BASE: Nat Host 6, Always, HostState, No;
+    /// Host IDTR base.
+    HOST_IDTR_BASE: Nat Host 7, Always, HostState, No;
+    /// Host IA32_SYSENTER_ESP.
+    HOST_SYSENTER_ESP: Nat Host 8, Always, HostState, No;
+    /// Host IA32_SYSENTER_EIP.
+    HOST_SYSENTER_EIP: Nat Host 9, Always, HostState, No;
+    /// Host RSP.
+    HOST_RSP: Nat Host 10, Always, HostState, No;
+    /// Host RIP.
+    HOST_RIP: Nat Host 11, Always, HostState, No;
+    /// Host IA32_S_CET.
+    HOST_S_CET: Nat Host 12, Exit(X::LOAD_CET), HostState, No;
+    /// Host SSP.
+    HOST_SSP: Nat Host 13, Exit(X::LOAD_CET), HostState, No;
+    /// Host IA32_INTERRUPT_SSP_TABLE_ADDR.
+    HOST_SSP_TABLE: Nat Host 14, Exit(X::LOAD_CET), HostState, No;
+}
+
+const ENCODINGS: [Encoding; FIELD_COUNT] = {
+    let mut encodings = [Encoding(0); FIELD_COUNT];
+    let mut id = 0;
+    while id < FIELD_COUNT {
+        encodings[id] = FIELD_ROWS[id].encoding;
+        id += 1;
+    }
+    encodings
+};
+
+impl FieldId {
+    /// The field's row.
+    pub fn info(self) -> &'static FieldInfo {
+        &FIELDS[usize::from(self.0)]
+    }
+
+    /// Its encoding for full access.
+    #[inline(always)]
+    pub const fn encoding(self) -> Encoding {
+        ENCODINGS[self.0 as usize]
+    }
+
+    /// Its row number, for arrays indexed by field.
+    #[inline(always)]
+    pub const fn row(self) -> usize {
+        self.0 as usize
+    }
+
+    /// All fields, in table order.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..FIELD_COUNT as u8).map(Self)
+    }
+}
+
+impl fmt::Debug for FieldId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.info().name)
+    }
+}
+
+/// The fields with a merge class.
+pub const fn with_merge(class: Merge) -> FieldSet {
+    let mut set = FieldSet::EMPTY;
+    let mut id = 0;
+    while id < FIELD_COUNT {
+        if FIELD_ROWS[id].merge as u8 == class as u8 {
+            set = set.with(FieldId(id as u8));
+        }
+        id += 1;
+    }
+    set
+}
+
+/// The fields with a default shadow permission.
+pub const SHADOWED: FieldSet = {
+    let mut set = FieldSet::EMPTY;
+    let mut id = 0;
+    while id < FIELD_COUNT {
+        if !matches!(FIELD_ROWS[id].shadow, Shadow::No) {
+            set = set.with(FieldId(id as u8));
+        }
+        id += 1;
+    }
+    set
+};
+
+/// A value that a VMCS field can hold.
+pub trait FieldValue: Copy {
+    /// From the low bits of a word.
+    fn from_word(word: u64) -> Self;
+    /// Zero-extended.
+    fn into_word(self) -> u64;
+}
+
+macro_rules! field_value {
+    ($($t:ty),*) => {$(
+        impl FieldValue for $t {
+            #[inline(always)]
+            fn from_word(word: u64) -> Self { word as Self }
+            #[inline(always)]
+            fn into_word(self) -> u64 { self.into() }
+        }
+    )*};
+}
+field_value!(u16, u32, u64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use x86::vmx::vmcs;
+
+    #[test]
+    fn encodings_agree_with_the_x86_crate() {
+        let pairs: &[(FieldId, u32)] = &[
+            (VPID.id(), vmcs::control::VPID),
+            (GUEST_INTERRUPT_STATUS.id(), vmcs::guest::INTERRUPT_STATUS),
+            (HOST_TR_SELECTOR.id(), vmcs::host::TR_SELECTOR),
+            (EPT_POINTER.id(), vmcs::control::EPTP_FULL),
+            (TSC_MULTIPLIER.id(), vmcs::control::TSC_MULTIPLIER_FULL),
+            (VMREAD_BITMAP.id(), vmcs::control::VMREAD_BITMAP_ADDR_FULL),
+            (GUEST_PHYSICAL_ADDRESS.id(), vmcs::ro::GUEST_PHYSICAL_ADDR_FULL),
+            (GUEST_EFER.id(), vmcs::guest::IA32_EFER_FULL),
+            (GUEST_PDPTE3.id(), vmcs::guest::PDPTE3_FULL),
+            (HOST_EFER.id(), vmcs::host::IA32_EFER_FULL),
+            (SECONDARY_CONTROLS.id(), vmcs::control::SECONDARY_PROCBASED_EXEC_CONTROLS),
+            (EXIT_CONTROLS.id(), vmcs::control::VMEXIT_CONTROLS),
+            (ENTRY_CONTROLS.id(), vmcs::control::VMENTRY_CONTROLS),
+            (EXIT_INSTRUCTION_INFO.id(), vmcs::ro::VMEXIT_INSTRUCTION_INFO),
+            (GUEST_TR_ACCESS_RIGHTS.id(), vmcs::guest::TR_ACCESS_RIGHTS),
+            (PREEMPTION_TIMER_VALUE.id(), vmcs::guest::VMX_PREEMPTION_TIMER_VALUE),
+            (CR4_READ_SHADOW.id(), vmcs::control::CR4_READ_SHADOW),
+            (GUEST_LINEAR_ADDRESS.id(), vmcs::ro::GUEST_LINEAR_ADDR),
+            (GUEST_RIP.id(), vmcs::guest::RIP),
+            (GUEST_SYSENTER_EIP.id(), vmcs::guest::IA32_SYSENTER_EIP),
+            (HOST_RIP.id(), vmcs::host::RIP),
+        ];
+        for &(id, encoding) in pairs {
+            assert_eq!(id.encoding(), Encoding(encoding), "{id:?}");
+        }
+    }
+
+    #[test]
+    fn exit_information_is_the_only_area_that_is_read_only() {
+        for id in FieldId::all() {
+            let info = id.info();
+            if info.merge == Merge::ExitInfo {
+                assert_eq!(info.encoding.area(), Area::ExitInfo, "{id:?}");
+                assert_ne!(info.shadow, Shadow::Both, "{id:?}");
+            }
+            assert_eq!(info.merge == Merge::HostState, info.encoding.area() == Area::Host, "{id:?}");
+        }
+    }
+
+    #[test]
+    fn vm_instruction_error_is_never_shadowed() {
+        assert!(!SHADOWED.contains(VM_INSTRUCTION_ERROR.id()), "a stale number would follow an emulated failure");
+    }
+}

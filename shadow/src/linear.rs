@@ -1,0 +1,291 @@
+//! The guest hypervisor's own paging: from its linear addresses to its physical ones (SDM Volume 3A, chapter 4 "Paging").
+//!
+//! The operands of VMX instructions are supervisor-mode data accesses; nothing else is translated here.
+
+use crate::hw::GuestMemory;
+use crate::msr::Access;
+use crate::outcome::Fault;
+use ept::Gpa;
+
+/// The registers that decide how linear addresses are translated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Paging {
+    /// CR0.
+    pub cr0: u64,
+    /// CR3.
+    pub cr3: u64,
+    /// CR4.
+    pub cr4: u64,
+    /// IA32_EFER.
+    pub efer: u64,
+    /// RFLAGS, for AC under SMAP.
+    pub rflags: u64,
+    /// Physical-address width.
+    pub physical_bits: u32,
+}
+
+const CR0_WP: u64 = 1 << 16;
+const CR0_PG: u64 = 1 << 31;
+const CR4_PSE: u64 = 1 << 4;
+const CR4_PAE: u64 = 1 << 5;
+const CR4_LA57: u64 = 1 << 12;
+const CR4_SMAP: u64 = 1 << 21;
+const EFER_LMA: u64 = 1 << 10;
+const EFER_NXE: u64 = 1 << 11;
+const RFLAGS_AC: u64 = 1 << 18;
+
+const PRESENT: u64 = 1 << 0;
+const WRITABLE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
+const ACCESSED: u64 = 1 << 5;
+const DIRTY: u64 = 1 << 6;
+const LARGE: u64 = 1 << 7;
+const NO_EXECUTE: u64 = 1 << 63;
+
+const FAULT_PRESENT: u32 = 1 << 0;
+const FAULT_WRITE: u32 = 1 << 1;
+const FAULT_RESERVED: u32 = 1 << 3;
+
+/// How one paging mode lays out its tables.
+struct Layout {
+    /// Levels walked in memory, from this one down to 1.
+    levels: u32,
+    /// Base-2 logarithm of the entries in a table.
+    index_bits: u32,
+    /// Whether entries are eight bytes.
+    wide: bool,
+}
+
+impl Paging {
+    fn layout(&self) -> Layout {
+        let wide = self.cr4 & CR4_PAE != 0;
+        let levels = match (self.efer & EFER_LMA != 0, wide) {
+            (true, _) if self.cr4 & CR4_LA57 != 0 => 5,
+            (true, _) => 4,
+            (false, true) => 3,
+            (false, false) => 2,
+        };
+        Layout { levels, index_bits: if wide { 9 } else { 10 }, wide }
+    }
+
+    /// Translates the address of a byte. Accessed and dirty flags are set as the processor sets them.
+    pub fn translate(&self, memory: &impl GuestMemory, linear: u64, access: Access) -> Result<Gpa, Fault> {
+        if self.cr0 & CR0_PG == 0 {
+            return Ok(Gpa(linear & 0xffff_ffff));
+        }
+        let layout = self.layout();
+        let mut rights = WRITABLE | USER;
+        let mut table = match layout.levels {
+            3 => self.cr3 & 0xffff_ffe0,
+            2 => self.cr3 & 0xffff_f000,
+            _ => self.cr3 & self.address_bits(),
+        };
+        for level in (1..=layout.levels).rev() {
+            let shift = 12 + layout.index_bits * (level - 1);
+            let width = if level == 3 && layout.levels == 3 { 2 } else { layout.index_bits };
+            let index = linear >> shift & ((1 << width) - 1);
+            let at = Gpa(table + index * if layout.wide { 8 } else { 4 });
+            let entry = if layout.wide { memory.read_u64(at) } else { memory.read_u32(at).into() };
+            if entry & PRESENT == 0 {
+                return Err(self.fault(linear, access, 0));
+            }
+            if entry & self.reserved(&layout, level, entry) != 0 {
+                return Err(self.fault(linear, access, FAULT_PRESENT | FAULT_RESERVED));
+            }
+            let is_pdpte = layout.levels == 3 && level == 3;
+            if !is_pdpte {
+                rights &= entry;
+            }
+            if level == 1 || self.is_large(&layout, level, entry) {
+                self.check_rights(linear, access, rights)?;
+                let dirty = if matches!(access, Access::Write) { DIRTY } else { 0 };
+                set_flags(memory, &layout, at, entry, ACCESSED | dirty);
+                return Ok(self.page_address(&layout, level, entry, shift, linear));
+            }
+            if !is_pdpte {
+                set_flags(memory, &layout, at, entry, ACCESSED);
+            }
+            table = if layout.wide { entry & self.address_bits() } else { entry & 0xffff_f000 };
+        }
+        unreachable!("level 1 always ends a walk")
+    }
+
+    fn address_bits(&self) -> u64 {
+        ((1 << self.physical_bits) - 1) & !0xfff
+    }
+
+    fn is_large(&self, layout: &Layout, level: u32, entry: u64) -> bool {
+        entry & LARGE != 0
+            && match (layout.levels, level) {
+                (2, 2) => self.cr4 & CR4_PSE != 0,
+                (_, 2) => true,
+                (4 | 5, 3) => true,
+                _ => false,
+            }
+    }
+
+    fn reserved(&self, layout: &Layout, level: u32, entry: u64) -> u64 {
+        if !layout.wide {
+            // PSE-36: bits 20:13 are address bits 39:32; bit 21 is reserved.
+            return if self.is_large(layout, level, entry) { 1 << 21 } else { 0 };
+        }
+        let beyond = ((1 << 52) - 1) & !((1u64 << self.physical_bits) - 1);
+        let no_execute = if self.efer & EFER_NXE == 0 { NO_EXECUTE } else { 0 };
+        if layout.levels == 3 && level == 3 {
+            return beyond | 0xfff0_0000_0000_01e6;
+        }
+        let high = if layout.levels == 3 { 0x7ff0_0000_0000_0000 } else { 0 };
+        let size = match level {
+            4 | 5 => LARGE,
+            2 | 3 if entry & LARGE != 0 => ((1 << (12 + 9 * (level - 1))) - 1) & !0x1fff,
+            _ => 0,
+        };
+        beyond | no_execute | high | size
+    }
+
+    fn check_rights(&self, linear: u64, access: Access, rights: u64) -> Result<(), Fault> {
+        let smap = self.cr4 & CR4_SMAP != 0 && self.rflags & RFLAGS_AC == 0;
+        let user_page_forbidden = smap && rights & USER != 0;
+        let read_only = matches!(access, Access::Write) && self.cr0 & CR0_WP != 0 && rights & WRITABLE == 0;
+        if user_page_forbidden || read_only { Err(self.fault(linear, access, FAULT_PRESENT)) } else { Ok(()) }
+    }
+
+    fn page_address(&self, layout: &Layout, level: u32, entry: u64, shift: u32, linear: u64) -> Gpa {
+        let offset = (1u64 << shift) - 1;
+        let frame = match (layout.wide, level) {
+            (true, _) => entry & self.address_bits(),
+            (false, 1) => entry & 0xffff_f000,
+            (false, _) => entry & 0xffc0_0000 | (entry >> 13 & 0xff) << 32,
+        };
+        Gpa(frame & !offset | linear & offset)
+    }
+
+    fn fault(&self, linear: u64, access: Access, code: u32) -> Fault {
+        let write = if matches!(access, Access::Write) { FAULT_WRITE } else { 0 };
+        Fault::Page { address: linear, error_code: code | write }
+    }
+
+    /// Copies an operand in, page by page.
+    pub fn read(&self, memory: &impl GuestMemory, linear: u64, to: &mut [u8]) -> Result<(), Fault> {
+        let in_first = bytes_in_page(linear).min(to.len());
+        let (first, second) = to.split_at_mut(in_first);
+        let first_at = self.translate(memory, linear, Access::Read)?;
+        if !second.is_empty() {
+            let second_at = self.translate(memory, linear + in_first as u64, Access::Read)?;
+            memory.read(second_at, second);
+        }
+        memory.read(first_at, first);
+        Ok(())
+    }
+
+    /// Copies an operand out: nothing is written if any byte of it faults.
+    pub fn write(&self, memory: &impl GuestMemory, linear: u64, from: &[u8]) -> Result<(), Fault> {
+        let in_first = bytes_in_page(linear).min(from.len());
+        let (first, second) = from.split_at(in_first);
+        let first_at = self.translate(memory, linear, Access::Write)?;
+        if !second.is_empty() {
+            let second_at = self.translate(memory, linear + in_first as u64, Access::Write)?;
+            memory.write(second_at, second);
+        }
+        memory.write(first_at, first);
+        Ok(())
+    }
+}
+
+fn bytes_in_page(linear: u64) -> usize {
+    4096 - (linear & 0xfff) as usize
+}
+
+fn set_flags(memory: &impl GuestMemory, layout: &Layout, at: Gpa, entry: u64, flags: u64) {
+    if entry & flags != flags {
+        if layout.wide {
+            memory.write_u64(at, entry | flags);
+        } else {
+            memory.write_u32(at, (entry | flags) as u32);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::FakeMemory;
+
+    const LONG: Paging = Paging {
+        cr0: CR0_PG | CR0_WP | 1,
+        cr3: 0x1000,
+        cr4: CR4_PAE,
+        efer: EFER_LMA | EFER_NXE,
+        rflags: 2,
+        physical_bits: 39,
+    };
+
+    /// Maps linear 0 to 0x5000 (user, writable), 0x1000 to 0x6000 (supervisor, read-only), 0x20_0000 to a 2-MiB page at 0.
+    fn tables() -> FakeMemory {
+        let memory = FakeMemory::new(0x20_0000);
+        for (at, entry) in
+            [(0x1000, 0x2007), (0x2000, 0x3007), (0x3000, 0x4007), (0x3008, 0x83), (0x4000, 0x5007), (0x4008, 0x6001)]
+        {
+            memory.write_u64(Gpa(at), entry);
+        }
+        memory
+    }
+
+    #[test]
+    fn a_four_level_walk_ends_at_the_page_and_sets_accessed_and_dirty() {
+        let memory = tables();
+        assert_eq!(LONG.translate(&memory, 0x123, Access::Write), Ok(Gpa(0x5123)));
+        assert_eq!(memory.read_u64(Gpa(0x4000)), 0x5067);
+        assert_eq!(memory.read_u64(Gpa(0x1000)), 0x2027);
+        assert_eq!(LONG.translate(&memory, 0x20_1234, Access::Read), Ok(Gpa(0x1234)));
+        assert_eq!(memory.read_u64(Gpa(0x3008)), 0xa3);
+    }
+
+    #[test]
+    fn faults_carry_the_error_code_of_the_access() {
+        let memory = tables();
+        let fault = |linear, access| LONG.translate(&memory, linear, access).unwrap_err();
+        assert_eq!(fault(0x2000, Access::Read), Fault::Page { address: 0x2000, error_code: 0 });
+        assert_eq!(fault(0x1008, Access::Write), Fault::Page { address: 0x1008, error_code: 3 });
+        memory.write_u64(Gpa(0x4010), 1 << 45 | 7);
+        assert_eq!(fault(0x2000, Access::Read), Fault::Page { address: 0x2000, error_code: 9 });
+    }
+
+    #[test]
+    fn write_protection_needs_cr0_wp_and_smap_needs_ac_clear() {
+        let memory = tables();
+        let no_wp = Paging { cr0: CR0_PG | 1, ..LONG };
+        assert_eq!(no_wp.translate(&memory, 0x1000, Access::Write), Ok(Gpa(0x6000)));
+        let smap = Paging { cr4: LONG.cr4 | CR4_SMAP, ..LONG };
+        assert!(smap.translate(&memory, 0, Access::Read).is_err());
+        assert!(smap.translate(&memory, 0x1000, Access::Read).is_ok());
+        assert!(Paging { rflags: RFLAGS_AC, ..smap }.translate(&memory, 0, Access::Read).is_ok());
+    }
+
+    #[test]
+    fn thirty_two_bit_and_pae_tables_are_walked() {
+        let memory = FakeMemory::new(0x10000);
+        memory.write_u32(Gpa(0x1000 + 4), 0x40_0083);
+        memory.write_u32(Gpa(0x1000), 0x2003);
+        memory.write_u32(Gpa(0x2004), 0x7003);
+        let legacy = Paging { cr4: CR4_PSE, efer: 0, ..LONG };
+        assert_eq!(legacy.translate(&memory, 0x40_1234, Access::Read), Ok(Gpa(0x40_1234)));
+        assert_eq!(legacy.translate(&memory, 0x1234, Access::Read), Ok(Gpa(0x7234)));
+        memory.write_u64(Gpa(0x3020), 0x4001);
+        memory.write_u64(Gpa(0x4000), 0x5003);
+        memory.write_u64(Gpa(0x5008), 0x8003);
+        let pae = Paging { cr3: 0x3020, efer: 0, ..LONG };
+        assert_eq!(pae.translate(&memory, 0x1010, Access::Write), Ok(Gpa(0x8010)));
+        assert_eq!(memory.read_u64(Gpa(0x3020)), 0x4001, "a PDPTE has no accessed flag");
+    }
+
+    #[test]
+    fn an_operand_across_pages_is_written_whole_or_not_at_all() {
+        let memory = tables();
+        assert!(LONG.write(&memory, 0xffc, &[1; 8]).is_err());
+        assert_eq!(memory.read_u32(Gpa(0x5ffc)), 0);
+        let mut bytes = [9; 8];
+        LONG.read(&memory, 0xffc, &mut bytes).unwrap();
+        assert_eq!(bytes, [0; 8]);
+    }
+}

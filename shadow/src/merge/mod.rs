@@ -1,0 +1,172 @@
+//! VMCS12 into vmcs02 (the SDM has no such thing; KVM calls it `prepare_vmcs02`).
+//!
+//! Only fields that changed since the last entry are written. What has to be looked at on every entry is in [`prepare`]; the rest
+//! hangs on `vmcs12.dirty`.
+
+mod msr_areas;
+
+pub use msr_areas::{AreaError, MSR_AREA_ENTRIES, MsrEntry, copy_in, copy_out};
+
+use crate::caps::VmxCaps;
+use crate::controls::{EntryControls, ExitControls, Pin, Primary, Secondary};
+use crate::exit::InterruptionInfo;
+use crate::fields::*;
+use crate::hw::{GuestMemory, VmcsAccess};
+use crate::index::FieldSet;
+use crate::vmcs12::Vmcs12;
+use ept::Gpa;
+
+/// Fields that vmcs02 takes over word by word.
+const WORDS: FieldSet = with_merge(Merge::Copy).or(&with_merge(Merge::Guest));
+const ADDRESSES: FieldSet = with_merge(Merge::Translated);
+/// Whatever decides the value of a control word of vmcs02.
+const CONTROL_WORDS: FieldSet = FieldSet::of(&[
+    PIN_CONTROLS.id(),
+    PRIMARY_CONTROLS.id(),
+    SECONDARY_CONTROLS.id(),
+    EXIT_CONTROLS.id(),
+    ENTRY_CONTROLS.id(),
+]);
+const PDPTES: [Field<u64>; 4] = [GUEST_PDPTE0, GUEST_PDPTE1, GUEST_PDPTE2, GUEST_PDPTE3];
+
+const CR0_PG: u64 = 1 << 31;
+const EFER_LME: u64 = 1 << 8;
+const EFER_LMA: u64 = 1 << 10;
+
+/// Registers of the guest hypervisor that its nested guest starts with where VMCS12 does not load them. Read from vmcs01, and only
+/// those that are needed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Inherited {
+    debug: Option<(u64, u64)>,
+    pat: Option<u64>,
+    efer: Option<u64>,
+}
+
+impl Inherited {
+    /// What VMCS12 leaves as it is in the guest hypervisor. vmcs01 must be current.
+    #[inline]
+    pub fn read(vmcs01: &impl VmcsAccess, vmcs12: &Vmcs12) -> Self {
+        let entry = EntryControls::from_bits_retain(vmcs12.get(ENTRY_CONTROLS));
+        let unless = |control: EntryControls, read: &dyn Fn() -> u64| (!entry.contains(control)).then(read);
+        Self {
+            debug: (!entry.contains(EntryControls::LOAD_DEBUG_CONTROLS))
+                .then(|| (vmcs01.read(GUEST_DEBUGCTL), vmcs01.read(GUEST_DR7))),
+            pat: unless(EntryControls::LOAD_PAT, &|| vmcs01.read(GUEST_PAT)),
+            efer: unless(EntryControls::LOAD_EFER, &|| vmcs01.read(GUEST_EFER)),
+        }
+    }
+}
+
+/// Makes vmcs02 ready to run what VMCS12 describes. All checks have passed; nothing here can fail. `pdptes` are those loaded from memory
+/// for a PAE guest without EPT12.
+pub fn prepare(
+    vmcs02: &mut impl VmcsAccess,
+    vmcs12: &mut Vmcs12,
+    caps: &VmxCaps,
+    memory: &impl GuestMemory,
+    inherited: &Inherited,
+    pdptes: Option<[u64; 4]>,
+) {
+    let dirty = core::mem::take(&mut vmcs12.dirty);
+    for id in dirty.and(&WORDS).iter() {
+        vmcs02.write_raw(id, vmcs12.word(id));
+    }
+    for id in dirty.and(&ADDRESSES).iter() {
+        vmcs02.write_raw(id, memory.translate(Gpa(vmcs12.word(id))).0);
+    }
+    if dirty.intersects(&CONTROL_WORDS) {
+        control_words(vmcs02, vmcs12, caps);
+    }
+    loaded_registers(vmcs02, vmcs12, &dirty, inherited);
+    page_directory_pointers(vmcs02, vmcs12, &dirty, pdptes);
+    injection(vmcs02, vmcs12);
+    if vmcs12.get(PIN_CONTROLS) & Pin::ACTIVATE_PREEMPTION_TIMER.bits() != 0 {
+        // The processor has counted vmcs02's down.
+        vmcs02.write(PREEMPTION_TIMER_VALUE, vmcs12.get(PREEMPTION_TIMER_VALUE));
+    }
+}
+
+fn control_words(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12, caps: &VmxCaps) {
+    let pin = vmcs12.get(PIN_CONTROLS);
+    let primary = vmcs12.get(PRIMARY_CONTROLS);
+    let secondary = if primary & Primary::ACTIVATE_SECONDARY.bits() != 0 {
+        vmcs12.get(SECONDARY_CONTROLS)
+    } else {
+        caps.secondary.must_be_1
+    };
+    let timer = pin & Pin::ACTIVATE_PREEMPTION_TIMER.bits() != 0;
+    let save_timer = if timer { ExitControls::SAVE_PREEMPTION_TIMER } else { ExitControls::empty() };
+    vmcs02.write(PIN_CONTROLS, pin);
+    vmcs02.write(PRIMARY_CONTROLS, primary | Primary::FORCED.bits());
+    vmcs02.write(SECONDARY_CONTROLS, secondary | Secondary::FORCED.bits());
+    vmcs02.write(EXIT_CONTROLS, vmcs12.get(EXIT_CONTROLS) | (ExitControls::FORCED | save_timer).bits());
+    vmcs02.write(ENTRY_CONTROLS, vmcs12.get(ENTRY_CONTROLS) | EntryControls::FORCED.bits());
+}
+
+/// Registers that vmcs02 always loads: from VMCS12 where that says so, else as the guest hypervisor has them.
+fn loaded_registers(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12, dirty: &FieldSet, inherited: &Inherited) {
+    let controls_changed = dirty.contains(ENTRY_CONTROLS.id());
+    let changed = |field: Field<u64>| controls_changed || dirty.contains(field.id());
+    match inherited.debug {
+        None => {
+            for field in [GUEST_DEBUGCTL, GUEST_DR7] {
+                if changed(field) {
+                    vmcs02.write(field, vmcs12.get(field));
+                }
+            }
+        }
+        Some((debugctl, dr7)) => {
+            vmcs02.write(GUEST_DEBUGCTL, debugctl);
+            vmcs02.write(GUEST_DR7, dr7);
+        }
+    }
+    match inherited.pat {
+        None if changed(GUEST_PAT) => vmcs02.write(GUEST_PAT, vmcs12.get(GUEST_PAT)),
+        None => (),
+        Some(pat) => vmcs02.write(GUEST_PAT, pat),
+    }
+    match inherited.efer {
+        None if changed(GUEST_EFER) => vmcs02.write(GUEST_EFER, vmcs12.get(GUEST_EFER)),
+        None => (),
+        Some(efer) => vmcs02.write(GUEST_EFER, efer_in_mode(efer, vmcs12)),
+    }
+}
+
+/// EFER as VM entry leaves it when it does not load it (SDM 27.3.2.1): LMA follows "IA-32e mode guest", LME too if paging is on.
+fn efer_in_mode(efer: u64, vmcs12: &Vmcs12) -> u64 {
+    let ia32e = vmcs12.get(ENTRY_CONTROLS) & EntryControls::IA32E_MODE_GUEST.bits() != 0;
+    let affected = if vmcs12.get(GUEST_CR0) & CR0_PG != 0 { EFER_LMA | EFER_LME } else { EFER_LMA };
+    if ia32e { efer | affected } else { efer & !affected }
+}
+
+fn page_directory_pointers(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12, dirty: &FieldSet, loaded: Option<[u64; 4]>) {
+    if let Some(loaded) = loaded {
+        for (field, entry) in PDPTES.into_iter().zip(loaded) {
+            vmcs02.write(field, entry);
+        }
+    } else if vmcs12.has_secondary(Secondary::ENABLE_EPT) {
+        for field in PDPTES {
+            if dirty.contains(field.id()) || dirty.intersects(&CONTROL_WORDS) {
+                vmcs02.write(field, vmcs12.get(field));
+            }
+        }
+    }
+}
+
+/// The event to inject. The last exit has cleared vmcs02's valid bit, so there is something to write only if VMCS12's is set.
+fn injection(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12) {
+    let info = InterruptionInfo(vmcs12.get(ENTRY_INTERRUPTION_INFO));
+    if !info.is_valid() {
+        return;
+    }
+    vmcs02.write(ENTRY_INTERRUPTION_INFO, info.0);
+    if info.has_error_code() {
+        vmcs02.write(ENTRY_EXCEPTION_ERROR_CODE, vmcs12.get(ENTRY_EXCEPTION_ERROR_CODE));
+    }
+    if info.needs_instruction_length() {
+        vmcs02.write(ENTRY_INSTRUCTION_LENGTH, vmcs12.get(ENTRY_INSTRUCTION_LENGTH));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,98 @@
+//! MSR areas (SDM 27.4 "Loading MSRs", 28.4 "Saving MSRs"): copied once, then left to the processor.
+//!
+//! A copy in the host's memory is what vmcs02 (for the VM-entry load and VM-exit store areas) or vmcs01 (for the VM-exit load area, which
+//! becomes its VM-entry load area) points to. The processor applies every restriction of the SDM to it; the guest hypervisor cannot
+//! change it any more.
+
+use crate::hw::GuestMemory;
+use crate::msr::{Access, host_owns};
+use ept::Gpa;
+
+/// Entries that a copy has room for: the maximum that IA32_VMX_MISC[27:25] = 0 recommends.
+pub const MSR_AREA_ENTRIES: usize = 512;
+
+/// An entry of an MSR area (SDM Table 25-15).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C, align(16))]
+pub struct MsrEntry {
+    /// MSR index.
+    pub index: u32,
+    /// Reserved; must be 0.
+    pub reserved: u32,
+    /// MSR data.
+    pub value: u64,
+}
+
+const ENTRY_BYTES: u64 = 16;
+
+/// An entry that cannot be processed: its number, from 1.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AreaError(pub u64);
+
+/// Copies an area from the guest hypervisor's memory. An entry that only the host may process, or one beyond the room, is an error;
+/// the entries before it have been copied.
+pub fn copy_in(
+    memory: &impl GuestMemory,
+    address: Gpa,
+    count: u32,
+    access: Access,
+    copy: &mut [MsrEntry; MSR_AREA_ENTRIES],
+) -> Result<(), AreaError> {
+    for number in 0..count as usize {
+        let at = address + number as u64 * ENTRY_BYTES;
+        let mut bytes = [0; ENTRY_BYTES as usize];
+        memory.read(at, &mut bytes);
+        let words = u128::from_le_bytes(bytes);
+        let entry = MsrEntry { index: words as u32, reserved: (words >> 32) as u32, value: (words >> 64) as u64 };
+        let slot = copy.get_mut(number).ok_or(AreaError(number as u64 + 1))?;
+        if host_owns(entry.index, access) {
+            return Err(AreaError(number as u64 + 1));
+        }
+        *slot = entry;
+    }
+    Ok(())
+}
+
+/// Copies the values that the processor stored to the area in the guest hypervisor's memory.
+pub fn copy_out(memory: &impl GuestMemory, address: Gpa, stored: &[MsrEntry]) {
+    const VALUE_OFFSET: u64 = 8;
+    for (number, entry) in stored.iter().enumerate() {
+        memory.write_u64(address + number as u64 * ENTRY_BYTES + VALUE_OFFSET, entry.value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::FakeMemory;
+    use crate::msr::IA32_VMX_BASIC;
+
+    const AREA: Gpa = Gpa(0x1000);
+
+    fn put(memory: &FakeMemory, number: u64, index: u32, value: u64) {
+        memory.write_u32(AREA + number * 16, index);
+        memory.write_u64(AREA + number * 16 + 8, value);
+    }
+
+    #[test]
+    fn an_area_is_copied_and_stored_values_go_back() {
+        let (memory, mut copy) = (FakeMemory::new(0x4000), [MsrEntry::default(); MSR_AREA_ENTRIES]);
+        put(&memory, 0, 0xc000_0081, 7);
+        put(&memory, 1, 0xc000_0082, 8);
+        copy_in(&memory, AREA, 2, Access::Write, &mut copy).unwrap();
+        assert_eq!(copy[1], MsrEntry { index: 0xc000_0082, reserved: 0, value: 8 });
+        copy[1].value = 9;
+        copy_out(&memory, AREA, &copy[..2]);
+        assert_eq!(memory.read_u64(AREA + 24), 9);
+        assert_eq!(memory.read_u32(AREA + 16), 0xc000_0082);
+    }
+
+    #[test]
+    fn an_msr_of_the_host_and_an_entry_too_many_are_refused_by_number() {
+        let (memory, mut copy) = (FakeMemory::new(0x4000), [MsrEntry::default(); MSR_AREA_ENTRIES]);
+        put(&memory, 1, IA32_VMX_BASIC, 0);
+        assert_eq!(copy_in(&memory, AREA, 2, Access::Write, &mut copy), Err(AreaError(2)));
+        put(&memory, 1, 0, 0);
+        assert_eq!(copy_in(&memory, AREA, 513, Access::Write, &mut copy), Err(AreaError(513)));
+    }
+}

@@ -1,0 +1,142 @@
+use super::*;
+use crate::fake::{FakeMemory, FakeVmcs, skylake_caps};
+use crate::sync::{SyncSets, save_guest_state, save_stale};
+use std::vec::Vec;
+
+struct Nested {
+    caps: VmxCaps,
+    memory: FakeMemory,
+    vmcs01: FakeVmcs,
+    vmcs02: FakeVmcs,
+    vmcs12: Vmcs12,
+}
+
+impl Nested {
+    /// A VMCS12 like KVM's: EPT, VPID, MSR bitmaps, EFER and debug controls loaded, EFER not saved.
+    fn like_kvm() -> Self {
+        let machine = skylake_caps();
+        let caps = machine.offered();
+        let mut vmcs12 = Vmcs12::new(Gpa(0x1000), &caps);
+        let primary = Primary::ACTIVATE_SECONDARY | Primary::USE_MSR_BITMAPS | Primary::HLT_EXITING;
+        let secondary = Secondary::ENABLE_EPT | Secondary::ENABLE_VPID | Secondary::UNRESTRICTED_GUEST;
+        let entry = EntryControls::LOAD_DEBUG_CONTROLS | EntryControls::LOAD_EFER | EntryControls::LOAD_PAT;
+        let exit = ExitControls::SAVE_DEBUG_CONTROLS | ExitControls::SAVE_PAT | ExitControls::ACKNOWLEDGE_INTERRUPT;
+        vmcs12.set(PIN_CONTROLS, caps.pin.choose((Pin::EXTERNAL_INTERRUPT_EXITING | Pin::NMI_EXITING).bits()).unwrap());
+        vmcs12.set(PRIMARY_CONTROLS, caps.primary.choose(primary.bits()).unwrap());
+        vmcs12.set(SECONDARY_CONTROLS, caps.secondary.choose(secondary.bits()).unwrap());
+        vmcs12.set(EXIT_CONTROLS, caps.exit.choose(exit.bits()).unwrap());
+        vmcs12.set(ENTRY_CONTROLS, caps.entry.choose(entry.bits()).unwrap());
+        let (vmcs01, vmcs02) = (FakeVmcs::new(&machine), FakeVmcs::new(&machine));
+        Self { caps, memory: FakeMemory::new(0x10000), vmcs01, vmcs02, vmcs12 }
+    }
+
+    fn enter(&mut self) -> Vec<FieldId> {
+        let inherited = Inherited::read(&self.vmcs01, &self.vmcs12);
+        prepare(&mut self.vmcs02, &mut self.vmcs12, &self.caps, &self.memory, &inherited, None);
+        self.vmcs02.written()
+    }
+
+    fn exit(&mut self) {
+        self.vmcs02
+            .poke(ENTRY_INTERRUPTION_INFO.id(), u64::from(self.vmcs02.read(ENTRY_INTERRUPTION_INFO)) & 0x7fff_ffff);
+        save_guest_state(&self.vmcs02, &mut self.vmcs12, &SyncSets::new(&self.caps));
+    }
+}
+
+#[test]
+fn a_second_entry_with_nothing_changed_writes_only_what_the_exit_did_not_save() {
+    let mut nested = Nested::like_kvm();
+    assert!(nested.enter().len() > 80);
+    nested.exit();
+    assert_eq!(nested.enter(), [GUEST_EFER.id()]);
+}
+
+#[test]
+fn advancing_rip_costs_one_write() {
+    let mut nested = Nested::like_kvm();
+    nested.enter();
+    nested.exit();
+    nested.vmcs12.set(GUEST_RIP, 0x1002);
+    let written = nested.enter();
+    assert_eq!(written, [GUEST_RIP.id(), GUEST_EFER.id()]);
+    assert_eq!(nested.vmcs02.read(GUEST_RIP), 0x1002);
+}
+
+#[test]
+fn merged_controls_contain_what_the_host_needs_and_what_the_guest_hypervisor_asked_for() {
+    let mut nested = Nested::like_kvm();
+    nested.vmcs12.set(SECONDARY_CONTROLS, 0);
+    nested.enter();
+    let secondary = Secondary::from_bits_retain(nested.vmcs02.read(SECONDARY_CONTROLS));
+    assert!(secondary.contains(Secondary::ENABLE_EPT | Secondary::ENABLE_VPID));
+    assert!(nested.vmcs02.read(PRIMARY_CONTROLS) & Primary::HLT_EXITING.bits() != 0);
+    let exit = ExitControls::from_bits_retain(nested.vmcs02.read(EXIT_CONTROLS));
+    assert!(exit.contains(ExitControls::FORCED | ExitControls::ACKNOWLEDGE_INTERRUPT));
+    assert!(!exit.contains(ExitControls::SAVE_PREEMPTION_TIMER));
+}
+
+#[test]
+fn addresses_are_translated() {
+    let mut nested = Nested::like_kvm();
+    nested.vmcs12.set(IO_BITMAP_A, 0x3000);
+    nested.enter();
+    assert_eq!(nested.vmcs02.read(IO_BITMAP_A), 0x3000 + FakeMemory::OFFSET);
+}
+
+#[test]
+fn an_event_is_injected_once() {
+    let mut nested = Nested::like_kvm();
+    nested.vmcs12.set(ENTRY_INTERRUPTION_INFO, 0x8000_0b0e);
+    nested.vmcs12.set(ENTRY_EXCEPTION_ERROR_CODE, 2);
+    nested.enter();
+    assert_eq!(nested.vmcs02.read(ENTRY_INTERRUPTION_INFO), 0x8000_0b0e);
+    assert_eq!(nested.vmcs02.read(ENTRY_EXCEPTION_ERROR_CODE), 2);
+    nested.exit();
+    assert!(!nested.enter().contains(&ENTRY_INTERRUPTION_INFO.id()));
+}
+
+#[test]
+fn a_register_that_vmcs12_does_not_load_is_the_guest_hypervisors() {
+    let mut nested = Nested::like_kvm();
+    nested.vmcs12.set(ENTRY_CONTROLS, nested.caps.entry.must_be_1 | EntryControls::IA32E_MODE_GUEST.bits());
+    nested.vmcs12.set(GUEST_CR0, CR0_PG);
+    nested.vmcs01.poke(GUEST_EFER.id(), 0x801);
+    nested.vmcs01.poke(GUEST_DR7.id(), 0x455);
+    nested.enter();
+    assert_eq!(nested.vmcs02.read(GUEST_EFER), 0xd01);
+    assert_eq!(nested.vmcs02.read(GUEST_DR7), 0x455);
+}
+
+#[test]
+fn the_preemption_timer_starts_from_vmcs12_on_every_entry_and_is_saved_by_every_exit() {
+    let mut nested = Nested::like_kvm();
+    nested.vmcs12.set(PIN_CONTROLS, nested.vmcs12.get(PIN_CONTROLS) | Pin::ACTIVATE_PREEMPTION_TIMER.bits());
+    nested.vmcs12.set(PREEMPTION_TIMER_VALUE, 1000);
+    nested.enter();
+    assert!(nested.vmcs02.read(EXIT_CONTROLS) & ExitControls::SAVE_PREEMPTION_TIMER.bits() != 0);
+    nested.vmcs02.poke(PREEMPTION_TIMER_VALUE.id(), 400);
+    nested.exit();
+    nested.enter();
+    assert_eq!(nested.vmcs02.read(PREEMPTION_TIMER_VALUE), 1000, "VMCS12 does not save it");
+}
+
+#[test]
+fn a_nested_guest_without_ept_gets_the_pdptes_from_memory() {
+    let mut nested = Nested::like_kvm();
+    nested.vmcs12.set(SECONDARY_CONTROLS, 0);
+    let inherited = Inherited::read(&nested.vmcs01, &nested.vmcs12);
+    prepare(&mut nested.vmcs02, &mut nested.vmcs12, &nested.caps, &nested.memory, &inherited, Some([1, 2, 3, 4]));
+    assert_eq!(nested.vmcs02.read(GUEST_PDPTE2), 3);
+}
+
+#[test]
+fn stale_state_written_by_the_guest_hypervisor_reaches_vmcs02() {
+    let mut nested = Nested::like_kvm();
+    nested.enter();
+    nested.vmcs02.poke(GUEST_ES_BASE.id(), 0x7000);
+    nested.exit();
+    nested.vmcs12.set(GUEST_ES_BASE, 0);
+    assert!(nested.enter().contains(&GUEST_ES_BASE.id()));
+    save_stale(&nested.vmcs02, &mut nested.vmcs12);
+    assert_eq!(nested.vmcs12.get(GUEST_ES_BASE), 0);
+}

@@ -1,0 +1,148 @@
+//! MSR numbers used here, by their SDM names (Volume 4).
+
+/// IA32_TIME_STAMP_COUNTER.
+pub const IA32_TSC: u32 = 0x10;
+/// IA32_APIC_BASE.
+pub const IA32_APIC_BASE: u32 = 0x1b;
+/// IA32_FEATURE_CONTROL.
+pub const IA32_FEATURE_CONTROL: u32 = 0x3a;
+/// IA32_BIOS_UPDT_TRIG.
+pub const IA32_BIOS_UPDT_TRIG: u32 = 0x79;
+/// IA32_SMM_MONITOR_CTL.
+pub const IA32_SMM_MONITOR_CTL: u32 = 0x9b;
+/// IA32_SMBASE.
+pub const IA32_SMBASE: u32 = 0x9e;
+/// IA32_SYSENTER_CS.
+pub const IA32_SYSENTER_CS: u32 = 0x174;
+/// IA32_DEBUGCTL.
+pub const IA32_DEBUGCTL: u32 = 0x1d9;
+/// IA32_PAT.
+pub const IA32_PAT: u32 = 0x277;
+/// IA32_VMX_BASIC.
+pub const IA32_VMX_BASIC: u32 = 0x480;
+/// IA32_VMX_PINBASED_CTLS.
+pub const IA32_VMX_PINBASED_CTLS: u32 = 0x481;
+/// IA32_VMX_PROCBASED_CTLS.
+pub const IA32_VMX_PROCBASED_CTLS: u32 = 0x482;
+/// IA32_VMX_EXIT_CTLS.
+pub const IA32_VMX_EXIT_CTLS: u32 = 0x483;
+/// IA32_VMX_ENTRY_CTLS.
+pub const IA32_VMX_ENTRY_CTLS: u32 = 0x484;
+/// IA32_VMX_MISC.
+pub const IA32_VMX_MISC: u32 = 0x485;
+/// IA32_VMX_CR0_FIXED0.
+pub const IA32_VMX_CR0_FIXED0: u32 = 0x486;
+/// IA32_VMX_CR0_FIXED1.
+pub const IA32_VMX_CR0_FIXED1: u32 = 0x487;
+/// IA32_VMX_CR4_FIXED0.
+pub const IA32_VMX_CR4_FIXED0: u32 = 0x488;
+/// IA32_VMX_CR4_FIXED1.
+pub const IA32_VMX_CR4_FIXED1: u32 = 0x489;
+/// IA32_VMX_VMCS_ENUM.
+pub const IA32_VMX_VMCS_ENUM: u32 = 0x48a;
+/// IA32_VMX_PROCBASED_CTLS2.
+pub const IA32_VMX_PROCBASED_CTLS2: u32 = 0x48b;
+/// IA32_VMX_EPT_VPID_CAP.
+pub const IA32_VMX_EPT_VPID_CAP: u32 = 0x48c;
+/// IA32_VMX_TRUE_PINBASED_CTLS.
+pub const IA32_VMX_TRUE_PINBASED_CTLS: u32 = 0x48d;
+/// IA32_VMX_TRUE_PROCBASED_CTLS.
+pub const IA32_VMX_TRUE_PROCBASED_CTLS: u32 = 0x48e;
+/// IA32_VMX_TRUE_EXIT_CTLS.
+pub const IA32_VMX_TRUE_EXIT_CTLS: u32 = 0x48f;
+/// IA32_VMX_TRUE_ENTRY_CTLS.
+pub const IA32_VMX_TRUE_ENTRY_CTLS: u32 = 0x490;
+/// IA32_VMX_VMFUNC.
+pub const IA32_VMX_VMFUNC: u32 = 0x491;
+/// IA32_VMX_PROCBASED_CTLS3.
+pub const IA32_VMX_PROCBASED_CTLS3: u32 = 0x492;
+/// IA32_VMX_EXIT_CTLS2.
+pub const IA32_VMX_EXIT_CTLS2: u32 = 0x493;
+/// IA32_EFER.
+pub const IA32_EFER: u32 = 0xc000_0080;
+/// IA32_FS_BASE.
+pub const IA32_FS_BASE: u32 = 0xc000_0100;
+/// IA32_GS_BASE.
+pub const IA32_GS_BASE: u32 = 0xc000_0101;
+
+/// The MSRs that report VMX capabilities; all read-only.
+pub const VMX_CAPABILITIES: core::ops::RangeInclusive<u32> = IA32_VMX_BASIC..=IA32_VMX_EXIT_CTLS2;
+
+/// What a guest hypervisor may do with an MSR without the host looking.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Reads of it.
+    Read,
+    /// Writes to it.
+    Write,
+}
+
+/// Whether the host emulates this access, for the guest hypervisor and for nested guests alike. Everything else passes through.
+pub const fn host_owns(msr: u32, access: Access) -> bool {
+    match msr {
+        IA32_FEATURE_CONTROL | IA32_SMM_MONITOR_CTL => true,
+        IA32_VMX_BASIC..=IA32_VMX_EXIT_CTLS2 => true,
+        // The APIC page must not be moved over the host's memory; microcode is the machine owner's business, not a guest's.
+        IA32_APIC_BASE | IA32_BIOS_UPDT_TRIG => matches!(access, Access::Write),
+        _ => false,
+    }
+}
+
+/// Size in bytes of the MSR bitmaps (SDM 25.6.9 "MSR-Bitmap Address").
+pub const BITMAP_BYTES: usize = 4096;
+
+/// The place of an MSR's bit in the bitmaps: byte and bit. `None`: outside both ranges, such an access always exits.
+pub const fn bitmap_bit(msr: u32, access: Access) -> Option<(usize, u32)> {
+    let base = match msr {
+        0..=0x1fff => 0,
+        0xc000_0000..=0xc000_1fff => 1024,
+        _ => return None,
+    };
+    let base = match access {
+        Access::Read => base,
+        Access::Write => base + 2048,
+    };
+    let index = msr & 0x1fff;
+    Some((base + (index / 8) as usize, index % 8))
+}
+
+/// The intercepts of the host itself, as words of an MSR bitmap: where it has any, and which.
+pub const HOST_INTERCEPTS: [u8; BITMAP_BYTES] = {
+    let mut bitmap = [0; BITMAP_BYTES];
+    let mut msr = 0;
+    while msr < 0x2000 {
+        if let (true, Some((byte, bit))) = (host_owns(msr, Access::Read), bitmap_bit(msr, Access::Read)) {
+            bitmap[byte] |= 1 << bit;
+        }
+        if let (true, Some((byte, bit))) = (host_owns(msr, Access::Write), bitmap_bit(msr, Access::Write)) {
+            bitmap[byte] |= 1 << bit;
+        }
+        msr += 1;
+    }
+    bitmap
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_four_bitmaps_lie_where_the_sdm_puts_them() {
+        assert_eq!(bitmap_bit(0, Access::Read), Some((0, 0)));
+        assert_eq!(bitmap_bit(IA32_EFER, Access::Read), Some((1024 + 0x10, 0)));
+        assert_eq!(bitmap_bit(0x1fff, Access::Write), Some((3071, 7)));
+        assert_eq!(bitmap_bit(0xc000_1fff, Access::Write), Some((4095, 7)));
+        assert_eq!(bitmap_bit(0x4000_0000, Access::Read), None);
+    }
+
+    #[test]
+    fn the_host_intercepts_vmx_capabilities_and_little_else() {
+        let set =
+            |msr, access| bitmap_bit(msr, access).is_some_and(|(byte, bit)| HOST_INTERCEPTS[byte] >> bit & 1 != 0);
+        assert!(VMX_CAPABILITIES.into_iter().all(|msr| set(msr, Access::Read) && set(msr, Access::Write)));
+        assert!(set(IA32_FEATURE_CONTROL, Access::Read));
+        assert!(!set(IA32_EFER, Access::Write) && !set(IA32_TSC, Access::Write));
+        assert!(!set(IA32_APIC_BASE, Access::Read) && set(IA32_APIC_BASE, Access::Write));
+        assert_eq!(HOST_INTERCEPTS.iter().map(|b| b.count_ones()).sum::<u32>(), 2 * 20 + 2 * 2 + 2);
+    }
+}

@@ -1,0 +1,175 @@
+//! The memory operand of a VMX instruction (SDM Tables 28-13 and 28-14, VM-exit instruction information) and its segmentation checks
+//! (SDM Volume 3A, chapters 5.3 "Limit Checking" and 5.4 "Type Checking").
+
+use crate::insn::is_canonical;
+use crate::msr::Access;
+use crate::outcome::Fault;
+
+/// Number of a general-purpose register: 0 RAX, 1 RCX, 2 RDX, 3 RBX, 4 RSP, 5 RBP, 6 RSI, 7 RDI, then R8 to R15.
+pub type Gpr = usize;
+
+/// VM-exit instruction information of INVEPT, INVVPID, VMCLEAR, VMPTRLD, VMPTRST, VMREAD, VMWRITE and VMXON.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(transparent)]
+pub struct InsnInfo(pub u32);
+
+impl InsnInfo {
+    /// Reg1: the register form's first operand (VMREAD and VMWRITE, if [`Self::is_register`]).
+    pub const fn reg1(self) -> Gpr {
+        (self.0 >> 3 & 0xf) as Gpr
+    }
+
+    /// Reg2: the register operand of instructions that have both.
+    pub const fn reg2(self) -> Gpr {
+        (self.0 >> 28 & 0xf) as Gpr
+    }
+
+    /// Mem/Reg: the operand that may be memory is a register.
+    pub const fn is_register(self) -> bool {
+        self.0 >> 10 & 1 != 0
+    }
+
+    /// Segment register: 0 ES, 1 CS, 2 SS, 3 DS, 4 FS, 5 GS.
+    pub const fn segment(self) -> usize {
+        (self.0 >> 15 & 7) as usize
+    }
+
+    /// What the address size keeps of an effective address.
+    const fn address_mask(self) -> u64 {
+        match self.0 >> 7 & 7 {
+            0 => 0xffff,
+            1 => 0xffff_ffff,
+            _ => u64::MAX,
+        }
+    }
+
+    /// Base + index * scale + displacement, cut to the address size.
+    pub fn effective_address(self, displacement: u64, register: impl Fn(Gpr) -> u64) -> u64 {
+        const INDEX_INVALID: u32 = 1 << 22;
+        const BASE_INVALID: u32 = 1 << 27;
+        let mut address = displacement;
+        if self.0 & BASE_INVALID == 0 {
+            address = address.wrapping_add(register((self.0 >> 23 & 0xf) as Gpr));
+        }
+        if self.0 & INDEX_INVALID == 0 {
+            address = address.wrapping_add(register((self.0 >> 18 & 0xf) as Gpr) << (self.0 & 3));
+        }
+        address & self.address_mask()
+    }
+}
+
+/// A segment register's hidden part, as in the VMCS.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Segment {
+    /// Base address.
+    pub base: u64,
+    /// Limit in bytes.
+    pub limit: u32,
+    /// Access rights in the VMCS format (SDM 25.4.1 "Guest Register State").
+    pub access_rights: u32,
+}
+
+impl Segment {
+    const UNUSABLE: u32 = 1 << 16;
+    const CODE: u32 = 1 << 3;
+    const EXPAND_DOWN: u32 = 1 << 2;
+    const READABLE_OR_WRITABLE: u32 = 1 << 1;
+    const BIG: u32 = 1 << 14;
+
+    fn permits(&self, access: Access) -> bool {
+        let readable_or_writable = self.access_rights & Self::READABLE_OR_WRITABLE != 0;
+        let code = self.access_rights & Self::CODE != 0;
+        self.access_rights & Self::UNUSABLE == 0
+            && match access {
+                Access::Read => !code || readable_or_writable,
+                Access::Write => !code && readable_or_writable,
+            }
+    }
+
+    fn contains(&self, offset: u64, bytes: u64) -> bool {
+        let last = offset + bytes - 1;
+        let expand_down = self.access_rights & (Self::CODE | Self::EXPAND_DOWN) == Self::EXPAND_DOWN;
+        if expand_down {
+            let top = if self.access_rights & Self::BIG != 0 { 0xffff_ffff } else { 0xffff };
+            offset > self.limit.into() && last <= top
+        } else {
+            last <= self.limit.into()
+        }
+    }
+}
+
+/// The linear address of an operand of `bytes` bytes, or the fault that its segment causes.
+pub fn linear_address(
+    info: InsnInfo,
+    offset: u64,
+    bytes: u64,
+    access: Access,
+    segment: &Segment,
+    long_mode: bool,
+) -> Result<u64, Fault> {
+    const SS: usize = 2;
+    const FS: usize = 4;
+    let fault = if info.segment() == SS { Fault::StackSegment } else { Fault::GeneralProtection };
+    if long_mode {
+        let base = if info.segment() >= FS { segment.base } else { 0 };
+        let linear = base.wrapping_add(offset);
+        let last = linear.wrapping_add(bytes - 1);
+        return if is_canonical(linear) && is_canonical(last) { Ok(linear) } else { Err(fault) };
+    }
+    if !segment.permits(access) || !segment.contains(offset, bytes) {
+        return Err(fault);
+    }
+    Ok(segment.base.wrapping_add(offset) & 0xffff_ffff)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DATA: Segment = Segment { base: 0x1000, limit: 0xffff, access_rights: 0xc093 };
+
+    /// DS:[RBX + RSI * 4 + displacement], 64-bit addressing.
+    const RBX_RSI_4: InsnInfo = InsnInfo(2 | 2 << 7 | 3 << 15 | 6 << 18 | 3 << 23);
+
+    #[test]
+    fn base_index_scale_and_displacement_add_up() {
+        let registers = |gpr| [0, 0, 0, 0x100, 0, 0, 0x10, 0][gpr];
+        assert_eq!(RBX_RSI_4.effective_address(0x3, registers), 0x143);
+        assert_eq!(RBX_RSI_4.effective_address(u64::MAX, registers), 0x13f);
+        let addr16 = InsnInfo(RBX_RSI_4.0 & !(7 << 7));
+        assert_eq!(addr16.effective_address(0xffff, registers), 0x13f);
+    }
+
+    #[test]
+    fn a_non_canonical_operand_faults_by_its_segment() {
+        let ss = InsnInfo(2 << 15);
+        let hole = 0x8000_0000_0000;
+        assert_eq!(linear_address(ss, hole, 8, Access::Read, &DATA, true), Err(Fault::StackSegment));
+        assert_eq!(linear_address(RBX_RSI_4, hole, 8, Access::Read, &DATA, true), Err(Fault::GeneralProtection));
+        assert_eq!(linear_address(RBX_RSI_4, hole - 8, 8, Access::Read, &DATA, true), Ok(hole - 8));
+        assert_eq!(linear_address(RBX_RSI_4, hole - 7, 8, Access::Read, &DATA, true), Err(Fault::GeneralProtection));
+    }
+
+    #[test]
+    fn long_mode_ignores_the_base_of_all_but_fs_and_gs() {
+        assert_eq!(linear_address(RBX_RSI_4, 0x20, 8, Access::Read, &DATA, true), Ok(0x20));
+        assert_eq!(linear_address(InsnInfo(5 << 15), 0x20, 8, Access::Read, &DATA, true), Ok(0x1020));
+    }
+
+    #[test]
+    fn protected_mode_checks_type_and_limit() {
+        let at = |segment: &Segment, offset, access| linear_address(RBX_RSI_4, offset, 8, access, segment, false);
+        assert_eq!(at(&DATA, 0xfff8, Access::Write), Ok(0x10ff8));
+        assert_eq!(at(&DATA, 0xfff9, Access::Write), Err(Fault::GeneralProtection));
+        let read_only = Segment { access_rights: 0xc091, ..DATA };
+        assert_eq!(at(&read_only, 0, Access::Write), Err(Fault::GeneralProtection));
+        assert_eq!(at(&read_only, 0, Access::Read), Ok(0x1000));
+        let execute_only = Segment { access_rights: 0xc099, ..DATA };
+        assert_eq!(at(&execute_only, 0, Access::Read), Err(Fault::GeneralProtection));
+        let unusable = Segment { access_rights: 0x1c093, ..DATA };
+        assert_eq!(at(&unusable, 0, Access::Read), Err(Fault::GeneralProtection));
+        let expand_down = Segment { access_rights: 0xc097, ..DATA };
+        assert_eq!(at(&expand_down, 0xffff, Access::Read), Err(Fault::GeneralProtection));
+        assert_eq!(at(&expand_down, 0x1_0000, Access::Read), Ok(0x11000));
+    }
+}

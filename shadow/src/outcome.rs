@@ -1,0 +1,113 @@
+//! How a VMX instruction ends.
+
+/// VM-instruction error numbers (SDM 31.4 "VM Instruction Error Numbers").
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(transparent)]
+pub struct InsnError(pub u32);
+
+impl InsnError {
+    /// VMCALL executed in VMX root operation.
+    pub const VMCALL_IN_ROOT: Self = Self(1);
+    /// VMCLEAR with invalid physical address.
+    pub const VMCLEAR_INVALID_ADDRESS: Self = Self(2);
+    /// VMCLEAR with VMXON pointer.
+    pub const VMCLEAR_VMXON_POINTER: Self = Self(3);
+    /// VMLAUNCH with non-clear VMCS.
+    pub const VMLAUNCH_NON_CLEAR: Self = Self(4);
+    /// VMRESUME with non-launched VMCS.
+    pub const VMRESUME_NON_LAUNCHED: Self = Self(5);
+    /// VM entry with invalid control field(s).
+    pub const ENTRY_INVALID_CONTROL: Self = Self(7);
+    /// VM entry with invalid host-state field(s).
+    pub const ENTRY_INVALID_HOST_STATE: Self = Self(8);
+    /// VMPTRLD with invalid physical address.
+    pub const VMPTRLD_INVALID_ADDRESS: Self = Self(9);
+    /// VMPTRLD with VMXON pointer.
+    pub const VMPTRLD_VMXON_POINTER: Self = Self(10);
+    /// VMPTRLD with incorrect VMCS revision identifier.
+    pub const VMPTRLD_INCORRECT_REVISION: Self = Self(11);
+    /// VMREAD/VMWRITE from/to unsupported VMCS component.
+    pub const UNSUPPORTED_COMPONENT: Self = Self(12);
+    /// VMWRITE to read-only VMCS component.
+    pub const VMWRITE_READ_ONLY: Self = Self(13);
+    /// VMXON executed in VMX root operation.
+    pub const VMXON_IN_ROOT: Self = Self(15);
+    /// VM entry with events blocked by MOV SS.
+    pub const ENTRY_BLOCKED_BY_MOV_SS: Self = Self(26);
+    /// Invalid operand to INVEPT/INVVPID.
+    pub const INVALID_OPERAND: Self = Self(28);
+}
+
+/// VMfail (SDM 31.2 "Conventions").
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum VmFail {
+    /// VMfailInvalid: RFLAGS.CF.
+    Invalid,
+    /// VMfailValid if there is a current VMCS, else VMfailInvalid.
+    Valid(InsnError),
+}
+
+/// An exception for the guest hypervisor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// #UD.
+    InvalidOpcode,
+    /// #GP with an error code of 0.
+    GeneralProtection,
+    /// #SS with an error code of 0.
+    StackSegment,
+    /// #PF.
+    Page {
+        /// What CR2 gets.
+        address: u64,
+        /// The error code.
+        error_code: u32,
+    },
+}
+
+/// Why a VMX instruction did not succeed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Failure {
+    /// It failed with flags set; RIP advances.
+    VmFail(VmFail),
+    /// It faulted; RIP stays.
+    Fault(Fault),
+}
+
+impl From<InsnError> for Failure {
+    fn from(error: InsnError) -> Self {
+        Self::VmFail(VmFail::Valid(error))
+    }
+}
+
+impl From<VmFail> for Failure {
+    fn from(fail: VmFail) -> Self {
+        Self::VmFail(fail)
+    }
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+/// CF, PF, AF, ZF, SF and OF: what every VMX instruction defines.
+const STATUS_FLAGS: u64 = 0x8d5;
+const CF: u64 = 1 << 0;
+const ZF: u64 = 1 << 6;
+
+/// RFLAGS after VMsucceed.
+pub const fn rflags_succeed(rflags: u64) -> u64 {
+    rflags & !STATUS_FLAGS
+}
+
+/// RFLAGS after VMfailInvalid.
+pub const fn rflags_fail_invalid(rflags: u64) -> u64 {
+    rflags & !STATUS_FLAGS | CF
+}
+
+/// RFLAGS after VMfailValid.
+pub const fn rflags_fail_valid(rflags: u64) -> u64 {
+    rflags & !STATUS_FLAGS | ZF
+}

@@ -1,0 +1,80 @@
+//! Who handles an exit of a nested guest (scope row A16).
+//!
+//! The host intercepts next to nothing for itself, so nearly every exit is one that the guest hypervisor asked for. What the host looks
+//! at first is the list in [`route`]; everything else, known or not, is the guest hypervisor's.
+
+use crate::controls::Primary;
+use crate::exit::ExitReason;
+use crate::fields::{MSR_BITMAP, PRIMARY_CONTROLS};
+use crate::hw::GuestMemory;
+use crate::msr::{Access, bitmap_bit};
+use crate::vmcs12::Vmcs12;
+use ept::Gpa;
+
+/// Where an exit goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Route {
+    /// The guest hypervisor sees it.
+    Reflect,
+    /// EPT02 is the host's: only a walk of EPT12 tells whose exit this is.
+    NestedPaging,
+    /// An MSR that the guest hypervisor lets its nested guest access, and that the host emulates.
+    HostMsr,
+}
+
+/// Decides for an exit of a nested guest. `rcx` is the nested guest's.
+#[inline]
+pub fn route(reason: ExitReason, rcx: u64, vmcs12: &Vmcs12, memory: &impl GuestMemory) -> Route {
+    match reason {
+        ExitReason::EPT_VIOLATION | ExitReason::EPT_MISCONFIGURATION => Route::NestedPaging,
+        ExitReason::RDMSR if !intercepts_msr(vmcs12, memory, rcx as u32, Access::Read) => Route::HostMsr,
+        ExitReason::WRMSR if !intercepts_msr(vmcs12, memory, rcx as u32, Access::Write) => Route::HostMsr,
+        _ => Route::Reflect,
+    }
+}
+
+/// Whether VMCS12 makes this access exit (SDM 26.1.3, RDMSR and WRMSR).
+fn intercepts_msr(vmcs12: &Vmcs12, memory: &impl GuestMemory, msr: u32, access: Access) -> bool {
+    if !Primary::from_bits_retain(vmcs12.get(PRIMARY_CONTROLS)).contains(Primary::USE_MSR_BITMAPS) {
+        return true;
+    }
+    let Some((byte, bit)) = bitmap_bit(msr, access) else { return true };
+    let mut bits = [0];
+    memory.read(Gpa(vmcs12.get(MSR_BITMAP)) + byte as u64, &mut bits);
+    bits[0] >> bit & 1 != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{FakeMemory, skylake_caps};
+    use crate::msr::IA32_FEATURE_CONTROL;
+
+    #[test]
+    fn every_reason_but_four_is_reflected_even_an_unknown_one() {
+        let (memory, vmcs12) = (FakeMemory::new(0x2000), Vmcs12::new(Gpa(0), &skylake_caps()));
+        for number in 0..0x1_0000 {
+            let reason = ExitReason(number);
+            let expected = match number {
+                48 | 49 => Route::NestedPaging,
+                _ => Route::Reflect,
+            };
+            assert_eq!(route(reason, 0, &vmcs12, &memory), expected, "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn an_msr_the_bitmap_lets_through_is_the_hosts_and_one_outside_the_ranges_is_reflected() {
+        let memory = FakeMemory::new(0x2000);
+        let mut vmcs12 = Vmcs12::new(Gpa(0), &skylake_caps());
+        vmcs12.set(PRIMARY_CONTROLS, Primary::USE_MSR_BITMAPS.bits());
+        vmcs12.set(MSR_BITMAP, 0x1000);
+        let go = |reason, msr: u32| route(reason, msr.into(), &vmcs12, &memory);
+        assert_eq!(go(ExitReason::RDMSR, IA32_FEATURE_CONTROL), Route::HostMsr);
+        assert_eq!(go(ExitReason::RDMSR, 0x4000_0000), Route::Reflect);
+        let (byte, bit) = bitmap_bit(IA32_FEATURE_CONTROL, Access::Write).unwrap();
+        memory.write(Gpa(0x1000 + byte as u64), &[1 << bit]);
+        assert_eq!(go(ExitReason::WRMSR, IA32_FEATURE_CONTROL), Route::Reflect);
+        assert_eq!(go(ExitReason::RDMSR, IA32_FEATURE_CONTROL), Route::HostMsr);
+    }
+}

@@ -1,0 +1,143 @@
+//! From vmcs02 back to VMCS12 when a nested guest has run (SDM 28.2 and 28.3: recording exit information, saving guest state).
+
+use crate::caps::VmxCaps;
+use crate::controls::{EntryControls, ExitControls, Secondary};
+use crate::exit::InterruptionInfo;
+use crate::fields::*;
+use crate::hw::VmcsAccess;
+use crate::index::FieldSet;
+use crate::vmcs12::Vmcs12;
+
+/// Guest state that a VM exit saves, whatever the controls.
+const SAVED: FieldSet = with_merge(Merge::Guest);
+/// The part of it that a guest hypervisor looks at on most exits: brought back on every exit. The rest waits until somebody asks.
+const HOT: FieldSet = SAVED.and(&SHADOWED);
+const RARE: FieldSet = SAVED.minus(&HOT);
+
+const EXIT_INFO: FieldSet = with_merge(Merge::ExitInfo);
+const DEBUG: FieldSet = FieldSet::of(&[GUEST_DEBUGCTL.id(), GUEST_DR7.id()]);
+const PAT: FieldSet = FieldSet::of(&[GUEST_PAT.id()]);
+const EFER: FieldSet = FieldSet::of(&[GUEST_EFER.id()]);
+const PDPTES: FieldSet = FieldSet::of(&[GUEST_PDPTE0.id(), GUEST_PDPTE1.id(), GUEST_PDPTE2.id(), GUEST_PDPTE3.id()]);
+
+/// The sets of fields that the functions here work through, for one set of capabilities: computed once.
+#[derive(Clone, Debug)]
+pub struct SyncSets {
+    hot: FieldSet,
+    rare: FieldSet,
+    exit_info: FieldSet,
+    stores_lma: bool,
+}
+
+impl SyncSets {
+    /// For a guest hypervisor that was offered `caps`.
+    pub fn new(caps: &VmxCaps) -> Self {
+        let fields = caps.fields();
+        Self {
+            hot: HOT.and(&fields),
+            rare: RARE.and(&fields),
+            exit_info: EXIT_INFO.and(&fields),
+            stores_lma: caps.stores_lma(),
+        }
+    }
+}
+
+/// Saves what an exit of a nested guest that ran leaves in its VMCS: guest state now or on demand, controls that exits change.
+pub fn save_guest_state(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, sets: &SyncSets) {
+    for id in sets.hot.iter() {
+        vmcs12.set_synced(id, vmcs02.read_raw(id));
+    }
+    let exit = ExitControls::from_bits_retain(vmcs12.get(EXIT_CONTROLS));
+    let mut stale = sets.rare;
+    let mut kept = FieldSet::EMPTY;
+    // A value that is not saved is loaded again by the next entry, over what the nested guest has made of it.
+    for (control, fields) in
+        [(ExitControls::SAVE_DEBUG_CONTROLS, &DEBUG), (ExitControls::SAVE_PAT, &PAT), (ExitControls::SAVE_EFER, &EFER)]
+    {
+        if exit.contains(control) {
+            stale = stale.or(fields);
+        } else {
+            kept = kept.or(fields);
+        }
+    }
+    if vmcs12.has_secondary(Secondary::ENABLE_EPT) {
+        stale = stale.or(&PDPTES);
+    }
+    vmcs12.stale = stale;
+    vmcs12.dirty = vmcs12.dirty.or(&kept);
+    if exit.contains(ExitControls::SAVE_PREEMPTION_TIMER) {
+        vmcs12.set_synced(PREEMPTION_TIMER_VALUE.id(), vmcs02.read_raw(PREEMPTION_TIMER_VALUE.id()));
+    }
+    if sets.stores_lma {
+        const LMA: u32 = EntryControls::IA32E_MODE_GUEST.bits();
+        let controls = vmcs12.get(ENTRY_CONTROLS) & !LMA | vmcs02.read(ENTRY_CONTROLS) & LMA;
+        vmcs12.set_synced(ENTRY_CONTROLS.id(), controls.into());
+    }
+    let injected = InterruptionInfo(vmcs12.get(ENTRY_INTERRUPTION_INFO));
+    vmcs12.set_synced(ENTRY_INTERRUPTION_INFO.id(), injected.invalidated().0.into());
+}
+
+/// Records the exit information of the exit that vmcs02 just took.
+pub fn save_exit_info(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, sets: &SyncSets) {
+    for id in sets.exit_info.iter() {
+        vmcs12.set_synced(id, vmcs02.read_raw(id));
+    }
+}
+
+/// Brings all stale guest state up to date.
+pub fn save_stale(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12) {
+    let stale = core::mem::take(&mut vmcs12.stale);
+    for id in stale.iter() {
+        vmcs12.set_synced(id, vmcs02.read_raw(id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{FakeVmcs, skylake_caps};
+    use ept::Gpa;
+
+    fn vmcs12() -> Vmcs12 {
+        let mut vmcs12 = Vmcs12::new(Gpa(0), &skylake_caps().offered());
+        vmcs12.dirty = FieldSet::EMPTY;
+        vmcs12
+    }
+
+    #[test]
+    fn hot_guest_state_comes_back_at_once_and_the_rest_on_demand() {
+        let caps = skylake_caps();
+        let (mut vmcs02, mut vmcs12, sets) = (FakeVmcs::new(&caps), vmcs12(), SyncSets::new(&caps.offered()));
+        vmcs02.poke(GUEST_RIP.id(), 0x1000);
+        vmcs02.poke(GUEST_TR_BASE.id(), 0x2000);
+        save_guest_state(&vmcs02, &mut vmcs12, &sets);
+        assert_eq!(vmcs12.get(GUEST_RIP), 0x1000);
+        assert!(vmcs12.stale.contains(GUEST_TR_BASE.id()));
+        save_stale(&vmcs02, &mut vmcs12);
+        assert_eq!(vmcs12.get(GUEST_TR_BASE), 0x2000);
+        assert!(!vmcs12.dirty.contains(GUEST_TR_BASE.id()), "vmcs02 has it already");
+    }
+
+    #[test]
+    fn a_value_that_the_exit_does_not_save_is_loaded_again() {
+        let caps = skylake_caps();
+        let (mut vmcs02, mut vmcs12, sets) = (FakeVmcs::new(&caps), vmcs12(), SyncSets::new(&caps.offered()));
+        vmcs12.set_synced(GUEST_EFER.id(), 0x500);
+        vmcs12.set_synced(EXIT_CONTROLS.id(), ExitControls::SAVE_DEBUG_CONTROLS.bits().into());
+        vmcs02.poke(GUEST_EFER.id(), 0xd01);
+        save_guest_state(&vmcs02, &mut vmcs12, &sets);
+        assert_eq!(vmcs12.get(GUEST_EFER), 0x500);
+        assert!(vmcs12.dirty.contains(GUEST_EFER.id()) && vmcs12.stale.contains(GUEST_DR7.id()));
+    }
+
+    #[test]
+    fn every_exit_clears_the_valid_bit_of_the_injection_and_stores_lma() {
+        let caps = skylake_caps();
+        let (mut vmcs02, mut vmcs12, sets) = (FakeVmcs::new(&caps), vmcs12(), SyncSets::new(&caps.offered()));
+        vmcs12.set_synced(ENTRY_INTERRUPTION_INFO.id(), 0x8000_0b0e);
+        vmcs02.poke(ENTRY_CONTROLS.id(), EntryControls::IA32E_MODE_GUEST.bits().into());
+        save_guest_state(&vmcs02, &mut vmcs12, &sets);
+        assert_eq!(vmcs12.get(ENTRY_INTERRUPTION_INFO), 0xb0e);
+        assert_eq!(vmcs12.get(ENTRY_CONTROLS), EntryControls::IA32E_MODE_GUEST.bits());
+    }
+}

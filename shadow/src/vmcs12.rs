@@ -1,0 +1,192 @@
+//! VMCS12: the VMCS that the guest hypervisor built, cached in the host's memory while it is current.
+//!
+//! In the guest hypervisor's memory a VMCS region holds, from its first byte: revision identifier, VMX-abort indicator, launch state,
+//! and, from byte 16, one 64-bit word per row of the field table. Nobody but l1hv may know this (SDM 25.2: "the format is
+//! implementation-specific").
+
+use crate::caps::VmxCaps;
+use crate::controls::{Primary, Secondary};
+use crate::fields::{FIELD_COUNT, FIELDS, Field, FieldId, FieldValue, PRIMARY_CONTROLS, SECONDARY_CONTROLS};
+use crate::hw::GuestMemory;
+use crate::index::FieldSet;
+use ept::Gpa;
+
+const ABORT_OFFSET: u64 = 4;
+const LAUNCH_STATE_OFFSET: u64 = 8;
+const FIELDS_OFFSET: u64 = 16;
+const _: () = assert!(FIELDS_OFFSET as usize + 8 * FIELD_COUNT <= 4096, "a VMCS region is a page");
+
+/// SDM 25.1 "Overview": the launch state of a VMCS.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum LaunchState {
+    /// VMLAUNCH is possible.
+    Clear = 0,
+    /// VMRESUME is possible.
+    Launched = 1,
+}
+
+/// The current VMCS12.
+#[derive(Clone, Debug)]
+pub struct Vmcs12 {
+    words: [u64; FIELD_COUNT],
+    /// The current-VMCS pointer.
+    pub pointer: Gpa,
+    /// Its launch state.
+    pub launch_state: LaunchState,
+    /// Fields that were written since vmcs02 last got them.
+    pub dirty: FieldSet,
+    /// Guest state for which vmcs02 has a newer value than `words`. Never shares a member with `dirty`.
+    pub stale: FieldSet,
+}
+
+impl Vmcs12 {
+    /// Reads a VMCS region. Its content is the guest hypervisor's, so words are cut to their fields' widths.
+    pub fn load(memory: &impl GuestMemory, pointer: Gpa, caps: &VmxCaps) -> Self {
+        let launched = memory.read_u32(pointer + LAUNCH_STATE_OFFSET) == LaunchState::Launched as u32;
+        let mut vmcs12 = Self::new(pointer, caps);
+        vmcs12.launch_state = if launched { LaunchState::Launched } else { LaunchState::Clear };
+        let mut bytes = [0; 8 * FIELD_COUNT];
+        memory.read(pointer + FIELDS_OFFSET, &mut bytes);
+        let (chunks, _) = bytes.as_chunks::<8>();
+        for ((word, chunk), info) in vmcs12.words.iter_mut().zip(chunks).zip(&FIELDS) {
+            *word = u64::from_le_bytes(*chunk) & info.encoding.width().mask();
+        }
+        vmcs12
+    }
+
+    /// A VMCS whose fields are all 0.
+    pub fn new(pointer: Gpa, caps: &VmxCaps) -> Self {
+        Self {
+            words: [0; FIELD_COUNT],
+            pointer,
+            launch_state: LaunchState::Clear,
+            dirty: caps.fields(),
+            stale: FieldSet::EMPTY,
+        }
+    }
+
+    /// Writes the region back. Stale fields must have been synchronised.
+    pub fn store(&self, memory: &impl GuestMemory) {
+        debug_assert!(self.stale.is_empty());
+        memory.write_u32(self.pointer + LAUNCH_STATE_OFFSET, self.launch_state as u32);
+        let mut bytes = [0; 8 * FIELD_COUNT];
+        let (chunks, _) = bytes.as_chunks_mut::<8>();
+        for (chunk, word) in chunks.iter_mut().zip(self.words) {
+            *chunk = word.to_le_bytes();
+        }
+        memory.write(self.pointer + FIELDS_OFFSET, &bytes);
+    }
+
+    /// A field's value.
+    #[inline(always)]
+    pub fn get<T: FieldValue>(&self, field: Field<T>) -> T {
+        T::from_word(self.word(field.id()))
+    }
+
+    /// Sets a field; vmcs02 gets it at the next entry if it differs.
+    #[inline]
+    pub fn set<T: FieldValue>(&mut self, field: Field<T>, value: T) {
+        self.set_word(field.id(), value.into_word());
+    }
+
+    /// A field's value as a word.
+    #[inline(always)]
+    pub fn word(&self, id: FieldId) -> u64 {
+        debug_assert!(!self.stale.contains(id), "vmcs02 has a newer value");
+        self.words[id.row()]
+    }
+
+    /// Sets a field from a word that fits its width.
+    #[inline]
+    pub fn set_word(&mut self, id: FieldId, word: u64) {
+        let slot = &mut self.words[id.row()];
+        if *slot != word || self.stale.contains(id) {
+            *slot = word;
+            self.stale.remove(id);
+            self.dirty.insert(id);
+        }
+    }
+
+    /// Whether a secondary control is in effect.
+    #[inline]
+    pub fn has_secondary(&self, bit: Secondary) -> bool {
+        let primary = Primary::from_bits_retain(self.get(PRIMARY_CONTROLS));
+        primary.contains(Primary::ACTIVATE_SECONDARY) && self.get(SECONDARY_CONTROLS) & bit.bits() != 0
+    }
+
+    /// Records what vmcs02 holds already: the field is neither dirty nor stale afterwards.
+    #[inline]
+    pub fn set_synced(&mut self, id: FieldId, word: u64) {
+        self.words[id.row()] = word;
+    }
+}
+
+/// Clears a VMCS region that is not current (SDM 31.3 "VMCLEAR").
+pub fn clear_region(memory: &impl GuestMemory, pointer: Gpa) {
+    memory.write_u32(pointer + LAUNCH_STATE_OFFSET, LaunchState::Clear as u32);
+}
+
+/// The first word of a VMCS region: revision identifier in bits 30:0, shadow-VMCS indicator in bit 31.
+pub fn region_revision(memory: &impl GuestMemory, pointer: Gpa) -> u32 {
+    memory.read_u32(pointer)
+}
+
+/// Writes the VMX-abort indicator (SDM 28.7 "VMX Aborts").
+pub fn write_abort_indicator(memory: &impl GuestMemory, pointer: Gpa, reason: u32) {
+    memory.write_u32(pointer + ABORT_OFFSET, reason);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{FakeMemory, skylake_caps};
+    use crate::fields::*;
+
+    const REGION: Gpa = Gpa(0x5000);
+
+    #[test]
+    fn a_region_comes_back_as_it_was_stored() {
+        let (memory, caps) = (FakeMemory::new(0x10000), skylake_caps().offered());
+        let mut vmcs12 = Vmcs12::new(REGION, &caps);
+        vmcs12.set(GUEST_RIP, 0xffff_ffff_8100_0000);
+        vmcs12.set(GUEST_CS_SELECTOR, 0x10);
+        vmcs12.launch_state = LaunchState::Launched;
+        vmcs12.store(&memory);
+        let loaded = Vmcs12::load(&memory, REGION, &caps);
+        assert_eq!(loaded.get(GUEST_RIP), 0xffff_ffff_8100_0000);
+        assert_eq!(loaded.get(GUEST_CS_SELECTOR), 0x10);
+        assert_eq!(loaded.launch_state, LaunchState::Launched);
+        assert_eq!(loaded.dirty, caps.fields(), "vmcs02 holds nothing of it yet");
+    }
+
+    #[test]
+    fn a_hostile_region_yields_values_that_fit_their_fields() {
+        let (memory, caps) = (FakeMemory::new(0x10000), skylake_caps().offered());
+        memory.write(REGION, &[0xff; 4096]);
+        let loaded = Vmcs12::load(&memory, REGION, &caps);
+        for id in FieldId::all() {
+            assert_eq!(loaded.word(id) & !id.encoding().width().mask(), 0, "{id:?}");
+        }
+        assert_eq!(loaded.launch_state, LaunchState::Clear, "an unknown launch state is not launched");
+    }
+
+    #[test]
+    fn writing_the_value_a_field_has_does_not_make_it_dirty() {
+        let mut vmcs12 = Vmcs12::new(REGION, &skylake_caps().offered());
+        vmcs12.dirty = FieldSet::EMPTY;
+        vmcs12.set(GUEST_RSP, 0);
+        assert!(vmcs12.dirty.is_empty());
+        vmcs12.set(GUEST_RSP, 8);
+        assert!(vmcs12.dirty.contains(GUEST_RSP.id()));
+    }
+
+    #[test]
+    fn writing_a_stale_field_always_makes_it_dirty() {
+        let mut vmcs12 = Vmcs12::new(REGION, &skylake_caps().offered());
+        vmcs12.dirty = FieldSet::EMPTY;
+        vmcs12.stale.insert(GUEST_ES_BASE.id());
+        vmcs12.set(GUEST_ES_BASE, 0);
+        assert!(vmcs12.dirty.contains(GUEST_ES_BASE.id()) && vmcs12.stale.is_empty());
+    }
+}
