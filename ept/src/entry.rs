@@ -1,0 +1,221 @@
+//! An EPT entry (SDM 29.3.2 "EPT Translation Mechanism", Tables 29-1 to 29-7).
+
+use crate::PageSize;
+
+/// Access rights: bits 2:0 of an entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Rights(u64);
+
+impl Rights {
+    /// No access.
+    pub const NONE: Self = Self(0);
+    /// Data reads.
+    pub const READ: Self = Self(1);
+    /// Data writes.
+    pub const WRITE: Self = Self(2);
+    /// Instruction fetches.
+    pub const EXECUTE: Self = Self(4);
+    /// Reads, writes and fetches.
+    pub const ALL: Self = Self(7);
+
+    /// From bits 2:0; others are dropped.
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits & 7)
+    }
+
+    /// As bits 2:0.
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Rights in both.
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// Rights in either.
+    pub const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// These rights without some others.
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// Whether all of `other` are among these.
+    pub const fn contain(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// An EPT memory type: bits 5:3 of a leaf. Values 2, 3 and 7 are reserved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MemoryType(pub u8);
+
+impl MemoryType {
+    /// Uncacheable.
+    pub const UNCACHEABLE: Self = Self(0);
+    /// Write-combining.
+    pub const WRITE_COMBINING: Self = Self(1);
+    /// Write-through.
+    pub const WRITE_THROUGH: Self = Self(4);
+    /// Write-protected.
+    pub const WRITE_PROTECTED: Self = Self(5);
+    /// Write-back.
+    pub const WRITE_BACK: Self = Self(6);
+
+    /// Whether the processor knows it.
+    pub const fn is_defined(self) -> bool {
+        matches!(self.0, 0 | 1 | 4 | 5 | 6)
+    }
+}
+
+/// An entry of any level. Every 64-bit value is representable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(transparent)]
+pub struct Entry(pub u64);
+
+impl Entry {
+    /// Nothing is mapped.
+    pub const NOT_PRESENT: Self = Self(0);
+    /// Accessed, if the EPTP enables accessed and dirty flags.
+    pub const ACCESSED: u64 = 1 << 8;
+    /// Dirty, likewise; leaves only.
+    pub const DIRTY: u64 = 1 << 9;
+
+    const IGNORE_PAT: u64 = 1 << 6;
+    const LARGE: u64 = 1 << 7;
+    const ADDRESS: u64 = ((1 << 52) - 1) & !0xfff;
+
+    /// Points to a table and restricts nothing.
+    pub const fn table(address: u64) -> Self {
+        Self(address & Self::ADDRESS | Rights::ALL.0)
+    }
+
+    /// Maps a page.
+    pub const fn leaf(address: u64, size: PageSize, rights: Rights, memory_type: MemoryType, ignore_pat: bool) -> Self {
+        let large = if matches!(size, PageSize::Size4K) { 0 } else { Self::LARGE };
+        let ignore_pat = if ignore_pat { Self::IGNORE_PAT } else { 0 };
+        Self(
+            address & Self::ADDRESS & !(size.bytes() - 1) | large | ignore_pat | (memory_type.0 as u64) << 3 | rights.0,
+        )
+    }
+
+    /// Whether any right is granted (without mode-based execute control).
+    pub const fn is_present(self) -> bool {
+        self.0 & Rights::ALL.0 != 0
+    }
+
+    /// Its rights.
+    pub const fn rights(self) -> Rights {
+        Rights::from_bits(self.0)
+    }
+
+    /// Whether it maps a page: always at level 1, by bit 7 at levels 2 and 3.
+    pub const fn is_leaf(self, level: u32) -> bool {
+        level == 1 || matches!(level, 2 | 3) && self.0 & Self::LARGE != 0
+    }
+
+    /// The address of the table or page.
+    pub const fn address(self) -> u64 {
+        self.0 & Self::ADDRESS
+    }
+
+    /// The memory type of a leaf.
+    pub const fn memory_type(self) -> MemoryType {
+        MemoryType((self.0 >> 3 & 7) as u8)
+    }
+
+    /// Ignore PAT: the leaf's memory type is final.
+    pub const fn ignores_pat(self) -> bool {
+        self.0 & Self::IGNORE_PAT != 0
+    }
+
+    /// Whether the dirty flag is set.
+    pub const fn is_dirty(self) -> bool {
+        self.0 & Self::DIRTY != 0
+    }
+
+    /// Whether the processor reports this entry, met at `level`, as an EPT misconfiguration (SDM 29.3.3.1 "EPT Misconfigurations").
+    /// An entry that is not present is never one.
+    pub const fn is_misconfigured(self, level: u32, features: &Features) -> bool {
+        if !self.is_present() {
+            return false;
+        }
+        let rights = self.rights();
+        let write_without_read = rights.contain(Rights::WRITE) && !rights.contain(Rights::READ);
+        let execute_only = rights.0 == Rights::EXECUTE.0 && !features.execute_only;
+        let reserved = self.0 & self.reserved(level, features) != 0;
+        let bad_type = self.is_leaf(level) && !self.memory_type().is_defined();
+        write_without_read || execute_only || reserved || bad_type
+    }
+
+    const fn reserved(self, level: u32, features: &Features) -> u64 {
+        const LOW_OF_TABLE: u64 = 0x78;
+        let beyond = Self::ADDRESS & !((1 << features.physical_bits) - 1);
+        let leaf = self.is_leaf(level);
+        let by_level = match level {
+            1 => 0,
+            2 | 3 if leaf => (1 << (12 + 9 * (level - 1))) - 0x1000,
+            2 | 3 => LOW_OF_TABLE,
+            _ => LOW_OF_TABLE | Self::LARGE,
+        };
+        let no_1g = if level == 3 && leaf && !features.page_1g { Self::LARGE } else { 0 };
+        let no_2m = if level == 2 && leaf && !features.page_2m { Self::LARGE } else { 0 };
+        beyond | by_level | no_1g | no_2m
+    }
+}
+
+/// What of EPT a processor has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Features {
+    /// Physical-address width.
+    pub physical_bits: u32,
+    /// Execute-only translations.
+    pub execute_only: bool,
+    /// 2-MiB pages.
+    pub page_2m: bool,
+    /// 1-GiB pages.
+    pub page_1g: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub const FEATURES: Features = Features { physical_bits: 40, execute_only: false, page_2m: true, page_1g: false };
+
+    #[test]
+    fn a_leaf_comes_apart_again() {
+        let leaf = Entry::leaf(0x4020_0000, PageSize::Size2M, Rights::ALL, MemoryType::WRITE_BACK, true);
+        assert_eq!(leaf.0, 0x4020_00f7);
+        assert!(leaf.is_leaf(2) && leaf.is_leaf(1) && !leaf.is_leaf(4));
+        assert_eq!((leaf.address(), leaf.memory_type()), (0x4020_0000, MemoryType::WRITE_BACK));
+    }
+
+    #[test]
+    fn misconfigurations_are_those_of_the_sdm() {
+        let cases = [
+            ("write without read", 0x2, 1, true),
+            ("write and execute without read", 0x6, 4, true),
+            ("execute-only, not supported", 0x1034, 1, true),
+            ("read-only page", 0x1031, 1, false),
+            ("memory type 2", 0x1011, 1, true),
+            ("memory type is not one of a table", 0x1011, 2, true),
+            ("table", 0x1007, 4, false),
+            ("PML4E with bit 7", 0x1087, 4, true),
+            ("1-GiB page, not supported", 0x4000_00b7, 3, true),
+            ("2-MiB page", 0x20_00b7, 2, false),
+            ("2-MiB page with bit 12", 0x20_10b7, 2, true),
+            ("beyond the physical-address width", 1 << 40 | 0x37, 1, true),
+            ("not present, whatever else", 0xffff_ffff_ffff_fff8, 1, false),
+            ("ignored bits", 0xfff0_0000_0000_1837, 1, false),
+        ];
+        for (name, bits, level, expected) in cases {
+            assert_eq!(Entry(bits).is_misconfigured(level, &FEATURES), expected, "{name}");
+        }
+        assert!(!Entry(0x1034).is_misconfigured(1, &Features { execute_only: true, ..FEATURES }));
+        assert!(!Entry(0x4000_00b7).is_misconfigured(3, &Features { page_1g: true, ..FEATURES }));
+    }
+}

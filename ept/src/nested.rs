@@ -1,0 +1,189 @@
+//! EPT02: the cache of compositions of EPT12 over EPT01, one root for each EPTP12 in use.
+
+use crate::entry::Features;
+use crate::map::{Mapping, OutOfTables, free_tables, lookup, map_page};
+use crate::table::TableMemory;
+use crate::violation::Qualification;
+use crate::walk::{GuestTables, Translation, WalkError, walk};
+use crate::{Entry, Eptp, Hpa, NestedGpa, PageSize};
+use arrayvec::ArrayVec;
+
+/// How many EPT02s are kept.
+pub const ROOTS: usize = 16;
+const ROOT_LEVEL: u32 = 4;
+
+/// What became of a violation of EPT02.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fill {
+    /// EPT02 has the translation now; the nested guest can go on.
+    Mapped,
+    /// EPT12 forbids the access: an EPT violation for the guest hypervisor, with this qualification.
+    Violation(Qualification),
+    /// EPT12 is misconfigured: an EPT misconfiguration for the guest hypervisor.
+    Misconfiguration,
+    /// EPT12 permits it, but EPT01 does not map the address that it leads to.
+    NotInEpt01(crate::Gpa),
+}
+
+/// Translations were dropped: INVEPT must follow before a guest runs on that EPT02 again.
+#[must_use = "the processor still caches what was dropped"]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Dropped {
+    /// Nothing was cached.
+    Nothing,
+    /// Those of one EPT02.
+    One(Eptp),
+    /// Those of several.
+    All,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Root {
+    eptp12: Eptp,
+    table: Hpa,
+    last_used: u64,
+}
+
+impl Root {
+    fn eptp02(&self) -> Eptp {
+        // With the same flag in EPT02 the processor treats accesses to guest paging structures as EPT12's owner expects.
+        Eptp::new(self.table.0, self.eptp12.accessed_dirty())
+    }
+}
+
+/// The cache.
+#[derive(Debug)]
+pub struct NestedPaging {
+    roots: ArrayVec<Root, ROOTS>,
+    clock: u64,
+    features: Features,
+}
+
+impl NestedPaging {
+    /// Nothing cached. `features` are those offered to the guest hypervisor.
+    pub const fn new(features: Features) -> Self {
+        Self { roots: ArrayVec::new_const(), clock: 0, features }
+    }
+
+    /// The EPT02 for an EPTP12, made empty if there is none yet.
+    pub fn activate(&mut self, tables: &mut impl TableMemory, eptp12: Eptp) -> Result<(Eptp, Dropped), OutOfTables> {
+        self.clock += 1;
+        if let Some(root) = self.roots.iter_mut().find(|root| root.eptp12 == eptp12) {
+            root.last_used = self.clock;
+            return Ok((root.eptp02(), Dropped::Nothing));
+        }
+        let mut dropped = Dropped::Nothing;
+        if self.roots.is_full() {
+            dropped = self.drop_least_recent(tables);
+        }
+        let table = match tables.allocate() {
+            Some(table) => table,
+            None => {
+                dropped = self.drop_all(tables);
+                tables.allocate().ok_or(OutOfTables)?
+            }
+        };
+        let root = Root { eptp12, table, last_used: self.clock };
+        self.roots.push(root);
+        Ok((root.eptp02(), dropped))
+    }
+
+    /// Repairs a violation of the EPT02 of `eptp12`, if it is the host's to repair. When the table budget is spent, all cached
+    /// translations of this EPT02 go first.
+    pub fn fill(
+        &mut self,
+        tables: &mut impl TableMemory,
+        guest: &mut impl GuestTables,
+        ept01: Hpa,
+        eptp12: Eptp,
+        address: NestedGpa,
+        qualification: Qualification,
+    ) -> (Fill, Dropped) {
+        let translation = match walk(guest, eptp12, &self.features, address, qualification.access()) {
+            Ok(translation) => translation,
+            Err(WalkError::Violation(rights)) => {
+                return (Fill::Violation(qualification.against(rights)), Dropped::Nothing);
+            }
+            Err(WalkError::Misconfiguration) => return (Fill::Misconfiguration, Dropped::Nothing),
+        };
+        let gpa = translation.page + address.offset_in(translation.size);
+        let Some(below) = lookup(tables, ept01, gpa.0) else { return (Fill::NotInEpt01(gpa), Dropped::Nothing) };
+        let (leaf, size) = compose(&translation, &below, address);
+        let Some(root) = self.roots.iter().find(|root| root.eptp12 == eptp12).copied() else {
+            return (Fill::Mapped, Dropped::All);
+        };
+        if map_page(tables, root.table, address.0, size, leaf).is_ok() {
+            return (Fill::Mapped, Dropped::Nothing);
+        }
+        self.empty_all(tables);
+        // An empty EPT02 needs at most three tables for one page; the budget is checked at boot to have them.
+        let _ = map_page(tables, root.table, address.0, size, leaf);
+        (Fill::Mapped, Dropped::All)
+    }
+
+    /// INVEPT, single-context: by address bits, whatever the EPTP's flags.
+    pub fn invalidate(&mut self, tables: &mut impl TableMemory, eptp12: Eptp) -> Dropped {
+        let mut dropped = Dropped::Nothing;
+        for root in self.roots.iter().filter(|root| root.eptp12.root() == eptp12.root()) {
+            empty(tables, root.table);
+            dropped = match dropped {
+                Dropped::Nothing => Dropped::One(root.eptp02()),
+                _ => Dropped::All,
+            };
+        }
+        dropped
+    }
+
+    /// INVEPT, global.
+    pub fn invalidate_all(&mut self, tables: &mut impl TableMemory) -> Dropped {
+        self.empty_all(tables);
+        if self.roots.is_empty() { Dropped::Nothing } else { Dropped::All }
+    }
+
+    fn empty_all(&mut self, tables: &mut impl TableMemory) {
+        for root in &self.roots {
+            empty(tables, root.table);
+        }
+    }
+
+    fn drop_least_recent(&mut self, tables: &mut impl TableMemory) -> Dropped {
+        let oldest = self.roots.iter().enumerate().min_by_key(|(_, root)| root.last_used).map(|(at, _)| at);
+        match oldest {
+            None => Dropped::Nothing,
+            Some(at) => {
+                let root = self.roots.swap_remove(at);
+                free_tables(tables, root.table, ROOT_LEVEL);
+                Dropped::One(root.eptp02())
+            }
+        }
+    }
+
+    fn drop_all(&mut self, tables: &mut impl TableMemory) -> Dropped {
+        for root in self.roots.drain(..) {
+            free_tables(tables, root.table, ROOT_LEVEL);
+        }
+        Dropped::All
+    }
+}
+
+/// The leaf of EPT02 for an address: rights of both, the smaller page, EPT12's memory type (with EPT on, a processor looks at no MTRR).
+fn compose(above: &Translation, below: &Mapping, address: NestedGpa) -> (Entry, PageSize) {
+    let size = above.size.min(below.size);
+    let gpa = above.page + address.offset_in(above.size);
+    let hpa = Hpa(below.leaf.address()).align_down(below.size) + gpa.offset_in(below.size);
+    let rights = above.rights.and(below.leaf.rights());
+    (Entry::leaf(hpa.align_down(size).0, size, rights, above.memory_type, above.ignore_pat), size)
+}
+
+fn empty(tables: &mut impl TableMemory, root: Hpa) {
+    for at in 0..crate::table::ENTRIES {
+        let entry = tables.read(root, at);
+        if entry.is_present() {
+            tables.write(root, at, Entry::NOT_PRESENT);
+            free_tables(tables, Hpa(entry.address()), ROOT_LEVEL - 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
