@@ -16,6 +16,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod acpi;
 pub mod cmdline;
 #[cfg(target_os = "none")]
 pub mod entry;

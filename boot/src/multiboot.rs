@@ -266,6 +266,7 @@ mod tests {
     use proptest::prelude::*;
     use std::string::ToString;
     use std::vec;
+    use std::vec::Vec;
 
     const BASE: u32 = 0x9000;
     const MAP: usize = 0x100;
@@ -311,7 +312,7 @@ mod tests {
         BootInfo::parse(memory, LOADER_MAGIC, BASE)
     }
 
-    fn texts(info: &BootInfo) -> std::vec::Vec<&str> {
+    fn texts(info: &BootInfo) -> Vec<&str> {
         let arguments = info.modules.iter().map(|module| info.module_arguments(module));
         core::iter::once(info.command_line()).chain(arguments).map(|text| str::from_utf8(text).unwrap()).collect()
     }

@@ -12,6 +12,7 @@ use crate::arch::gdt::{self, HostSegments};
 use crate::arch::phys::BootMemory;
 use crate::arch::takeover::{LoadGuestError, Takeover, TakeoverError, take_over};
 use crate::mem::{GuestRam, HostRegion, OutOfHostMemory, PhysAllocator};
+use crate::processors;
 use crate::run;
 use crate::stop::{StopReason, stop};
 
@@ -60,7 +61,8 @@ pub fn run(magic: u32, info: u32) -> ! {
         Err(error) => stop_takeover(&error),
     };
     log::info!("host memory: {}..{}", machine.region.start, machine.region.end);
-    let entry = match machine.load_guest(&boot_info, None) {
+    let acpi_rsdp = processors::keep_one(&machine.guest_ram);
+    let entry = match machine.load_guest(&boot_info, acpi_rsdp) {
         Ok(entry) => entry,
         Err(error) => stop_load(&error),
     };

@@ -18,6 +18,7 @@ mod boot_flow;
 mod log;
 mod mem;
 mod panic;
+mod processors;
 mod run;
 mod stop;
 

@@ -4,6 +4,8 @@
 //! the guest's boot protocol wants in low memory are composed in a scratch buffer of the host and copied like the rest.
 
 mod builder;
+#[cfg(test)]
+mod fixtures;
 pub mod linux;
 pub mod multiboot;
 

@@ -1,6 +1,7 @@
 //! The few processor instructions that are neither VMX, MSR nor port accesses.
 
 use core::arch::asm;
+use core::arch::x86_64::__cpuid;
 
 use boot::machine::VmxSupport;
 
@@ -47,7 +48,14 @@ pub fn cr2() -> u64 {
 
 /// Whether the processor maps 1 GiB pages: CPUID.80000001H:EDX[26].
 pub fn has_1gib_pages() -> bool {
-    core::arch::x86_64::__cpuid(0x8000_0001).edx & 1 << 26 != 0
+    __cpuid(0x8000_0001).edx & 1 << 26 != 0
+}
+
+/// This processor's APIC id: from the extended topology leaf, or from leaf 1 in a processor without it.
+pub fn apic_id() -> u32 {
+    const TOPOLOGY: u32 = 0xb;
+    let has_topology = __cpuid(0).eax >= TOPOLOGY && __cpuid(TOPOLOGY).ebx != 0;
+    if has_topology { __cpuid(TOPOLOGY).edx } else { __cpuid(1).ebx >> 24 }
 }
 
 /// Reads what [`VmxSupport::check`] needs to know.
@@ -56,7 +64,7 @@ pub fn vmx_support() -> VmxSupport {
         IA32_EFER, IA32_FEATURE_CONTROL, IA32_VMX_EPT_VPID_CAP, IA32_VMX_PROCBASED_CTLS, IA32_VMX_PROCBASED_CTLS2,
     };
     const EFER_NXE: u64 = 1 << 11;
-    let vmx = core::arch::x86_64::__cpuid(1).ecx & 1 << 5 != 0;
+    let vmx = __cpuid(1).ecx & 1 << 5 != 0;
     // Without VMX none of its MSRs exists, and some emulators answer an absent MSR with 0 instead of a fault.
     let vmx_msr = |number| if vmx { msr::try_read(number).unwrap_or(0) } else { 0 };
     VmxSupport {

@@ -1,0 +1,190 @@
+use super::*;
+use crate::phys::FakePhys;
+use proptest::prelude::*;
+use std::vec::Vec;
+
+const RSDP: u64 = 0xe_0040;
+const RSDT: u64 = 0x2000;
+const MADT: u64 = 0x3000;
+const MP_POINTER: u64 = 0xf_0050;
+const MP_TABLE: u64 = 0x4000;
+
+fn seal(bytes: &mut [u8], checksum_at: usize) {
+    bytes[checksum_at] = 0;
+    let sum = bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+    bytes[checksum_at] = sum.wrapping_neg();
+}
+
+fn table(signature: &[u8; 4], header: usize, body: &[u8]) -> Vec<u8> {
+    let mut bytes = std::vec![0; header];
+    bytes.extend_from_slice(body);
+    bytes[..4].copy_from_slice(signature);
+    let length = bytes.len() as u32;
+    bytes[4..8].copy_from_slice(&length.to_le_bytes());
+    seal(&mut bytes, 9);
+    bytes
+}
+
+fn local_apic(id: u8, flags: u8) -> Vec<u8> {
+    std::vec![0, 8, id, id, flags, 0, 0, 0]
+}
+
+fn local_x2apic(id: u32, flags: u8) -> Vec<u8> {
+    let mut entry = std::vec![9, 16, 0, 0];
+    entry.extend_from_slice(&id.to_le_bytes());
+    entry.extend_from_slice(&[flags, 0, 0, 0, 0, 0, 0, 0]);
+    entry
+}
+
+fn mp_processor(id: u8, flags: u8) -> Vec<u8> {
+    let mut entry = std::vec![0; 20];
+    entry[1] = id;
+    entry[3] = flags;
+    entry
+}
+
+/// A machine with an RSDP, an RSDT that names an unrelated table and the MADT, and an MP table.
+fn machine(madt_entries: &[Vec<u8>], mp_entries: &[Vec<u8>]) -> FakePhys {
+    let mut memory = FakePhys { base: 0, bytes: std::vec![0; 0x10_0000] };
+    let mut put = |at: u64, bytes: &[u8]| memory.bytes[at as usize..at as usize + bytes.len()].copy_from_slice(bytes);
+    let mut rsdp = [0; 20];
+    rsdp[..8].copy_from_slice(b"RSD PTR ");
+    rsdp[16..20].copy_from_slice(&(RSDT as u32).to_le_bytes());
+    seal(&mut rsdp, 8);
+    put(RSDP, &rsdp);
+    let pointers: Vec<u8> = [0x5000u32, MADT as u32].into_iter().flat_map(u32::to_le_bytes).collect();
+    put(RSDT, &table(b"RSDT", 36, &pointers));
+    put(0x5000, &table(b"FACP", 36, &[]));
+    put(MADT, &table(b"APIC", 44, &madt_entries.concat()));
+
+    let mut pointer = [0; 16];
+    pointer[..4].copy_from_slice(b"_MP_");
+    pointer[4..8].copy_from_slice(&(MP_TABLE as u32).to_le_bytes());
+    seal(&mut pointer, 10);
+    put(MP_POINTER, &pointer);
+    let mut mp = std::vec![0; 44];
+    mp.extend_from_slice(&mp_entries.concat());
+    mp[..4].copy_from_slice(b"PCMP");
+    let length = mp.len() as u16;
+    mp[4..6].copy_from_slice(&length.to_le_bytes());
+    mp[34..36].copy_from_slice(&(mp_entries.len() as u16).to_le_bytes());
+    seal(&mut mp, 7);
+    put(MP_TABLE, &mp);
+    memory
+}
+
+fn four_processors() -> FakePhys {
+    let io_apic = std::vec![1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    machine(
+        &[local_apic(0, 1), local_apic(1, 1), io_apic, local_apic(2, 2), local_x2apic(300, 1), local_apic(5, 0)],
+        &[mp_processor(0, 0b11), mp_processor(1, 0b01), std::vec![1; 8], mp_processor(2, 0b01)],
+    )
+}
+
+fn apply(memory: &mut FakePhys, plan: &OneProcessor) {
+    for patch in &plan.patches {
+        memory.bytes[patch.address as usize] = patch.value;
+    }
+}
+
+#[test]
+fn the_madt_is_found_through_the_root_pointer() {
+    let memory = four_processors();
+    assert_eq!(find_rsdp(&memory), Some(RSDP));
+    assert_eq!(find_madt(&memory, RSDP), Ok(Some(MADT)));
+}
+
+#[test]
+fn the_madt_is_found_through_the_64_bit_root_table_where_there_is_one() {
+    const XSDT: u64 = 0x6000;
+    let mut memory = four_processors();
+    memory.bytes[RSDP as usize + 15] = 2;
+    memory.bytes[RSDP as usize + 24..][..8].copy_from_slice(&XSDT.to_le_bytes());
+    let xsdt = table(b"XSDT", 36, &MADT.to_le_bytes());
+    memory.bytes[XSDT as usize..][..xsdt.len()].copy_from_slice(&xsdt);
+    memory.bytes[RSDT as usize..][..8].fill(0xff);
+    assert_eq!(find_madt(&memory, RSDP), Ok(Some(MADT)));
+}
+
+#[test]
+fn a_root_pointer_with_a_wrong_checksum_is_not_one() {
+    let mut memory = four_processors();
+    memory.bytes[RSDP as usize + 9] ^= 1;
+    assert_eq!(find_rsdp(&memory), None);
+}
+
+#[test]
+fn only_the_boot_processor_stays_in_the_madt_and_its_checksum_holds() {
+    let mut memory = four_processors();
+    let plan = disable_in_madt(&memory, MADT, 1).unwrap();
+    assert_eq!(plan.processors, 3, "enabled ones; online-capable and disabled ones do not run");
+    apply(&mut memory, &plan);
+    let length = u64::from(memory.read_u32(MADT + 4).unwrap());
+    assert!(sums_to_zero(&memory, MADT, length));
+    let after = disable_in_madt(&memory, MADT, 1).unwrap();
+    assert_eq!((after.processors, after.patches.len()), (1, 0));
+}
+
+#[test]
+fn the_boot_processor_may_have_an_x2apic_entry() {
+    let mut memory = four_processors();
+    apply(&mut memory, &disable_in_madt(&four_processors(), MADT, 300).unwrap());
+    let after = disable_in_madt(&memory, MADT, 300).unwrap();
+    assert_eq!((after.processors, after.patches.len()), (1, 0));
+}
+
+#[test]
+fn a_madt_without_the_boot_processor_is_left_alone() {
+    assert_eq!(disable_in_madt(&four_processors(), MADT, 7).unwrap_err(), TableError::NoBootProcessor);
+}
+
+#[test]
+fn a_madt_entry_of_length_zero_is_an_error_instead_of_a_loop() {
+    let mut memory = four_processors();
+    memory.bytes[MADT as usize + 44 + 8 + 1] = 0;
+    assert_eq!(disable_in_madt(&memory, MADT, 0).unwrap_err(), TableError::BadEntry(MADT + 52));
+}
+
+#[test]
+fn only_the_boot_processor_stays_in_the_mp_table_and_its_checksum_holds() {
+    let mut memory = four_processors();
+    let plan = disable_in_mp_table(&memory).unwrap().unwrap();
+    assert_eq!(plan.processors, 3);
+    apply(&mut memory, &plan);
+    let length = u64::from(read_u16(&memory, MP_TABLE + 4).unwrap());
+    assert!(sums_to_zero(&memory, MP_TABLE, length));
+    let after = disable_in_mp_table(&memory).unwrap().unwrap();
+    assert_eq!((after.processors, after.patches.len()), (1, 0));
+}
+
+#[test]
+fn a_machine_without_tables_has_none() {
+    let memory = FakePhys { base: 0, bytes: std::vec![0; 0x10_0000] };
+    assert_eq!(find_rsdp(&memory), None);
+    assert!(disable_in_mp_table(&memory).unwrap().is_none());
+}
+
+proptest! {
+    #[test]
+    fn no_table_panics_or_is_patched_outside_itself(
+        changes in prop::collection::vec((0usize..0x80, any::<u8>()), 1..12), area in 0usize..4, boot in 0u32..3,
+    ) {
+        let mut memory = four_processors();
+        let area = [RSDP, RSDT, MADT, MP_TABLE][area] as usize;
+        for (offset, byte) in changes {
+            memory.bytes[area + offset] = byte;
+        }
+        let patches_within = |plan: &OneProcessor, start: u64, length: u64| {
+            plan.patches.iter().all(|patch| (start..start + length).contains(&patch.address))
+        };
+        if let Some(rsdp) = find_rsdp(&memory)
+            && let Ok(Some(madt)) = find_madt(&memory, rsdp)
+            && let Ok(plan) = disable_in_madt(&memory, madt, boot)
+        {
+            prop_assert!(patches_within(&plan, madt, u64::from(memory.read_u32(madt + 4).unwrap())));
+        }
+        if let Ok(Some(plan)) = disable_in_mp_table(&memory) {
+            prop_assert!(patches_within(&plan, MP_TABLE, u64::from(read_u16(&memory, MP_TABLE + 4).unwrap())));
+        }
+    }
+}

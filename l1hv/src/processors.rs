@@ -1,0 +1,57 @@
+//! Leaves the guest one processor of the machine's, by taking the others out of the firmware's lists.
+
+use boot::acpi::{self, OneProcessor, TableError};
+use ept::Hpa;
+
+use crate::arch::cpu;
+use crate::arch::phys::BootMemory;
+use crate::mem::GuestRam;
+
+/// Patches the firmware's lists; returns where ACPI's root pointer is, if there is one.
+///
+/// Nothing here stops the machine: a guest on a machine with one processor runs whatever the tables are like, and one that does
+/// not start the others runs too.
+pub fn keep_one(guest_ram: &GuestRam) -> Option<u64> {
+    let rsdp = acpi::find_rsdp(&BootMemory);
+    let in_madt = match rsdp {
+        Some(rsdp) => patch(guest_ram, "the MADT", plan_madt(rsdp)),
+        None => None,
+    };
+    let in_mp_table = patch(guest_ram, "the MP table", acpi::disable_in_mp_table(&BootMemory));
+    let processors = in_madt.max(in_mp_table).unwrap_or(1);
+    if processors > 1 {
+        log::warn!(
+            "the machine has {processors} processors: l1hv and its guest run on one of them, the others stay idle"
+        );
+    }
+    rsdp
+}
+
+fn plan_madt(rsdp: u64) -> Result<Option<OneProcessor>, TableError> {
+    match acpi::find_madt(&BootMemory, rsdp)? {
+        Some(madt) => acpi::disable_in_madt(&BootMemory, madt, cpu::apic_id()).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Carries out a table's plan; returns how many processors the table had.
+fn patch(guest_ram: &GuestRam, table: &'static str, plan: Result<Option<OneProcessor>, TableError>) -> Option<usize> {
+    let plan = match plan {
+        Ok(plan) => plan?,
+        Err(error) => {
+            log::warn!("{table} is unusable: {error}: if the machine has several processors, start the guest with one");
+            return None;
+        }
+    };
+    for patch in &plan.patches {
+        let mut now = [0];
+        guest_ram.write(Hpa(patch.address), &[patch.value]);
+        guest_ram.read(Hpa(patch.address), &mut now);
+        if now != [patch.value] {
+            // Old firmware leaves its tables in write-protected shadow memory.
+            log::warn!("{table} is write-protected: start the guest with one processor (Linux: `nosmp`)");
+            break;
+        }
+    }
+    Some(plan.processors)
+}
