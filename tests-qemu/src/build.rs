@@ -12,12 +12,38 @@ use crate::progress::Progress;
 /// Target of l1hv and of the bare-metal payloads.
 const BARE_TARGET: &str = "x86_64-unknown-none";
 
+/// Target of the programs that run on the guests' Linux.
+const LINUX_TARGET: &str = "x86_64-unknown-linux-gnu";
+
 /// Builds l1hv; returns its ELF file.
 pub fn l1hv(layout: &Layout, progress: &Progress) -> Result<PathBuf> {
     let step = progress.step("building l1hv");
     cargo_build(layout, &["--package", "l1hv", "--target", BARE_TARGET], "")?;
     step.done();
     Ok(layout.bare_target().join(BARE_TARGET).join("release/l1hv"))
+}
+
+/// Programs for the root file system of the guest hypervisor.
+#[derive(Debug, Clone)]
+pub struct GuestPrograms {
+    /// The static VMM.
+    pub vmm: PathBuf,
+    /// The bare-metal payload.
+    pub payload: PathBuf,
+}
+
+/// Builds the guest-side programs.
+pub fn guest_programs(layout: &Layout, progress: &Progress) -> Result<GuestPrograms> {
+    let step = progress.step("building the guests");
+    cargo_build(layout, &["--package", "payload", "--target", BARE_TARGET], "")?;
+    let is_static = "-C target-feature=+crt-static -C strip=symbols";
+    cargo_build(layout, &["--package", "vmm", "--target", LINUX_TARGET], is_static)?;
+    step.done();
+    let built = layout.bare_target();
+    Ok(GuestPrograms {
+        vmm: built.join(LINUX_TARGET).join("release/vmm"),
+        payload: built.join(BARE_TARGET).join("release/payload"),
+    })
 }
 
 /// Runs a release build in a target directory of its own.

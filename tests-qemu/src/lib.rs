@@ -17,6 +17,8 @@
 pub mod build;
 pub mod command;
 pub mod commands;
+pub mod guest;
+pub mod initrd;
 pub mod layout;
 pub mod linux;
 pub mod machine;

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod guest;
 mod run;
 
 use std::process::ExitCode;
@@ -38,6 +39,9 @@ enum CliCommand {
     /// Boot a bzImage or a multiboot 1 image under l1hv.
     #[command(after_help = STATUSES)]
     Run(run::Args),
+    /// Boot Debian's KVM as guest hypervisor and let it run nested guests.
+    #[command(after_help = STATUSES)]
+    Guest(guest::Args),
 }
 
 /// An argument that makes no sense; exit status 2.
@@ -78,6 +82,7 @@ fn dispatch(command: CliCommand) -> anyhow::Result<u8> {
             println!("QEMU: {}", provisioned.qemu.display());
             Ok(0)
         }
+        CliCommand::Guest(args) => guest::run(&args, &layout, &progress),
         CliCommand::Run(args) => run::run(&args, &layout, &progress),
     }
 }

@@ -52,16 +52,20 @@ pub struct Args {
     timeout: u64,
 }
 
+/// The `--machine` option.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum MachineChoice {
+pub enum MachineChoice {
+    /// VMX emulated in software; the same result every time.
     Bochs,
+    /// With KVM where this host has nested VMX, else without VMX.
     Qemu,
+    /// QEMU where this host has nested VMX, else Bochs.
     Auto,
 }
 
 impl MachineChoice {
-    /// With `--bare`, QEMU needs no VMX.
-    fn emulator(self) -> Emulator {
+    /// The emulator to use on this host.
+    pub fn emulator(self) -> Emulator {
         match (self, Emulator::for_nested_vmx()) {
             (Self::Bochs, _) => Emulator::Bochs,
             (Self::Auto, emulator) => emulator,
@@ -104,7 +108,8 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     Ok(outcome.status())
 }
 
-fn print(line: Line<'_>) {
+/// Writes a line to where the user expects it.
+pub fn print(line: Line<'_>) {
     match line.source {
         Source::Console => println!("{}", line.text),
         Source::Debug => eprintln!("{}", line.text),

@@ -24,9 +24,11 @@ use crate::provision::Provisioned;
 pub use outcome::Outcome;
 pub use run::{Line, Source};
 
-/// Ticks that make one second of Bochs's emulated time: the TSC frequency of its processors, so
-/// that a kernel told `tsc_early_khz=3500000` sees one tick as one cycle.
-pub const DEFAULT_IPS: u64 = 3_500_000_000;
+/// Ticks that make one second of emulated time on Bochs. One tick is one instruction and one TSC cycle.
+///
+/// Firmware and boot loader wait in emulated time, so that a larger number makes each boot slower by
+/// seconds; a smaller one brings more timer interrupts per instruction.
+pub const DEFAULT_IPS: u64 = 1_000_000_000;
 
 /// Which emulator is the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,54 @@
+#!/bin/sh
+# Init of the guest hypervisor. The kernel command line says what to do:
+#   l1hv.ept=0|1   the ept parameter of kvm-intel; without it KVM's own default
+#   l1hv.run=WORK  boot-only, payload, linux, or demo (payload and linux)
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mount -t debugfs debug /sys/kernel/debug
+vmm mark init
+
+work=boot-only
+kvm_parameters=
+nested_arguments=
+for word in $(cat /proc/cmdline); do
+    case $word in
+        l1hv.run=*) work=${word#*=} ;;
+        l1hv.ept=*) kvm_parameters=ept=${word#*=} ;;
+        tsc_early_khz=*) nested_arguments=$word ;;
+    esac
+done
+
+start_kvm() {
+    for module in /modules/*.ko; do
+        case $module in
+            *kvm-intel.ko) insmod "$module" $kvm_parameters || return 1 ;;
+            *) insmod "$module" || return 1 ;;
+        esac
+    done
+    echo "kvm-intel: ept=$(cat /sys/module/kvm_intel/parameters/ept)"
+    vmm mark kvm-loaded
+}
+
+run_payload() {
+    # The payload counts first touches of small pages.
+    echo never > /sys/kernel/mm/transparent_hugepage/enabled
+    vmm payload /payload
+}
+
+run_linux() {
+    echo always > /sys/kernel/mm/transparent_hugepage/enabled
+    vmm linux /nested/bzImage /nested/initrd $(cat /nested/arguments) $nested_arguments
+}
+
+case $work in
+    boot-only) ;;
+    payload) start_kvm && run_payload ;;
+    linux) start_kvm && run_linux ;;
+    demo) start_kvm && run_payload && run_linux ;;
+    *) echo "init: l1hv.run=$work is none of boot-only, payload, linux, demo" ;;
+esac
+status=$?
+vmm stats
+echo "L1HV-RESULT {\"kind\":\"exit\",\"status\":$status}"
+poweroff -f

@@ -1,0 +1,66 @@
+//! What the payload and its VMM agree on.
+//!
+//! The VMM answers each input with [`answer`] of it; the payload checks each answer. Results are an array
+//! of [`Sample`] in the payload's memory.
+
+/// Times that each operation is done.
+pub const REPEATS: usize = 1000;
+
+/// `OUT` stores a dword, `IN` returns [`answer`] of the last one stored.
+pub const PIO_PORT: u16 = 0x510;
+
+/// `OUT` of the address of the samples.
+pub const SAMPLES_PORT: u16 = 0x518;
+
+/// `OUT` of the number of samples ends the run.
+pub const EXIT_PORT: u16 = 0x51c;
+
+/// A page that no memory backs: the dword written here is stored.
+pub const MMIO_STORE: u64 = 0xd000_0000;
+
+/// In the same page: reads as [`answer`] of the last dword stored.
+pub const MMIO_ANSWER: u64 = MMIO_STORE + 8;
+
+/// Leaf with [`CPUID_SUBLEAVES`] subleaves; `EAX` is [`answer`] of the subleaf.
+pub const CPUID_LEAF: u32 = 0x4000_0010;
+
+/// See [`CPUID_LEAF`].
+pub const CPUID_SUBLEAVES: u32 = 2;
+
+/// First of the pages that hold their own [`answer`] and that nobody has touched in the guest.
+pub const TOUCH_BASE: u64 = 0x0400_0000;
+
+/// Distance of these pages: KVM maps up to eight neighbours of a faulting page.
+pub const TOUCH_STRIDE: u64 = 0x8000;
+
+/// The VMM's answer to `input`.
+pub const fn answer(input: u32) -> u32 {
+    input.wrapping_mul(0x9e37_79b1) ^ 0x5bd1_e995
+}
+
+/// What one operation did.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Sample {
+    /// Index into [`OPERATIONS`].
+    pub operation: u32,
+    /// Answers that were right, of [`REPEATS`].
+    pub right: u32,
+    /// TSC ticks of the middle one.
+    pub median: u64,
+    /// TSC ticks of the quickest one.
+    pub minimum: u64,
+}
+
+/// Names of the operations, in the order in which the payload does them.
+pub const OPERATIONS: [&str; 9] = [
+    "CPUID",
+    "VMCALL",
+    "RDMSR",
+    "WRMSR",
+    "OUT to the VMM process",
+    "IN from the VMM process",
+    "MMIO write to the VMM process",
+    "MMIO read from the VMM process",
+    "first touch of a page, backed",
+];

@@ -1,0 +1,88 @@
+//! The instructions, each as a function. All of them may exit; none touches memory that Rust knows of.
+
+use core::arch::asm;
+use core::arch::x86_64::{__cpuid_count, _rdtsc};
+
+/// The time-stamp counter.
+#[inline(always)]
+pub fn rdtsc() -> u64 {
+    // SAFETY: CR4.TSD is clear; RDTSC has no other effect.
+    unsafe { _rdtsc() }
+}
+
+/// `EAX` of a CPUID subleaf.
+#[inline(always)]
+pub fn cpuid(leaf: u32, subleaf: u32) -> u32 {
+    __cpuid_count(leaf, subleaf).eax
+}
+
+/// KVM's hypercall `number` with one argument.
+#[inline(always)]
+pub fn vmcall(number: u64, argument: u64) -> u64 {
+    let reply;
+    // SAFETY: KVM's convention: RAX is the reply, RBX the argument, nothing else changes.
+    unsafe {
+        asm!(
+            "xchg {argument}, rbx", "vmcall", "xchg {argument}, rbx",
+            argument = inout(reg) argument => _, inlateout("rax") number => reply, options(nostack)
+        );
+    }
+    reply
+}
+
+/// Reads an MSR.
+#[inline(always)]
+pub fn rdmsr(msr: u32) -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: the callers name an MSR that the VMM's KVM knows.
+    unsafe { asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high, options(nomem, nostack)) };
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Writes an MSR.
+#[inline(always)]
+pub fn wrmsr(msr: u32, value: u64) {
+    let (low, high) = (value as u32, (value >> 32) as u32);
+    // SAFETY: the callers name an MSR that KVM stores and that changes nothing else.
+    unsafe { asm!("wrmsr", in("ecx") msr, in("eax") low, in("edx") high, options(nomem, nostack)) };
+}
+
+/// Writes a dword to a port.
+#[inline(always)]
+pub fn outl(port: u16, value: u32) {
+    // SAFETY: the VMM's ports do not touch the payload's memory, but read it: hence no `nomem`.
+    unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nostack)) };
+}
+
+/// Reads a dword from a port.
+#[inline(always)]
+pub fn inl(port: u16) -> u32 {
+    let value;
+    // SAFETY: as for `outl`.
+    unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nostack)) };
+    value
+}
+
+/// Writes a dword to a physical address that the VMM answers for.
+#[inline(always)]
+pub fn store(address: u64, value: u32) {
+    // SAFETY: identity-mapped and outside everything that Rust knows of.
+    unsafe { asm!("mov dword ptr [{}], {:e}", in(reg) address, in(reg) value, options(nostack)) };
+}
+
+/// Reads a dword from a physical address outside the payload.
+#[inline(always)]
+pub fn load(address: u64) -> u32 {
+    let value;
+    // SAFETY: as for `store`.
+    unsafe { asm!("mov {:e}, dword ptr [{}]", out(reg) value, in(reg) address, options(nostack)) };
+    value
+}
+
+/// Stops.
+pub fn halt() -> ! {
+    loop {
+        // SAFETY: with interrupts off, HLT ends the payload's work.
+        unsafe { asm!("cli", "hlt", options(nomem, nostack)) };
+    }
+}

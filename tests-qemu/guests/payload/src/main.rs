@@ -1,0 +1,92 @@
+//! A bare-metal nested guest: does each operation that exits [`abi::REPEATS`] times, checks every answer
+//! and counts TSC ticks.
+//!
+//! The VMM enters `_start` in 64-bit mode with an identity map and a stack. There is no IDT: a fault ends
+//! the virtual machine, and the VMM says so.
+
+#![no_std]
+#![no_main]
+#![allow(unsafe_code, reason = "the payload consists of privileged instructions")]
+
+mod abi;
+mod instructions;
+
+use core::panic::PanicInfo;
+
+use abi::{
+    CPUID_LEAF, CPUID_SUBLEAVES, EXIT_PORT, MMIO_ANSWER, MMIO_STORE, OPERATIONS, PIO_PORT, REPEATS, SAMPLES_PORT,
+    Sample, TOUCH_BASE, TOUCH_STRIDE, answer,
+};
+use instructions::{cpuid, halt, inl, load, outl, rdmsr, rdtsc, store, vmcall, wrmsr};
+
+/// IA32_MCG_STATUS: KVM intercepts it and keeps what is written.
+const INTERCEPTED_MSR: u32 = 0x17a;
+
+/// A hypercall that KVM does not know, and its reply: `-KVM_ENOSYS`.
+const HYPERCALL: u64 = 0x4c31;
+const HYPERCALL_REPLY: u64 = -1000_i64 as u64;
+
+/// Entry point.
+#[unsafe(no_mangle)]
+pub extern "C" fn _start() -> ! {
+    let samples = [
+        sample(0, |n| timed(|| cpuid(CPUID_LEAF, n % CPUID_SUBLEAVES) == answer(n % CPUID_SUBLEAVES))),
+        sample(1, |n| timed(|| vmcall(HYPERCALL, u64::from(n)) == HYPERCALL_REPLY)),
+        sample(2, |n| {
+            wrmsr(INTERCEPTED_MSR, u64::from(n));
+            timed(|| rdmsr(INTERCEPTED_MSR) == u64::from(n))
+        }),
+        sample(3, |n| {
+            let (ticks, _) = timed(|| wrmsr(INTERCEPTED_MSR, u64::from(n)));
+            (ticks, rdmsr(INTERCEPTED_MSR) == u64::from(n))
+        }),
+        sample(4, |n| {
+            let (ticks, _) = timed(|| outl(PIO_PORT, n));
+            (ticks, inl(PIO_PORT) == answer(n))
+        }),
+        sample(5, |n| {
+            outl(PIO_PORT, n);
+            timed(|| inl(PIO_PORT) == answer(n))
+        }),
+        sample(6, |n| {
+            let (ticks, _) = timed(|| store(MMIO_STORE, n));
+            (ticks, load(MMIO_ANSWER) == answer(n))
+        }),
+        sample(7, |n| {
+            store(MMIO_STORE, n);
+            timed(|| load(MMIO_ANSWER) == answer(n))
+        }),
+        sample(8, |n| timed(|| load(TOUCH_BASE + u64::from(n) * TOUCH_STRIDE) == answer(n))),
+    ];
+    const { assert!(OPERATIONS.len() == 9) };
+    outl(SAMPLES_PORT, (&raw const samples).addr() as u32);
+    outl(EXIT_PORT, samples.len() as u32);
+    halt()
+}
+
+/// Ticks that `operation` takes, and its result.
+#[inline(always)]
+fn timed<T>(operation: impl FnOnce() -> T) -> (u64, T) {
+    let before = rdtsc();
+    let result = operation();
+    (rdtsc() - before, result)
+}
+
+/// Repeats `once`, which gets its number and returns its ticks and whether its answer was right.
+fn sample(operation: u32, once: impl Fn(u32) -> (u64, bool)) -> Sample {
+    let mut ticks = [0; REPEATS];
+    let mut right = 0;
+    for (n, slot) in ticks.iter_mut().enumerate() {
+        let (elapsed, is_right) = once(n as u32);
+        *slot = elapsed;
+        right += u32::from(is_right);
+    }
+    ticks.sort_unstable();
+    Sample { operation, right, median: ticks[REPEATS / 2], minimum: ticks[0] }
+}
+
+#[panic_handler]
+fn panic(_: &PanicInfo<'_>) -> ! {
+    outl(EXIT_PORT, 0);
+    halt()
+}

@@ -1,0 +1,53 @@
+//! A small VMM on KVM, the init system's helper in the guest hypervisor.
+//!
+//! ```text
+//!   vmm payload FILE                       runs the bare-metal payload, reports each operation
+//!   vmm linux KERNEL INITRD [ARGUMENTS]    boots a bzImage until its init has asked for a reset
+//!   vmm mark NAME                          prints NAME with the time-stamp counter
+//!   vmm stats                              asks l1hv for its statistics; nothing elsewhere
+//! ```
+//!
+//! Results are lines `L1HV-RESULT {json}`; the exit status is 0 only if all work was done.
+
+mod cpu;
+mod elf;
+mod kvm;
+mod linux;
+mod payload;
+mod report;
+mod serial;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match dispatch(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report::error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(args: &[&str]) -> Result<()> {
+    match args {
+        ["payload", file] => payload::run(Path::new(file)),
+        ["linux", kernel, initrd, arguments @ ..] => {
+            linux::run(Path::new(kernel), Path::new(initrd), &arguments.join(" "))
+        }
+        ["mark", name] => {
+            report::mark(name);
+            Ok(())
+        }
+        ["stats"] => {
+            cpu::request_host_stats();
+            Ok(())
+        }
+        _ => bail!("usage: vmm payload FILE | linux KERNEL INITRD [ARGUMENTS] | mark NAME | stats"),
+    }
+}

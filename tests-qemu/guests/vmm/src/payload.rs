@@ -1,0 +1,116 @@
+//! Runs the bare-metal payload and checks its report.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2, kvm_regs};
+use kvm_ioctls::VcpuExit;
+use serde_json::json;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::kvm::{Interrupts, Vm};
+use crate::{elf, report};
+
+#[path = "../../payload/src/abi.rs"]
+mod abi;
+
+use abi::{
+    CPUID_LEAF, CPUID_SUBLEAVES, EXIT_PORT, MMIO_ANSWER, MMIO_STORE, OPERATIONS, PIO_PORT, REPEATS, SAMPLES_PORT,
+    Sample, TOUCH_BASE, TOUCH_STRIDE, answer,
+};
+
+const MEMORY: u64 = 128 << 20;
+
+/// Below the payload's image. A call has just pushed eight bytes, says the calling convention.
+const STACK_TOP: u64 = 0x20_0000 - 8;
+
+/// Runs the payload in `file`; fails unless each answer was right.
+pub fn run(file: &Path) -> Result<()> {
+    let image = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let mut vm = Vm::new(MEMORY, Interrupts::Absent)?;
+    let rip = elf::load(&image, &vm.memory)?;
+    for n in 0..REPEATS as u32 {
+        let page = GuestAddress(TOUCH_BASE + u64::from(n) * TOUCH_STRIDE);
+        vm.memory.write_obj(answer(n), page)?;
+    }
+    vm.vcpu.set_cpuid2(&cpuid()?).context("KVM_SET_CPUID2")?;
+    vm.enter_long_mode(kvm_regs { rip, rsp: STACK_TOP, ..Default::default() })?;
+    report::mark("payload-begin");
+    let samples = serve(&mut vm)?;
+    report::mark("payload-end");
+    report::kvm_stats("payload");
+    judge(&samples)
+}
+
+/// The leaf that the payload asks for.
+fn cpuid() -> Result<CpuId> {
+    let entries: Vec<_> = (0..CPUID_SUBLEAVES)
+        .map(|index| kvm_cpuid_entry2 {
+            function: CPUID_LEAF,
+            index,
+            flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+            eax: answer(index),
+            ..Default::default()
+        })
+        .collect();
+    CpuId::from_entries(&entries).map_err(|error| anyhow::anyhow!("CPUID table: {error:?}"))
+}
+
+/// Answers the payload until it is done.
+fn serve(vm: &mut Vm) -> Result<Vec<Sample>> {
+    let (mut port_input, mut mmio_input, mut samples_at) = (0, 0, 0);
+    loop {
+        match vm.vcpu.run().context("KVM_RUN")? {
+            VcpuExit::IoOut(PIO_PORT, data) => port_input = dword(data)?,
+            VcpuExit::IoIn(PIO_PORT, data) => data.copy_from_slice(&answer(port_input).to_le_bytes()),
+            VcpuExit::MmioWrite(MMIO_STORE, data) => mmio_input = dword(data)?,
+            VcpuExit::MmioRead(MMIO_ANSWER, data) => data.copy_from_slice(&answer(mmio_input).to_le_bytes()),
+            VcpuExit::IoOut(SAMPLES_PORT, data) => samples_at = dword(data)?,
+            VcpuExit::IoOut(EXIT_PORT, data) => {
+                let count = dword(data)?;
+                return (0..count).map(|index| sample(vm, samples_at, index)).collect();
+            }
+            VcpuExit::Shutdown => bail!("the payload met a triple fault"),
+            exit => bail!("the payload caused {exit:?}, which nothing in it should"),
+        }
+    }
+}
+
+fn dword(data: &[u8]) -> Result<u32> {
+    let bytes: [u8; 4] = data.try_into().context("the payload accesses dwords only")?;
+    Ok(u32::from_le_bytes(bytes))
+}
+
+fn sample(vm: &Vm, base: u32, index: u32) -> Result<Sample> {
+    let at = u64::from(base) + u64::from(index) * size_of::<Sample>() as u64;
+    let word = |offset| vm.memory.read_obj::<u32>(GuestAddress(at + offset));
+    let long = |offset| vm.memory.read_obj::<u64>(GuestAddress(at + offset));
+    Ok(Sample { operation: word(0)?, right: word(4)?, median: long(8)?, minimum: long(16)? })
+}
+
+fn judge(samples: &[Sample]) -> Result<()> {
+    ensure!(
+        samples.len() == OPERATIONS.len(),
+        "the payload reports {} operations of {}",
+        samples.len(),
+        OPERATIONS.len()
+    );
+    for sample in samples {
+        let name = OPERATIONS.get(sample.operation as usize).context("unknown operation")?;
+        report::result(
+            "payload",
+            json!({
+                "operation": name,
+                "repeats": REPEATS,
+                "right": sample.right,
+                "median": sample.median,
+                "minimum": sample.minimum,
+            }),
+        );
+    }
+    for (sample, name) in samples.iter().zip(OPERATIONS) {
+        ensure!(sample.right as usize == REPEATS, "{name}: {} of {REPEATS} answers were right", sample.right);
+    }
+    report::result("done", json!({ "of": "payload" }));
+    Ok(())
+}

@@ -1,0 +1,44 @@
+//! Lines for the runner.
+
+use std::fs;
+use std::process;
+
+use serde_json::{Map, Value, json};
+
+use crate::cpu;
+
+/// Prints a result line of kind `kind` with the members of `value`.
+pub fn result(kind: &str, value: Value) {
+    let mut object = Map::from_iter([("kind".to_owned(), json!(kind))]);
+    if let Value::Object(members) = value {
+        object.extend(members);
+    }
+    println!("L1HV-RESULT {}", Value::Object(object));
+}
+
+/// Prints a point reached.
+pub fn mark(name: &str) {
+    println!("L1HV-MARK {name} tsc={}", cpu::tsc());
+}
+
+/// Prints why the work ended early.
+pub fn error(error: &anyhow::Error) {
+    println!("vmm: {error:#}");
+    result("error", json!({ "message": format!("{error:#}") }));
+}
+
+/// Prints KVM's counters of this process's virtual machine, which must still exist.
+pub fn kvm_stats(of: &str) {
+    let own = format!("{}-", process::id());
+    let directories = fs::read_dir("/sys/kernel/debug/kvm").into_iter().flatten().flatten();
+    let counters = directories
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&own))
+        .flat_map(|entry| fs::read_dir(entry.path()).into_iter().flatten().flatten())
+        .filter_map(|file| {
+            let count: u64 = fs::read_to_string(file.path()).ok()?.trim().parse().ok()?;
+            Some((file.file_name().to_string_lossy().into_owned(), json!(count)))
+        })
+        .filter(|(_, count)| count != 0);
+    let counters = Map::from_iter(counters);
+    result("kvm-stats", json!({ "of": of, "counters": counters }));
+}

@@ -1,0 +1,98 @@
+//! `cargo l1hv guest`: Debian's KVM as guest hypervisor, with work from the runner's own initrd.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use super::run::{MachineChoice, print};
+use crate::build;
+use crate::guest::{KvmEpt, Plan, Work};
+use crate::layout::Layout;
+use crate::machine::{DEFAULT_IPS, Machine, Module};
+use crate::progress::Progress;
+use crate::provision;
+
+/// Arguments of `guest`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What the guest hypervisor does before it switches the machine off.
+    #[arg(value_enum)]
+    work: WorkChoice,
+    /// Debian kernel series of the guest hypervisor.
+    #[arg(long, default_value = "6.1")]
+    series: String,
+    /// KVM without EPT.
+    #[arg(long)]
+    no_ept: bool,
+    /// On the machine itself, without l1hv.
+    #[arg(long)]
+    bare: bool,
+    /// l1hv's command line.
+    #[arg(long, value_name = "STRING", default_value = "stats")]
+    hv_append: String,
+    /// More kernel arguments of the guest hypervisor.
+    #[arg(long, value_name = "STRING", default_value = "")]
+    append: String,
+    /// The machine.
+    #[arg(long, value_enum, default_value_t = MachineChoice::Auto)]
+    machine: MachineChoice,
+    /// Memory.
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    memory: u32,
+    /// Ticks to a second of emulated time (Bochs).
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_IPS)]
+    ips: u64,
+    /// Limit on the run, in wall-clock seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    timeout: u64,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum WorkChoice {
+    BootOnly,
+    Payload,
+    Linux,
+    Demo,
+}
+
+impl From<WorkChoice> for Work {
+    fn from(choice: WorkChoice) -> Self {
+        match choice {
+            WorkChoice::BootOnly => Self::BootOnly,
+            WorkChoice::Payload => Self::Payload,
+            WorkChoice::Linux => Self::Linux,
+            WorkChoice::Demo => Self::Demo,
+        }
+    }
+}
+
+/// Runs the machine, printing all that it says.
+pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
+    let provisioned = provision::provision(layout, progress)?;
+    let programs = build::guest_programs(layout, progress)?;
+    let emulator = args.machine.emulator();
+    let plan = Plan {
+        kernel: provisioned.kernel(&args.series)?,
+        work: args.work.into(),
+        ept: if args.no_ept { KvmEpt::Off } else { KvmEpt::On },
+    };
+    let mut guest = plan.prepare(layout, &provisioned, &programs, emulator, args.ips)?;
+    guest.kernel.args = format!("{} {}", guest.kernel.args, args.append);
+    let boot = if args.bare {
+        guest.on_bare_machine()
+    } else {
+        guest.under(Module::with_args(build::l1hv(layout, progress)?, &args.hv_append))
+    };
+    let timeout = Duration::from_secs(args.timeout);
+    let machine = Machine {
+        ips: args.ips,
+        memory_mib: args.memory,
+        timeout,
+        silence: timeout,
+        ..Machine::new("guest", emulator, boot)
+    };
+    let outcome = machine.run(layout, &provisioned, print)?;
+    eprintln!("{outcome}");
+    Ok(outcome.status())
+}

@@ -1,0 +1,228 @@
+//! The guest hypervisor: a Debian kernel, its KVM modules, and a root file system with the work to do.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::build::GuestPrograms;
+use crate::initrd::Initrd;
+use crate::layout::Layout;
+use crate::linux;
+use crate::machine::{Boot, Emulator, Module};
+use crate::provision::{Kernel, Provisioned};
+
+const INIT: &str = include_str!("../guests/init.sh");
+const NESTED_INIT: &str = include_str!("../guests/nested-init.sh");
+
+/// The module that the guest hypervisor loads; what it depends on comes along.
+const KVM_MODULE: &str = "kvm-intel";
+
+/// Applets of busybox that the init scripts call.
+const APPLETS: &[&str] = &["sh", "mount", "cat", "grep", "insmod", "poweroff", "reboot", "uname"];
+
+/// Arguments of the nested guest's kernel: no hardware but the console, the clock and the reset port.
+const NESTED_ARGUMENTS: &str = "console=ttyS0 reboot=k panic=-1 pci=off acpi=off noapic i8042.noaux i8042.nokbd \
+     no_timer_check tsc=reliable mitigations=off nopti random.trust_cpu=on 8250.nr_uarts=1 quiet";
+
+/// What the guest hypervisor does before it switches the machine off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// Nothing.
+    BootOnly,
+    /// Runs the bare-metal payload.
+    Payload,
+    /// Boots Linux as nested guest.
+    Linux,
+    /// Runs the payload, then boots Linux.
+    Demo,
+}
+
+impl Work {
+    fn name(self) -> &'static str {
+        match self {
+            Self::BootOnly => "boot-only",
+            Self::Payload => "payload",
+            Self::Linux => "linux",
+            Self::Demo => "demo",
+        }
+    }
+
+    fn nests_linux(self) -> bool {
+        matches!(self, Self::Linux | Self::Demo)
+    }
+}
+
+/// Whether KVM uses EPT for its guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvmEpt {
+    /// `ept=1`.
+    On,
+    /// `ept=0`: shadow page tables.
+    Off,
+}
+
+/// Kernel and initrd of the guest hypervisor, as the boot loader gets them.
+#[derive(Debug, Clone)]
+pub struct GuestHypervisor {
+    /// The kernel with its command line.
+    pub kernel: Module,
+    /// Its root file system.
+    pub initrd: PathBuf,
+}
+
+impl GuestHypervisor {
+    /// Boots it on the machine itself.
+    pub fn on_bare_machine(self) -> Boot {
+        Boot::Linux { kernel: self.kernel, initrds: vec![self.initrd] }
+    }
+
+    /// Boots it under l1hv.
+    pub fn under(self, host: Module) -> Boot {
+        Boot::L1hv { host, guest: vec![self.kernel, Module::new(self.initrd)] }
+    }
+}
+
+/// How a guest hypervisor is put together.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan<'a> {
+    /// The kernel.
+    pub kernel: &'a Kernel,
+    /// What it does.
+    pub work: Work,
+    /// With or without EPT.
+    pub ept: KvmEpt,
+}
+
+impl Plan<'_> {
+    /// Writes the root file system and composes the command line.
+    pub fn prepare(
+        &self,
+        layout: &Layout,
+        provisioned: &Provisioned,
+        programs: &GuestPrograms,
+        emulator: Emulator,
+        ips: u64,
+    ) -> Result<GuestHypervisor> {
+        let dir = layout.root().join("initrds");
+        fs::create_dir_all(&dir)?;
+        let initrd = dir.join(format!("{}-{}", self.kernel.series, self.work.name()));
+        write_atomically(&initrd, &self.file_system(provisioned, programs)?)?;
+        let ept = u8::from(self.ept == KvmEpt::On);
+        let args = format!("{} quiet l1hv.run={} l1hv.ept={ept}", linux::default_args(emulator, ips), self.work.name());
+        Ok(GuestHypervisor { kernel: Module::with_args(&self.kernel.image, args), initrd })
+    }
+
+    fn file_system(&self, provisioned: &Provisioned, programs: &GuestPrograms) -> Result<Vec<u8>> {
+        let mut initrd = base(&provisioned.busybox, INIT)?;
+        initrd.directory("sys");
+        initrd.copy("bin/vmm", 0o755, &programs.vmm)?;
+        initrd.copy("payload", 0o644, &programs.payload)?;
+        for (index, module) in modules(self.kernel, KVM_MODULE)?.iter().enumerate() {
+            // The shell lists them in the order of their names: dependencies first.
+            let path = format!("modules/{index:02}-{}.ko", module.name);
+            initrd.file(&path, 0o644, &module.content);
+        }
+        if self.work.nests_linux() {
+            initrd.copy("nested/bzImage", 0o644, &self.kernel.image)?;
+            initrd.file("nested/initrd", 0o644, &base(&provisioned.busybox, NESTED_INIT)?.finish());
+            initrd.file("nested/arguments", 0o644, NESTED_ARGUMENTS.as_bytes());
+        }
+        Ok(initrd.finish())
+    }
+}
+
+/// A root file system with busybox, a console and `init`.
+fn base(busybox: &Path, init: &str) -> Result<Initrd> {
+    let mut initrd = Initrd::default();
+    initrd.character_device("dev/console", 5, 1);
+    initrd.directory("proc");
+    initrd.copy("bin/busybox", 0o755, busybox)?;
+    for applet in APPLETS {
+        initrd.symlink(&format!("bin/{applet}"), "busybox");
+    }
+    initrd.file("init", 0o755, init.as_bytes());
+    Ok(initrd)
+}
+
+/// Tests make the same file side by side; a reader never sees half of one.
+fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
+    let temporary = path.with_extension(format!("{:?}", std::thread::current().id()));
+    fs::write(&temporary, content).with_context(|| format!("cannot write {}", temporary.display()))?;
+    Ok(fs::rename(temporary, path)?)
+}
+
+/// A kernel module, decompressed.
+#[derive(Debug)]
+struct KernelModule {
+    name: String,
+    content: Vec<u8>,
+}
+
+/// Module `name` of `kernel`, after everything that it depends on.
+fn modules(kernel: &Kernel, name: &str) -> Result<Vec<KernelModule>> {
+    let mut ordered = Vec::new();
+    add_module(kernel, name, &mut ordered)?;
+    Ok(ordered)
+}
+
+fn add_module(kernel: &Kernel, name: &str, ordered: &mut Vec<KernelModule>) -> Result<()> {
+    if ordered.iter().any(|module| module.name == name) {
+        return Ok(());
+    }
+    let file =
+        find(&kernel.modules, name).with_context(|| format!("kernel {} has no module {name}", kernel.release))?;
+    let content = read_module(&file)?;
+    for dependency in dependencies(&content) {
+        add_module(kernel, &dependency, ordered)?;
+    }
+    ordered.push(KernelModule { name: name.to_owned(), content });
+    Ok(())
+}
+
+/// Finds a module's file; `-` and `_` are the same in module names.
+fn find(dir: &Path, name: &str) -> Option<PathBuf> {
+    let canonical = |name: &str| name.replace('_', "-");
+    let mut entries: Vec<PathBuf> = fs::read_dir(dir).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    entries.sort();
+    entries.into_iter().find_map(|path| {
+        if path.is_dir() && !path.is_symlink() {
+            return find(&path, name);
+        }
+        let file = path.file_name()?.to_string_lossy().into_owned();
+        let (stem, extension) = file.split_once('.')?;
+        (extension.starts_with("ko") && canonical(stem) == canonical(name)).then_some(path)
+    })
+}
+
+fn read_module(file: &Path) -> Result<Vec<u8>> {
+    if file.extension().is_some_and(|extension| extension == "xz") {
+        let output = Command::new("xz").arg("-dc").arg(file).output().context("cannot start xz")?;
+        anyhow::ensure!(output.status.success(), "xz cannot unpack {}", file.display());
+        return Ok(output.stdout);
+    }
+    fs::read(file).with_context(|| format!("cannot read {}", file.display()))
+}
+
+/// The names in the `depends=` entry of a module's `.modinfo` section.
+fn dependencies(module: &[u8]) -> Vec<String> {
+    const KEY: &[u8] = b"\0depends=";
+    let Some(at) = module.windows(KEY.len()).position(|window| window == KEY) else {
+        return Vec::new();
+    };
+    let value = module[at + KEY.len()..].split(|&byte| byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(value).split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_modules_dependencies_are_read_from_its_modinfo() {
+        let module = b"license=GPL\0depends=kvm,irqbypass\0retpoline=Y\0";
+        assert_eq!(dependencies(module), ["kvm", "irqbypass"]);
+        assert!(dependencies(b"license=GPL\0depends=\0").is_empty());
+    }
+}
