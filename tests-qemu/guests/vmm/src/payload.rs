@@ -24,6 +24,12 @@ const MEMORY: u64 = 128 << 20;
 /// Below the payload's image. A call has just pushed eight bytes, says the calling convention.
 const STACK_TOP: u64 = 0x20_0000 - 8;
 
+/// CPUID.80000001H:EDX.
+const LONG_MODE: u32 = 1 << 29;
+
+/// CPUID.80000008H:EAX: 48 linear, 36 physical.
+const ADDRESS_BITS: u32 = 48 << 8 | 36;
+
 /// Runs the payload in `file`; fails unless each answer was right.
 pub fn run(file: &Path) -> Result<()> {
     let image = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -42,17 +48,18 @@ pub fn run(file: &Path) -> Result<()> {
     judge(&samples)
 }
 
-/// The leaf that the payload asks for.
+/// The leaf that the payload asks for, then what a processor in 64-bit mode must have.
 fn cpuid() -> Result<CpuId> {
-    let entries: Vec<_> = (0..CPUID_SUBLEAVES)
-        .map(|index| kvm_cpuid_entry2 {
-            function: CPUID_LEAF,
-            index,
-            flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
-            eax: answer(index),
-            ..Default::default()
-        })
-        .collect();
+    let answers = (0..CPUID_SUBLEAVES).map(|index| kvm_cpuid_entry2 {
+        function: CPUID_LEAF,
+        index,
+        flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+        eax: answer(index),
+        ..Default::default()
+    });
+    let features = kvm_cpuid_entry2 { function: 0x8000_0001, edx: LONG_MODE, ..Default::default() };
+    let address_sizes = kvm_cpuid_entry2 { function: 0x8000_0008, eax: ADDRESS_BITS, ..Default::default() };
+    let entries: Vec<_> = answers.chain([features, address_sizes]).collect();
     CpuId::from_entries(&entries).map_err(|error| anyhow::anyhow!("CPUID table: {error:?}"))
 }
 
