@@ -317,7 +317,7 @@ mod tests {
             let window = 3..77;
             let fits = |start: u64| {
                 let range = start..start + size;
-                start % align == 0 && range.start >= window.start && range.end <= window.end
+                start.is_multiple_of(align) && range.start >= window.start && range.end <= window.end
                     && map.is_usable(&range) && !taken.iter().any(|other| overlap(other, &range))
             };
             let highest = map.find_highest(size, align, window.clone(), &taken).map(|range| range.start);

@@ -2,6 +2,7 @@
 
 use boot::acpi::{self, OneProcessor, TableError};
 use ept::Hpa;
+use log::Level;
 
 use crate::arch::cpu;
 use crate::arch::phys::BootMemory;
@@ -13,11 +14,10 @@ use crate::mem::GuestRam;
 /// not start the others runs too.
 pub fn keep_one(guest_ram: &GuestRam) -> Option<u64> {
     let rsdp = acpi::find_rsdp(&BootMemory);
-    let in_madt = match rsdp {
-        Some(rsdp) => patch(guest_ram, "the MADT", plan_madt(rsdp)),
-        None => None,
-    };
-    let in_mp_table = patch(guest_ram, "the MP table", acpi::disable_in_mp_table(&BootMemory));
+    let in_madt = rsdp.and_then(|rsdp| patch(guest_ram, "the MADT", Level::Warn, plan_madt(rsdp)));
+    // With a MADT hardly a guest reads the older table, which often cannot be changed.
+    let importance = if in_madt.is_some() { Level::Debug } else { Level::Warn };
+    let in_mp_table = patch(guest_ram, "the MP table", importance, acpi::disable_in_mp_table(&BootMemory));
     let processors = in_madt.max(in_mp_table).unwrap_or(1);
     if processors > 1 {
         log::warn!(
@@ -34,12 +34,15 @@ fn plan_madt(rsdp: u64) -> Result<Option<OneProcessor>, TableError> {
     }
 }
 
-/// Carries out a table's plan; returns how many processors the table had.
+/// Carries out a table's plan; returns how many processors the table had. A failure is logged at level `importance`.
 fn patch(guest_ram: &GuestRam, table: &'static str, plan: Result<Option<OneProcessor>, TableError>) -> Option<usize> {
     let plan = match plan {
         Ok(plan) => plan?,
         Err(error) => {
-            log::warn!("{table} is unusable: {error}: if the machine has several processors, start the guest with one");
+            log::log!(
+                importance,
+                "{table} is unusable: {error}: if the machine has several processors, start the guest with one"
+            );
             return None;
         }
     };
@@ -49,7 +52,7 @@ fn patch(guest_ram: &GuestRam, table: &'static str, plan: Result<Option<OneProce
         guest_ram.read(Hpa(patch.address), &mut now);
         if now != [patch.value] {
             // Old firmware leaves its tables in write-protected shadow memory.
-            log::warn!("{table} is write-protected: start the guest with one processor (Linux: `nosmp`)");
+            log::log!(importance, "{table} is write-protected: start the guest with one processor (Linux: `nosmp`)");
             break;
         }
     }

@@ -54,6 +54,8 @@ fn table_length(memory: &impl PhysMemory, table: u64) -> Result<u32, OutOfRange>
 /// A processor's entry.
 struct Processor {
     apic_id: u32,
+    /// Address and size of the APIC id.
+    id_field: (u64, u64),
     /// Address of the flags' low byte.
     flags: u64,
 }
@@ -61,18 +63,30 @@ struct Processor {
 impl Processor {
     /// Reads the entry at `entry`; `None` if it is about something else.
     fn read(memory: &impl PhysMemory, entry: u64, kind: u8, length: u8) -> Result<Option<Self>, TableError> {
-        const LOCAL_APIC: (u8, u8) = (0, 8);
-        const LOCAL_X2APIC: (u8, u8) = (9, 16);
-        let bad = Err(TableError::BadEntry(entry));
-        match kind {
-            kind if kind == LOCAL_APIC.0 && length < LOCAL_APIC.1 => bad,
-            kind if kind == LOCAL_X2APIC.0 && length < LOCAL_X2APIC.1 => bad,
-            kind if kind == LOCAL_APIC.0 => {
-                Ok(Some(Self { apic_id: u32::from(read_u8(memory, entry + 3)?), flags: entry + 4 }))
+        const LOCAL_APIC: u8 = 0;
+        const LOCAL_X2APIC: u8 = 9;
+        match (kind, length) {
+            (LOCAL_APIC, 8..) => {
+                let apic_id = u32::from(read_u8(memory, entry + 3)?);
+                Ok(Some(Self { apic_id, id_field: (entry + 3, 1), flags: entry + 4 }))
             }
-            kind if kind == LOCAL_X2APIC.0 => Ok(Some(Self { apic_id: memory.read_u32(entry + 4)?, flags: entry + 8 })),
+            (LOCAL_X2APIC, 16..) => {
+                let apic_id = memory.read_u32(entry + 4)?;
+                Ok(Some(Self { apic_id, id_field: (entry + 4, 4), flags: entry + 8 }))
+            }
+            (LOCAL_APIC | LOCAL_X2APIC, _) => Err(TableError::BadEntry(entry)),
             _ => Ok(None),
         }
+    }
+
+    /// Makes the entry one that no guest uses: disabled, and with the id that no processor has. Linux takes a merely disabled
+    /// entry for a processor that may be plugged in later.
+    fn disable(&self, memory: &impl PhysMemory, plan: &mut OneProcessor) -> Result<(), TableError> {
+        let (start, bytes) = self.id_field;
+        for address in start..start + bytes {
+            plan.change(memory, address, |_| 0xff)?;
+        }
+        plan.change(memory, self.flags, |flags| flags & !FLAGS_USABLE)
     }
 }
 
@@ -101,7 +115,7 @@ pub fn disable_other_processors(
             if enabled && processor.apic_id == boot_apic_id {
                 boot_processor_seen = true;
             } else {
-                plan.clear_bits(memory, processor.flags, FLAGS_USABLE)?;
+                processor.disable(memory, &mut plan)?;
             }
         }
         entry += u64::from(length);

@@ -16,8 +16,8 @@ use crate::phys::{OutOfRange, PhysMemory};
 pub use madt::{disable_other_processors as disable_in_madt, find_madt};
 pub use mp_table::disable_other_processors as disable_in_mp_table;
 
-/// The most bytes that change in one table: two for each processor that has two entries, and the checksum.
-pub const MAX_PATCHES: usize = 1025;
+/// The most bytes that change in one table: two for each of 256 local APICs, five for each of 100 local x2APICs, the checksum.
+pub const MAX_PATCHES: usize = 256 * 2 + 100 * 5 + 1;
 
 /// A byte to change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,10 +70,15 @@ pub struct OneProcessor {
 }
 
 impl OneProcessor {
-    /// Clears the bits `clear` of the byte at `address`, if any is set.
-    fn clear_bits(&mut self, memory: &impl PhysMemory, address: u64, clear: u8) -> Result<(), TableError> {
+    /// Changes the byte at `address`, if it is not as it should be already.
+    fn change(
+        &mut self,
+        memory: &impl PhysMemory,
+        address: u64,
+        change: impl FnOnce(u8) -> u8,
+    ) -> Result<(), TableError> {
         let old = read_u8(memory, address)?;
-        let value = old & !clear;
+        let value = change(old);
         if value != old {
             self.delta = self.delta.wrapping_add(value.wrapping_sub(old));
             self.push(Patch { address, value })?;

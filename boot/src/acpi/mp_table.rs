@@ -54,7 +54,7 @@ pub fn disable_other_processors(memory: &impl PhysMemory) -> Result<Option<OnePr
             if value & FLAG_BOOT_PROCESSOR != 0 {
                 boot_processor_seen = true;
             } else {
-                plan.clear_bits(memory, flags, FLAG_ENABLED)?;
+                plan.change(memory, flags, |flags| flags & !FLAG_ENABLED)?;
             }
         }
         entry = next;

@@ -123,6 +123,8 @@ fn only_the_boot_processor_stays_in_the_madt_and_its_checksum_holds() {
     assert!(sums_to_zero(&memory, MADT, length));
     let after = disable_in_madt(&memory, MADT, 1).unwrap();
     assert_eq!((after.processors, after.patches.len()), (1, 0));
+    let entries = &memory.bytes[MADT as usize + 44..];
+    assert_eq!(entries[..16], [0, 8, 0, 0xff, 0, 0, 0, 0, 0, 8, 1, 1, 1, 0, 0, 0]);
 }
 
 #[test]

@@ -140,7 +140,7 @@ impl GuestRam {
     }
 
     fn word(&self, hpa: Hpa) -> Option<*mut u64> {
-        debug_assert!(hpa.0 % 8 == 0, "a single access must be aligned: {hpa}");
-        (hpa.0 % 8 == 0 && self.contains(hpa, 8)).then(|| phys_to_virt(hpa).cast())
+        debug_assert!(hpa.0.is_multiple_of(8), "a single access must be aligned: {hpa}");
+        (hpa.0.is_multiple_of(8) && self.contains(hpa, 8)).then(|| phys_to_virt(hpa).cast())
     }
 }
