@@ -35,7 +35,12 @@ fn plan_madt(rsdp: u64) -> Result<Option<OneProcessor>, TableError> {
 }
 
 /// Carries out a table's plan; returns how many processors the table had. A failure is logged at level `importance`.
-fn patch(guest_ram: &GuestRam, table: &'static str, plan: Result<Option<OneProcessor>, TableError>) -> Option<usize> {
+fn patch(
+    guest_ram: &GuestRam,
+    table: &'static str,
+    importance: Level,
+    plan: Result<Option<OneProcessor>, TableError>,
+) -> Option<usize> {
     let plan = match plan {
         Ok(plan) => plan?,
         Err(error) => {
