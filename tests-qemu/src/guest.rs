@@ -23,7 +23,7 @@ const KVM_MODULE: &str = "kvm-intel";
 const APPLETS: &[&str] = &["sh", "mount", "cat", "grep", "insmod", "poweroff", "reboot", "uname"];
 
 /// Arguments of the nested guest's kernel: no hardware but the console, the clock and the reset port.
-const NESTED_ARGUMENTS: &str = "console=ttyS0 reboot=k panic=-1 pci=off acpi=off noapic i8042.noaux i8042.nokbd \
+const NESTED_ARGUMENTS: &str = "console=ttyS0 reboot=p panic=-1 pci=off acpi=off noapic i8042.noaux i8042.nokbd \
      no_timer_check tsc=reliable mitigations=off nopti random.trust_cpu=on 8250.nr_uarts=1 quiet";
 
 /// What the guest hypervisor does before it switches the machine off.

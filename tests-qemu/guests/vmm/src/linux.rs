@@ -45,8 +45,8 @@ const KERNEL_64: u8 = 1;
 const E820_RAM: u32 = 1;
 
 const CMOS_DATA: u16 = 0x71;
-const KEYBOARD_COMMAND: u16 = 0x64;
-const RESET: u8 = 0xfe;
+const RESET_CONTROL: u16 = 0xcf9;
+const RESET_CPU: u8 = 1 << 2;
 
 /// Boots `kernel` with `initrd`; fails unless its init said so and then asked for a reset.
 pub fn run(kernel: &Path, initrd: &Path, arguments: &str) -> Result<()> {
@@ -121,7 +121,7 @@ fn serve(vm: &mut Vm) -> Result<Option<u64>> {
                 }
             }
             VcpuExit::IoIn(port @ serial::BASE..=serial::LAST, data) => data.fill(serial.read(port)),
-            VcpuExit::IoOut(KEYBOARD_COMMAND, [RESET]) => return Ok(init_at),
+            VcpuExit::IoOut(RESET_CONTROL, [value]) if value & RESET_CPU != 0 => return Ok(init_at),
             // A clock that is never being updated, at the epoch of its choice.
             VcpuExit::IoIn(CMOS_DATA, data) => data.fill(0),
             VcpuExit::IoIn(_, data) | VcpuExit::MmioRead(_, data) => data.fill(0xff),
