@@ -51,7 +51,7 @@ pub fn run(magic: u32, info: u32) -> ! {
     }
     if boot_info.modules.is_empty() {
         let message = format_args!(
-            "no guest image: pass a bzImage or a multiboot image as the first module (GRUB: `module FILE ARGUMENTS`, QEMU: `-initrd \"FILE ARGUMENTS\"`)"
+            "no module was passed: pass a bzImage or a multiboot image as the first module (GRUB: `module FILE ARGUMENTS`, QEMU: `-initrd \"FILE ARGUMENTS\"`)"
         );
         stop(StopReason::new(StopKind::NoGuestImage, message));
     }
@@ -106,7 +106,7 @@ fn stop_takeover(error: &TakeoverError) -> ! {
 
 fn stop_load(error: &LoadGuestError) -> ! {
     match error {
-        LoadGuestError::NoImage => stop(StopReason::new(StopKind::NoGuestImage, format_args!("no guest image"))),
+        LoadGuestError::NoImage => stop(StopReason::new(StopKind::NoGuestImage, format_args!("no module was passed"))),
         LoadGuestError::Image(error) => stop(StopReason::new(error.kind(), format_args!("{error}"))),
         LoadGuestError::HostMemory(error) => stop_host_memory(error),
     }
