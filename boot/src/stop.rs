@@ -29,6 +29,8 @@ pub enum StopKind {
     LowMemory,
     /// The guest hypervisor caused a triple fault.
     TripleFault,
+    /// The guest hypervisor's VMCS caused a VMX abort.
+    VmxAbort,
     /// A defect of the host itself.
     Internal,
 }
@@ -44,7 +46,7 @@ pub const LINE_PREFIX: &str = "l1hv: stop: ";
 
 impl StopKind {
     /// All kinds.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::NoLongMode,
         Self::NoVmx,
         Self::VmxLocked,
@@ -58,6 +60,7 @@ impl StopKind {
         Self::BadOption,
         Self::LowMemory,
         Self::TripleFault,
+        Self::VmxAbort,
         Self::Internal,
     ];
 
@@ -77,6 +80,7 @@ impl StopKind {
             Self::BadOption => "bad-option",
             Self::LowMemory => "low-memory",
             Self::TripleFault => "triple-fault",
+            Self::VmxAbort => "vmx-abort",
             Self::Internal => "internal",
         }
     }

@@ -13,6 +13,7 @@ impl Qualification {
     const PERMITTED: u64 = 0xf << Self::RIGHTS_SHIFT;
     const LINEAR_VALID: u64 = 1 << 7;
     const FINAL_TRANSLATION: u64 = 1 << 8;
+    const NMI_UNBLOCKING: u64 = 1 << 12;
 
     /// Bits 2:0: the access. With accessed and dirty flags enabled, an access to the guest's paging structures counts as a write.
     pub const fn access(self) -> Rights {
@@ -22,6 +23,11 @@ impl Qualification {
     /// Whether the access was to a guest paging-structure entry, not to the operand itself.
     pub const fn is_page_walk(self) -> bool {
         self.0 & (Self::LINEAR_VALID | Self::FINAL_TRANSLATION) == Self::LINEAR_VALID
+    }
+
+    /// Bit 12: NMI unblocking due to IRET.
+    pub const fn nmi_unblocking(self) -> bool {
+        self.0 & Self::NMI_UNBLOCKING != 0
     }
 
     /// The same access, against other tables that permit `rights`.
@@ -38,6 +44,7 @@ mod tests {
     fn what_is_permitted_is_replaced_and_the_rest_stays() {
         let nmi_unblocking = 1 << 12;
         let hardware = Qualification(nmi_unblocking | 0x1fa);
+        assert!(hardware.nmi_unblocking());
         assert_eq!(hardware.access(), Rights::WRITE);
         assert_eq!(hardware.against(Rights::READ), Qualification(nmi_unblocking | 0x18a));
         assert!(

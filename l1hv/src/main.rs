@@ -15,12 +15,19 @@
 
 mod arch;
 mod boot_flow;
+mod exit;
+mod hw;
 mod log;
 mod mem;
+mod nested;
 mod panic;
 mod processors;
 mod run;
+mod setup;
+mod stats;
 mod stop;
+mod vcpu;
+mod vmcs_setup;
 
 /// The boot code calls this in long mode with what the loader left in EAX and EBX.
 #[allow(unsafe_code, reason = "the assembly names it")]

@@ -2,11 +2,14 @@
 #![allow(unsafe_code, reason = "privileged instructions, descriptor tables and raw physical memory")]
 
 pub mod cpu;
+pub mod enter;
 pub mod fixup;
 pub mod gdt;
 pub mod idt;
 pub mod msr;
+pub mod on_behalf;
 pub mod phys;
 pub mod port;
 pub mod relocate;
 pub mod takeover;
+pub mod vmx;

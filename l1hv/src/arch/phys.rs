@@ -139,6 +139,16 @@ impl GuestRam {
         }
     }
 
+    /// Replaces eight bytes that are still `seen`, in one locked access; `hpa` is a multiple of eight.
+    pub fn compare_exchange_u64(&self, hpa: Hpa, seen: u64, new: u64) {
+        if let Some(word) = self.word(hpa) {
+            // SAFETY: mapped, aligned and not the host's; guests write to it only from outside the abstract machine.
+            let word = unsafe { AtomicU64::from_ptr(word) };
+            // Another processor was faster: its entry stands.
+            let _ = word.compare_exchange(seen, new, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
     fn word(&self, hpa: Hpa) -> Option<*mut u64> {
         debug_assert!(hpa.0.is_multiple_of(8), "a single access must be aligned: {hpa}");
         (hpa.0.is_multiple_of(8) && self.contains(hpa, 8)).then(|| phys_to_virt(hpa).cast())

@@ -5,7 +5,7 @@
 
 mod msr_areas;
 
-pub use msr_areas::{AreaError, MSR_AREA_ENTRIES, MsrEntry, copy_in, copy_out};
+pub use msr_areas::{AreaError, MSR_AREA_ENTRIES, MsrEntry, copy_in, copy_out, poison};
 
 use crate::caps::VmxCaps;
 use crate::controls::{EntryControls, ExitControls, Pin, Primary, Secondary};
@@ -106,7 +106,8 @@ fn control_words(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12, caps: &VmxCaps) 
 /// Registers that vmcs02 always loads: from VMCS12 where that says so, else as the guest hypervisor has them.
 fn loaded_registers(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12, dirty: &FieldSet, inherited: &Inherited) {
     let controls_changed = dirty.contains(ENTRY_CONTROLS.id());
-    let changed = |field: Field<u64>| controls_changed || dirty.contains(field.id());
+    // A stale field needs nothing: vmcs02 has its newest value.
+    let changed = |field: Field<u64>| (controls_changed || dirty.contains(field.id())) && !vmcs12.stale.contains(field.id());
     match inherited.debug {
         None => {
             for field in [GUEST_DEBUGCTL, GUEST_DR7] {
@@ -146,7 +147,8 @@ fn page_directory_pointers(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12, dirty:
         }
     } else if vmcs12.has_secondary(Secondary::ENABLE_EPT) {
         for field in PDPTES {
-            if dirty.contains(field.id()) || dirty.intersects(&CONTROL_WORDS) {
+            let changed = dirty.contains(field.id()) || dirty.intersects(&CONTROL_WORDS);
+            if changed && !vmcs12.stale.contains(field.id()) {
                 vmcs02.write(field, vmcs12.get(field));
             }
         }

@@ -53,6 +53,13 @@ pub fn copy_in(
     Ok(())
 }
 
+/// Makes the processor fail at entry `number` (from 1), which only the host could have processed: IA32_FS_BASE is never loaded from an
+/// area (SDM 27.4). One beyond the room fails at the last place.
+pub fn poison(copy: &mut [MsrEntry; MSR_AREA_ENTRIES], number: u64) {
+    let slot = (number as usize).clamp(1, MSR_AREA_ENTRIES) - 1;
+    copy[slot] = MsrEntry { index: crate::msr::IA32_FS_BASE, ..MsrEntry::default() };
+}
+
 /// Copies the values that the processor stored to the area in the guest hypervisor's memory.
 pub fn copy_out(memory: &impl GuestMemory, address: Gpa, stored: &[MsrEntry]) {
     const VALUE_OFFSET: u64 = 8;

@@ -1,0 +1,73 @@
+//! Instructions that the host executes on a guest's behalf.
+//!
+//! They are safe to call: what they change belongs to the guests, because the host has no use for it. It runs with interrupts off, on
+//! page tables, descriptor tables and an EFER that every VM exit restores, and uses no extended state, no debug register and no
+//! performance counter.
+
+use core::arch::asm;
+use core::arch::x86_64::__cpuid;
+
+use shadow::VmxCaps;
+
+use crate::mem::HostPages;
+
+use super::enter::{Entered, GuestRegisters, enter};
+use super::msr::{self, GpFault};
+use super::{cpu, vmx};
+
+/// Runs the guest of the current VMCS until its next exit.
+#[inline]
+pub fn run_guest(registers: &mut GuestRegisters, vmcs: &mut vmx::VmcsPair) -> Entered {
+    let launched = vmcs.launch_or_resume();
+    // SAFETY: both VMCSs got their host state from `vmcs_setup`, with the exit stack of these registers. EPT01 and every EPT02
+    // derived from it leave the host's memory out, which confines the guest.
+    let entered = unsafe { enter(registers, launched) };
+    if entered != Entered::Exited && !launched {
+        vmcs.launch_failed();
+    }
+    entered
+}
+
+/// XSETBV for a guest hypervisor, whose XCR0 is the machine's.
+pub fn xsetbv(register: u32, value: u64) -> Result<(), GpFault> {
+    // SAFETY: CR4.OSXSAVE is set in the host state if the processor has XSAVE, and without XSAVE no XSETBV exits.
+    unsafe { cpu::try_xsetbv(register, value) }
+}
+
+/// WRMSR for a guest. The caller has kept back those of `shadow::msr::host_owns` that the host needs.
+pub fn wrmsr(number: u32, value: u64) -> Result<(), GpFault> {
+    // SAFETY: the MSRs that the host relies on are EFER, FS_BASE, GS_BASE and SYSENTER_*, which every exit restores from the host
+    // state, and the VMX MSRs and IA32_APIC_BASE, which `write_for_guest` keeps back or checks.
+    unsafe { msr::try_write(number, value) }
+}
+
+/// WBINVD.
+pub fn write_back_caches() {
+    // SAFETY: changes no data.
+    unsafe { asm!("wbinvd", options(nostack, preserves_flags)) };
+}
+
+/// Sets CR2, which no VMCS field holds: the host has no page faults of its own to lose.
+pub fn set_cr2(address: u64) {
+    // SAFETY: CR2 only informs page-fault handlers.
+    unsafe { asm!("mov cr2, {}", in(reg) address, options(nomem, nostack, preserves_flags)) };
+}
+
+/// Enters VMX operation with two VMCSs. The regions are pages of zeros.
+pub fn start_vmx(vmxon: HostPages, vmcs01: HostPages, vmcs02: HostPages, revision: u32, caps: &VmxCaps) -> vmx::VmcsPair {
+    // SAFETY: `boot_flow` has checked that the processor has VMX and that IA32_FEATURE_CONTROL allows it; the pages are owned.
+    unsafe {
+        vmx::vmxon(vmxon.phys(), revision, caps.cr0_fixed0, caps.cr4_fixed0);
+        vmx::VmcsPair::new(vmcs01.phys(), vmcs02.phys(), revision)
+    }
+}
+
+/// CPUID.80000008H:EAX[7:0]: the width of physical addresses.
+pub fn physical_address_bits() -> u32 {
+    __cpuid(0x8000_0008).eax & 0xff
+}
+
+/// CPUID.01H:EAX: what RDX holds after a reset.
+pub fn signature() -> u32 {
+    __cpuid(1).eax
+}

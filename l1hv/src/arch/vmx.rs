@@ -1,0 +1,229 @@
+//! The VMX instructions, and which VMCS is current.
+
+use core::arch::asm;
+use core::marker::PhantomData;
+
+use ept::{Eptp, Hpa};
+use shadow::FieldId;
+use shadow::hw::VmcsAccess;
+
+use crate::stop::stop_internal;
+
+/// A VMX instruction whose operand is the address of a region and whose failure is a defect of ours.
+macro_rules! instruction_on_region {
+    ($instruction:literal, $region:expr) => {{
+        let region: Hpa = $region;
+        asm!(
+            concat!($instruction, " [{}]"),
+            "jbe {}",
+            in(reg) &raw const region.0,
+            label { instruction_failed($instruction, region) },
+            options(nostack)
+        )
+    }};
+}
+
+/// INVEPT or INVVPID with operands that are valid by construction.
+macro_rules! invalidate {
+    ($instruction:literal, $kind:expr, $descriptor:expr) => {{
+        let (kind, descriptor): (u64, [u64; 2]) = ($kind, $descriptor);
+        asm!(
+            concat!($instruction, " {}, [{}]"),
+            "jbe {}",
+            in(reg) kind,
+            in(reg) descriptor.as_ptr(),
+            label { invalidation_failed($instruction, kind) },
+            options(nostack)
+        )
+    }};
+}
+
+/// vmcs01: runs the guest hypervisor.
+#[derive(Debug)]
+pub struct Vmcs01;
+/// vmcs02: runs the nested guest.
+#[derive(Debug)]
+pub struct Vmcs02;
+
+/// The VMCSs of a logical processor and which of them is current. Nothing else on this processor executes VMPTRLD or VMCLEAR.
+#[derive(Debug)]
+pub struct VmcsPair {
+    regions: [Hpa; 2],
+    current: Option<usize>,
+    launched: [bool; 2],
+}
+
+/// Access to the VMCS that is current, for as long as it is: the borrow keeps anybody from switching.
+pub struct CurrentVmcs<'cpu, Kind> {
+    pair: PhantomData<&'cpu mut VmcsPair>,
+    // Not `Send`: current on this processor.
+    kind: PhantomData<(Kind, *const ())>,
+}
+
+impl VmcsPair {
+    /// Takes over two regions of zeros and puts the revision identifier into them.
+    ///
+    /// # Safety
+    ///
+    /// The processor is in VMX operation, and the regions are pages that nothing else uses.
+    pub unsafe fn new(vmcs01: Hpa, vmcs02: Hpa, revision: u32) -> Self {
+        for region in [vmcs01, vmcs02] {
+            let word = super::phys::phys_to_virt(region).cast::<u32>();
+            // SAFETY: the caller's promise; the page is mapped, in the direct map.
+            unsafe { word.write_volatile(revision) };
+            // SAFETY: as above.
+            unsafe { instruction_on_region!("vmclear", region) };
+        }
+        Self { regions: [vmcs01, vmcs02], current: None, launched: [false; 2] }
+    }
+
+    /// Makes vmcs01 current, if it is not.
+    #[inline]
+    pub fn vmcs01(&mut self) -> CurrentVmcs<'_, Vmcs01> {
+        self.load(0);
+        CurrentVmcs { pair: PhantomData, kind: PhantomData }
+    }
+
+    /// Makes vmcs02 current, if it is not.
+    #[inline]
+    pub fn vmcs02(&mut self) -> CurrentVmcs<'_, Vmcs02> {
+        self.load(1);
+        CurrentVmcs { pair: PhantomData, kind: PhantomData }
+    }
+
+    #[inline]
+    fn load(&mut self, which: usize) {
+        if self.current != Some(which) {
+            // SAFETY: the region was initialised by `new`.
+            unsafe { instruction_on_region!("vmptrld", self.regions[which]) };
+            self.current = Some(which);
+        }
+    }
+
+    /// Whether the current VMCS was launched; from now on it counts as launched.
+    #[inline]
+    pub fn launch_or_resume(&mut self) -> bool {
+        self.current.is_some_and(|which| core::mem::replace(&mut self.launched[which], true))
+    }
+
+    /// Forgets a launch that failed.
+    pub fn launch_failed(&mut self) {
+        if let Some(which) = self.current {
+            self.launched[which] = false;
+        }
+    }
+}
+
+
+#[cold]
+fn instruction_failed(instruction: &str, region: Hpa) -> ! {
+    stop_internal!("{instruction} of {region} failed")
+}
+
+#[cold]
+fn field_failed(instruction: &str, id: FieldId) -> ! {
+    stop_internal!("{instruction} of {id:?} failed")
+}
+
+impl<Kind> VmcsAccess for CurrentVmcs<'_, Kind> {
+    #[inline(always)]
+    fn read_raw(&self, id: FieldId) -> u64 {
+        let (value, failed): (u64, u8);
+        // SAFETY: a VMCS is current. VMREAD writes nothing but its operands, and the flags are taken at once.
+        unsafe {
+            asm!(
+                "vmread {value}, {encoding}",
+                "setbe {failed}",
+                value = out(reg) value,
+                encoding = in(reg) u64::from(id.encoding().0),
+                failed = out(reg_byte) failed,
+                options(nomem, nostack)
+            );
+        }
+        if failed != 0 {
+            field_failed("VMREAD", id);
+        }
+        value
+    }
+
+    #[inline(always)]
+    fn write_raw(&mut self, id: FieldId, value: u64) {
+        // SAFETY: a VMCS is current. What the field then makes the processor do at VM entry is the business of the one who enters.
+        unsafe {
+            asm!(
+                "vmwrite {encoding}, {value}",
+                "jbe {failed}",
+                encoding = in(reg) u64::from(id.encoding().0),
+                value = in(reg) value,
+                failed = label { field_failed("VMWRITE", id) },
+                options(nomem, nostack)
+            );
+        }
+    }
+}
+
+/// Enters VMX operation. CR0 and CR4 get the bits that it fixes.
+///
+/// # Safety
+///
+/// The processor has VMX, IA32_FEATURE_CONTROL allows it, and the region is a page that nothing else uses.
+pub unsafe fn vmxon(region: Hpa, revision: u32, cr0_fixed0: u64, cr4_fixed0: u64) {
+    use x86_64::registers::control::{Cr0, Cr4, Cr4Flags};
+    let word = super::phys::phys_to_virt(region).cast::<u32>();
+    // SAFETY: the fixed bits are those that the processor demands (NE, PE, PG; VMXE), and the host runs with all of them well.
+    unsafe {
+        word.write_volatile(revision);
+        Cr0::write_raw(Cr0::read_raw() | cr0_fixed0);
+        Cr4::write_raw(Cr4::read_raw() | cr4_fixed0 | Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS.bits());
+        instruction_on_region!("vmxon", region);
+    }
+}
+
+/// Which translations an INVEPT drops.
+#[derive(Clone, Copy, Debug)]
+pub enum Invept {
+    /// Those derived from one EPTP.
+    Single(Eptp),
+    /// All.
+    Global,
+}
+
+/// INVEPT.
+pub fn invept(what: Invept) {
+    let (kind, eptp) = match what {
+        Invept::Single(eptp) => (1, eptp.0),
+        Invept::Global => (2, 0),
+    };
+    // SAFETY: dropping cached translations is always sound.
+    unsafe { invalidate!("invept", kind, [eptp, 0]) };
+}
+
+/// Which translations an INVVPID drops.
+#[derive(Clone, Copy, Debug)]
+pub enum Invvpid {
+    /// Those of one linear address.
+    Address {
+        /// The VPID.
+        vpid: u16,
+        /// The linear address.
+        linear: u64,
+    },
+    /// All of a VPID.
+    Single(u16),
+}
+
+/// INVVPID.
+pub fn invvpid(what: Invvpid) {
+    let (kind, descriptor) = match what {
+        Invvpid::Address { vpid, linear } => (0, [u64::from(vpid), linear]),
+        Invvpid::Single(vpid) => (1, [u64::from(vpid), 0]),
+    };
+    // SAFETY: dropping cached translations is always sound.
+    unsafe { invalidate!("invvpid", kind, descriptor) };
+}
+
+
+#[cold]
+fn invalidation_failed(instruction: &str, kind: u64) -> ! {
+    stop_internal!("{instruction} of type {kind} failed")
+}

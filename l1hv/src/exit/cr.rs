@@ -1,0 +1,170 @@
+//! CR0 and CR4 of the guest hypervisor: bits that VMX operation fixes are the processor's; the guest hypervisor sees its own through the
+//! read shadow (SDM 24.8 "Restrictions on VMX Operation", 26.3 "Changes to Instruction Behavior in VMX Non-Root Operation").
+
+use shadow::controls::EntryControls;
+use shadow::exit::{CrAccess, CrAccessKind};
+use shadow::fields::*;
+use shadow::hw::VmcsAccess;
+use shadow::outcome::Fault;
+
+use super::Action;
+use crate::arch::vmx::{Invvpid, invvpid};
+use crate::vcpu::{VPID01, Vcpu};
+
+const CR0_PE: u64 = 1 << 0;
+const CR0_MP_EM_TS: u64 = 7 << 1;
+const CR0_TS: u64 = 1 << 3;
+/// ET is 1 on every processor that has VMX.
+const CR0_ET: u64 = 1 << 4;
+const CR0_NE: u64 = 1 << 5;
+const CR0_NW: u64 = 1 << 29;
+const CR0_CD: u64 = 1 << 30;
+const CR0_PG: u64 = 1 << 31;
+/// PE, MP, EM, TS, ET, NE, WP, AM, NW, CD, PG.
+const CR0_DEFINED: u64 = 0xe005_003f;
+
+const CR4_PAE: u64 = 1 << 5;
+const CR4_PGE: u64 = 1 << 7;
+const CR4_LA57: u64 = 1 << 12;
+const CR4_PCIDE: u64 = 1 << 17;
+const CR4_VMXE: u64 = 1 << 13;
+/// A change of one of these drops translations, and reloads the PDPTEs of a PAE guest: PSE, PAE, PGE, PCIDE, SMEP.
+const CR4_PAGING: u64 = 1 << 4 | CR4_PAE | CR4_PGE | CR4_PCIDE | 1 << 20;
+
+const EFER_LME: u64 = 1 << 8;
+const EFER_LMA: u64 = 1 << 10;
+const CS_LONG: u32 = 1 << 13;
+
+/// Handles an access to CR0 or CR4; no other register exits.
+pub fn handle(vcpu: &mut Vcpu) -> Action {
+    let access = CrAccess(vcpu.vmcs.vmcs01().read(EXIT_QUALIFICATION));
+    let (cr0, source) = (vcpu.visible_cr0(), vcpu.gpr(access.gpr()));
+    let outcome = match (access.kind(), access.register()) {
+        (CrAccessKind::MovTo, 0) => set_cr0(vcpu, source),
+        (CrAccessKind::MovTo, 4) => set_cr4(vcpu, source),
+        (CrAccessKind::Clts, _) => set_cr0(vcpu, cr0 & !CR0_TS),
+        (CrAccessKind::Lmsw, _) => {
+            let loaded = CR0_PE | CR0_MP_EM_TS;
+            // LMSW cannot clear PE.
+            set_cr0(vcpu, cr0 & !(loaded & !CR0_PE) | access.lmsw_source() & loaded)
+        }
+        _ => crate::stop::stop_internal!("control-register exit {access:?}, which nothing asked for"),
+    };
+    match outcome {
+        Ok(()) => Action::Advance,
+        Err(fault) => Action::Inject(fault),
+    }
+}
+
+/// The control-register bits that the guest hypervisor does not change without an exit.
+pub fn masks(vcpu: &Vcpu) -> (u64, u64) {
+    // Outside VMX operation it may clear PE and PG, which the processor allows to an unrestricted guest; NE and VMXE only seemingly.
+    let in_vmx = vcpu.vmx.vmxon_region.is_some();
+    let cr0 = if in_vmx { vcpu.caps.cr0_fixed0 } else { vcpu.caps.cr0_fixed0 & !(CR0_PE | CR0_PG) };
+    (cr0, vcpu.caps.cr4_fixed0)
+}
+
+impl Vcpu {
+    /// CR0 as the guest hypervisor reads it.
+    pub fn visible_cr0(&mut self) -> u64 {
+        let (mask, _) = masks(self);
+        let vmcs01 = self.vmcs.vmcs01();
+        vmcs01.read(GUEST_CR0) & !mask | vmcs01.read(CR0_READ_SHADOW) & mask
+    }
+
+    /// CR4 as the guest hypervisor reads it.
+    pub fn visible_cr4(&mut self) -> u64 {
+        let (_, mask) = masks(self);
+        let vmcs01 = self.vmcs.vmcs01();
+        vmcs01.read(GUEST_CR4) & !mask | vmcs01.read(CR4_READ_SHADOW) & mask
+    }
+}
+
+fn require(condition: bool) -> Result<(), Fault> {
+    if condition { Ok(()) } else { Err(Fault::GeneralProtection) }
+}
+
+/// MOV to CR0 with all its conditions (SDM Volume 2B, MOV: Move to/from Control Registers).
+fn set_cr0(vcpu: &mut Vcpu, value: u64) -> Result<(), Fault> {
+    let fixed = vcpu.caps.cr0_fixed0;
+    let in_vmx = vcpu.vmx.vmxon_region.is_some();
+    let vmcs01 = vcpu.vmcs.vmcs01();
+    let (old, cr4, efer) = (vmcs01.read(GUEST_CR0), vmcs01.read(GUEST_CR4), vmcs01.read(GUEST_EFER));
+    let code_is_long = vmcs01.read(GUEST_CS_ACCESS_RIGHTS) & CS_LONG != 0;
+    require(value >> 32 == 0)?;
+    let value = value & CR0_DEFINED | CR0_ET;
+    require(value & CR0_PG == 0 || value & CR0_PE != 0)?;
+    require(value & CR0_NW == 0 || value & CR0_CD != 0)?;
+    require(!in_vmx || value & fixed == fixed)?;
+    let (was_paged, is_paged) = (old & CR0_PG != 0, value & CR0_PG != 0);
+    if !was_paged && is_paged && efer & EFER_LME != 0 {
+        require(cr4 & CR4_PAE != 0 && !code_is_long)?;
+    }
+    if was_paged && !is_paged {
+        require(cr4 & CR4_PCIDE == 0 && !code_is_long)?;
+    }
+    let efer = match (is_paged, efer & EFER_LME != 0) {
+        (true, true) => efer | EFER_LMA,
+        _ => efer & !EFER_LMA,
+    };
+    if is_paged && efer & EFER_LMA == 0 && cr4 & CR4_PAE != 0 {
+        vcpu.load_pdptes(value, cr4)?;
+    }
+    commit_cr0(vcpu, value, efer);
+    if was_paged != is_paged {
+        invvpid(Invvpid::Single(VPID01));
+    }
+    Ok(())
+}
+
+fn commit_cr0(vcpu: &mut Vcpu, value: u64, efer: u64) {
+    let mut vmcs01 = vcpu.vmcs.vmcs01();
+    vmcs01.write(GUEST_CR0, value | CR0_NE);
+    vmcs01.write(CR0_READ_SHADOW, value);
+    vmcs01.write(GUEST_EFER, efer);
+    let entry = EntryControls::from_bits_retain(vmcs01.read(ENTRY_CONTROLS)) - EntryControls::IA32E_MODE_GUEST;
+    let mode = if efer & EFER_LMA != 0 { EntryControls::IA32E_MODE_GUEST } else { EntryControls::empty() };
+    vmcs01.write(ENTRY_CONTROLS, (entry | mode).bits());
+}
+
+/// MOV to CR4 with all its conditions.
+fn set_cr4(vcpu: &mut Vcpu, value: u64) -> Result<(), Fault> {
+    let fixed0 = vcpu.caps.cr4_fixed0;
+    let in_vmx = vcpu.vmx.vmxon_region.is_some();
+    require(value & !vcpu.caps.cr4_fixed1 == 0)?;
+    require(!in_vmx || value & fixed0 == fixed0)?;
+    let vmcs01 = vcpu.vmcs.vmcs01();
+    let (cr0, cr3, old, efer) =
+        (vmcs01.read(GUEST_CR0), vmcs01.read(GUEST_CR3), vmcs01.read(GUEST_CR4), vmcs01.read(GUEST_EFER));
+    let long_mode = efer & EFER_LMA != 0;
+    require(!long_mode || value & CR4_PAE != 0 && (value ^ old) & CR4_LA57 == 0)?;
+    if value & CR4_PCIDE != 0 && old & CR4_PCIDE == 0 {
+        require(long_mode && cr3 & 0xfff == 0)?;
+    }
+    let paging_changes = (value ^ old) & CR4_PAGING != 0;
+    if paging_changes && cr0 & CR0_PG != 0 && value & CR4_PAE != 0 && !long_mode {
+        vcpu.load_pdptes(cr0, value)?;
+    }
+    let mut vmcs01 = vcpu.vmcs.vmcs01();
+    vmcs01.write(GUEST_CR4, value | CR4_VMXE);
+    vmcs01.write(CR4_READ_SHADOW, value);
+    if paging_changes {
+        invvpid(Invvpid::Single(VPID01));
+    }
+    Ok(())
+}
+
+impl Vcpu {
+    /// Loads the PDPTEs of the guest hypervisor, which with EPT come from the VMCS.
+    fn load_pdptes(&mut self, cr0: u64, cr4: u64) -> Result<(), Fault> {
+        let cr3 = self.vmcs.vmcs01().read(GUEST_CR3);
+        let loaded = shadow::check::load_pdptes(&self.memory, &self.caps, cr0, cr3, cr4, false);
+        if let Some(pdptes) = loaded.map_err(|_| Fault::GeneralProtection)? {
+            let mut vmcs01 = self.vmcs.vmcs01();
+            for (field, entry) in [GUEST_PDPTE0, GUEST_PDPTE1, GUEST_PDPTE2, GUEST_PDPTE3].into_iter().zip(pdptes) {
+                vmcs01.write(field, entry);
+            }
+        }
+        Ok(())
+    }
+}

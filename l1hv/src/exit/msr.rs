@@ -1,0 +1,55 @@
+//! The MSRs that the host keeps to itself, for the guest hypervisor and for nested guests alike: [`shadow::msr::host_owns`] lists them.
+
+use ept::Gpa;
+use shadow::msr::*;
+use shadow::outcome::Fault;
+
+use super::Action;
+use crate::arch::{msr as machine, on_behalf};
+use crate::vcpu::Vcpu;
+
+/// IA32_FEATURE_CONTROL as the guest hypervisor finds it: locked, VMX allowed outside SMX.
+const FEATURE_CONTROL: u64 = 1 << 0 | 1 << 2;
+
+/// RDMSR.
+pub fn rdmsr(vcpu: &mut Vcpu) -> Action {
+    match read_for_guest(vcpu, vcpu.ecx()) {
+        Ok(value) => {
+            vcpu.set_edx_eax(value);
+            Action::Advance
+        }
+        Err(fault) => Action::Inject(fault),
+    }
+}
+
+/// WRMSR.
+pub fn wrmsr(vcpu: &mut Vcpu) -> Action {
+    match write_for_guest(vcpu, vcpu.ecx(), vcpu.edx_eax()) {
+        Ok(()) => Action::Advance,
+        Err(fault) => Action::Inject(fault),
+    }
+}
+
+/// What a guest reads from an MSR.
+pub fn read_for_guest(vcpu: &Vcpu, msr: u32) -> Result<u64, Fault> {
+    let value = match msr {
+        IA32_FEATURE_CONTROL => Some(FEATURE_CONTROL),
+        _ if VMX_CAPABILITIES.contains(&msr) => vcpu.offered.msr(msr),
+        _ => machine::try_read(msr),
+    };
+    value.ok_or(Fault::GeneralProtection)
+}
+
+/// A guest's write to an MSR.
+pub fn write_for_guest(vcpu: &Vcpu, msr: u32, value: u64) -> Result<(), Fault> {
+    match msr {
+        // Locked, or read-only, or only for the dual-monitor treatment, which is not offered.
+        IA32_FEATURE_CONTROL | IA32_SMM_MONITOR_CTL => Err(Fault::GeneralProtection),
+        _ if VMX_CAPABILITIES.contains(&msr) => Err(Fault::GeneralProtection),
+        // DEVIATION: an update does nothing, as under every hypervisor; a guest that looks finds the old revision.
+        IA32_BIOS_UPDT_TRIG => Ok(()),
+        // DEVIATION: the bare machine lets its owner move the APIC over any memory; over the host's it may not.
+        IA32_APIC_BASE if vcpu.memory.is_host(Gpa(value & !0xfff)) => Err(Fault::GeneralProtection),
+        _ => on_behalf::wrmsr(msr, value).map_err(|_| Fault::GeneralProtection),
+    }
+}

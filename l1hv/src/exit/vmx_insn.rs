@@ -1,0 +1,262 @@
+//! The VMX instructions of the guest hypervisor: operands in, [`shadow::insn`], flags out.
+
+use shadow::exit::ExitReason;
+use shadow::fields::*;
+use shadow::hw::VmcsAccess;
+use shadow::insn::{self, Invalidation};
+use shadow::msr::Access;
+use shadow::operand::{InsnInfo, Segment, linear_address};
+use shadow::outcome::{Failure, Fault, InsnError, VmFail, rflags_fail_invalid, rflags_fail_valid, rflags_succeed};
+use shadow::vmcs12::LaunchState;
+
+use super::{Action, cr, reset};
+use crate::arch::vmx::{Invvpid, invvpid};
+use crate::nested;
+use crate::vcpu::{StaleIn, VPID02, Vcpu};
+
+const SEGMENTS: [(Field<u64>, Field<u32>, Field<u32>); 6] = [
+    (GUEST_ES_BASE, GUEST_ES_LIMIT, GUEST_ES_ACCESS_RIGHTS),
+    (GUEST_CS_BASE, GUEST_CS_LIMIT, GUEST_CS_ACCESS_RIGHTS),
+    (GUEST_SS_BASE, GUEST_SS_LIMIT, GUEST_SS_ACCESS_RIGHTS),
+    (GUEST_DS_BASE, GUEST_DS_LIMIT, GUEST_DS_ACCESS_RIGHTS),
+    (GUEST_FS_BASE, GUEST_FS_LIMIT, GUEST_FS_ACCESS_RIGHTS),
+    (GUEST_GS_BASE, GUEST_GS_LIMIT, GUEST_GS_ACCESS_RIGHTS),
+];
+
+const CR4_VMXE: u64 = 1 << 13;
+
+/// VMREAD. On its own, because guest hypervisors execute it more often than all others together.
+pub fn vmread(vcpu: &mut Vcpu) -> Action {
+    let outcome = do_vmread(vcpu);
+    finish(vcpu, outcome)
+}
+
+fn do_vmread(vcpu: &mut Vcpu) -> Result<(), Failure> {
+    privileged(vcpu)?;
+    let info = insn_info(vcpu);
+    let encoding = operand_register(vcpu, info.reg2());
+    let value = vcpu.vmx.vmread(&vcpu.offered_fields, &mut StaleIn(&mut vcpu.vmcs), encoding)?;
+    if info.is_register() {
+        let value = if vcpu.in_ia32e_mode() { value } else { value & 0xffff_ffff };
+        vcpu.set_gpr(info.reg1(), value);
+        return Ok(());
+    }
+    let bytes = value.to_le_bytes();
+    let size = operand_bytes(vcpu);
+    write_operand(vcpu, info, &bytes[..size])
+}
+
+/// VMWRITE.
+pub fn vmwrite(vcpu: &mut Vcpu) -> Action {
+    let outcome = do_vmwrite(vcpu);
+    finish(vcpu, outcome)
+}
+
+fn do_vmwrite(vcpu: &mut Vcpu) -> Result<(), Failure> {
+    privileged(vcpu)?;
+    if !vcpu.vmx.has_current() {
+        return Err(VmFail::Invalid.into());
+    }
+    let info = insn_info(vcpu);
+    let value = if info.is_register() {
+        operand_register(vcpu, info.reg1())
+    } else {
+        let mut bytes = [0; 8];
+        let size = operand_bytes(vcpu);
+        read_operand(vcpu, info, &mut bytes[..size])?;
+        u64::from_le_bytes(bytes)
+    };
+    let encoding = operand_register(vcpu, info.reg2());
+    vcpu.vmx.vmwrite(&vcpu.offered, &vcpu.offered_fields, &mut StaleIn(&mut vcpu.vmcs), encoding, value)
+}
+
+/// VMLAUNCH and VMRESUME. Success does not come back here: the nested guest runs next.
+pub fn launch(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
+    let wanted = if reason == ExitReason::VMLAUNCH { LaunchState::Clear } else { LaunchState::Launched };
+    let outcome = privileged(vcpu).and_then(|()| nested::enter(vcpu, wanted));
+    match outcome {
+        Ok(()) => Action::Resume,
+        Err(failure) => finish(vcpu, Err(failure)),
+    }
+}
+
+/// All others.
+pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
+    let outcome = match reason {
+        ExitReason::VMXON => vmxon(vcpu),
+        ExitReason::VMXOFF => vmxoff(vcpu),
+        ExitReason::VMCLEAR => with_address(vcpu, |vcpu, region| {
+            vcpu.vmx.vmclear(&vcpu.memory, &vcpu.offered, &mut StaleIn(&mut vcpu.vmcs), region)
+        }),
+        ExitReason::VMPTRLD => with_address(vcpu, |vcpu, region| {
+            let mut sync = StaleIn(&mut vcpu.vmcs);
+            vcpu.vmx.vmptrld(&vcpu.memory, &vcpu.offered, &mut sync, region).map(|_| ())
+        }),
+        ExitReason::VMPTRST => privileged(vcpu).and_then(|()| {
+            let info = insn_info(vcpu);
+            let pointer = vcpu.vmx.vmptrst();
+            write_operand(vcpu, info, &pointer.to_le_bytes())
+        }),
+        ExitReason::VMCALL => privileged(vcpu).and_then(|()| Err(InsnError::VMCALL_IN_ROOT.into())),
+        ExitReason::INVEPT => emulate_invept(vcpu),
+        _ => emulate_invvpid(vcpu),
+    };
+    finish(vcpu, outcome)
+}
+
+fn privileged(vcpu: &mut Vcpu) -> Result<(), Failure> {
+    let cpl = vcpu.cpl();
+    Ok(vcpu.vmx.privileged(cpl)?)
+}
+
+/// Ends an instruction as SDM 31.2 "Conventions" says.
+fn finish(vcpu: &mut Vcpu, outcome: Result<(), Failure>) -> Action {
+    let new_flags = match outcome {
+        Ok(()) => rflags_succeed,
+        Err(Failure::Fault(fault)) => return Action::Inject(fault),
+        Err(Failure::VmFail(VmFail::Valid(error))) if vcpu.vmx.has_current() => {
+            vcpu.vmx.vmcs12.set(VM_INSTRUCTION_ERROR, error.0);
+            rflags_fail_valid
+        }
+        Err(Failure::VmFail(_)) => rflags_fail_invalid,
+    };
+    let mut vmcs01 = vcpu.vmcs.vmcs01();
+    let rflags = vmcs01.read(GUEST_RFLAGS);
+    vmcs01.write(GUEST_RFLAGS, new_flags(rflags));
+    Action::Advance
+}
+
+fn vmxon(vcpu: &mut Vcpu) -> Result<(), Failure> {
+    let (cr0, cr4, cpl) = (vcpu.visible_cr0(), vcpu.visible_cr4(), vcpu.cpl());
+    let caps = &vcpu.offered;
+    if cr4 & CR4_VMXE == 0 {
+        return Err(Fault::InvalidOpcode.into());
+    }
+    let is_fixed = |value: u64, fixed0: u64, fixed1: u64| value & fixed0 == fixed0 && value & !fixed1 == 0;
+    let fixed = is_fixed(cr0, caps.cr0_fixed0, caps.cr0_fixed1) && is_fixed(cr4, caps.cr4_fixed0, caps.cr4_fixed1);
+    if cpl > 0 || vcpu.vmx.vmxon_region.is_none() && !fixed {
+        return Err(Fault::GeneralProtection.into());
+    }
+    let info = insn_info(vcpu);
+    let region = read_quadword(vcpu, info)?;
+    vcpu.vmx.vmxon(&vcpu.memory, &vcpu.offered, region)?;
+    update_masks(vcpu);
+    Ok(())
+}
+
+fn vmxoff(vcpu: &mut Vcpu) -> Result<(), Failure> {
+    privileged(vcpu)?;
+    vcpu.vmx.vmxoff(&vcpu.memory, &mut StaleIn(&mut vcpu.vmcs));
+    update_masks(vcpu);
+    reset::deliver_blocked_init(vcpu);
+    Ok(())
+}
+
+/// VMX operation fixes more bits of CR0 than there are fixed outside it. Every bit that becomes masked has its visible value in GUEST_CR0.
+fn update_masks(vcpu: &mut Vcpu) {
+    let (cr0, cr4) = (vcpu.visible_cr0(), vcpu.visible_cr4());
+    let (cr0_mask, cr4_mask) = cr::masks(vcpu);
+    let mut vmcs01 = vcpu.vmcs.vmcs01();
+    vmcs01.write(CR0_GUEST_HOST_MASK, cr0_mask);
+    vmcs01.write(CR0_READ_SHADOW, cr0);
+    vmcs01.write(CR4_GUEST_HOST_MASK, cr4_mask);
+    vmcs01.write(CR4_READ_SHADOW, cr4);
+}
+
+fn with_address(
+    vcpu: &mut Vcpu,
+    instruction: impl FnOnce(&mut Vcpu, u64) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    privileged(vcpu)?;
+    let info = insn_info(vcpu);
+    let address = read_quadword(vcpu, info)?;
+    instruction(vcpu, address)
+}
+
+fn emulate_invept(vcpu: &mut Vcpu) -> Result<(), Failure> {
+    privileged(vcpu)?;
+    let info = insn_info(vcpu);
+    let kind = operand_register(vcpu, info.reg2());
+    if !insn::invept_type_is_valid(&vcpu.offered, kind) {
+        return Err(InsnError::INVALID_OPERAND.into());
+    }
+    let descriptor = read_descriptor(vcpu, info)?;
+    match insn::invept(&vcpu.offered, kind, descriptor)? {
+        Invalidation::Eptp(eptp12) => nested::drop_translations(vcpu, Some(ept::Eptp(eptp12))),
+        _ => nested::drop_translations(vcpu, None),
+    }
+    Ok(())
+}
+
+/// VPID02 holds the translations of one VPID12 at a time; those of all others are dropped when it comes to them.
+fn emulate_invvpid(vcpu: &mut Vcpu) -> Result<(), Failure> {
+    privileged(vcpu)?;
+    let info = insn_info(vcpu);
+    let kind = operand_register(vcpu, info.reg2());
+    if !insn::invvpid_type_is_valid(&vcpu.offered, kind) {
+        return Err(InsnError::INVALID_OPERAND.into());
+    }
+    let descriptor = read_descriptor(vcpu, info)?;
+    let loaded = vcpu.nested.vpid12;
+    match insn::invvpid(kind, descriptor)? {
+        Invalidation::Address { vpid, linear } if vpid == loaded => invvpid(Invvpid::Address { vpid: VPID02, linear }),
+        Invalidation::Vpid(vpid) | Invalidation::VpidRetainingGlobals(vpid) if vpid == loaded => {
+            invvpid(Invvpid::Single(VPID02));
+        }
+        Invalidation::AllVpids => invvpid(Invvpid::Single(VPID02)),
+        _ => (),
+    }
+    Ok(())
+}
+
+fn insn_info(vcpu: &mut Vcpu) -> InsnInfo {
+    InsnInfo(vcpu.vmcs.vmcs01().read(EXIT_INSTRUCTION_INFO))
+}
+
+/// A register operand: 64 bits in 64-bit mode, else 32. (In compatibility mode VMX instructions are #UD.)
+fn operand_register(vcpu: &mut Vcpu, number: usize) -> u64 {
+    let value = vcpu.gpr(number);
+    if vcpu.in_ia32e_mode() { value } else { value & 0xffff_ffff }
+}
+
+/// Size of the operands of VMREAD and VMWRITE.
+fn operand_bytes(vcpu: &mut Vcpu) -> usize {
+    if vcpu.in_ia32e_mode() { 8 } else { 4 }
+}
+
+fn operand_address(vcpu: &mut Vcpu, info: InsnInfo, bytes: u64, access: Access) -> Result<u64, Fault> {
+    let long_mode = vcpu.in_ia32e_mode();
+    let vmcs01 = vcpu.vmcs.vmcs01();
+    let displacement = vmcs01.read(EXIT_QUALIFICATION);
+    let rsp = vmcs01.read(GUEST_RSP);
+    let (base, limit, rights) = SEGMENTS[info.segment().min(SEGMENTS.len() - 1)];
+    let segment = Segment { base: vmcs01.read(base), limit: vmcs01.read(limit), access_rights: vmcs01.read(rights) };
+    let gpr = &vcpu.registers.gpr;
+    let offset = info.effective_address(displacement, |number| if number == 4 { rsp } else { gpr[number] });
+    linear_address(info, offset, bytes, access, &segment, long_mode)
+}
+
+fn read_operand(vcpu: &mut Vcpu, info: InsnInfo, to: &mut [u8]) -> Result<(), Failure> {
+    let linear = operand_address(vcpu, info, to.len() as u64, Access::Read)?;
+    let paging = vcpu.paging();
+    Ok(paging.read(&vcpu.memory, linear, to)?)
+}
+
+fn write_operand(vcpu: &mut Vcpu, info: InsnInfo, from: &[u8]) -> Result<(), Failure> {
+    let linear = operand_address(vcpu, info, from.len() as u64, Access::Write)?;
+    let paging = vcpu.paging();
+    Ok(paging.write(&vcpu.memory, linear, from)?)
+}
+
+fn read_quadword(vcpu: &mut Vcpu, info: InsnInfo) -> Result<u64, Failure> {
+    let mut bytes = [0; 8];
+    read_operand(vcpu, info, &mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+fn read_descriptor(vcpu: &mut Vcpu, info: InsnInfo) -> Result<[u64; 2], Failure> {
+    let mut bytes = [0; 16];
+    read_operand(vcpu, info, &mut bytes)?;
+    let whole = u128::from_le_bytes(bytes);
+    Ok([whole as u64, (whole >> 64) as u64])
+}

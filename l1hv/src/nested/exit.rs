@@ -1,0 +1,81 @@
+//! Exits of nested guests.
+
+use shadow::FieldSet;
+use shadow::event::{inject_fault, redeliver};
+use shadow::exit::ExitReason;
+use shadow::fields::*;
+use shadow::hw::VmcsAccess;
+use shadow::outcome::{Fault, InsnError, rflags_fail_valid};
+use shadow::policy::{Route, route};
+use shadow::vmcs12::LaunchState;
+
+use super::paging;
+use super::reflect::{Reflected, reflect, reflect_failed_entry};
+use crate::arch::on_behalf::set_cr2;
+use crate::exit::{read_for_guest, write_for_guest};
+use crate::stop::stop_internal;
+use crate::vcpu::{Level, Vcpu};
+
+/// Handles an exit of vmcs02.
+pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) {
+    if reason.is_entry_failure() {
+        let qualification = vcpu.vmcs.vmcs02().read(EXIT_QUALIFICATION);
+        return reflect_failed_entry(vcpu, reason.without_modifiers(), qualification);
+    }
+    if vcpu.nested.entering {
+        vcpu.nested.entering = false;
+        vcpu.vmx.vmcs12.launch_state = LaunchState::Launched;
+    }
+    match route(reason, vcpu.registers.gpr[1], &vcpu.vmx.vmcs12, &vcpu.memory) {
+        Route::Reflect => reflect(vcpu, Reflected { reason, qualification: None }),
+        Route::NestedPaging => paging::handle(vcpu),
+        Route::HostMsr => host_msr(vcpu, reason),
+    }
+}
+
+/// RDMSR or WRMSR that the guest hypervisor lets through and the host does not.
+fn host_msr(vcpu: &mut Vcpu, reason: ExitReason) {
+    let outcome = if reason == ExitReason::RDMSR {
+        read_for_guest(vcpu, vcpu.ecx()).map(|value| vcpu.set_edx_eax(value))
+    } else {
+        write_for_guest(vcpu, vcpu.ecx(), vcpu.edx_eax())
+    };
+    match outcome {
+        Ok(()) => vcpu.advance(),
+        Err(fault) => raise(vcpu, fault),
+    }
+}
+
+/// A fault of an instruction that the host emulates for a nested guest: the guest hypervisor's exit if its exception bitmap asks for it.
+fn raise(vcpu: &mut Vcpu, fault: Fault) {
+    let (info, error_code) = fault.interruption();
+    if vcpu.vmx.vmcs12.get(EXCEPTION_BITMAP) >> info.vector() & 1 != 0 {
+        super::reflect::reflect_exception(vcpu, info, error_code);
+        return;
+    }
+    let mut vmcs02 = vcpu.vmcs.vmcs02();
+    redeliver(&mut vmcs02);
+    inject_fault(&mut vmcs02, fault);
+    if let Fault::Page { address, .. } = fault {
+        set_cr2(address);
+    }
+}
+
+/// The processor refused vmcs02 with VMfail. Control checks that it does and we do not are the guest hypervisor's to hear about; a bad
+/// host state is our own.
+#[cold]
+pub fn handle_failed_entry(vcpu: &mut Vcpu) {
+    let error = InsnError(vcpu.vmcs.vmcs02().read(VM_INSTRUCTION_ERROR));
+    if error != InsnError::ENTRY_INVALID_CONTROL || !vcpu.nested.entering {
+        stop_internal!("VM entry of the nested guest failed with VM-instruction error {}", error.0);
+    }
+    log::debug!("VM entry refused by the processor, error {}", error.0);
+    vcpu.nested.entering = false;
+    vcpu.level = Level::GuestHypervisor;
+    vcpu.vmx.vmcs12.dirty = vcpu.offered_fields.minus(&vcpu.vmx.vmcs12.stale).or(&FieldSet::EMPTY);
+    vcpu.vmx.vmcs12.set(VM_INSTRUCTION_ERROR, error.0);
+    let mut vmcs01 = vcpu.vmcs.vmcs01();
+    let rflags = vmcs01.read(GUEST_RFLAGS);
+    vmcs01.write(GUEST_RFLAGS, rflags_fail_valid(rflags));
+    vcpu.advance();
+}

@@ -1,0 +1,17 @@
+//! Nesting: entering a nested guest for its hypervisor, and giving that hypervisor the exits that are its own.
+//!
+//! ```text
+//!   VMLAUNCH/VMRESUME -> enter: check -> merge into vmcs02 -> VM entry
+//!   exit of vmcs02    -> exit:  route -> the host repairs and resumes, or
+//!                        reflect: sync to vmcs12 -> vmcs12's host state into vmcs01
+//! ```
+
+mod enter;
+mod exit;
+mod paging;
+mod reflect;
+
+pub use enter::enter;
+pub use exit::{handle, handle_failed_entry};
+pub use paging::drop_translations;
+pub use reflect::{abort, nmi};

@@ -1,0 +1,154 @@
+//! Giving an exit to the guest hypervisor (SDM 28 "VM Exits").
+
+use boot::stop::StopKind;
+use ept::Gpa;
+use shadow::controls::{Pin, Secondary};
+use shadow::event::NMI_INTERRUPTION;
+use shadow::exit::{ExitReason, InterruptionInfo};
+use shadow::fields::*;
+use shadow::host_load::{LeftBehind, VmxAbort, load_host_state};
+use shadow::hw::VmcsAccess;
+use shadow::merge;
+use shadow::msr::Access;
+use shadow::sync::{save_exit_info, save_guest_state};
+use shadow::vmcs12::write_abort_indicator;
+
+use crate::arch::vmx::{Invvpid, invvpid};
+use crate::stop::{StopReason, stop};
+use crate::vcpu::{Level, VPID01, VPID02, Vcpu};
+
+const BLOCKING_BY_NMI: u32 = 1 << 3;
+
+/// What differs from the exit that vmcs02 took.
+#[derive(Clone, Copy, Debug)]
+pub struct Reflected {
+    /// The reason that the guest hypervisor sees.
+    pub reason: ExitReason,
+    /// The qualification that it sees, if not vmcs02's.
+    pub qualification: Option<u64>,
+}
+
+/// Reflects the exit that vmcs02 just took.
+pub fn reflect(vcpu: &mut Vcpu, exit: Reflected) {
+    let vmcs02 = vcpu.vmcs.vmcs02();
+    let vmcs12 = &mut vcpu.vmx.vmcs12;
+    save_exit_info(&vmcs02, vmcs12, &vcpu.sync_sets);
+    vmcs12.set_synced(EXIT_REASON.id(), exit.reason.0.into());
+    if let Some(qualification) = exit.qualification {
+        vmcs12.set_synced(EXIT_QUALIFICATION.id(), qualification);
+    }
+    leave(vcpu, exit.reason);
+}
+
+/// Reflects an exception that an instruction raised which the host emulated.
+pub fn reflect_exception(vcpu: &mut Vcpu, info: InterruptionInfo, error_code: Option<u32>) {
+    reflect_event(vcpu, info, error_code);
+}
+
+/// Reflects an NMI that arrived while the host ran, if the guest hypervisor wants NMIs; otherwise it is injected.
+pub fn nmi(vcpu: &mut Vcpu) {
+    if vcpu.vmx.vmcs12.get(PIN_CONTROLS) & Pin::NMI_EXITING.bits() != 0 {
+        if core::mem::take(&mut vcpu.nested.entering) {
+            vcpu.vmx.vmcs12.launch_state = shadow::vmcs12::LaunchState::Launched;
+        }
+        reflect_event(vcpu, NMI_INTERRUPTION, None);
+    } else {
+        vcpu.vmcs.vmcs02().write(ENTRY_INTERRUPTION_INFO, NMI_INTERRUPTION.0);
+    }
+}
+
+fn reflect_event(vcpu: &mut Vcpu, info: InterruptionInfo, error_code: Option<u32>) {
+    let reason = ExitReason::EXCEPTION_OR_NMI;
+    let vmcs12 = &mut vcpu.vmx.vmcs12;
+    // An event that was to be injected on an entry that does not come is one whose delivery this exit interrupts.
+    let pending = InterruptionInfo(vcpu.vmcs.vmcs02().read(ENTRY_INTERRUPTION_INFO));
+    vmcs12.set_synced(EXIT_REASON.id(), reason.0.into());
+    vmcs12.set_synced(EXIT_QUALIFICATION.id(), 0);
+    vmcs12.set_synced(EXIT_INTERRUPTION_INFO.id(), info.0.into());
+    vmcs12.set_synced(EXIT_INTERRUPTION_ERROR_CODE.id(), error_code.unwrap_or(0).into());
+    vmcs12.set_synced(IDT_VECTORING_INFO.id(), if pending.is_valid() { pending.0.into() } else { 0 });
+    if pending.has_error_code() {
+        let code = vcpu.vmcs.vmcs02().read(ENTRY_EXCEPTION_ERROR_CODE);
+        vmcs12.set_synced(IDT_VECTORING_ERROR_CODE.id(), code.into());
+    }
+    vcpu.vmcs.vmcs02().write(ENTRY_INTERRUPTION_INFO, 0);
+    leave(vcpu, reason);
+}
+
+/// Leaves a nested guest that ran: its state goes to VMCS12, the guest hypervisor continues at its exit handler.
+fn leave(vcpu: &mut Vcpu, reason: ExitReason) {
+    vcpu.stats.reflect(reason);
+    let vmcs02 = vcpu.vmcs.vmcs02();
+    let vmcs12 = &mut vcpu.vmx.vmcs12;
+    save_guest_state(&vmcs02, vmcs12, &vcpu.sync_sets);
+    let interruption = InterruptionInfo(vmcs12.get(EXIT_INTERRUPTION_INFO));
+    let by_nmi = reason == ExitReason::EXCEPTION_OR_NMI && interruption.is_nmi();
+    let virtual_nmis = vmcs12.get(PIN_CONTROLS) & Pin::VIRTUAL_NMIS.bits() != 0;
+    let was_blocked = !virtual_nmis && vmcs12.get(GUEST_INTERRUPTIBILITY) & BLOCKING_BY_NMI != 0;
+    let left = LeftBehind::read(&vmcs02, vmcs12, by_nmi || was_blocked);
+    match vcpu.nested.exit_store {
+        Ok(0) => (),
+        Ok(count) => {
+            let area = Gpa(vmcs12.get(EXIT_MSR_STORE_ADDRESS));
+            merge::copy_out(&vcpu.memory, area, &vcpu.nested.exit_store_area.entries[..count as usize]);
+        }
+        Err(_) => abort(vcpu, VmxAbort::SavingGuestMsrs),
+    }
+    resume_guest_hypervisor(vcpu, left);
+}
+
+/// Reflects an entry failure of the late kind (SDM 27.8): of the exit information only reason and qualification are written, and guest
+/// state is not saved.
+pub fn reflect_failed_entry(vcpu: &mut Vcpu, reason: ExitReason, qualification: u64) {
+    let reason = reason.of_failed_entry();
+    log::debug!("{reason:?}, qualification {qualification:#x}");
+    vcpu.stats.reflect(reason);
+    vcpu.nested.entering = false;
+    let vmcs01 = vcpu.vmcs.vmcs01();
+    let nmi_blocked = vmcs01.read(GUEST_INTERRUPTIBILITY) & BLOCKING_BY_NMI != 0;
+    let left = LeftBehind { pat: vmcs01.read(GUEST_PAT), efer: vmcs01.read(GUEST_EFER), nmi_blocked };
+    let vmcs12 = &mut vcpu.vmx.vmcs12;
+    vmcs12.set_synced(EXIT_REASON.id(), reason.0.into());
+    vmcs12.set_synced(EXIT_QUALIFICATION.id(), qualification);
+    vcpu.vmcs.vmcs02().write(ENTRY_INTERRUPTION_INFO, 0);
+    resume_guest_hypervisor(vcpu, left);
+}
+
+fn resume_guest_hypervisor(vcpu: &mut Vcpu, left: LeftBehind) {
+    if !vcpu.vmx.vmcs12.has_secondary(Secondary::ENABLE_VPID) {
+        invvpid(Invvpid::Single(VPID01));
+        invvpid(Invvpid::Single(VPID02));
+    }
+    vcpu.level = Level::GuestHypervisor;
+    let loaded = {
+        let mut vmcs01 = vcpu.vmcs.vmcs01();
+        load_host_state(&mut vmcs01, &vcpu.vmx.vmcs12, &vcpu.offered, &vcpu.memory, &left)
+    };
+    let loaded = loaded.and_then(|()| load_host_msrs(vcpu));
+    if let Err(reason) = loaded {
+        abort(vcpu, reason);
+    }
+}
+
+/// VMCS12's VM-exit MSR-load area becomes vmcs01's VM-entry MSR-load area, for one entry.
+fn load_host_msrs(vcpu: &mut Vcpu) -> Result<(), VmxAbort> {
+    let vmcs12 = &vcpu.vmx.vmcs12;
+    let count = vmcs12.get(EXIT_MSR_LOAD_COUNT);
+    if count == 0 {
+        return Ok(());
+    }
+    let area = Gpa(vmcs12.get(EXIT_MSR_LOAD_ADDRESS));
+    merge::copy_in(&vcpu.memory, area, count, Access::Write, vcpu.nested.exit_load.entries)
+        .map_err(|_| VmxAbort::LoadingHostMsrs)?;
+    vcpu.vmcs.vmcs01().write(ENTRY_MSR_LOAD_COUNT, count);
+    vcpu.nested.loading_host_msrs = true;
+    Ok(())
+}
+
+/// A VMX abort: the processor is in shutdown state, which on a machine with one is the end (SDM 28.7 "VMX Aborts").
+#[cold]
+pub fn abort(vcpu: &mut Vcpu, reason: VmxAbort) -> ! {
+    write_abort_indicator(&vcpu.memory, vcpu.vmx.vmcs12.pointer, reason as u32);
+    let message = format_args!("VMX abort {} ({reason:?}): the guest hypervisor's VMCS is at fault", reason as u32);
+    stop(StopReason::new(StopKind::VmxAbort, message))
+}

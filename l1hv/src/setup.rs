@@ -1,0 +1,160 @@
+//! Everything that the run loop works with, allocated once.
+
+use boot::memory_map::RegionKind;
+use ept::entry::Features;
+use ept::map::{OutOfTables, map_range};
+use ept::nested::NestedPaging;
+use ept::table::TableMemory;
+use ept::{Entry, Eptp, Hpa, MemoryType, PageSize, Rights};
+use shadow::VmxCaps;
+use shadow::caps::ept_vpid;
+use shadow::insn::VmxOperation;
+use shadow::merge::{MSR_AREA_ENTRIES, MsrEntry};
+use shadow::msr::{BITMAP_BYTES, HOST_INTERCEPTS};
+use shadow::sync::SyncSets;
+
+use crate::arch::enter::GuestRegisters;
+use crate::arch::vmx::VmcsPair;
+use crate::arch::{msr, on_behalf};
+use crate::boot_flow::{HostSetup, stop_host_memory};
+use crate::exit::control_register_masks;
+use crate::hw::{GuestPhysical, TablePool};
+use crate::mem::{HostPages, HostRegion, PAGE_BYTES, PhysAllocator};
+use crate::stats::Stats;
+use crate::stop::stop_internal;
+use crate::vcpu::{Level, MsrArea, Nested, Vcpu};
+use crate::vmcs_setup;
+
+/// Builds the virtual cpu and enters VMX operation.
+pub fn build(setup: HostSetup) -> &'static mut Vcpu {
+    let HostSetup { options, host_region, memory_map, mut allocator, guest_ram, segments, entry } = setup;
+    let caps = VmxCaps::read(read_capability, on_behalf::physical_address_bits());
+    let offered = caps.offered();
+    let vmcs = enter_vmx(&mut allocator, &caps);
+    let scratch = pages(&mut allocator, 1).phys();
+    let msr_bitmap01 = pages(&mut allocator, 1);
+    let msr_bitmap01_address = msr_bitmap01.phys();
+    msr_bitmap01.into_bytes().copy_from_slice(&HOST_INTERCEPTS);
+    let msr_bitmap02 = pages(&mut allocator, BITMAP_BYTES as u64 / PAGE_BYTES);
+    let msr_bitmap02_address = msr_bitmap02.phys();
+    let nested = Nested {
+        eptp02: Eptp(0),
+        vpid12: 0,
+        entering: false,
+        entry_load_count: 0,
+        loading_host_msrs: false,
+        exit_store: Ok(0),
+        paging: NestedPaging::new(nested_features(&offered)),
+        msr_bitmap02: msr_bitmap02.into_bytes(),
+        entry_load: msr_area(&mut allocator),
+        exit_store_area: msr_area(&mut allocator),
+        exit_load: msr_area(&mut allocator),
+    };
+    let vcpu_pages = pages(&mut allocator, (size_of::<Vcpu>() as u64).div_ceil(PAGE_BYTES));
+    let table_pages = allocator.free_pages();
+    let mut tables = TablePool::new(pages(&mut allocator, table_pages));
+    let ept01 = match build_ept01(&mut tables, &caps, &memory_map, host_region, scratch) {
+        Ok(root) => root,
+        Err(OutOfTables) => stop_internal!("no table is left for EPT01: raise host-memory=MIB"),
+    };
+    log::debug!("{table_pages} pages for EPT tables");
+
+    let vcpu = vcpu_pages.into_value(Vcpu {
+        registers: GuestRegisters::new(),
+        vmcs,
+        level: Level::GuestHypervisor,
+        offered_fields: offered.fields(),
+        sync_sets: SyncSets::new(&offered),
+        vmx: VmxOperation::new(&offered),
+        nested: Nested { eptp02: Eptp::new(ept01.0, false), ..nested },
+        memory: GuestPhysical::new(guest_ram, host_region, scratch),
+        tables,
+        ept01,
+        init_blocked: false,
+        stats: Stats::new(),
+        prints_stats: options.stats,
+        caps,
+        offered,
+    });
+    let masks = control_register_masks(vcpu);
+    let mut vmcs02 = vcpu.vmcs.vmcs02();
+    vmcs_setup::host_state(&mut vmcs02, &segments, &vcpu.registers);
+    let (load, store) = (vcpu.nested.entry_load.address, vcpu.nested.exit_store_area.address);
+    vmcs_setup::constants02(&mut vmcs02, ept01, msr_bitmap02_address, load, store);
+    let mut vmcs01 = vcpu.vmcs.vmcs01();
+    vmcs_setup::host_state(&mut vmcs01, &segments, &vcpu.registers);
+    vmcs_setup::controls01(&mut vmcs01, &vcpu.caps, ept01, msr_bitmap01_address);
+    vmcs_setup::load_area01(&mut vmcs01, vcpu.nested.exit_load.address);
+    vmcs_setup::guest_state01(&mut vmcs01, &mut vcpu.registers, entry, masks);
+    vcpu
+}
+
+fn pages(allocator: &mut PhysAllocator, count: u64) -> HostPages {
+    match allocator.alloc_pages(count) {
+        Ok(pages) => pages,
+        Err(error) => stop_host_memory(&error),
+    }
+}
+
+fn msr_area(allocator: &mut PhysAllocator) -> MsrArea {
+    let bytes = MSR_AREA_ENTRIES * size_of::<MsrEntry>();
+    let pages = pages(allocator, bytes as u64 / PAGE_BYTES);
+    let address = pages.phys();
+    MsrArea { address, entries: pages.into_value([MsrEntry::default(); MSR_AREA_ENTRIES]) }
+}
+
+fn read_capability(number: u32) -> u64 {
+    match msr::try_read(number) {
+        Some(value) => value,
+        None => stop_internal!("the processor promises VMX capability MSR {number:#x} and does not have it"),
+    }
+}
+
+fn enter_vmx(allocator: &mut PhysAllocator, caps: &VmxCaps) -> VmcsPair {
+    let revision = caps.basic as u32 & 0x7fff_ffff;
+    let mut page = || pages(allocator, 1);
+    on_behalf::start_vmx(page(), page(), page(), revision, caps)
+}
+
+fn nested_features(offered: &VmxCaps) -> Features {
+    Features {
+        physical_bits: offered.physical_bits,
+        execute_only: offered.ept_vpid & ept_vpid::EXECUTE_ONLY != 0,
+        page_2m: offered.ept_vpid & ept_vpid::PAGE_2M != 0,
+        page_1g: offered.ept_vpid & ept_vpid::PAGE_1G != 0,
+    }
+}
+
+/// EPT01: identity, memory write-back and devices uncacheable, with one scratch page behind the host's region.
+///
+/// The scratch page is plain memory that belongs to nobody: whatever the guest hypervisor does to the region reaches nothing of the
+/// host's, causes no exit and costs one table for each 2 MiB.
+fn build_ept01(
+    tables: &mut TablePool,
+    caps: &VmxCaps,
+    map: &boot::memory_map::MemoryMap,
+    hole: HostRegion,
+    scratch: Hpa,
+) -> Result<Hpa, OutOfTables> {
+    const LOW_END: u64 = 1 << 32;
+    let largest = if caps.ept_vpid & ept_vpid::PAGE_1G != 0 { PageSize::Size1G } else { PageSize::Size2M };
+    let root = tables.allocate().ok_or(OutOfTables)?;
+    let identity = |kind: MemoryType| move |address, size| Entry::leaf(address, size, Rights::ALL, kind, false);
+    let mut next = 0;
+    let end = map.memory_end().max(LOW_END).next_multiple_of(PageSize::Size2M.bytes());
+    for region in map.regions() {
+        let (start, stop) = (region.start.next_multiple_of(PAGE_BYTES), region.end & !(PAGE_BYTES - 1));
+        let is_memory = region.kind != RegionKind::RESERVED;
+        if !is_memory || start >= stop || start < next {
+            continue;
+        }
+        map_range(tables, root, next, start, largest, identity(MemoryType::UNCACHEABLE))?;
+        map_range(tables, root, start, stop, largest, identity(MemoryType::WRITE_BACK))?;
+        next = stop;
+    }
+    map_range(tables, root, next, end, largest, identity(MemoryType::UNCACHEABLE))?;
+    map_range(tables, root, hole.start.0, hole.end.0, PageSize::Size4K, |_, size| {
+        Entry::leaf(scratch.0, size, Rights::ALL, MemoryType::WRITE_BACK, false)
+    })?;
+    Ok(root)
+}

@@ -1,0 +1,212 @@
+//! A logical processor as the guest hypervisor sees it: its registers, its VMCSs, its VMX operation.
+
+use ept::nested::NestedPaging;
+use ept::{Eptp, Hpa};
+use shadow::controls::EntryControls;
+use shadow::exit::ExitReason;
+use shadow::fields::*;
+use shadow::hw::VmcsAccess;
+use shadow::insn::{SyncStale, VmxOperation};
+use shadow::linear::Paging;
+use shadow::merge::{MSR_AREA_ENTRIES, MsrEntry};
+use shadow::sync::{SyncSets, save_stale};
+use shadow::{FieldSet, Vmcs12, VmxCaps};
+
+use crate::arch::enter::GuestRegisters;
+use crate::arch::vmx::VmcsPair;
+use crate::hw::{GuestPhysical, TablePool};
+use crate::stats::Stats;
+
+/// Who runs in VMX non-root operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Level {
+    /// The guest hypervisor, on vmcs01.
+    GuestHypervisor,
+    /// The nested guest, on vmcs02.
+    Nested,
+}
+
+/// The VPID of the guest hypervisor.
+pub const VPID01: u16 = 1;
+/// The VPID of nested guests.
+pub const VPID02: u16 = 2;
+
+/// An MSR area of the host's own that the processor works through, and its address.
+#[derive(Debug)]
+pub struct MsrArea {
+    /// The entries.
+    pub entries: &'static mut [MsrEntry; MSR_AREA_ENTRIES],
+    /// Where they are.
+    pub address: Hpa,
+}
+
+/// What vmcs02 holds now of the things that its merge does not track by field.
+#[derive(Debug)]
+pub struct Nested {
+    /// Its EPTP field.
+    pub eptp02: Eptp,
+    /// The VPID12 whose translations VPID02 has; 0: none that may be used.
+    pub vpid12: u16,
+    /// VMLAUNCH or VMRESUME was carried out, and the processor has not said yet what it thinks of the VMCS.
+    pub entering: bool,
+    /// Entries of the VM-exit MSR-store area in use, or that it has one which cannot be processed.
+    pub exit_store: Result<u32, shadow::merge::AreaError>,
+    /// The cache of EPT02s.
+    pub paging: NestedPaging,
+    /// msr_bitmap02.
+    pub msr_bitmap02: &'static mut [u8],
+    /// Entries of vmcs02's VM-entry MSR-load area in use.
+    pub entry_load_count: u32,
+    /// vmcs01's next entry loads the MSRs of VMCS12's VM-exit MSR-load area.
+    pub loading_host_msrs: bool,
+    /// VM-entry MSR-load area of vmcs02.
+    pub entry_load: MsrArea,
+    /// VM-exit MSR-store area of vmcs02.
+    pub exit_store_area: MsrArea,
+    /// VM-entry MSR-load area of vmcs01: the VM-exit MSR-load area of VMCS12.
+    pub exit_load: MsrArea,
+}
+
+/// The processor.
+#[derive(Debug)]
+pub struct Vcpu {
+    /// General-purpose registers.
+    pub registers: GuestRegisters,
+    /// Its VMCSs.
+    pub vmcs: VmcsPair,
+    /// Who runs.
+    pub level: Level,
+    /// What the processor has.
+    pub caps: VmxCaps,
+    /// What the guest hypervisor is offered.
+    pub offered: VmxCaps,
+    /// The fields that go with that.
+    pub offered_fields: FieldSet,
+    /// The field sets that go with it.
+    pub sync_sets: SyncSets,
+    /// VMX operation of the guest hypervisor.
+    pub vmx: VmxOperation,
+    /// The state of nesting.
+    pub nested: Nested,
+    /// The guest hypervisor's memory.
+    pub memory: GuestPhysical,
+    /// The tables of EPT01 and EPT02.
+    pub tables: TablePool,
+    /// The root of EPT01.
+    pub ept01: Hpa,
+    /// An INIT arrived in VMX root operation and waits for VMXOFF.
+    pub init_blocked: bool,
+    /// Counters.
+    pub stats: Stats,
+    /// Whether a guest may have them printed: the option `stats`.
+    pub prints_stats: bool,
+}
+
+/// vmcs02 as the source of stale guest state.
+pub struct StaleIn<'a>(pub &'a mut VmcsPair);
+
+impl SyncStale for StaleIn<'_> {
+    #[cold]
+    fn sync_stale(&mut self, vmcs12: &mut Vmcs12) {
+        save_stale(&self.0.vmcs02(), vmcs12);
+    }
+}
+
+const RSP: usize = 4;
+
+impl Vcpu {
+    /// A general-purpose register of the guest hypervisor.
+    #[inline]
+    pub fn gpr(&mut self, number: usize) -> u64 {
+        if number == RSP { self.vmcs.vmcs01().read(GUEST_RSP) } else { self.registers.gpr[number] }
+    }
+
+    /// Sets one.
+    #[inline]
+    pub fn set_gpr(&mut self, number: usize, value: u64) {
+        if number == RSP {
+            self.vmcs.vmcs01().write(GUEST_RSP, value);
+        } else {
+            self.registers.gpr[number] = value;
+        }
+    }
+
+    /// EDX:EAX, as RDMSR, WRMSR and XSETBV have it.
+    pub fn edx_eax(&self) -> u64 {
+        self.registers.gpr[2] << 32 | self.registers.gpr[0] & 0xffff_ffff
+    }
+
+    /// Sets EDX:EAX; the upper halves of RDX and RAX become 0.
+    pub fn set_edx_eax(&mut self, value: u64) {
+        self.registers.gpr[0] = value & 0xffff_ffff;
+        self.registers.gpr[2] = value >> 32;
+    }
+
+    /// ECX.
+    pub fn ecx(&self) -> u32 {
+        self.registers.gpr[1] as u32
+    }
+
+    /// The guest hypervisor's current privilege level: SS.DPL.
+    pub fn cpl(&mut self) -> u8 {
+        (self.vmcs.vmcs01().read(GUEST_SS_ACCESS_RIGHTS) >> 5 & 3) as u8
+    }
+
+    /// Whether the guest hypervisor is in IA-32e mode.
+    pub fn in_ia32e_mode(&mut self) -> bool {
+        self.vmcs.vmcs01().read(ENTRY_CONTROLS) & EntryControls::IA32E_MODE_GUEST.bits() != 0
+    }
+
+    /// The guest hypervisor's paging, for the operands of its VMX instructions.
+    pub fn paging(&mut self) -> Paging {
+        let physical_bits = self.caps.physical_bits;
+        let vmcs01 = self.vmcs.vmcs01();
+        Paging {
+            cr0: vmcs01.read(GUEST_CR0),
+            cr3: vmcs01.read(GUEST_CR3),
+            cr4: vmcs01.read(GUEST_CR4),
+            efer: vmcs01.read(GUEST_EFER),
+            rflags: vmcs01.read(GUEST_RFLAGS),
+            physical_bits,
+        }
+    }
+
+    /// Moves the guest of the current level over the instruction that exited.
+    pub fn advance(&mut self) {
+        match self.level {
+            Level::GuestHypervisor => advance(&mut self.vmcs.vmcs01()),
+            Level::Nested => advance(&mut self.vmcs.vmcs02()),
+        }
+    }
+
+    /// The exit reason of the current level's last exit.
+    pub fn exit_reason(&mut self) -> ExitReason {
+        ExitReason(match self.level {
+            Level::GuestHypervisor => self.vmcs.vmcs01().read(EXIT_REASON),
+            Level::Nested => self.vmcs.vmcs02().read(EXIT_REASON),
+        })
+    }
+}
+
+/// Completes an instruction in software: RIP moves on, the instruction's shadow ends, and a single step traps.
+#[inline]
+fn advance(vmcs: &mut impl VmcsAccess) {
+    const BLOCKING_BY_STI_OR_MOV_SS: u32 = 3;
+    const RFLAGS_TF: u64 = 1 << 8;
+    const PENDING_BS: u64 = 1 << 14;
+    const CS_LONG: u32 = 1 << 13;
+    let rip = vmcs.read(GUEST_RIP);
+    let mut next = rip.wrapping_add(vmcs.read(EXIT_INSTRUCTION_LENGTH).into());
+    if next >> 32 != rip >> 32 && vmcs.read(GUEST_CS_ACCESS_RIGHTS) & CS_LONG == 0 {
+        next &= 0xffff_ffff;
+    }
+    vmcs.write(GUEST_RIP, next);
+    let interruptibility = vmcs.read(GUEST_INTERRUPTIBILITY);
+    if interruptibility & BLOCKING_BY_STI_OR_MOV_SS != 0 {
+        vmcs.write(GUEST_INTERRUPTIBILITY, interruptibility & !BLOCKING_BY_STI_OR_MOV_SS);
+    }
+    if vmcs.read(GUEST_RFLAGS) & RFLAGS_TF != 0 {
+        let pending = vmcs.read(GUEST_PENDING_DEBUG);
+        vmcs.write(GUEST_PENDING_DEBUG, pending | PENDING_BS);
+    }
+}

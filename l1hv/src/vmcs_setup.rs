@@ -1,0 +1,159 @@
+//! vmcs01 and vmcs02 before their first entry.
+
+use boot::guest::GuestEntry;
+use ept::{Eptp, Hpa};
+use shadow::VmxCaps;
+use shadow::controls::{Allowed, EntryControls, ExitControls, Primary, Secondary};
+use shadow::fields::*;
+use shadow::hw::VmcsAccess;
+use x86_64::registers::control::{Cr0, Cr3, Cr4, Cr4Flags, Efer};
+
+use crate::arch::enter::{GuestRegisters, exit_address};
+use crate::arch::gdt::HostSegments;
+use crate::stop::stop_internal;
+use crate::vcpu::{VPID01, VPID02};
+
+/// The host state of both VMCSs.
+pub fn host_state(vmcs: &mut impl VmcsAccess, segments: &HostSegments, registers: &GuestRegisters) {
+    let xsave = core::arch::x86_64::__cpuid(1).ecx & 1 << 26 != 0;
+    // XSETBV on the guest's behalf needs OSXSAVE.
+    let osxsave = if xsave { Cr4Flags::OSXSAVE.bits() } else { 0 };
+    let (table, flags) = Cr3::read_raw();
+    vmcs.write(HOST_CR0, Cr0::read_raw());
+    vmcs.write(HOST_CR3, table.start_address().as_u64() | u64::from(flags));
+    vmcs.write(HOST_CR4, Cr4::read_raw() | osxsave);
+    vmcs.write(HOST_EFER, Efer::read_raw());
+    vmcs.write(HOST_CS_SELECTOR, segments.cs);
+    for field in [HOST_SS_SELECTOR, HOST_DS_SELECTOR, HOST_ES_SELECTOR] {
+        vmcs.write(field, segments.data);
+    }
+    vmcs.write(HOST_FS_SELECTOR, 0);
+    vmcs.write(HOST_GS_SELECTOR, 0);
+    vmcs.write(HOST_TR_SELECTOR, segments.tr);
+    vmcs.write(HOST_TR_BASE, segments.tr_base);
+    vmcs.write(HOST_GDTR_BASE, segments.gdt_base);
+    vmcs.write(HOST_IDTR_BASE, segments.idt_base);
+    vmcs.write(HOST_RSP, registers.exit_stack());
+    vmcs.write(HOST_RIP, exit_address());
+    // The PAT at reset: the host's pages use only its first entry, write-back.
+    vmcs.write(HOST_PAT, PAT_AT_RESET);
+    vmcs.write(VMCS_LINK_POINTER, u64::MAX);
+}
+
+const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
+
+/// A control word with what the host wants. The processor was checked at boot, so that a missing control is a defect.
+fn choose(name: &str, allowed: Allowed, wanted: u32) -> u32 {
+    match allowed.choose(wanted) {
+        Ok(value) => value,
+        Err(missing) => stop_internal!("the processor lacks {name} controls {missing:#x}"),
+    }
+}
+
+/// Controls of vmcs01: pass-through, with what nesting needs.
+pub fn controls01(vmcs01: &mut impl VmcsAccess, caps: &VmxCaps, ept01: Hpa, msr_bitmap01: Hpa) {
+    let wanted = Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST | Secondary::ENABLE_VPID;
+    // Instructions that are #UD in a guest unless a control says otherwise.
+    let pass_through = Secondary::ENABLE_RDTSCP
+        | Secondary::ENABLE_INVPCID
+        | Secondary::ENABLE_XSAVES
+        | Secondary::ENABLE_USER_WAIT_AND_PAUSE
+        | Secondary::ENABLE_PCONFIG;
+    let secondary = wanted.bits() | pass_through.bits() & caps.secondary.may_be_1;
+    let primary = Primary::USE_MSR_BITMAPS | Primary::ACTIVATE_SECONDARY;
+    vmcs01.write(PIN_CONTROLS, choose("pin-based", caps.pin, 0));
+    vmcs01.write(PRIMARY_CONTROLS, choose("primary", caps.primary, primary.bits()));
+    vmcs01.write(SECONDARY_CONTROLS, choose("secondary", caps.secondary, secondary));
+    vmcs01.write(EXIT_CONTROLS, choose("VM-exit", caps.exit, ExitControls::FORCED.bits()));
+    vmcs01.write(ENTRY_CONTROLS, choose("VM-entry", caps.entry, EntryControls::FORCED.bits()));
+    vmcs01.write(EPT_POINTER, Eptp::new(ept01.0, false).0);
+    vmcs01.write(MSR_BITMAP, msr_bitmap01.0);
+    vmcs01.write(VPID, VPID01);
+    if caps.has_secondary(Secondary::ENABLE_XSAVES) {
+        vmcs01.write(XSS_EXITING_BITMAP, 0);
+    }
+}
+
+/// What of vmcs02 no merge writes.
+pub fn constants02(vmcs02: &mut impl VmcsAccess, ept01: Hpa, msr_bitmap02: Hpa, entry_load: Hpa, exit_store: Hpa) {
+    vmcs02.write(EPT_POINTER, Eptp::new(ept01.0, false).0);
+    vmcs02.write(MSR_BITMAP, msr_bitmap02.0);
+    vmcs02.write(VPID, VPID02);
+    vmcs02.write(ENTRY_MSR_LOAD_ADDRESS, entry_load.0);
+    vmcs02.write(EXIT_MSR_STORE_ADDRESS, exit_store.0);
+}
+
+/// How the guest hypervisor begins: flat segments, interrupts off.
+pub fn guest_state01(vmcs01: &mut impl VmcsAccess, registers: &mut GuestRegisters, entry: GuestEntry, masks: (u64, u64)) {
+    const CR0_PE_ET: u64 = 0x11;
+    const CR0_PG: u64 = 1 << 31;
+    const CR4_PAE: u64 = 1 << 5;
+    const EFER_LME_LMA: u64 = 0x500;
+    const CODE_64: u32 = 0xa09b;
+    const CODE_32: u32 = 0xc09b;
+    const CR0_NE: u64 = 1 << 5;
+    let (cr0, cr3, cr4, efer, code) = match entry {
+        GuestEntry::Linux64 { cr3, .. } => (CR0_PE_ET | CR0_NE | CR0_PG, cr3.0, CR4_PAE, EFER_LME_LMA, CODE_64),
+        GuestEntry::Protected32 { .. } => (CR0_PE_ET, 0, 0, 0, CODE_32),
+    };
+    vmcs01.write(GUEST_CR0, cr0 | masks.0);
+    vmcs01.write(CR0_READ_SHADOW, cr0);
+    vmcs01.write(CR0_GUEST_HOST_MASK, masks.0);
+    vmcs01.write(GUEST_CR3, cr3);
+    vmcs01.write(GUEST_CR4, cr4 | masks.1);
+    vmcs01.write(CR4_READ_SHADOW, cr4);
+    vmcs01.write(CR4_GUEST_HOST_MASK, masks.1);
+    vmcs01.write(GUEST_EFER, efer);
+    vmcs01.write(GUEST_PAT, PAT_AT_RESET);
+    vmcs01.write(GUEST_DR7, 0x400);
+    vmcs01.write(GUEST_RFLAGS, 2);
+    if efer != 0 {
+        let entry_controls = vmcs01.read(ENTRY_CONTROLS) | EntryControls::IA32E_MODE_GUEST.bits();
+        vmcs01.write(ENTRY_CONTROLS, entry_controls);
+    }
+    segments(vmcs01, code);
+    match entry {
+        GuestEntry::Linux64 { gdt_base, gdt_limit, rip, rsi, rsp, .. } => {
+            vmcs01.write(GUEST_GDTR_BASE, gdt_base.0);
+            vmcs01.write(GUEST_GDTR_LIMIT, gdt_limit.into());
+            vmcs01.write(GUEST_RIP, rip);
+            vmcs01.write(GUEST_RSP, rsp);
+            registers.gpr[6] = rsi;
+        }
+        GuestEntry::Protected32 { rip, eax, ebx } => {
+            vmcs01.write(GUEST_RIP, rip.into());
+            registers.gpr[0] = eax.into();
+            registers.gpr[3] = ebx.into();
+        }
+    }
+}
+
+/// __BOOT_CS and __BOOT_DS of the Linux boot protocol; multiboot leaves the selectors open.
+fn segments(vmcs01: &mut impl VmcsAccess, code: u32) {
+    const BOOT_CS: u16 = 0x10;
+    const BOOT_DS: u16 = 0x18;
+    const DATA: u32 = 0xc093;
+    const BUSY_TSS: u32 = 0x8b;
+    const UNUSABLE: u32 = 1 << 16;
+    let fields = [
+        (GUEST_CS_SELECTOR, GUEST_CS_LIMIT, GUEST_CS_ACCESS_RIGHTS, BOOT_CS, u32::MAX, code),
+        (GUEST_SS_SELECTOR, GUEST_SS_LIMIT, GUEST_SS_ACCESS_RIGHTS, BOOT_DS, u32::MAX, DATA),
+        (GUEST_DS_SELECTOR, GUEST_DS_LIMIT, GUEST_DS_ACCESS_RIGHTS, BOOT_DS, u32::MAX, DATA),
+        (GUEST_ES_SELECTOR, GUEST_ES_LIMIT, GUEST_ES_ACCESS_RIGHTS, BOOT_DS, u32::MAX, DATA),
+        (GUEST_FS_SELECTOR, GUEST_FS_LIMIT, GUEST_FS_ACCESS_RIGHTS, BOOT_DS, u32::MAX, DATA),
+        (GUEST_GS_SELECTOR, GUEST_GS_LIMIT, GUEST_GS_ACCESS_RIGHTS, BOOT_DS, u32::MAX, DATA),
+        (GUEST_TR_SELECTOR, GUEST_TR_LIMIT, GUEST_TR_ACCESS_RIGHTS, 0, 0xffff, BUSY_TSS),
+        (GUEST_LDTR_SELECTOR, GUEST_LDTR_LIMIT, GUEST_LDTR_ACCESS_RIGHTS, 0, 0xffff, UNUSABLE),
+    ];
+    for (selector_field, limit_field, rights_field, selector, limit, rights) in fields {
+        vmcs01.write(selector_field, selector);
+        vmcs01.write(limit_field, limit);
+        vmcs01.write(rights_field, rights);
+    }
+}
+
+/// Where vmcs01's VM-entry MSR-load area is, for when it has entries.
+pub fn load_area01(vmcs01: &mut impl VmcsAccess, address: Hpa) {
+    vmcs01.write(ENTRY_MSR_LOAD_ADDRESS, address.0);
+    vmcs01.write(ENTRY_MSR_LOAD_COUNT, 0);
+}
