@@ -1,5 +1,6 @@
 //! The guest hypervisor: a Debian kernel, its KVM modules, and a root file system with the work to do.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -63,6 +64,15 @@ pub enum KvmEpt {
     Off,
 }
 
+impl fmt::Display for KvmEpt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::On => "ept=1",
+            Self::Off => "ept=0",
+        })
+    }
+}
+
 /// Kernel and initrd of the guest hypervisor, as the boot loader gets them.
 #[derive(Debug, Clone)]
 pub struct GuestHypervisor {
@@ -109,8 +119,8 @@ impl Plan<'_> {
         fs::create_dir_all(&dir)?;
         let initrd = dir.join(format!("{}-{}", self.kernel.series, self.work.name()));
         write_atomically(&initrd, &self.file_system(provisioned, programs)?)?;
-        let ept = u8::from(self.ept == KvmEpt::On);
-        let args = format!("{} quiet l1hv.run={} l1hv.ept={ept}", linux::default_args(emulator, ips), self.work.name());
+        let args =
+            format!("{} quiet l1hv.run={} l1hv.{}", linux::default_args(emulator, ips), self.work.name(), self.ept);
         Ok(GuestHypervisor { kernel: Module::with_args(&self.kernel.image, args), initrd })
     }
 

@@ -14,9 +14,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod baseline;
 pub mod build;
 pub mod command;
 pub mod commands;
+pub mod demo;
 pub mod guest;
 pub mod initrd;
 pub mod layout;
@@ -25,3 +27,6 @@ pub mod machine;
 pub mod progress;
 pub mod protocol;
 pub mod provision;
+pub mod report;
+pub mod table;
+pub mod transcript;

@@ -18,8 +18,11 @@ pub const DEBUG_EXIT_PORT: u16 = 0xf4;
 /// l1hv's last line when it cannot go on: `l1hv: stop: <KIND>: <message>`.
 pub const STOP_PREFIX: &str = "l1hv: stop: ";
 
-/// A line of l1hv's log.
-pub const LOG_PREFIX: &str = "l1hv: ";
+/// A line of l1hv's statistics: `REASON GUEST-HYPERVISOR NESTED REFLECTED`.
+pub const STATS_PREFIX: &str = "[l1hv STATS] ";
+
+/// What the init of a nested Linux prints first.
+pub const NESTED_INIT: &str = "L1HV-NESTED-INIT";
 
 /// A measurement or verdict of a guest: the rest of the line is a JSON object.
 pub const RESULT_PREFIX: &str = "L1HV-RESULT ";

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod demo;
 mod guest;
 mod run;
 
@@ -34,6 +35,9 @@ Environment:
 
 #[derive(Debug, Subcommand)]
 enum CliCommand {
+    /// Show each level coming up, run nested guests, print what their exits cost.
+    #[command(after_help = STATUSES)]
+    Demo(demo::Args),
     /// Fetch and build what the machines need.
     Provision,
     /// Boot a bzImage or a multiboot 1 image under l1hv.
@@ -82,6 +86,7 @@ fn dispatch(command: CliCommand) -> anyhow::Result<u8> {
             println!("QEMU: {}", provisioned.qemu.display());
             Ok(0)
         }
+        CliCommand::Demo(args) => demo::run(&args, &layout, &progress),
         CliCommand::Guest(args) => guest::run(&args, &layout, &progress),
         CliCommand::Run(args) => run::run(&args, &layout, &progress),
     }

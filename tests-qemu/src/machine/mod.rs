@@ -13,6 +13,7 @@ mod qemu;
 mod run;
 mod streams;
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -39,6 +40,16 @@ pub enum Emulator {
     QemuKvm,
     /// QEMU's own translation: a machine without VMX.
     QemuTcg,
+}
+
+impl fmt::Display for Emulator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bochs => "Bochs",
+            Self::QemuKvm => "QEMU with KVM",
+            Self::QemuTcg => "QEMU without VMX",
+        })
+    }
 }
 
 impl Emulator {

@@ -27,6 +27,7 @@ impl Outcome {
         match self {
             Self::GuestShutdown => 0,
             Self::MachineError(_) => 1,
+            Self::HostStop(stop) if stop.kind == "triple-fault" => 4,
             Self::HostStop(_) => 3,
             Self::TripleFault => 4,
             Self::Timeout | Self::Silence => 5,

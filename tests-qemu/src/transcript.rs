@@ -1,0 +1,231 @@
+//! What a run said, parsed: marks, results, and l1hv's statistics.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::machine::{Line, Source};
+use crate::protocol::{MARK_PREFIX, RESULT_PREFIX, STATS_PREFIX};
+
+/// A result line of a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum GuestResult {
+    /// One operation of the bare-metal payload.
+    Payload(Operation),
+    /// Linux as nested guest has reached its init.
+    Linux {
+        /// TSC ticks from its first entry.
+        ticks_to_init: u64,
+    },
+    /// KVM's own counters of a nested guest that has ended.
+    KvmStats {
+        /// Which nested guest.
+        of: String,
+        /// Counters that are not zero.
+        counters: BTreeMap<String, u64>,
+    },
+    /// A nested guest has done all its work, with right results.
+    Done {
+        /// Which nested guest.
+        of: String,
+    },
+    /// The work failed.
+    Error {
+        /// How.
+        message: String,
+    },
+    /// The init of the guest hypervisor is about to switch the machine off.
+    Exit {
+        /// Status of its work.
+        status: i32,
+    },
+}
+
+/// An operation of the payload and what it cost.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Operation {
+    /// Name, as in performance.md.
+    #[serde(rename = "operation")]
+    pub name: String,
+    /// How often it was done.
+    pub repeats: u64,
+    /// How often the answer was right.
+    pub right: u64,
+    /// TSC ticks of the middle one.
+    pub median: u64,
+    /// TSC ticks of the quickest one.
+    pub minimum: u64,
+}
+
+/// Exits of one reason, counted by l1hv.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExitCount {
+    /// The basic exit reason's name, or `total`.
+    pub reason: String,
+    /// Exits of the guest hypervisor.
+    pub guest_hypervisor: u64,
+    /// Exits of the nested guest.
+    pub nested: u64,
+    /// Of the latter, those that the guest hypervisor got.
+    pub reflected: u64,
+}
+
+/// A point reached, with the TSC there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mark {
+    /// Name of the point.
+    pub name: String,
+    /// The time-stamp counter.
+    pub tsc: u64,
+}
+
+/// A line that means something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A point reached.
+    Mark(Mark),
+    /// A guest's result.
+    Result(GuestResult),
+    /// A line of l1hv's statistics.
+    HostStats(ExitCount),
+}
+
+impl Event {
+    /// The meaning of `line`, if it has one.
+    pub fn of(line: Line<'_>) -> Option<Self> {
+        match line.source {
+            Source::Debug => line.text.strip_prefix(STATS_PREFIX).and_then(exit_count).map(Self::HostStats),
+            Source::Console => {
+                if let Some(json) = line.text.strip_prefix(RESULT_PREFIX) {
+                    return serde_json::from_str(json).ok().map(Self::Result);
+                }
+                let (name, tsc) = line.text.strip_prefix(MARK_PREFIX)?.split_once(" tsc=")?;
+                let (name, tsc) = (name.to_owned(), tsc.trim().parse().ok()?);
+                Some(Self::Mark(Mark { name, tsc }))
+            }
+        }
+    }
+}
+
+/// `REASON GUEST-HYPERVISOR NESTED REFLECTED`; a heading has no numbers.
+fn exit_count(text: &str) -> Option<ExitCount> {
+    let mut words = text.rsplitn(4, ' ');
+    let mut number = || words.next()?.parse().ok();
+    let (reflected, nested, guest_hypervisor) = (number()?, number()?, number()?);
+    Some(ExitCount { reason: words.next()?.to_owned(), guest_hypervisor, nested, reflected })
+}
+
+/// All that a run said that means something.
+#[derive(Debug, Clone, Default)]
+pub struct Transcript {
+    /// Points reached, in order.
+    pub marks: Vec<Mark>,
+    /// Results, in order.
+    pub results: Vec<GuestResult>,
+    /// l1hv's last statistics, without the total.
+    pub host_stats: Vec<ExitCount>,
+    /// The total of these.
+    pub host_total: Option<ExitCount>,
+}
+
+impl Transcript {
+    /// Keeps `event`.
+    pub fn add(&mut self, event: Event) {
+        match event {
+            Event::Mark(mark) => self.marks.push(mark),
+            Event::Result(result) => self.results.push(result),
+            Event::HostStats(count) => {
+                // A table ends with its total: what follows one belongs to the next table.
+                if self.host_total.take().is_some() {
+                    self.host_stats.clear();
+                }
+                if count.reason == "total" {
+                    self.host_total = Some(count);
+                } else {
+                    self.host_stats.push(count);
+                }
+            }
+        }
+    }
+
+    /// Whether the nested guest called `name` did all its work.
+    pub fn is_done(&self, name: &str) -> bool {
+        self.results.iter().any(|result| matches!(result, GuestResult::Done { of } if of == name))
+    }
+
+    /// Whether the guest hypervisor's work ended without an error.
+    pub fn exited_well(&self) -> bool {
+        self.results.contains(&GuestResult::Exit { status: 0 })
+    }
+
+    /// The first error that a guest reported.
+    pub fn error(&self) -> Option<&str> {
+        self.results.iter().find_map(|result| match result {
+            GuestResult::Error { message } => Some(message.as_str()),
+            _ => None,
+        })
+    }
+
+    /// The payload's operations.
+    pub fn operations(&self) -> impl Iterator<Item = &Operation> {
+        self.results.iter().filter_map(|result| match result {
+            GuestResult::Payload(operation) => Some(operation),
+            _ => None,
+        })
+    }
+
+    /// The counters of KVM in the guest hypervisor for the nested guest called `name`.
+    pub fn kvm_counters(&self, name: &str) -> Option<&BTreeMap<String, u64>> {
+        self.results.iter().find_map(|result| match result {
+            GuestResult::KvmStats { of, counters } if of == name => Some(counters),
+            _ => None,
+        })
+    }
+
+    /// The TSC at the point called `name`.
+    pub fn tsc_at(&self, name: &str) -> Option<u64> {
+        Some(self.marks.iter().find(|mark| mark.name == name)?.tsc)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn event(source: Source, text: &str) -> Option<Event> {
+        let at = Duration::ZERO;
+        Event::of(Line { source, text, at })
+    }
+
+    #[test]
+    fn a_result_is_believed_only_on_the_guests_console() {
+        let line = r#"L1HV-RESULT {"kind":"done","of":"payload"}"#;
+        let done = GuestResult::Done { of: "payload".into() };
+        assert_eq!(event(Source::Console, line), Some(Event::Result(done)));
+        assert_eq!(event(Source::Debug, line), None);
+    }
+
+    #[test]
+    fn a_mark_carries_the_tsc() {
+        let mark = Mark { name: "init".into(), tsc: 12 };
+        assert_eq!(event(Source::Console, "L1HV-MARK init tsc=12"), Some(Event::Mark(mark)));
+    }
+
+    #[test]
+    fn the_last_table_of_statistics_counts() {
+        let mut transcript = Transcript::default();
+        for line in
+            ["reason guest-hypervisor nested reflected", "CPUID 1 2 3", "total 1 2 3", "CPUID 7 8 9", "total 7 8 9"]
+        {
+            if let Some(event) = event(Source::Debug, &format!("{STATS_PREFIX}{line}")) {
+                transcript.add(event);
+            }
+        }
+        assert_eq!(transcript.host_stats.len(), 1);
+        assert_eq!(transcript.host_stats[0].guest_hypervisor, 7);
+        assert_eq!(transcript.host_total.unwrap().reflected, 9);
+    }
+}
