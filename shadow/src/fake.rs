@@ -109,4 +109,8 @@ impl SyncStale for NoStale {
     fn sync_stale(&mut self, _: &mut Vmcs12) {
         panic!("nothing is stale here");
     }
+
+    fn write_live(&mut self, id: FieldId, _: u64) {
+        panic!("{id:?} is not live here");
+    }
 }

@@ -315,12 +315,12 @@ vmcs_fields! {
     ENTRY_CONTROLS: W32 Control 9, Always, Merged, No;
     /// VM-entry MSR-load count.
     ENTRY_MSR_LOAD_COUNT: W32 Control 10, Always, HostOnly, No;
-    /// VM-entry interruption-information field. Its valid bit is cleared by every VM exit.
-    ENTRY_INTERRUPTION_INFO: W32 Control 11, Always, Merged, Both;
+    /// VM-entry interruption-information field. Every VM exit clears its valid bit, in vmcs02 and so in VMCS12.
+    ENTRY_INTERRUPTION_INFO: W32 Control 11, Always, Copy, Both;
     /// VM-entry exception error code.
-    ENTRY_EXCEPTION_ERROR_CODE: W32 Control 12, Always, Merged, Both;
+    ENTRY_EXCEPTION_ERROR_CODE: W32 Control 12, Always, Copy, Both;
     /// VM-entry instruction length.
-    ENTRY_INSTRUCTION_LENGTH: W32 Control 13, Always, Merged, Both;
+    ENTRY_INSTRUCTION_LENGTH: W32 Control 13, Always, Copy, Both;
     /// TPR threshold.
     TPR_THRESHOLD: W32 Control 14, Primary(C::USE_TPR_SHADOW), Copy, Both;
     /// Secondary processor-based VM-execution controls.

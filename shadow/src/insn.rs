@@ -25,10 +25,12 @@ pub struct VmxOperation {
     pub vmcs12: Vmcs12,
 }
 
-/// Brings the stale fields of VMCS12 up to date from vmcs02.
+/// vmcs02 as the place where newer values of VMCS12's fields are.
 pub trait SyncStale {
-    /// Afterwards `vmcs12.stale` is empty.
+    /// Brings the stale fields up to date. Afterwards only live ones count as stale.
     fn sync_stale(&mut self, vmcs12: &mut Vmcs12);
+    /// Writes a live field.
+    fn write_live(&mut self, id: FieldId, word: u64);
 }
 
 impl VmxOperation {
@@ -160,7 +162,11 @@ impl VmxOperation {
         } else {
             value & encoding.width().mask()
         };
-        self.vmcs12.set_word(id, word);
+        if self.vmcs12.live.contains(id) {
+            sync.write_live(id, word);
+        } else {
+            self.vmcs12.set_word(id, word);
+        }
         Ok(())
     }
 

@@ -38,6 +38,7 @@ pub mod merge;
 pub mod msr;
 pub mod operand;
 pub mod outcome;
+pub mod permission;
 pub mod policy;
 pub mod sync;
 pub mod vmcs12;

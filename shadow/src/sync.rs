@@ -30,9 +30,9 @@ pub struct SyncSets {
 }
 
 impl SyncSets {
-    /// For a guest hypervisor that was offered `caps`.
-    pub fn new(caps: &VmxCaps) -> Self {
-        let fields = caps.fields();
+    /// For a guest hypervisor that was offered `caps` and accesses `live` in vmcs02 itself.
+    pub fn new(caps: &VmxCaps, live: &FieldSet) -> Self {
+        let fields = caps.fields().minus(live);
         Self {
             hot: HOT.and(&fields),
             rare: RARE.and(&fields),
@@ -63,7 +63,7 @@ pub fn save_guest_state(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, sets: &Sy
     if vmcs12.has_secondary(Secondary::ENABLE_EPT) {
         stale = stale.or(&PDPTES);
     }
-    vmcs12.stale = stale;
+    vmcs12.stale = stale.or(&vmcs12.live);
     vmcs12.dirty = vmcs12.dirty.or(&kept);
     if exit.contains(ExitControls::SAVE_PREEMPTION_TIMER) {
         vmcs12.set_synced(PREEMPTION_TIMER_VALUE.id(), vmcs02.read_raw(PREEMPTION_TIMER_VALUE.id()));
@@ -74,7 +74,9 @@ pub fn save_guest_state(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, sets: &Sy
         vmcs12.set_synced(ENTRY_CONTROLS.id(), controls.into());
     }
     let injected = InterruptionInfo(vmcs12.get(ENTRY_INTERRUPTION_INFO));
-    vmcs12.set_synced(ENTRY_INTERRUPTION_INFO.id(), injected.invalidated().0.into());
+    if injected.is_valid() {
+        vmcs12.set_synced(ENTRY_INTERRUPTION_INFO.id(), injected.invalidated().0.into());
+    }
 }
 
 /// Records the exit information of the exit that vmcs02 just took.
@@ -84,9 +86,9 @@ pub fn save_exit_info(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, sets: &Sync
     }
 }
 
-/// Brings all stale guest state up to date.
+/// Brings all stale fields up to date. Live ones can be stale again at any time.
 pub fn save_stale(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12) {
-    let stale = core::mem::take(&mut vmcs12.stale);
+    let stale = core::mem::replace(&mut vmcs12.stale, vmcs12.live);
     for id in stale.iter() {
         vmcs12.set_synced(id, vmcs02.read_raw(id));
     }
@@ -107,7 +109,8 @@ mod tests {
     #[test]
     fn hot_guest_state_comes_back_at_once_and_the_rest_on_demand() {
         let caps = skylake_caps();
-        let (mut vmcs02, mut vmcs12, sets) = (FakeVmcs::new(&caps), vmcs12(), SyncSets::new(&caps.offered()));
+        let (mut vmcs02, mut vmcs12, sets) =
+            (FakeVmcs::new(&caps), vmcs12(), SyncSets::new(&caps.offered(), &FieldSet::EMPTY));
         vmcs02.poke(GUEST_RIP.id(), 0x1000);
         vmcs02.poke(GUEST_TR_BASE.id(), 0x2000);
         save_guest_state(&vmcs02, &mut vmcs12, &sets);
@@ -121,7 +124,8 @@ mod tests {
     #[test]
     fn a_value_that_the_exit_does_not_save_is_loaded_again() {
         let caps = skylake_caps();
-        let (mut vmcs02, mut vmcs12, sets) = (FakeVmcs::new(&caps), vmcs12(), SyncSets::new(&caps.offered()));
+        let (mut vmcs02, mut vmcs12, sets) =
+            (FakeVmcs::new(&caps), vmcs12(), SyncSets::new(&caps.offered(), &FieldSet::EMPTY));
         vmcs12.set_synced(GUEST_EFER.id(), 0x500);
         vmcs12.set_synced(EXIT_CONTROLS.id(), ExitControls::SAVE_DEBUG_CONTROLS.bits().into());
         vmcs02.poke(GUEST_EFER.id(), 0xd01);
@@ -133,7 +137,8 @@ mod tests {
     #[test]
     fn every_exit_clears_the_valid_bit_of_the_injection_and_stores_lma() {
         let caps = skylake_caps();
-        let (mut vmcs02, mut vmcs12, sets) = (FakeVmcs::new(&caps), vmcs12(), SyncSets::new(&caps.offered()));
+        let (mut vmcs02, mut vmcs12, sets) =
+            (FakeVmcs::new(&caps), vmcs12(), SyncSets::new(&caps.offered(), &FieldSet::EMPTY));
         vmcs12.set_synced(ENTRY_INTERRUPTION_INFO.id(), 0x8000_0b0e);
         vmcs02.poke(ENTRY_CONTROLS.id(), EntryControls::IA32E_MODE_GUEST.bits().into());
         save_guest_state(&vmcs02, &mut vmcs12, &sets);

@@ -36,8 +36,10 @@ pub struct Vmcs12 {
     pub launch_state: LaunchState,
     /// Fields that were written since vmcs02 last got them.
     pub dirty: FieldSet,
-    /// Guest state for which vmcs02 has a newer value than `words`. Never shares a member with `dirty`.
+    /// Fields for which vmcs02 has a newer value than `words`. Never shares a member with `dirty`.
     pub stale: FieldSet,
+    /// Fields that the guest hypervisor accesses in vmcs02 itself, by VMCS shadowing. Always stale.
+    pub live: FieldSet,
 }
 
 impl Vmcs12 {
@@ -63,12 +65,13 @@ impl Vmcs12 {
             launch_state: LaunchState::Clear,
             dirty: caps.fields(),
             stale: FieldSet::EMPTY,
+            live: FieldSet::EMPTY,
         }
     }
 
-    /// Writes the region back. Stale fields must have been synchronised.
+    /// Writes the region back. Stale fields must have been synchronised just before.
     pub fn store(&self, memory: &impl GuestMemory) {
-        debug_assert!(self.stale.is_empty());
+        debug_assert!(self.stale == self.live);
         memory.write_u32(self.pointer + LAUNCH_STATE_OFFSET, self.launch_state as u32);
         let mut bytes = [0; 8 * FIELD_COUNT];
         let (chunks, _) = bytes.as_chunks_mut::<8>();
@@ -93,7 +96,6 @@ impl Vmcs12 {
     /// A field's value as a word.
     #[inline(always)]
     pub fn word(&self, id: FieldId) -> u64 {
-        debug_assert!(!self.stale.contains(id), "vmcs02 has a newer value");
         self.words[id.row()]
     }
 
@@ -113,6 +115,13 @@ impl Vmcs12 {
     pub fn has_secondary(&self, bit: Secondary) -> bool {
         let primary = Primary::from_bits_retain(self.get(PRIMARY_CONTROLS));
         primary.contains(Primary::ACTIVATE_SECONDARY) && self.get(SECONDARY_CONTROLS) & bit.bits() != 0
+    }
+
+    /// From now on vmcs02 alone holds the fields of `live`, which it has got from here.
+    pub fn set_live(&mut self, live: FieldSet) {
+        self.live = live;
+        self.dirty = self.dirty.minus(&live);
+        self.stale = self.stale.or(&live);
     }
 
     /// Records what vmcs02 holds already: the field is neither dirty nor stale afterwards.

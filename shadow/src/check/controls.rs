@@ -18,23 +18,48 @@ struct Words {
     entry: EntryControls,
 }
 
-/// All control checks, in the SDM's order. Failing one is VM-instruction error 7.
+/// All control checks. Failing one is VM-instruction error 7.
 pub fn controls(vmcs12: &Vmcs12, caps: &VmxCaps, memory: &impl GuestMemory) -> Check {
-    let primary = Primary::from_bits_retain(vmcs12.get(PRIMARY_CONTROLS));
-    let secondary = if primary.contains(Primary::ACTIVATE_SECONDARY) { vmcs12.get(SECONDARY_CONTROLS) } else { 0 };
-    let words = Words {
-        pin: Pin::from_bits_retain(vmcs12.get(PIN_CONTROLS)),
-        primary,
-        secondary: Secondary::from_bits_retain(secondary),
-        exit: ExitControls::from_bits_retain(vmcs12.get(EXIT_CONTROLS)),
-        entry: EntryControls::from_bits_retain(vmcs12.get(ENTRY_CONTROLS)),
-    };
+    controls_of_vmcs12(vmcs12, caps)?;
+    let words = Words::of(vmcs12);
+    repeated_by_hardware(&words, vmcs12, caps, memory)
+}
+
+/// The control checks that the processor cannot make, because vmcs02 has other controls and addresses than VMCS12.
+pub fn controls_of_vmcs12(vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
+    let words = Words::of(vmcs12);
     reserved_bits(&words, caps)?;
     execution(&words, vmcs12, caps)?;
-    tpr(&words, vmcs12, caps, memory)?;
+    apic(&words, vmcs12, caps)?;
     paging(&words, vmcs12, caps)?;
     exit(&words, vmcs12, caps)?;
-    entry(&words, vmcs12, caps)
+    let load = msr_area(caps, vmcs12.get(ENTRY_MSR_LOAD_ADDRESS), vmcs12.get(ENTRY_MSR_LOAD_COUNT));
+    require(load, "VM-entry MSR-load area")
+}
+
+/// The ones that it makes on vmcs02 with VMCS12's values. Its VMfailValid with error 7 is what the guest hypervisor gets.
+fn repeated_by_hardware(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps, memory: &impl GuestMemory) -> Check {
+    require(vmcs12.get(CR3_TARGET_COUNT) <= caps.cr3_targets(), "CR3-target count")?;
+    if words.secondary.contains(Secondary::USE_TSC_SCALING) {
+        require(vmcs12.get(TSC_MULTIPLIER) != 0, "TSC multiplier")?;
+    }
+    tpr_threshold(words, vmcs12, memory)?;
+    let info = InterruptionInfo(vmcs12.get(ENTRY_INTERRUPTION_INFO));
+    if info.is_valid() { injection(words, vmcs12, caps, info) } else { Ok(()) }
+}
+
+impl Words {
+    fn of(vmcs12: &Vmcs12) -> Self {
+        let primary = Primary::from_bits_retain(vmcs12.get(PRIMARY_CONTROLS));
+        let secondary = if primary.contains(Primary::ACTIVATE_SECONDARY) { vmcs12.get(SECONDARY_CONTROLS) } else { 0 };
+        Self {
+            pin: Pin::from_bits_retain(vmcs12.get(PIN_CONTROLS)),
+            primary,
+            secondary: Secondary::from_bits_retain(secondary),
+            exit: ExitControls::from_bits_retain(vmcs12.get(EXIT_CONTROLS)),
+            entry: EntryControls::from_bits_retain(vmcs12.get(ENTRY_CONTROLS)),
+        }
+    }
 }
 
 fn reserved_bits(words: &Words, caps: &VmxCaps) -> Check {
@@ -51,8 +76,7 @@ fn reserved_bits(words: &Words, caps: &VmxCaps) -> Check {
 
 /// SDM 27.2.1.1, what is not about the virtual APIC or paging.
 fn execution(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
-    let Words { pin, primary, secondary, .. } = words;
-    require(vmcs12.get(CR3_TARGET_COUNT) <= caps.cr3_targets(), "CR3-target count")?;
+    let Words { pin, primary, .. } = words;
     if primary.contains(Primary::USE_IO_BITMAPS) {
         require(is_page(caps, vmcs12.get(IO_BITMAP_A)), "I/O bitmap A address")?;
         require(is_page(caps, vmcs12.get(IO_BITMAP_B)), "I/O bitmap B address")?;
@@ -64,28 +88,29 @@ fn execution(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
     require(
         pin.contains(Pin::VIRTUAL_NMIS) || !primary.contains(Primary::NMI_WINDOW_EXITING),
         "NMI-window exiting without virtual NMIs",
-    )?;
-    if secondary.contains(Secondary::USE_TSC_SCALING) {
-        require(vmcs12.get(TSC_MULTIPLIER) != 0, "TSC multiplier")?;
-    }
-    Ok(())
+    )
 }
 
-fn tpr(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps, memory: &impl GuestMemory) -> Check {
+fn tpr_threshold(words: &Words, vmcs12: &Vmcs12, memory: &impl GuestMemory) -> Check {
     /// Offset of VTPR in the virtual-APIC page.
     const VTPR: u64 = 0x80;
     let Words { primary, secondary, .. } = words;
+    if !primary.contains(Primary::USE_TPR_SHADOW) || secondary.contains(Secondary::VIRTUAL_INTERRUPT_DELIVERY) {
+        return Ok(());
+    }
+    let threshold = vmcs12.get(TPR_THRESHOLD);
+    require(threshold >> 4 == 0, "TPR threshold: reserved bits")?;
+    if secondary.contains(Secondary::VIRTUALIZE_APIC_ACCESSES) {
+        return Ok(());
+    }
+    let vtpr = memory.read_u32(Gpa(vmcs12.get(VIRTUAL_APIC_ADDRESS) + VTPR));
+    require(threshold <= vtpr >> 4 & 0xf, "TPR threshold above VTPR")
+}
+
+fn apic(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
+    let Words { primary, secondary, .. } = words;
     if primary.contains(Primary::USE_TPR_SHADOW) {
-        let page = vmcs12.get(VIRTUAL_APIC_ADDRESS);
-        require(is_page(caps, page), "virtual-APIC address")?;
-        if !secondary.contains(Secondary::VIRTUAL_INTERRUPT_DELIVERY) {
-            let threshold = vmcs12.get(TPR_THRESHOLD);
-            require(threshold >> 4 == 0, "TPR threshold: reserved bits")?;
-            if !secondary.contains(Secondary::VIRTUALIZE_APIC_ACCESSES) {
-                let vtpr = memory.read_u32(Gpa(page + VTPR));
-                require(threshold <= vtpr >> 4 & 0xf, "TPR threshold above VTPR")?;
-            }
-        }
+        require(is_page(caps, vmcs12.get(VIRTUAL_APIC_ADDRESS)), "virtual-APIC address")?;
     } else {
         let needing = Secondary::VIRTUALIZE_X2APIC_MODE
             | Secondary::APIC_REGISTER_VIRTUALIZATION
@@ -136,16 +161,7 @@ fn exit(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
     require(load, "VM-exit MSR-load area")
 }
 
-/// SDM 27.2.1.3 "VM-Entry Control Fields".
-fn entry(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
-    let info = InterruptionInfo(vmcs12.get(ENTRY_INTERRUPTION_INFO));
-    if info.is_valid() {
-        injection(words, vmcs12, caps, info)?;
-    }
-    let load = msr_area(caps, vmcs12.get(ENTRY_MSR_LOAD_ADDRESS), vmcs12.get(ENTRY_MSR_LOAD_COUNT));
-    require(load, "VM-entry MSR-load area")
-}
-
+/// SDM 27.2.1.3 "VM-Entry Control Fields", the event to inject.
 fn injection(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps, info: InterruptionInfo) -> Check {
     use interruption_type::*;
     /// #DF, #TS, #NP, #SS, #GP, #PF, #AC.

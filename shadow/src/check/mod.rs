@@ -7,7 +7,7 @@ mod controls;
 mod guest_state;
 mod host_state;
 
-pub use controls::{controls, eptp_is_valid};
+pub use controls::{controls, controls_of_vmcs12, eptp_is_valid};
 pub use guest_state::{GuestStateError, guest_state, load_pdptes};
 pub use host_state::{HostMode, host_state};
 

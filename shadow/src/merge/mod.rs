@@ -9,12 +9,27 @@ pub use msr_areas::{AreaError, MSR_AREA_ENTRIES, MsrEntry, copy_in, copy_out, po
 
 use crate::caps::VmxCaps;
 use crate::controls::{EntryControls, ExitControls, Pin, Primary, Secondary};
-use crate::exit::InterruptionInfo;
 use crate::fields::*;
 use crate::hw::{GuestMemory, VmcsAccess};
 use crate::index::FieldSet;
 use crate::vmcs12::Vmcs12;
 use ept::Gpa;
+
+/// Fields on which a check of VM entry depends that only software can make. As long as none of them is written, the last verdict stands.
+pub const CHECKED: FieldSet =
+    with_merge(Merge::HostState).or(&with_merge(Merge::HostOnly)).or(&with_merge(Merge::Translated)).or(&CONTROL_WORDS);
+
+/// Fields that may be live: vmcs02 has VMCS12's value, and any value that is wrong for it the processor refuses at VM entry, with the
+/// very failure that VMCS12 would have met.
+pub const SHADOWABLE: FieldSet = WORDS.or(&with_merge(Merge::ExitInfo));
+
+/// Puts the fields of a VMCS12 that just became current into vmcs02, where the guest hypervisor accesses them from now on.
+pub fn make_live(vmcs02: &mut impl VmcsAccess, vmcs12: &mut Vmcs12, live: &FieldSet) {
+    for id in live.iter() {
+        vmcs02.write_raw(id, vmcs12.word(id));
+    }
+    vmcs12.set_live(*live);
+}
 
 /// Fields that vmcs02 takes over word by word.
 const WORDS: FieldSet = with_merge(Merge::Copy).or(&with_merge(Merge::Guest));
@@ -79,7 +94,6 @@ pub fn prepare(
     }
     loaded_registers(vmcs02, vmcs12, &dirty, inherited);
     page_directory_pointers(vmcs02, vmcs12, &dirty, pdptes);
-    injection(vmcs02, vmcs12);
     if vmcs12.get(PIN_CONTROLS) & Pin::ACTIVATE_PREEMPTION_TIMER.bits() != 0 {
         // The processor has counted vmcs02's down.
         vmcs02.write(PREEMPTION_TIMER_VALUE, vmcs12.get(PREEMPTION_TIMER_VALUE));
@@ -107,7 +121,8 @@ fn control_words(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12, caps: &VmxCaps) 
 fn loaded_registers(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12, dirty: &FieldSet, inherited: &Inherited) {
     let controls_changed = dirty.contains(ENTRY_CONTROLS.id());
     // A stale field needs nothing: vmcs02 has its newest value.
-    let changed = |field: Field<u64>| (controls_changed || dirty.contains(field.id())) && !vmcs12.stale.contains(field.id());
+    let changed =
+        |field: Field<u64>| (controls_changed || dirty.contains(field.id())) && !vmcs12.stale.contains(field.id());
     match inherited.debug {
         None => {
             for field in [GUEST_DEBUGCTL, GUEST_DR7] {
@@ -129,14 +144,14 @@ fn loaded_registers(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12, dirty: &Field
     match inherited.efer {
         None if changed(GUEST_EFER) => vmcs02.write(GUEST_EFER, vmcs12.get(GUEST_EFER)),
         None => (),
-        Some(efer) => vmcs02.write(GUEST_EFER, efer_in_mode(efer, vmcs12)),
+        Some(efer) => vmcs02.write(GUEST_EFER, efer_in_mode(efer, vmcs02.read(GUEST_CR0), vmcs12)),
     }
 }
 
 /// EFER as VM entry leaves it when it does not load it (SDM 27.3.2.1): LMA follows "IA-32e mode guest", LME too if paging is on.
-fn efer_in_mode(efer: u64, vmcs12: &Vmcs12) -> u64 {
+fn efer_in_mode(efer: u64, cr0: u64, vmcs12: &Vmcs12) -> u64 {
     let ia32e = vmcs12.get(ENTRY_CONTROLS) & EntryControls::IA32E_MODE_GUEST.bits() != 0;
-    let affected = if vmcs12.get(GUEST_CR0) & CR0_PG != 0 { EFER_LMA | EFER_LME } else { EFER_LMA };
+    let affected = if cr0 & CR0_PG != 0 { EFER_LMA | EFER_LME } else { EFER_LMA };
     if ia32e { efer | affected } else { efer & !affected }
 }
 
@@ -152,21 +167,6 @@ fn page_directory_pointers(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12, dirty:
                 vmcs02.write(field, vmcs12.get(field));
             }
         }
-    }
-}
-
-/// The event to inject. The last exit has cleared vmcs02's valid bit, so there is something to write only if VMCS12's is set.
-fn injection(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12) {
-    let info = InterruptionInfo(vmcs12.get(ENTRY_INTERRUPTION_INFO));
-    if !info.is_valid() {
-        return;
-    }
-    vmcs02.write(ENTRY_INTERRUPTION_INFO, info.0);
-    if info.has_error_code() {
-        vmcs02.write(ENTRY_EXCEPTION_ERROR_CODE, vmcs12.get(ENTRY_EXCEPTION_ERROR_CODE));
-    }
-    if info.needs_instruction_length() {
-        vmcs02.write(ENTRY_INSTRUCTION_LENGTH, vmcs12.get(ENTRY_INSTRUCTION_LENGTH));
     }
 }
 

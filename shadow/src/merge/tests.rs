@@ -39,7 +39,7 @@ impl Nested {
     fn exit(&mut self) {
         self.vmcs02
             .poke(ENTRY_INTERRUPTION_INFO.id(), u64::from(self.vmcs02.read(ENTRY_INTERRUPTION_INFO)) & 0x7fff_ffff);
-        save_guest_state(&self.vmcs02, &mut self.vmcs12, &SyncSets::new(&self.caps));
+        save_guest_state(&self.vmcs02, &mut self.vmcs12, &SyncSets::new(&self.caps, &FieldSet::EMPTY));
     }
 }
 
