@@ -30,12 +30,14 @@ pub struct GuestPrograms {
     pub vmm: PathBuf,
     /// The bare-metal payload.
     pub payload: PathBuf,
+    /// A multiboot kernel that prints what it was told.
+    pub multiboot_guest: PathBuf,
 }
 
 /// Builds the guest-side programs.
 pub fn guest_programs(layout: &Layout, progress: &Progress) -> Result<GuestPrograms> {
     let step = progress.step("building the guests");
-    cargo_build(layout, &["--package", "payload", "--target", BARE_TARGET], "")?;
+    cargo_build(layout, &["--package", "payload", "--package", "multiboot-guest", "--target", BARE_TARGET], "")?;
     let is_static = "-C target-feature=+crt-static -C strip=symbols";
     cargo_build(layout, &["--package", "vmm", "--target", LINUX_TARGET], is_static)?;
     step.done();
@@ -43,6 +45,7 @@ pub fn guest_programs(layout: &Layout, progress: &Progress) -> Result<GuestProgr
     Ok(GuestPrograms {
         vmm: built.join(LINUX_TARGET).join("release/vmm"),
         payload: built.join(BARE_TARGET).join("release/payload"),
+        multiboot_guest: built.join(BARE_TARGET).join("release/multiboot-guest"),
     })
 }
 

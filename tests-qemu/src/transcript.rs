@@ -13,6 +13,11 @@ use crate::protocol::{MARK_PREFIX, RESULT_PREFIX, STATS_PREFIX};
 pub enum GuestResult {
     /// One operation of the bare-metal payload.
     Payload(Operation),
+    /// The guest hypervisor's kernel has started its init.
+    Boot {
+        /// TSC microseconds from the kernel's first line to then.
+        microseconds: u64,
+    },
     /// Linux as nested guest has reached its init.
     Linux {
         /// TSC ticks from its first entry.
@@ -179,6 +184,14 @@ impl Transcript {
     pub fn kvm_counters(&self, name: &str) -> Option<&BTreeMap<String, u64>> {
         self.results.iter().find_map(|result| match result {
             GuestResult::KvmStats { of, counters } if of == name => Some(counters),
+            _ => None,
+        })
+    }
+
+    /// The guest hypervisor's own measure of its boot.
+    pub fn boot_microseconds(&self) -> Option<u64> {
+        self.results.iter().find_map(|result| match result {
+            GuestResult::Boot { microseconds } => Some(*microseconds),
             _ => None,
         })
     }

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::{Machine, Outcome, run};
+use super::{FirmwareVmx, Machine, Outcome, run};
 use crate::command::tail;
 use crate::provision::Bochs;
 
@@ -19,6 +19,9 @@ const HOST_MEMORY_MIB: u32 = 2048;
 /// 2026-01-01: every run sees the same clock.
 const START_OF_TIME: u64 = 1_767_225_600;
 
+/// What the firmware writes to IA32_FEATURE_CONTROL instead of 5; see the patch of Bochs.
+const FIRMWARE_FEATURE_CONTROL: &str = "BOCHS_FIRMWARE_FEATURE_CONTROL";
+
 const LOG: &str = "bochs.log";
 
 /// The command that starts `machine` from `iso`.
@@ -26,6 +29,11 @@ pub fn command(machine: &Machine, bochs: &Bochs, iso: &Path, logs: &Path) -> Res
     let config = logs.join("bochsrc");
     fs::write(&config, configuration(machine, bochs, iso, logs))?;
     let mut command = run::supervised(&bochs.binary);
+    match machine.firmware_vmx {
+        FirmwareVmx::Enabled => {}
+        FirmwareVmx::LockedOff => _ = command.env(FIRMWARE_FEATURE_CONTROL, "1"),
+        FirmwareVmx::Unlocked => _ = command.env(FIRMWARE_FEATURE_CONTROL, "0"),
+    }
     command.arg("-q").arg("-f").arg(config).current_dir(logs);
     Ok(command)
 }
@@ -35,7 +43,7 @@ fn configuration(machine: &Machine, bochs: &Bochs, iso: &Path, logs: &Path) -> S
     format!(
         "config_interface: textconfig
 display_library: nogui
-cpu: model={CPU_MODEL}, count={cpus}, ips={ips}, reset_on_triple_fault=0, ignore_bad_msrs=1
+cpu: model={cpu_model}, count={cpus}, ips={ips}, reset_on_triple_fault=0, ignore_bad_msrs=1
 memory: guest={memory_mib}, host={host_mib}
 romimage: file={bios}
 vgaromimage: file={vga_bios}
@@ -52,6 +60,7 @@ error: action=ignore
 info: action=ignore
 debug: action=ignore
 ",
+        cpu_model = machine.cpu_model.unwrap_or(CPU_MODEL),
         host_mib = HOST_MEMORY_MIB.min(*memory_mib),
         bios = bochs.bios.display(),
         vga_bios = bochs.vga_bios.display(),

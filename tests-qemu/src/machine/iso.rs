@@ -7,19 +7,19 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{Boot, Module};
+use super::{Boot, Machine, Module};
 use crate::command;
 
 /// GRUB says what it cannot do on the console that the runner follows.
 const GRUB_PREAMBLE: &str = "serial --unit=0 --speed=115200\nterminal_output serial\n";
 
-/// Makes the ISO that boots `boot`, below `dir`.
-pub fn make(boot: &Boot, dir: &Path, grub_mkrescue: &Path) -> Result<PathBuf> {
+/// Makes the ISO that boots what `machine` boots, below `dir`.
+pub fn make(machine: &Machine, dir: &Path, grub_mkrescue: &Path) -> Result<PathBuf> {
     let tree = dir.join("iso");
     let grub = tree.join("boot/grub");
     fs::create_dir_all(&grub)?;
     let mut files = Files { tree: &tree, count: 0 };
-    let config = config(boot, &mut files)?;
+    let config = [GRUB_PREAMBLE, &config(&machine.boot, &mut files)?].concat();
     fs::write(grub.join("grub.cfg"), config)?;
     let iso = dir.join("boot.iso");
     command::output(
@@ -46,7 +46,7 @@ impl Files<'_> {
 }
 
 fn config(boot: &Boot, files: &mut Files<'_>) -> Result<String> {
-    let mut text = GRUB_PREAMBLE.to_owned();
+    let mut text = String::new();
     match boot {
         Boot::L1hv { host, guest } => {
             line(&mut text, "multiboot", host, files)?;
@@ -110,7 +110,7 @@ mod tests {
         let mut files = Files { tree: &tree, count: 0 };
         let text = config(&boot, &mut files).unwrap();
         let expected = "multiboot /file0 'log=debug'\nmodule /file1 'quiet'\nmodule /file2\nboot\n";
-        assert_eq!(text, format!("{GRUB_PREAMBLE}{expected}"));
+        assert_eq!(text, expected);
         fs::remove_dir_all(tree).unwrap();
     }
 }

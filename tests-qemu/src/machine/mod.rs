@@ -14,6 +14,7 @@ mod run;
 mod streams;
 
 use std::fmt;
+use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -57,6 +58,17 @@ impl Emulator {
     pub fn for_nested_vmx() -> Self {
         if qemu::host_has_nested_vmx() { Self::QemuKvm } else { Self::Bochs }
     }
+}
+
+/// What the firmware leaves in IA32_FEATURE_CONTROL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirmwareVmx {
+    /// VMX enabled, register locked.
+    Enabled,
+    /// VMX disabled, register locked.
+    LockedOff,
+    /// Register open.
+    Unlocked,
 }
 
 /// A file that the boot loader loads, and its arguments.
@@ -119,8 +131,12 @@ pub struct Machine {
     pub memory_mib: u32,
     /// Ticks to a second of emulated time (Bochs).
     pub ips: u64,
+    /// Processor model in the emulator's own words; its best one that works if `None`.
+    pub cpu_model: Option<&'static str>,
     /// What it boots.
     pub boot: Boot,
+    /// What the firmware does about VMX (Bochs).
+    pub firmware_vmx: FirmwareVmx,
     /// Limit on the whole run, wall-clock.
     pub timeout: Duration,
     /// Limit on the time without any output, wall-clock.
@@ -136,7 +152,9 @@ impl Machine {
             cpus: 1,
             memory_mib: 1024,
             ips: DEFAULT_IPS,
+            cpu_model: None,
             boot,
+            firmware_vmx: FirmwareVmx::Enabled,
             timeout: Duration::from_secs(300),
             silence: Duration::from_secs(120),
         }
@@ -149,11 +167,16 @@ impl Machine {
     /// When the machine could not be started. What happens to a started machine is an [`Outcome`].
     pub fn run(&self, layout: &Layout, provisioned: &Provisioned, on_line: impl FnMut(Line<'_>)) -> Result<Outcome> {
         let logs = layout.fresh_log_dir(&self.name)?;
-        let iso = iso::make(&self.boot, &logs, &provisioned.grub_mkrescue)?;
+        let iso = iso::make(self, &logs, &provisioned.grub_mkrescue)?;
         let command = match self.emulator {
             Emulator::Bochs => bochs::command(self, &provisioned.bochs, &iso, &logs)?,
             Emulator::QemuKvm | Emulator::QemuTcg => qemu::command(self, &provisioned.qemu, &iso, &logs),
         };
-        run::run(self, command, &logs, on_line)
+        let outcome = run::run(self, command, &logs, on_line)?;
+        if matches!(outcome, Outcome::GuestShutdown | Outcome::HostStop(_)) {
+            // Only who looks for the cause of an unexpected end boots the same image by hand.
+            fs::remove_file(iso)?;
+        }
+        Ok(outcome)
     }
 }

@@ -25,7 +25,7 @@ pub fn command(machine: &Machine, qemu: &Path, iso: &Path, logs: &Path) -> Comma
         Emulator::QemuKvm | Emulator::Bochs => ("kvm", "host"),
     };
     command
-        .args(["-machine", "pc", "-accel", accel, "-cpu", cpu])
+        .args(["-machine", "pc", "-accel", accel, "-cpu", machine.cpu_model.unwrap_or(cpu)])
         .args(["-smp", &machine.cpus.to_string(), "-m", &machine.memory_mib.to_string()])
         .args(["-display", "none", "-nodefaults", "-no-reboot", "-monitor", "none"])
         .arg("-serial")

@@ -150,7 +150,9 @@ mod tests {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("machines/bochs");
         for patch in patches(&dir).unwrap() {
             let header = patch.text.split("\n--- ").next().unwrap();
-            let explains = header.contains("Restores: Intel SDM") || header.starts_with("Speed, not correctness");
+            let explains = header.contains("Restores: Intel SDM")
+                || header.starts_with("Speed, not correctness")
+                || header.starts_with("Testing, not correctness");
             assert!(explains, "{} has no header", patch.name);
         }
     }

@@ -1,0 +1,29 @@
+//! Everything that needs a machine: one fresh machine per test, results over its console and debug port.
+//!
+//! The first test provisions and builds what all need. A failed test's logs are in the directory that its
+//! message names; `cargo test --test machines NAME` runs it alone.
+
+mod boot;
+mod context;
+mod nesting;
+mod stops;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+use context::{Context, Test};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let tests = [boot::tests(), stops::tests(), nesting::tests()].concat();
+    let trials = tests.into_iter().map(trial).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn trial(test: Test) -> Trial {
+    Trial::test(test.name, move || {
+        let context = Context::shared()?;
+        (test.run)(context, test.name).map_err(|error| format!("{error:#}").into())
+    })
+}

@@ -1,0 +1,107 @@
+//! Every reason why l1hv can't go on is one line that says what and what to do, and a clean stop.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use tests_qemu::linux;
+use tests_qemu::machine::{Boot, DEFAULT_IPS, Emulator, FirmwareVmx, Machine, Module};
+
+use crate::context::{Context, Test};
+
+pub fn tests() -> Vec<Test> {
+    vec![
+        Test { name: "a_processor_without_vmx_is_named_as_the_reason", run: no_vmx },
+        Test { name: "a_processor_without_long_mode_is_named_as_the_reason", run: no_long_mode },
+        Test { name: "vmx_locked_off_by_firmware_is_named_as_the_reason", run: vmx_locked },
+        Test { name: "a_processor_without_ept_is_named_as_the_reason", run: no_ept },
+        Test { name: "a_processor_without_unrestricted_guest_is_named_as_the_reason", run: no_unrestricted_guest },
+        Test { name: "no_guest_image_is_named_as_the_reason", run: no_guest_image },
+        Test { name: "a_file_that_is_no_image_is_named_as_the_reason", run: not_an_image },
+        Test { name: "a_truncated_kernel_is_named_as_the_reason", run: truncated_kernel },
+        Test { name: "an_unknown_option_is_named_as_the_reason", run: bad_option },
+        Test { name: "too_little_memory_is_named_as_the_reason", run: low_memory },
+        Test { name: "a_triple_fault_of_the_guest_stops_the_machine", run: triple_fault },
+    ]
+}
+
+/// l1hv with a guest that is never reached.
+fn boot(context: &Context) -> Boot {
+    with_guest(context, vec![Module::new(&context.programs.multiboot_guest)])
+}
+
+fn with_guest(context: &Context, guest: Vec<Module>) -> Boot {
+    Boot::L1hv { host: context.host(""), guest }
+}
+
+/// A file that holds `content`.
+fn file(context: &Context, name: &str, content: &[u8]) -> Result<PathBuf> {
+    let path = context.layout.root().join(name);
+    fs::write(&path, content)?;
+    Ok(path)
+}
+
+fn no_vmx(context: &Context, name: &str) -> Result<()> {
+    let machine = Machine::new(name, Emulator::QemuTcg, boot(context));
+    context.run(&machine)?.must_stop("no-vmx", "VMX")
+}
+
+fn no_long_mode(context: &Context, name: &str) -> Result<()> {
+    let machine = Machine { cpu_model: Some("qemu32"), ..Machine::new(name, Emulator::QemuTcg, boot(context)) };
+    context.run(&machine)?.must_stop("no-long-mode", "64-bit")
+}
+
+fn vmx_locked(context: &Context, name: &str) -> Result<()> {
+    let machine = Machine { firmware_vmx: FirmwareVmx::LockedOff, ..context.bochs(name, boot(context)) };
+    context.run(&machine)?.must_stop("vmx-locked", "firmware")
+}
+
+fn no_ept(context: &Context, name: &str) -> Result<()> {
+    let machine = Machine { cpu_model: Some("core2_penryn_t9600"), ..context.bochs(name, boot(context)) };
+    context.run(&machine)?.must_stop("no-ept", "EPT")
+}
+
+fn no_unrestricted_guest(context: &Context, name: &str) -> Result<()> {
+    let machine = Machine { cpu_model: Some("corei5_lynnfield_750"), ..context.bochs(name, boot(context)) };
+    context.run(&machine)?.must_stop("no-unrestricted-guest", "unrestricted guest")
+}
+
+fn no_guest_image(context: &Context, name: &str) -> Result<()> {
+    let machine = context.bochs(name, with_guest(context, Vec::new()));
+    context.run(&machine)?.must_stop("no-guest-image", "module")
+}
+
+fn not_an_image(context: &Context, name: &str) -> Result<()> {
+    let image = file(context, "not-an-image", &[0xa5; 64 * 1024])?;
+    let machine = context.bochs(name, with_guest(context, vec![Module::new(image)]));
+    context.run(&machine)?.must_stop("bad-image", "")
+}
+
+fn truncated_kernel(context: &Context, name: &str) -> Result<()> {
+    let kernel = fs::read(&context.provisioned.kernel("6.1")?.image)?;
+    let image = file(context, "truncated-kernel", &kernel[..4096])?;
+    let machine = context.bochs(name, with_guest(context, vec![Module::new(image)]));
+    context.run(&machine)?.must_stop("bad-image", "")
+}
+
+fn bad_option(context: &Context, name: &str) -> Result<()> {
+    let guest = vec![Module::new(&context.programs.multiboot_guest)];
+    let boot = Boot::L1hv { host: context.host("colour=green"), guest };
+    context.run(&context.bochs(name, boot))?.must_stop("bad-option", "colour")
+}
+
+fn low_memory(context: &Context, name: &str) -> Result<()> {
+    let guest = vec![Module::new(&context.programs.multiboot_guest)];
+    let boot = Boot::L1hv { host: context.host("host-memory=1024"), guest };
+    let machine = Machine { memory_mib: 256, ..context.bochs(name, boot) };
+    context.run(&machine)?.must_stop("low-memory", "memory")
+}
+
+/// A Linux without a root file system panics, and `reboot=t` turns that into a triple fault.
+fn triple_fault(context: &Context, name: &str) -> Result<()> {
+    let kernel = &context.provisioned.kernel("6.1")?.image;
+    let guest = Module::with_args(kernel, linux::default_args(Emulator::Bochs, DEFAULT_IPS));
+    let finished = context.run(&context.bochs(name, with_guest(context, vec![guest])))?;
+    finished.must_stop("triple-fault", "")?;
+    finished.console_must_say("Kernel panic")
+}
