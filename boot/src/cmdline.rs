@@ -11,13 +11,15 @@ pub struct Options {
     pub log: LevelFilter,
     /// Whether exit statistics are printed at the end: `stats`.
     pub stats: bool,
+    /// Whether the processor's VMCS shadowing is used, if it has it: `vmcs-shadowing=on|off`.
+    pub vmcs_shadowing: bool,
     /// Memory kept for the host instead of the computed default, in MiB: `host-memory=MIB`.
     pub host_memory_mib: Option<u32>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { log: LevelFilter::Info, stats: false, host_memory_mib: None }
+        Self { log: LevelFilter::Info, stats: false, vmcs_shadowing: true, host_memory_mib: None }
     }
 }
 
@@ -32,9 +34,10 @@ enum Apply {
 }
 
 /// All options. One row each: the error messages and the parser read the same table.
-const TABLE: [(&str, Apply); 3] = [
+const TABLE: [(&str, Apply); 4] = [
     ("log", Apply::Value(set_log, "error, warn, info, debug or trace")),
     ("stats", Apply::Flag(|options| options.stats = true)),
+    ("vmcs-shadowing", Apply::Value(set_vmcs_shadowing, "on or off")),
     ("host-memory", Apply::Value(set_host_memory, "a number of MiB from 8 to 1024")),
 ];
 
@@ -51,6 +54,11 @@ fn set_log(options: &mut Options, value: &str) -> bool {
         options.log = *level;
     }
     level.is_some()
+}
+
+fn set_vmcs_shadowing(options: &mut Options, value: &str) -> bool {
+    options.vmcs_shadowing = value == "on";
+    matches!(value, "on" | "off")
 }
 
 fn set_host_memory(options: &mut Options, value: &str) -> bool {
@@ -130,8 +138,8 @@ mod tests {
     #[test]
     fn every_option_is_read_and_the_last_word_wins() {
         assert_eq!(
-            Options::parse("log=trace  stats host-memory=64 log=warn"),
-            Ok(Options { log: LevelFilter::Warn, stats: true, host_memory_mib: Some(64) })
+            Options::parse("log=trace  stats vmcs-shadowing=off host-memory=64 log=warn"),
+            Ok(Options { log: LevelFilter::Warn, stats: true, vmcs_shadowing: false, host_memory_mib: Some(64) })
         );
     }
 
@@ -139,7 +147,10 @@ mod tests {
     fn an_unknown_option_is_named_with_those_that_exist() {
         let error = Options::parse("stats frobnicate=1 log=info").unwrap_err();
         assert_eq!(error, OptionError::Unknown("frobnicate=1"));
-        assert_eq!(error.to_string(), "unknown option \"frobnicate=1\": the options are log=, stats, host-memory=");
+        assert_eq!(
+            error.to_string(),
+            "unknown option \"frobnicate=1\": the options are log=, stats, vmcs-shadowing=, host-memory="
+        );
     }
 
     #[test]

@@ -107,6 +107,11 @@ impl Entry {
         self.0 & Rights::ALL.0 != 0
     }
 
+    /// The same entry with other rights.
+    pub const fn with_rights(self, rights: Rights) -> Self {
+        Self(self.0 & !Rights::ALL.0 | rights.0)
+    }
+
     /// Its rights.
     pub const fn rights(self) -> Rights {
         Rights::from_bits(self.0)

@@ -1,7 +1,7 @@
 //! Writing the host's own tables: pages, ranges, and taking tables down.
 
 use crate::table::{ENTRIES, TableMemory, index};
-use crate::{Entry, Hpa, PageSize};
+use crate::{Entry, Hpa, PageSize, Rights};
 
 /// The table budget is spent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,6 +54,37 @@ pub fn map_page(
         free_tables(memory, Hpa(old.address()), level - 1);
     }
     Ok(())
+}
+
+/// Changes the rights of one 4-KiB page, splitting the large page that it may be part of. A page that is not mapped stays so.
+pub fn set_rights(memory: &mut impl TableMemory, root: Hpa, address: u64, rights: Rights) -> Result<(), OutOfTables> {
+    let (mut table, mut level) = (root, ROOT_LEVEL);
+    loop {
+        let at = index(address, level);
+        let entry = memory.read(table, at);
+        if !entry.is_present() {
+            return Ok(());
+        }
+        if level == 1 {
+            memory.write(table, at, entry.with_rights(rights));
+            return Ok(());
+        }
+        table = if entry.is_leaf(level) { split(memory, table, at, level, entry)? } else { Hpa(entry.address()) };
+        level -= 1;
+    }
+}
+
+/// Replaces a large page by a table of 512 smaller ones with the same attributes.
+fn split(memory: &mut impl TableMemory, table: Hpa, at: u64, level: u32, leaf: Entry) -> Result<Hpa, OutOfTables> {
+    let below = memory.allocate().ok_or(OutOfTables)?;
+    let size = page_size(level - 1);
+    for part in 0..ENTRIES {
+        let address = leaf.address() + part * size.bytes();
+        let entry = Entry::leaf(address, size, leaf.rights(), leaf.memory_type(), leaf.ignores_pat());
+        memory.write(below, part, entry);
+    }
+    memory.write(table, at, Entry::table(below.0));
+    Ok(below)
 }
 
 /// Maps `[start, end)` (both page-aligned) with the largest pages up to `largest`. `leaf` gives the entry for an address and a size.
@@ -121,8 +152,8 @@ pub fn free_tables(memory: &mut impl TableMemory, table: Hpa, level: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::MemoryType;
     use crate::fake::FakeTables;
-    use crate::{MemoryType, Rights};
 
     fn identity(address: u64, size: PageSize) -> Entry {
         Entry::leaf(address, size, Rights::ALL, MemoryType::WRITE_BACK, false)
@@ -155,6 +186,22 @@ mod tests {
         assert_eq!(lookup(&tables, root, 0), None, "a page table starts empty");
         free_tables(&mut tables, root, ROOT_LEVEL);
         assert_eq!(tables.in_use(), 0);
+    }
+
+    #[test]
+    fn one_page_of_a_large_one_changes_its_rights_and_the_others_keep_theirs() {
+        let mut tables = FakeTables::new(8);
+        let root = tables.allocate().unwrap();
+        map_page(&mut tables, root, 0, PageSize::Size1G, identity(0, PageSize::Size1G)).unwrap();
+        set_rights(&mut tables, root, 0x20_3000, Rights::READ).unwrap();
+        let rights =
+            |address| lookup(&tables, root, address).map(|mapping| (mapping.leaf.rights(), mapping.leaf.address()));
+        assert_eq!(rights(0x20_3000), Some((Rights::READ, 0x20_3000)));
+        assert_eq!(rights(0x20_4000), Some((Rights::ALL, 0x20_4000)));
+        assert_eq!(rights(0x40_0000), Some((Rights::ALL, 0x40_0000)));
+        assert_eq!(tables.in_use(), 4);
+        set_rights(&mut tables, root, 1 << 40, Rights::READ).unwrap();
+        assert_eq!(tables.in_use(), 4, "nothing is mapped there");
     }
 
     #[test]

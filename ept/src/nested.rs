@@ -21,8 +21,8 @@ pub enum Fill {
     Violation(Qualification),
     /// EPT12 is misconfigured: an EPT misconfiguration for the guest hypervisor.
     Misconfiguration,
-    /// EPT12 permits it, but EPT01 does not map the address that it leads to.
-    NotInEpt01(crate::Gpa),
+    /// EPT12 permits it, but EPT01 does not permit it at the address that it leads to.
+    Ept01Forbids(crate::Gpa),
 }
 
 /// Translations were dropped: INVEPT must follow before a guest runs on that EPT02 again.
@@ -107,7 +107,10 @@ impl NestedPaging {
             Err(WalkError::Misconfiguration) => return (Fill::Misconfiguration, Dropped::Nothing),
         };
         let gpa = translation.page + address.offset_in(translation.size);
-        let Some(below) = lookup(tables, ept01, gpa.0) else { return (Fill::NotInEpt01(gpa), Dropped::Nothing) };
+        let below = match lookup(tables, ept01, gpa.0) {
+            Some(below) if below.leaf.rights().contain(qualification.access()) => below,
+            _ => return (Fill::Ept01Forbids(gpa), Dropped::Nothing),
+        };
         let (leaf, size) = compose(&translation, &below, address);
         let Some(root) = self.roots.iter().find(|root| root.eptp12 == eptp12).copied() else {
             return (Fill::Mapped, Dropped::All);

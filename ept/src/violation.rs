@@ -30,6 +30,12 @@ impl Qualification {
         self.0 & Self::NMI_UNBLOCKING != 0
     }
 
+    /// A data read in place of a write.
+    pub const fn as_read(self) -> Self {
+        let writes = self.access().contain(Rights::WRITE);
+        if writes { Self(self.0 & !Rights::WRITE.bits() | Rights::READ.bits()) } else { self }
+    }
+
     /// The same access, against other tables that permit `rights`.
     pub const fn against(self, rights: Rights) -> Self {
         Self(self.0 & !Self::PERMITTED | rights.bits() << Self::RIGHTS_SHIFT)
@@ -46,6 +52,7 @@ mod tests {
         let hardware = Qualification(nmi_unblocking | 0x1fa);
         assert!(hardware.nmi_unblocking());
         assert_eq!(hardware.access(), Rights::WRITE);
+        assert_eq!(hardware.as_read().access(), Rights::READ);
         assert_eq!(hardware.against(Rights::READ), Qualification(nmi_unblocking | 0x18a));
         assert!(
             Qualification(0x82).is_page_walk()

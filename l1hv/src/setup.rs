@@ -8,9 +8,12 @@ use ept::table::TableMemory;
 use ept::{Entry, Eptp, Hpa, MemoryType, PageSize, Rights};
 use shadow::VmxCaps;
 use shadow::caps::ept_vpid;
+use shadow::check::HostMode;
+use shadow::controls::Secondary;
 use shadow::insn::VmxOperation;
 use shadow::merge::{MSR_AREA_ENTRIES, MsrEntry};
 use shadow::msr::{BITMAP_BYTES, HOST_INTERCEPTS};
+use shadow::permission::Permissions;
 use shadow::sync::SyncSets;
 
 use crate::arch::enter::GuestRegisters;
@@ -37,9 +40,14 @@ pub fn build(setup: HostSetup) -> &'static mut Vcpu {
     msr_bitmap01.into_bytes().copy_from_slice(&HOST_INTERCEPTS);
     let msr_bitmap02 = pages(&mut allocator, BITMAP_BYTES as u64 / PAGE_BYTES);
     let msr_bitmap02_address = msr_bitmap02.phys();
+    let permissions = permissions(options.vmcs_shadowing, &caps, &offered);
+    let bitmaps = shadowing_bitmaps(&mut allocator, &permissions);
     let nested = Nested {
         eptp02: Eptp(0),
         vpid12: 0,
+        permissions,
+        host_mode: HostMode::Legacy,
+        violation: None,
         entering: false,
         entry_load_count: 0,
         loading_host_msrs: false,
@@ -64,7 +72,7 @@ pub fn build(setup: HostSetup) -> &'static mut Vcpu {
         vmcs,
         level: Level::GuestHypervisor,
         offered_fields: offered.fields(),
-        sync_sets: SyncSets::new(&offered),
+        sync_sets: SyncSets::new(&offered, permissions.live()),
         vmx: VmxOperation::new(&offered),
         nested: Nested { eptp02: Eptp::new(ept01.0, false), ..nested },
         memory: GuestPhysical::new(guest_ram, host_region, scratch),
@@ -84,9 +92,27 @@ pub fn build(setup: HostSetup) -> &'static mut Vcpu {
     let mut vmcs01 = vcpu.vmcs.vmcs01();
     vmcs_setup::host_state(&mut vmcs01, &segments, &vcpu.registers);
     vmcs_setup::controls01(&mut vmcs01, &vcpu.caps, ept01, msr_bitmap01_address);
+    vmcs_setup::bitmaps01(&mut vmcs01, &vcpu.caps, bitmaps);
     vmcs_setup::load_area01(&mut vmcs01, vcpu.nested.exit_load.address);
     vmcs_setup::guest_state01(&mut vmcs01, &mut vcpu.registers, entry, masks);
     vcpu
+}
+
+/// What the guest hypervisor may access without an exit. Reflecting an exit that vmcs02 did not take needs VMWRITE to exit information.
+fn permissions(wanted: bool, caps: &VmxCaps, offered: &VmxCaps) -> Permissions {
+    let possible = caps.has_secondary(Secondary::VMCS_SHADOWING) && caps.vmwrite_any();
+    if wanted && !possible {
+        log::info!("the processor has no VMCS shadowing that can be used: VMREAD and VMWRITE are emulated");
+    }
+    if wanted && possible { Permissions::widest(offered) } else { Permissions::NONE }
+}
+
+/// The VMREAD and VMWRITE bitmaps of vmcs01.
+fn shadowing_bitmaps(allocator: &mut PhysAllocator, permissions: &Permissions) -> [Hpa; 2] {
+    let (vmread, vmwrite) = (pages(allocator, 1), pages(allocator, 1));
+    let addresses = [vmread.phys(), vmwrite.phys()];
+    permissions.fill_bitmaps(vmread.into_bytes(), vmwrite.into_bytes());
+    addresses
 }
 
 fn pages(allocator: &mut PhysAllocator, count: u64) -> HostPages {

@@ -1,7 +1,9 @@
 //! A logical processor as the guest hypervisor sees it: its registers, its VMCSs, its VMX operation.
 
 use ept::nested::NestedPaging;
-use ept::{Eptp, Hpa};
+use ept::violation::Qualification;
+use ept::{Eptp, Hpa, NestedGpa};
+use shadow::check::HostMode;
 use shadow::controls::EntryControls;
 use shadow::exit::ExitReason;
 use shadow::fields::*;
@@ -9,8 +11,9 @@ use shadow::hw::VmcsAccess;
 use shadow::insn::{SyncStale, VmxOperation};
 use shadow::linear::Paging;
 use shadow::merge::{MSR_AREA_ENTRIES, MsrEntry};
+use shadow::permission::Permissions;
 use shadow::sync::{SyncSets, save_stale};
-use shadow::{FieldSet, Vmcs12, VmxCaps};
+use shadow::{Field, FieldId, FieldSet, Vmcs12, VmxCaps};
 
 use crate::arch::enter::GuestRegisters;
 use crate::arch::vmx::VmcsPair;
@@ -47,6 +50,13 @@ pub struct Nested {
     pub eptp02: Eptp,
     /// The VPID12 whose translations VPID02 has; 0: none that may be used.
     pub vpid12: u16,
+    /// What the guest hypervisor accesses without an exit; nothing without VMCS shadowing.
+    pub permissions: Permissions,
+    /// The mode of the guest hypervisor, which cannot change in VMX operation.
+    pub host_mode: HostMode,
+    /// The EPT violation that was reflected last: when the guest hypervisor has repaired EPT12, EPT02 gets the translation before the
+    /// nested guest runs again.
+    pub violation: Option<(NestedGpa, Qualification)>,
     /// VMLAUNCH or VMRESUME was carried out, and the processor has not said yet what it thinks of the VMCS.
     pub entering: bool,
     /// Entries of the VM-exit MSR-store area in use, or that it has one which cannot be processed.
@@ -110,6 +120,11 @@ impl SyncStale for StaleIn<'_> {
     fn sync_stale(&mut self, vmcs12: &mut Vmcs12) {
         save_stale(&self.0.vmcs02(), vmcs12);
     }
+
+    #[cold]
+    fn write_live(&mut self, id: FieldId, word: u64) {
+        self.0.vmcs02().write_raw(id, word);
+    }
 }
 
 const RSP: usize = 4;
@@ -168,6 +183,26 @@ impl Vcpu {
             efer: vmcs01.read(GUEST_EFER),
             rflags: vmcs01.read(GUEST_RFLAGS),
             physical_bits,
+        }
+    }
+
+    /// A field of VMCS12 right after an exit of its nested guest, while vmcs02 is current anyway.
+    #[inline]
+    pub fn vmcs12_field<T: FieldValue>(&mut self, field: Field<T>) -> T {
+        if self.vmx.vmcs12.stale.contains(field.id()) {
+            self.vmcs.vmcs02().read(field)
+        } else {
+            self.vmx.vmcs12.get(field)
+        }
+    }
+
+    /// Sets exit information, wherever the guest hypervisor will look for it.
+    #[inline]
+    pub fn set_exit_info<T: FieldValue>(&mut self, field: Field<T>, value: T) {
+        if self.vmx.vmcs12.live.contains(field.id()) {
+            self.vmcs.vmcs02().write(field, value);
+        } else {
+            self.vmx.vmcs12.set_synced(field.id(), value.into_word());
         }
     }
 

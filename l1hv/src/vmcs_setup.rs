@@ -84,7 +84,12 @@ pub fn constants02(vmcs02: &mut impl VmcsAccess, ept01: Hpa, msr_bitmap02: Hpa, 
 }
 
 /// How the guest hypervisor begins: flat segments, interrupts off.
-pub fn guest_state01(vmcs01: &mut impl VmcsAccess, registers: &mut GuestRegisters, entry: GuestEntry, masks: (u64, u64)) {
+pub fn guest_state01(
+    vmcs01: &mut impl VmcsAccess,
+    registers: &mut GuestRegisters,
+    entry: GuestEntry,
+    masks: (u64, u64),
+) {
     const CR0_PE_ET: u64 = 0x11;
     const CR0_PG: u64 = 1 << 31;
     const CR4_PAE: u64 = 1 << 5;
@@ -156,4 +161,12 @@ fn segments(vmcs01: &mut impl VmcsAccess, code: u32) {
 pub fn load_area01(vmcs01: &mut impl VmcsAccess, address: Hpa) {
     vmcs01.write(ENTRY_MSR_LOAD_ADDRESS, address.0);
     vmcs01.write(ENTRY_MSR_LOAD_COUNT, 0);
+}
+
+/// The VMREAD and VMWRITE bitmaps, for when VMCS shadowing is on.
+pub fn bitmaps01(vmcs01: &mut impl VmcsAccess, caps: &VmxCaps, [vmread, vmwrite]: [Hpa; 2]) {
+    if caps.has_secondary(Secondary::VMCS_SHADOWING) {
+        vmcs01.write(VMREAD_BITMAP, vmread.0);
+        vmcs01.write(VMWRITE_BITMAP, vmwrite.0);
+    }
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::fake::{FakeGuest, FakeTables};
-use crate::map::map_range;
+use crate::map::{map_range, set_rights};
 use crate::{Gpa, MemoryType, Rights};
 
 const FEATURES: Features = Features { physical_bits: 40, execute_only: true, page_2m: true, page_1g: true };
@@ -69,10 +69,13 @@ fn what_ept12_forbids_is_the_guest_hypervisors() {
 }
 
 #[test]
-fn what_ept01_lacks_is_the_hosts() {
+fn what_ept01_forbids_is_the_hosts() {
     let mut machine = Machine::new(64);
     machine.activate(EPTP12);
-    assert_eq!(machine.fill((2 << 30) + 5, READ).0, Fill::NotInEpt01(Gpa((2 << 30) + 5)));
+    set_rights(&mut machine.tables, machine.ept01, 0x5000, Rights::READ).unwrap();
+    assert_eq!(machine.fill(0x5008, WRITE).0, Fill::Ept01Forbids(Gpa(0x5008)));
+    assert_eq!(machine.fill(0x5008, READ).0, Fill::Mapped);
+    assert_eq!(machine.fill((2 << 30) + 5, READ).0, Fill::Ept01Forbids(Gpa((2 << 30) + 5)));
 }
 
 #[test]

@@ -54,7 +54,13 @@ pub fn set_cr2(address: u64) {
 }
 
 /// Enters VMX operation with two VMCSs. The regions are pages of zeros.
-pub fn start_vmx(vmxon: HostPages, vmcs01: HostPages, vmcs02: HostPages, revision: u32, caps: &VmxCaps) -> vmx::VmcsPair {
+pub fn start_vmx(
+    vmxon: HostPages,
+    vmcs01: HostPages,
+    vmcs02: HostPages,
+    revision: u32,
+    caps: &VmxCaps,
+) -> vmx::VmcsPair {
     // SAFETY: `boot_flow` has checked that the processor has VMX and that IA32_FEATURE_CONTROL allows it; the pages are owned.
     unsafe {
         vmx::vmxon(vmxon.phys(), revision, caps.cr0_fixed0, caps.cr4_fixed0);

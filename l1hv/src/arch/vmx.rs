@@ -46,12 +46,23 @@ pub struct Vmcs01;
 pub struct Vmcs02;
 
 /// The VMCSs of a logical processor and which of them is current. Nothing else on this processor executes VMPTRLD or VMCLEAR.
+///
+/// With VMCS shadowing, vmcs02 changes form: an ordinary VMCS while the nested guest runs, a shadow VMCS, linked to vmcs01, while the
+/// guest hypervisor does. What that reads and writes then is vmcs02 itself, and there is nothing to copy.
 #[derive(Debug)]
 pub struct VmcsPair {
     regions: [Hpa; 2],
+    revision: u32,
     current: Option<usize>,
     launched: [bool; 2],
+    /// vmcs02 becomes a shadow VMCS whenever vmcs01 becomes current.
+    linked: bool,
+    /// It is one now.
+    is_shadow: bool,
 }
+
+/// Bit 31 of the first word of a VMCS region (SDM 25.2 "Format of the VMCS Region").
+const SHADOW_INDICATOR: u32 = 1 << 31;
 
 /// Access to the VMCS that is current, for as long as it is: the borrow keeps anybody from switching.
 pub struct CurrentVmcs<'cpu, Kind> {
@@ -74,7 +85,8 @@ impl VmcsPair {
             // SAFETY: as above.
             unsafe { instruction_on_region!("vmclear", region) };
         }
-        Self { regions: [vmcs01, vmcs02], current: None, launched: [false; 2] }
+        let regions = [vmcs01, vmcs02];
+        Self { regions, revision, current: None, launched: [false; 2], linked: false, is_shadow: false }
     }
 
     /// Makes vmcs01 current, if it is not.
@@ -91,13 +103,41 @@ impl VmcsPair {
         CurrentVmcs { pair: PhantomData, kind: PhantomData }
     }
 
+    /// Whether vmcs02 is to be a shadow VMCS while vmcs01 is current. Takes effect when vmcs01 becomes current the next time.
+    pub fn set_linked(&mut self, linked: bool) {
+        self.linked = linked;
+        self.current = None;
+    }
+
+    /// Address of vmcs02, for vmcs01's VMCS link pointer.
+    pub fn link(&self) -> Hpa {
+        self.regions[1]
+    }
+
     #[inline]
     fn load(&mut self, which: usize) {
         if self.current != Some(which) {
+            let shadow = which == 0 && self.linked;
+            if shadow != self.is_shadow {
+                self.change_form(shadow);
+            }
             // SAFETY: the region was initialised by `new`.
             unsafe { instruction_on_region!("vmptrld", self.regions[which]) };
             self.current = Some(which);
         }
+    }
+
+    /// Turns vmcs02 into a shadow VMCS or back. VMCLEAR first: the processor may keep an active VMCS on the chip.
+    #[inline]
+    fn change_form(&mut self, shadow: bool) {
+        let region = self.regions[1];
+        // SAFETY: the region was initialised by `new`.
+        unsafe { instruction_on_region!("vmclear", region) };
+        let indicator = if shadow { SHADOW_INDICATOR } else { 0 };
+        // SAFETY: after VMCLEAR the region's first word is software's to write; the page is mapped, in the direct map.
+        unsafe { super::phys::phys_to_virt(region).cast::<u32>().write_volatile(self.revision | indicator) };
+        self.is_shadow = shadow;
+        self.launched[1] = false;
     }
 
     /// Whether the current VMCS was launched; from now on it counts as launched.
@@ -113,7 +153,6 @@ impl VmcsPair {
         }
     }
 }
-
 
 #[cold]
 fn instruction_failed(instruction: &str, region: Hpa) -> ! {
@@ -221,7 +260,6 @@ pub fn invvpid(what: Invvpid) {
     // SAFETY: dropping cached translations is always sound.
     unsafe { invalidate!("invvpid", kind, descriptor) };
 }
-
 
 #[cold]
 fn invalidation_failed(instruction: &str, kind: u64) -> ! {

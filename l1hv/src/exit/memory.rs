@@ -7,13 +7,15 @@ use shadow::hw::VmcsAccess;
 
 use super::Action;
 use crate::arch::vmx::{Invept, invept};
+use crate::nested;
 use crate::vcpu::Vcpu;
 
-/// Maps what was missing. EPT01 permits everything that it maps, so there is no other reason for a violation.
+/// Maps what was missing. EPT01 permits everything that it maps, except writes to a page that the host watches.
 pub fn ept_violation(vcpu: &mut Vcpu) -> Action {
     let vmcs01 = vcpu.vmcs.vmcs01();
     let address = Gpa(vmcs01.read(GUEST_PHYSICAL_ADDRESS));
     shadow::event::redeliver(&mut vcpu.vmcs.vmcs01());
+    nested::unwatch(vcpu);
     map_beyond(vcpu, address);
     Action::Resume
 }

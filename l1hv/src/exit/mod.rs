@@ -83,7 +83,8 @@ fn invd() -> Action {
 fn triple_fault(vcpu: &mut Vcpu) -> ! {
     let vmcs01 = vcpu.vmcs.vmcs01();
     let (rip, cs, cr3) = (vmcs01.read(GUEST_RIP), vmcs01.read(GUEST_CS_SELECTOR), vmcs01.read(GUEST_CR3));
-    let message = format_args!("the guest hypervisor triple-faulted at {cs:#x}:{rip:#x} (CR3 {cr3:#x}): look there for its bug");
+    let message =
+        format_args!("the guest hypervisor triple-faulted at {cs:#x}:{rip:#x} (CR3 {cr3:#x}): look there for its bug");
     stop(StopReason::new(StopKind::TripleFault, message))
 }
 

@@ -7,8 +7,8 @@ use shadow::hw::VmcsAccess;
 use shadow::msr::IA32_APIC_BASE;
 
 use super::{Action, cr};
-use crate::arch::{msr, on_behalf};
 use crate::arch::vmx::{Invvpid, invvpid};
+use crate::arch::{msr, on_behalf};
 use crate::vcpu::{VPID01, Vcpu};
 
 const ACTIVE: u32 = 0;

@@ -1,5 +1,6 @@
 //! The VMX instructions of the guest hypervisor: operands in, [`shadow::insn`], flags out.
 
+use shadow::check::HostMode;
 use shadow::exit::ExitReason;
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
@@ -86,11 +87,17 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
         ExitReason::VMXON => vmxon(vcpu),
         ExitReason::VMXOFF => vmxoff(vcpu),
         ExitReason::VMCLEAR => with_address(vcpu, |vcpu, region| {
-            vcpu.vmx.vmclear(&vcpu.memory, &vcpu.offered, &mut StaleIn(&mut vcpu.vmcs), region)
+            vcpu.vmx.vmclear(&vcpu.memory, &vcpu.offered, &mut StaleIn(&mut vcpu.vmcs), region)?;
+            nested::bind_current(vcpu);
+            Ok(())
         }),
         ExitReason::VMPTRLD => with_address(vcpu, |vcpu, region| {
             let mut sync = StaleIn(&mut vcpu.vmcs);
-            vcpu.vmx.vmptrld(&vcpu.memory, &vcpu.offered, &mut sync, region).map(|_| ())
+            let changed = vcpu.vmx.vmptrld(&vcpu.memory, &vcpu.offered, &mut sync, region)?;
+            if changed {
+                nested::bind_current(vcpu);
+            }
+            Ok(())
         }),
         ExitReason::VMPTRST => privileged(vcpu).and_then(|()| {
             let info = insn_info(vcpu);
@@ -140,6 +147,7 @@ fn vmxon(vcpu: &mut Vcpu) -> Result<(), Failure> {
     let info = insn_info(vcpu);
     let region = read_quadword(vcpu, info)?;
     vcpu.vmx.vmxon(&vcpu.memory, &vcpu.offered, region)?;
+    vcpu.nested.host_mode = if vcpu.in_ia32e_mode() { HostMode::Ia32e } else { HostMode::Legacy };
     update_masks(vcpu);
     Ok(())
 }
@@ -147,6 +155,7 @@ fn vmxon(vcpu: &mut Vcpu) -> Result<(), Failure> {
 fn vmxoff(vcpu: &mut Vcpu) -> Result<(), Failure> {
     privileged(vcpu)?;
     vcpu.vmx.vmxoff(&vcpu.memory, &mut StaleIn(&mut vcpu.vmcs));
+    nested::bind_current(vcpu);
     update_masks(vcpu);
     reset::deliver_blocked_init(vcpu);
     Ok(())

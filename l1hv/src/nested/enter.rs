@@ -1,18 +1,19 @@
 //! VMLAUNCH and VMRESUME of the guest hypervisor (SDM 27 "VM Entries").
 
 use ept::{Eptp, Gpa};
-use shadow::check::{self, HostMode, Violation};
+use shadow::FieldSet;
+use shadow::check::{self, Violation};
 use shadow::controls::{EntryControls, Primary, Secondary};
 use shadow::exit::ExitReason;
 use shadow::fields::*;
-use shadow::hw::{GuestMemory, VmcsAccess};
+use shadow::hw::VmcsAccess;
 use shadow::merge::{self, Inherited};
-use shadow::msr::{Access, BITMAP_BYTES, HOST_INTERCEPTS};
+use shadow::msr::Access;
 use shadow::outcome::{Failure, InsnError};
 use shadow::vmcs12::LaunchState;
 
-use super::paging;
 use super::reflect::reflect_failed_entry;
+use super::{msr_bitmap, paging};
 use crate::arch::vmx::{Invvpid, invvpid};
 use crate::vcpu::{Level, VPID01, VPID02, Vcpu};
 
@@ -20,12 +21,13 @@ use crate::vcpu::{Level, VPID01, VPID02, Vcpu};
 pub fn enter(vcpu: &mut Vcpu, wanted: LaunchState) -> Result<(), Failure> {
     let interruptibility = vcpu.vmcs.vmcs01().read(GUEST_INTERRUPTIBILITY);
     vcpu.vmx.check_launch(wanted, interruptibility)?;
-    let mode = if vcpu.in_ia32e_mode() { HostMode::Ia32e } else { HostMode::Legacy };
     let vmcs12 = &vcpu.vmx.vmcs12;
-    check::controls(vmcs12, &vcpu.offered, &vcpu.memory)
-        .map_err(|violation| refused(violation, InsnError::ENTRY_INVALID_CONTROL))?;
-    check::host_state(vmcs12, &vcpu.offered, mode)
-        .map_err(|violation| refused(violation, InsnError::ENTRY_INVALID_HOST_STATE))?;
+    if vmcs12.dirty.intersects(&merge::CHECKED) {
+        check::controls_of_vmcs12(vmcs12, &vcpu.offered)
+            .map_err(|violation| refused(violation, InsnError::ENTRY_INVALID_CONTROL))?;
+        check::host_state(vmcs12, &vcpu.offered, vcpu.nested.host_mode)
+            .map_err(|violation| refused(violation, InsnError::ENTRY_INVALID_HOST_STATE))?;
+    }
     let pdptes = check::guest_state(vmcs12, &vcpu.offered, &vcpu.memory).and_then(|()| pdptes_from_memory(vcpu));
     let pdptes = match pdptes {
         Ok(pdptes) => pdptes,
@@ -47,29 +49,36 @@ fn refused(violation: Violation, error: InsnError) -> Failure {
 }
 
 /// Without EPT12 a PAE guest's PDPTEs come from memory at every entry.
-fn pdptes_from_memory(vcpu: &Vcpu) -> Result<Option<[u64; 4]>, check::GuestStateError> {
+fn pdptes_from_memory(vcpu: &mut Vcpu) -> Result<Option<[u64; 4]>, check::GuestStateError> {
     let vmcs12 = &vcpu.vmx.vmcs12;
     if vmcs12.has_secondary(Secondary::ENABLE_EPT) {
         return Ok(None);
     }
     let ia32e = vmcs12.get(ENTRY_CONTROLS) & EntryControls::IA32E_MODE_GUEST.bits() != 0;
-    let (cr0, cr3, cr4) = (vmcs12.get(GUEST_CR0), vmcs12.get(GUEST_CR3), vmcs12.get(GUEST_CR4));
+    if ia32e {
+        return Ok(None);
+    }
+    let cr0 = vcpu.vmcs12_field(GUEST_CR0);
+    let (cr3, cr4) = (vcpu.vmcs12_field(GUEST_CR3), vcpu.vmcs12_field(GUEST_CR4));
     check::load_pdptes(&vcpu.memory, &vcpu.offered, cr0, cr3, cr4, ia32e)
 }
 
 fn merge(vcpu: &mut Vcpu, pdptes: Option<[u64; 4]>) {
     let inherited = Inherited::read(&vcpu.vmcs.vmcs01(), &vcpu.vmx.vmcs12);
     if vcpu.vmx.vmcs12.get(PRIMARY_CONTROLS) & Primary::USE_MSR_BITMAPS.bits() != 0 {
-        merge_msr_bitmap(vcpu);
+        msr_bitmap::merge(vcpu);
     }
     let areas = AreaCounts::of(vcpu);
-    if areas.any() {
+    let areas_changed = vcpu.vmx.vmcs12.dirty.intersects(&AREA_COUNTS);
+    if areas.any() || areas_changed {
         copy_msr_areas(vcpu, areas);
     }
     let eptp02 = paging::eptp02(vcpu);
+    if vcpu.nested.violation.is_some() {
+        paging::anticipate(vcpu);
+    }
     let mut vmcs02 = vcpu.vmcs.vmcs02();
     let vmcs12 = &mut vcpu.vmx.vmcs12;
-    let areas_changed = vmcs12.dirty.contains(ENTRY_MSR_LOAD_COUNT.id()) || vmcs12.dirty.contains(EXIT_MSR_STORE_COUNT.id());
     merge::prepare(&mut vmcs02, vmcs12, &vcpu.caps, &vcpu.memory, &inherited, pdptes);
     if areas_changed || areas.any() {
         vmcs02.write(ENTRY_MSR_LOAD_COUNT, vcpu.nested.entry_load_count);
@@ -96,54 +105,7 @@ fn switch_vpid(vcpu: &mut Vcpu) {
     }
 }
 
-/// msr_bitmap02: what either of the two wants to see.
-fn merge_msr_bitmap(vcpu: &mut Vcpu) {
-    const WORD: usize = size_of::<u64>();
-    let source = Gpa(vcpu.vmx.vmcs12.get(MSR_BITMAP));
-    let target = &mut *vcpu.nested.msr_bitmap02;
-    vcpu.memory.read(source, target);
-    let (words, _) = target.as_chunks_mut::<WORD>();
-    for &(index, intercepts) in HOST_WORDS {
-        let merged = u64::from_le_bytes(words[index]) | intercepts;
-        words[index] = merged.to_le_bytes();
-    }
-}
-
-/// The few words of the MSR bitmaps in which the host has an intercept.
-const HOST_WORDS: &[(usize, u64)] = &host_words::<{ count_host_words() }>();
-
-const fn host_word(index: usize) -> u64 {
-    let mut word = 0;
-    let mut byte = 0;
-    while byte < 8 {
-        word |= (HOST_INTERCEPTS[index * 8 + byte] as u64) << (8 * byte);
-        byte += 1;
-    }
-    word
-}
-
-const fn count_host_words() -> usize {
-    let mut count = 0;
-    let mut index = 0;
-    while index < BITMAP_BYTES / 8 {
-        count += (host_word(index) != 0) as usize;
-        index += 1;
-    }
-    count
-}
-
-const fn host_words<const COUNT: usize>() -> [(usize, u64); COUNT] {
-    let mut words = [(0, 0); COUNT];
-    let (mut index, mut used) = (0, 0);
-    while index < BITMAP_BYTES / 8 {
-        if host_word(index) != 0 {
-            words[used] = (index, host_word(index));
-            used += 1;
-        }
-        index += 1;
-    }
-    words
-}
+const AREA_COUNTS: FieldSet = FieldSet::of(&[ENTRY_MSR_LOAD_COUNT.id(), EXIT_MSR_STORE_COUNT.id()]);
 
 /// Entries of VMCS12's MSR areas that vmcs02 has to do with.
 #[derive(Clone, Copy)]
@@ -170,15 +132,17 @@ fn copy_msr_areas(vcpu: &mut Vcpu, counts: AreaCounts) {
     let load = Gpa(vmcs12.get(ENTRY_MSR_LOAD_ADDRESS));
     let store = Gpa(vmcs12.get(EXIT_MSR_STORE_ADDRESS));
     let nested = &mut vcpu.nested;
-    nested.entry_load_count = match merge::copy_in(&vcpu.memory, load, counts.entry_load, Access::Write, nested.entry_load.entries) {
-        Ok(()) => counts.entry_load,
-        Err(merge::AreaError(number)) => {
-            merge::poison(nested.entry_load.entries, number);
-            number.min(merge::MSR_AREA_ENTRIES as u64) as u32
-        }
-    };
-    nested.exit_store = merge::copy_in(&vcpu.memory, store, counts.exit_store, Access::Read, nested.exit_store_area.entries)
-        .map(|()| counts.exit_store);
+    nested.entry_load_count =
+        match merge::copy_in(&vcpu.memory, load, counts.entry_load, Access::Write, nested.entry_load.entries) {
+            Ok(()) => counts.entry_load,
+            Err(merge::AreaError(number)) => {
+                merge::poison(nested.entry_load.entries, number);
+                number.min(merge::MSR_AREA_ENTRIES as u64) as u32
+            }
+        };
+    nested.exit_store =
+        merge::copy_in(&vcpu.memory, store, counts.exit_store, Access::Read, nested.exit_store_area.entries)
+            .map(|()| counts.exit_store);
 }
 
 /// The EPTP of vmcs02 for a nested guest without EPT12: EPT01's.

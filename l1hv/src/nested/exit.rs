@@ -1,6 +1,5 @@
 //! Exits of nested guests.
 
-use shadow::FieldSet;
 use shadow::event::{inject_fault, redeliver};
 use shadow::exit::ExitReason;
 use shadow::fields::*;
@@ -49,7 +48,7 @@ fn host_msr(vcpu: &mut Vcpu, reason: ExitReason) {
 /// A fault of an instruction that the host emulates for a nested guest: the guest hypervisor's exit if its exception bitmap asks for it.
 fn raise(vcpu: &mut Vcpu, fault: Fault) {
     let (info, error_code) = fault.interruption();
-    if vcpu.vmx.vmcs12.get(EXCEPTION_BITMAP) >> info.vector() & 1 != 0 {
+    if vcpu.vmcs12_field(EXCEPTION_BITMAP) >> info.vector() & 1 != 0 {
         super::reflect::reflect_exception(vcpu, info, error_code);
         return;
     }
@@ -72,7 +71,7 @@ pub fn handle_failed_entry(vcpu: &mut Vcpu) {
     log::debug!("VM entry refused by the processor, error {}", error.0);
     vcpu.nested.entering = false;
     vcpu.level = Level::GuestHypervisor;
-    vcpu.vmx.vmcs12.dirty = vcpu.offered_fields.minus(&vcpu.vmx.vmcs12.stale).or(&FieldSet::EMPTY);
+    vcpu.vmx.vmcs12.dirty = vcpu.offered_fields.minus(&vcpu.vmx.vmcs12.stale);
     vcpu.vmx.vmcs12.set(VM_INSTRUCTION_ERROR, error.0);
     let mut vmcs01 = vcpu.vmcs.vmcs01();
     let rflags = vmcs01.read(GUEST_RFLAGS);

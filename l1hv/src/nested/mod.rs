@@ -8,10 +8,14 @@
 
 mod enter;
 mod exit;
+mod msr_bitmap;
 mod paging;
 mod reflect;
+mod shadowing;
 
 pub use enter::enter;
 pub use exit::{handle, handle_failed_entry};
+pub use msr_bitmap::unwatch;
 pub use paging::drop_translations;
 pub use reflect::{abort, nmi};
+pub use shadowing::bind_current;

@@ -10,6 +10,7 @@ use shadow::fields::*;
 use shadow::hw::VmcsAccess;
 
 use super::enter::eptp01;
+use super::msr_bitmap::unwatch;
 use super::reflect::{Reflected, reflect};
 use crate::arch::vmx::{Invept, invept};
 use crate::exit::map_beyond;
@@ -24,7 +25,9 @@ pub fn eptp02(vcpu: &mut Vcpu) -> Eptp {
             flush(dropped);
             eptp02
         }
-        Err(ept::map::OutOfTables) => crate::stop::stop_internal!("no table is left for an EPT02: raise host-memory=MIB"),
+        Err(ept::map::OutOfTables) => {
+            crate::stop::stop_internal!("no table is left for an EPT02: raise host-memory=MIB")
+        }
     }
 }
 
@@ -39,8 +42,8 @@ pub fn handle(vcpu: &mut Vcpu) {
     let address = NestedGpa(vmcs02.read(GUEST_PHYSICAL_ADDRESS));
     let qualification = Qualification(vmcs02.read(EXIT_QUALIFICATION));
     let Some(eptp12) = eptp12(vcpu) else {
-        // On EPT01 itself, which permits all that it maps.
-        map_beyond(vcpu, ept::Gpa(address.0));
+        // On EPT01 itself.
+        permit(vcpu, ept::Gpa(address.0));
         return repaired(vcpu, qualification);
     };
     let mut ept12 = Ept12(&vcpu.memory);
@@ -49,17 +52,36 @@ pub fn handle(vcpu: &mut Vcpu) {
     flush(dropped);
     match fill {
         Fill::Mapped => repaired(vcpu, qualification),
-        Fill::NotInEpt01(gpa) => {
-            map_beyond(vcpu, gpa);
+        Fill::Ept01Forbids(gpa) => {
+            permit(vcpu, gpa);
             repaired(vcpu, qualification);
         }
         Fill::Violation(qualification) => {
+            vcpu.nested.violation = Some((address, qualification));
             reflect(vcpu, Reflected { reason: ExitReason::EPT_VIOLATION, qualification: Some(qualification.0) });
         }
         Fill::Misconfiguration => {
             reflect(vcpu, Reflected { reason: ExitReason::EPT_MISCONFIGURATION, qualification: Some(0) });
         }
     }
+}
+
+/// The guest hypervisor has seen a violation and resumes the nested guest: if it has repaired EPT12, the translation is in EPT02 before the
+/// nested guest tries again, which saves it a second exit.
+pub fn anticipate(vcpu: &mut Vcpu) {
+    let (Some((address, qualification)), Some(eptp12)) = (vcpu.nested.violation.take(), eptp12(vcpu)) else { return };
+    // The nested guest may do something else first, so this must not set a dirty flag; a leaf that is dirty already is writable even so.
+    let qualification = if eptp12.accessed_dirty() { qualification.as_read() } else { qualification };
+    let mut ept12 = Ept12(&vcpu.memory);
+    let (_, dropped) =
+        vcpu.nested.paging.fill(&mut vcpu.tables, &mut ept12, vcpu.ept01, eptp12, address, qualification);
+    flush(dropped);
+}
+
+/// EPT01 does not permit an access: it lacks the address, or it watches the page for a write.
+fn permit(vcpu: &mut Vcpu, gpa: ept::Gpa) {
+    unwatch(vcpu);
+    map_beyond(vcpu, gpa);
 }
 
 /// The nested guest tries again: an event whose delivery was interrupted is delivered again, and an IRET that had unblocked NMIs before

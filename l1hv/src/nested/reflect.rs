@@ -30,12 +30,10 @@ pub struct Reflected {
 
 /// Reflects the exit that vmcs02 just took.
 pub fn reflect(vcpu: &mut Vcpu, exit: Reflected) {
-    let vmcs02 = vcpu.vmcs.vmcs02();
-    let vmcs12 = &mut vcpu.vmx.vmcs12;
-    save_exit_info(&vmcs02, vmcs12, &vcpu.sync_sets);
-    vmcs12.set_synced(EXIT_REASON.id(), exit.reason.0.into());
+    save_exit_info(&vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12, &vcpu.sync_sets);
     if let Some(qualification) = exit.qualification {
-        vmcs12.set_synced(EXIT_QUALIFICATION.id(), qualification);
+        vcpu.set_exit_info(EXIT_REASON, exit.reason.0);
+        vcpu.set_exit_info(EXIT_QUALIFICATION, qualification);
     }
     leave(vcpu, exit.reason);
 }
@@ -59,33 +57,31 @@ pub fn nmi(vcpu: &mut Vcpu) {
 
 fn reflect_event(vcpu: &mut Vcpu, info: InterruptionInfo, error_code: Option<u32>) {
     let reason = ExitReason::EXCEPTION_OR_NMI;
-    let vmcs12 = &mut vcpu.vmx.vmcs12;
     // An event that was to be injected on an entry that does not come is one whose delivery this exit interrupts.
     let pending = InterruptionInfo(vcpu.vmcs.vmcs02().read(ENTRY_INTERRUPTION_INFO));
-    vmcs12.set_synced(EXIT_REASON.id(), reason.0.into());
-    vmcs12.set_synced(EXIT_QUALIFICATION.id(), 0);
-    vmcs12.set_synced(EXIT_INTERRUPTION_INFO.id(), info.0.into());
-    vmcs12.set_synced(EXIT_INTERRUPTION_ERROR_CODE.id(), error_code.unwrap_or(0).into());
-    vmcs12.set_synced(IDT_VECTORING_INFO.id(), if pending.is_valid() { pending.0.into() } else { 0 });
+    vcpu.set_exit_info(EXIT_REASON, reason.0);
+    vcpu.set_exit_info(EXIT_QUALIFICATION, 0);
+    vcpu.set_exit_info(EXIT_INTERRUPTION_INFO, info.0);
+    vcpu.set_exit_info(EXIT_INTERRUPTION_ERROR_CODE, error_code.unwrap_or(0));
+    vcpu.set_exit_info(IDT_VECTORING_INFO, if pending.is_valid() { pending.0 } else { 0 });
     if pending.has_error_code() {
         let code = vcpu.vmcs.vmcs02().read(ENTRY_EXCEPTION_ERROR_CODE);
-        vmcs12.set_synced(IDT_VECTORING_ERROR_CODE.id(), code.into());
+        vcpu.set_exit_info(IDT_VECTORING_ERROR_CODE, code);
     }
-    vcpu.vmcs.vmcs02().write(ENTRY_INTERRUPTION_INFO, 0);
+    vcpu.vmcs.vmcs02().write(ENTRY_INTERRUPTION_INFO, pending.invalidated().0);
     leave(vcpu, reason);
 }
 
 /// Leaves a nested guest that ran: its state goes to VMCS12, the guest hypervisor continues at its exit handler.
 fn leave(vcpu: &mut Vcpu, reason: ExitReason) {
     vcpu.stats.reflect(reason);
-    let vmcs02 = vcpu.vmcs.vmcs02();
-    let vmcs12 = &mut vcpu.vmx.vmcs12;
-    save_guest_state(&vmcs02, vmcs12, &vcpu.sync_sets);
-    let interruption = InterruptionInfo(vmcs12.get(EXIT_INTERRUPTION_INFO));
-    let by_nmi = reason == ExitReason::EXCEPTION_OR_NMI && interruption.is_nmi();
-    let virtual_nmis = vmcs12.get(PIN_CONTROLS) & Pin::VIRTUAL_NMIS.bits() != 0;
-    let was_blocked = !virtual_nmis && vmcs12.get(GUEST_INTERRUPTIBILITY) & BLOCKING_BY_NMI != 0;
-    let left = LeftBehind::read(&vmcs02, vmcs12, by_nmi || was_blocked);
+    save_guest_state(&vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12, &vcpu.sync_sets);
+    let by_nmi =
+        reason == ExitReason::EXCEPTION_OR_NMI && InterruptionInfo(vcpu.vmcs12_field(EXIT_INTERRUPTION_INFO)).is_nmi();
+    let virtual_nmis = vcpu.vmx.vmcs12.get(PIN_CONTROLS) & Pin::VIRTUAL_NMIS.bits() != 0;
+    let was_blocked = !virtual_nmis && vcpu.vmcs12_field(GUEST_INTERRUPTIBILITY) & BLOCKING_BY_NMI != 0;
+    let vmcs12 = &vcpu.vmx.vmcs12;
+    let left = LeftBehind::read(&vcpu.vmcs.vmcs02(), vmcs12, by_nmi || was_blocked);
     match vcpu.nested.exit_store {
         Ok(0) => (),
         Ok(count) => {
@@ -107,10 +103,8 @@ pub fn reflect_failed_entry(vcpu: &mut Vcpu, reason: ExitReason, qualification: 
     let vmcs01 = vcpu.vmcs.vmcs01();
     let nmi_blocked = vmcs01.read(GUEST_INTERRUPTIBILITY) & BLOCKING_BY_NMI != 0;
     let left = LeftBehind { pat: vmcs01.read(GUEST_PAT), efer: vmcs01.read(GUEST_EFER), nmi_blocked };
-    let vmcs12 = &mut vcpu.vmx.vmcs12;
-    vmcs12.set_synced(EXIT_REASON.id(), reason.0.into());
-    vmcs12.set_synced(EXIT_QUALIFICATION.id(), qualification);
-    vcpu.vmcs.vmcs02().write(ENTRY_INTERRUPTION_INFO, 0);
+    vcpu.set_exit_info(EXIT_REASON, reason.0);
+    vcpu.set_exit_info(EXIT_QUALIFICATION, qualification);
     resume_guest_hypervisor(vcpu, left);
 }
 

@@ -1,0 +1,93 @@
+//! msr_bitmap02: what either the guest hypervisor or the host wants to see.
+//!
+//! The merge is done again only after the guest hypervisor has written to its bitmap: until then its page is read-only in EPT01, and so
+//! in every EPT02.
+
+use ept::map::set_rights;
+use ept::{Gpa, PageSize, Rights};
+use shadow::fields::MSR_BITMAP;
+use shadow::hw::GuestMemory;
+use shadow::msr::{BITMAP_BYTES, HOST_INTERCEPTS};
+
+use super::drop_translations;
+use crate::arch::vmx::{Invept, invept};
+use crate::vcpu::Vcpu;
+
+/// Makes msr_bitmap02 current.
+#[inline]
+pub fn merge(vcpu: &mut Vcpu) {
+    let bitmap12 = Gpa(vcpu.vmx.vmcs12.get(MSR_BITMAP));
+    if !vcpu.memory.is_unchanged(bitmap12) {
+        watch(vcpu, bitmap12);
+        copy(vcpu, bitmap12);
+    }
+}
+
+/// Lets the guest hypervisor write to the watched page again: it is about to.
+pub fn unwatch(vcpu: &mut Vcpu) {
+    if let Some(page) = vcpu.memory.take_watched() {
+        // The page is mapped by a table of its own since it was watched, so there is nothing to split.
+        let _ = set_rights(&mut vcpu.tables, vcpu.ept01, page.0, Rights::ALL);
+        invept(Invept::Global);
+    }
+}
+
+/// Write-protects a page before it is read, so that no write is missed.
+#[cold]
+fn watch(vcpu: &mut Vcpu, page: Gpa) {
+    unwatch(vcpu);
+    let protectable = page.is_aligned(PageSize::Size4K) && !vcpu.memory.is_host(page);
+    if protectable && set_rights(&mut vcpu.tables, vcpu.ept01, page.0, Rights::READ.or(Rights::EXECUTE)).is_ok() {
+        // What EPT02s have of the page may still be writable.
+        drop_translations(vcpu, None);
+        invept(Invept::Global);
+        vcpu.memory.set_watched(page);
+    }
+}
+
+fn copy(vcpu: &mut Vcpu, bitmap12: Gpa) {
+    const WORD: usize = size_of::<u64>();
+    let target = &mut *vcpu.nested.msr_bitmap02;
+    vcpu.memory.read(bitmap12, target);
+    let (words, _) = target.as_chunks_mut::<WORD>();
+    for &(index, intercepts) in HOST_WORDS {
+        let merged = u64::from_le_bytes(words[index]) | intercepts;
+        words[index] = merged.to_le_bytes();
+    }
+}
+
+/// The few words of the MSR bitmaps in which the host has an intercept.
+const HOST_WORDS: &[(usize, u64)] = &host_words::<{ count_host_words() }>();
+
+const fn host_word(index: usize) -> u64 {
+    let mut word = 0;
+    let mut byte = 0;
+    while byte < 8 {
+        word |= (HOST_INTERCEPTS[index * 8 + byte] as u64) << (8 * byte);
+        byte += 1;
+    }
+    word
+}
+
+const fn count_host_words() -> usize {
+    let mut count = 0;
+    let mut index = 0;
+    while index < BITMAP_BYTES / 8 {
+        count += (host_word(index) != 0) as usize;
+        index += 1;
+    }
+    count
+}
+
+const fn host_words<const COUNT: usize>() -> [(usize, u64); COUNT] {
+    let mut words = [(0, 0); COUNT];
+    let (mut index, mut used) = (0, 0);
+    while index < BITMAP_BYTES / 8 {
+        if host_word(index) != 0 {
+            words[used] = (index, host_word(index));
+            used += 1;
+        }
+        index += 1;
+    }
+    words
+}
