@@ -50,6 +50,9 @@ pub struct Args {
     /// Limit on the run, and on its silences, in wall-clock seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_TIMEOUT_SECONDS)]
     timeout: u64,
+    /// Directory of the run's logs, below the build directory's l1hv/logs.
+    #[arg(long, value_name = "NAME", default_value = "run")]
+    name: String,
 }
 
 /// The `--machine` option.
@@ -101,7 +104,7 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
         ips: args.ips,
         timeout,
         silence: timeout,
-        ..Machine::new("run", emulator, boot)
+        ..Machine::new(args.name.as_str(), emulator, boot)
     };
     let outcome = machine.run(layout, &provisioned, print)?;
     eprintln!("{outcome}");

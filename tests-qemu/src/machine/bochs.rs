@@ -22,6 +22,9 @@ const START_OF_TIME: u64 = 1_767_225_600;
 /// What the firmware writes to IA32_FEATURE_CONTROL instead of 5; see the patch of Bochs.
 const FIRMWARE_FEATURE_CONTROL: &str = "BOCHS_FIRMWARE_FEATURE_CONTROL";
 
+/// Bochs greets on standard output, which is where port 0xe9 goes too.
+pub const BANNER_LINES: usize = 5;
+
 const LOG: &str = "bochs.log";
 
 /// The command that starts `machine` from `iso`.

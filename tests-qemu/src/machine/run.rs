@@ -77,7 +77,11 @@ pub fn run(machine: &Machine, mut command: Command, logs: &Path, on_line: impl F
     });
     let program = command.get_program().to_owned();
     let child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
-    let mut follow = Follow::new(logs, on_line);
+    let banner_lines = match machine.emulator {
+        Emulator::Bochs => bochs::BANNER_LINES,
+        Emulator::QemuKvm | Emulator::QemuTcg => 0,
+    };
+    let mut follow = Follow::new(logs, banner_lines, on_line);
     let outcome = follow.until_the_end(machine, &mut Guard(child))?;
     Ok(match outcome {
         Ending::Exited(status) => match machine.emulator {
@@ -101,13 +105,15 @@ enum Ending {
 struct Follow<F> {
     streams: [(Source, Follower); 2],
     on_line: F,
+    /// Lines of the debug stream that are the emulator's own greeting.
+    banner_lines: usize,
     began: Instant,
     last_line: Instant,
     stop: Option<HostStop>,
 }
 
 impl<F: FnMut(Line<'_>)> Follow<F> {
-    fn new(logs: &Path, on_line: F) -> Self {
+    fn new(logs: &Path, banner_lines: usize, on_line: F) -> Self {
         let now = Instant::now();
         Self {
             streams: [
@@ -115,6 +121,7 @@ impl<F: FnMut(Line<'_>)> Follow<F> {
                 (Source::Debug, Follower::new(logs.join(DEBUG))),
             ],
             on_line,
+            banner_lines,
             began: now,
             last_line: now,
             stop: None,
@@ -164,6 +171,10 @@ impl<F: FnMut(Line<'_>)> Follow<F> {
 
     fn report(&mut self, source: Source, text: &str) {
         self.last_line = Instant::now();
+        if source == Source::Debug && self.banner_lines > 0 {
+            self.banner_lines -= 1;
+            return;
+        }
         // Only l1hv writes here with this prefix; the console belongs to the guest, which may lie.
         if source == Source::Debug && self.stop.is_none() {
             self.stop = protocol::parse_stop(text);

@@ -4,6 +4,9 @@ use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
 
+/// GRUB clears the screen before the guest writes its first line.
+const CLEAR_SCREEN: &str = "\x1b[H\x1b[J\x1b[1;1H";
+
 /// Follows a file from its beginning; it may appear later.
 #[derive(Debug)]
 pub struct Follower {
@@ -44,7 +47,7 @@ impl Follower {
 }
 
 fn clean(line: &[u8]) -> String {
-    String::from_utf8_lossy(line).chars().filter(|&c| c != '\r' && c != '\0').collect()
+    String::from_utf8_lossy(line).trim_start_matches(CLEAR_SCREEN).chars().filter(|&c| c != '\r' && c != '\0').collect()
 }
 
 #[cfg(test)]

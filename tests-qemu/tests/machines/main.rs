@@ -4,6 +4,7 @@
 //! message names; `cargo test --test machines NAME` runs it alone.
 
 mod boot;
+mod cli;
 mod context;
 mod nesting;
 mod stops;
@@ -16,7 +17,7 @@ use context::{Context, Test};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let tests = [boot::tests(), stops::tests(), nesting::tests()].concat();
+    let tests = [cli::tests(), boot::tests(), stops::tests(), nesting::tests()].concat();
     let trials = tests.into_iter().map(trial).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

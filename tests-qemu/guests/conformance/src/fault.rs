@@ -1,0 +1,160 @@
+//! Exceptions: an instruction that is expected to fault is [`attempt!`]ed, and what happened is its [`Outcome`].
+
+use core::arch::asm;
+use core::fmt;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use shadow::fields::VM_INSTRUCTION_ERROR;
+
+use crate::apic;
+use crate::cpu;
+use crate::memory::{self, Table};
+use crate::output::{power_off, print};
+
+/// Where a fault goes on; 0 where none is expected.
+pub static RECOVERY: AtomicU64 = AtomicU64::new(0);
+/// The stack pointer to go on with; 0 for that of the faulting instruction.
+pub static RECOVERY_RSP: AtomicU64 = AtomicU64::new(0);
+/// `1 << 31 | vector` of the fault; 0 if there was none.
+static VECTOR: AtomicU32 = AtomicU32::new(0);
+static ERROR_CODE: AtomicU32 = AtomicU32::new(0);
+static CR2: AtomicU64 = AtomicU64::new(0);
+/// The last interrupt or NMI, `1 << 31 | vector`.
+static INTERRUPT: AtomicU32 = AtomicU32::new(0);
+
+const HAPPENED: u32 = 1 << 31;
+const NMI: u64 = 2;
+const PF: u32 = 14;
+
+/// What an instruction did.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It ended with CF and ZF clear.
+    Success,
+    /// VMfailInvalid.
+    FailInvalid,
+    /// VMfailValid with this VM-instruction error.
+    FailValid(u64),
+    /// It faulted.
+    Fault {
+        /// The vector.
+        vector: u32,
+        /// The error code; 0 where there is none.
+        error_code: u32,
+        /// CR2, for a page fault.
+        cr2: u64,
+    },
+}
+
+impl Outcome {
+    /// Of the last attempt, from the flags after it.
+    pub fn of(cf: u8, zf: u8) -> Self {
+        let vector = VECTOR.swap(0, Relaxed);
+        if vector & HAPPENED != 0 {
+            let vector = vector & !HAPPENED;
+            let cr2 = if vector == PF { CR2.load(Relaxed) } else { 0 };
+            Self::Fault { vector, error_code: ERROR_CODE.load(Relaxed), cr2 }
+        } else if cf != 0 {
+            Self::FailInvalid
+        } else if zf != 0 {
+            Self::FailValid(cpu::vmread(VM_INSTRUCTION_ERROR.id().encoding().0.into()).unwrap_or(u64::MAX))
+        } else {
+            Self::Success
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Success => f.write_str("ok"),
+            Self::FailInvalid => f.write_str("fail-invalid"),
+            Self::FailValid(error) => write!(f, "fail-{error}"),
+            Self::Fault { vector: PF, error_code, cr2 } => write!(f, "#PF({error_code:#x}) cr2={cr2:#x}"),
+            Self::Fault { vector, error_code, .. } => write!(f, "#{vector}({error_code:#x})"),
+        }
+    }
+}
+
+/// Executes an instruction; evaluates to its [`Outcome`]. A fault skips it.
+#[macro_export]
+macro_rules! attempt {
+    ($($line:literal),+ $(; $($operands:tt)*)?) => {{
+        let (cf, zf): (u8, u8);
+        // SAFETY: a case is allowed to do what its instruction does; a fault goes on after it.
+        unsafe {
+            core::arch::asm!(
+                "lea {scratch}, [rip + 22f]",
+                "mov [rip + {recovery}], {scratch}",
+                "test rsp, rsp",
+                $($line,)+
+                "22: setc {cf}",
+                "setz {zf}",
+                "mov qword ptr [rip + {recovery}], 0",
+                scratch = out(reg) _, cf = out(reg_byte) cf, zf = out(reg_byte) zf,
+                recovery = sym $crate::fault::RECOVERY,
+                $($($operands)*)?
+            );
+        }
+        $crate::fault::Outcome::of(cf, zf)
+    }};
+}
+
+/// What the vectors push, from the error code's neighbour up.
+#[repr(C)]
+struct Frame {
+    vector: u64,
+    error_code: u64,
+    rip: u64,
+    cs: u64,
+    rflags: u64,
+    rsp: u64,
+    ss: u64,
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn handle_exception(frame: &mut Frame) {
+    const RFLAGS_CF_ZF_TF_IF: u64 = 1 | 1 << 6 | 1 << 8 | 1 << 9;
+    if frame.vector == NMI || frame.vector >= 32 {
+        INTERRUPT.store(HAPPENED | frame.vector as u32, Relaxed);
+        if frame.vector >= 32 {
+            apic::end_of_interrupt();
+        }
+        return;
+    }
+    let recovery = RECOVERY.swap(0, Relaxed);
+    if recovery == 0 {
+        print(format_args!("C-PANIC exception {} ({:#x}) at {:#x}", frame.vector, frame.error_code, frame.rip));
+        power_off();
+    }
+    VECTOR.store(HAPPENED | frame.vector as u32, Relaxed);
+    ERROR_CODE.store(frame.error_code as u32, Relaxed);
+    CR2.store(cpu::cr2(), Relaxed);
+    frame.rip = recovery;
+    frame.rflags &= !RFLAGS_CF_ZF_TF_IF;
+    let rsp = RECOVERY_RSP.swap(0, Relaxed);
+    if rsp != 0 {
+        (frame.cs, frame.ss, frame.rsp) = (memory::CODE.into(), memory::DATA.into(), rsp);
+    }
+}
+
+/// Opens a window for interrupts; the vector of the one that came.
+pub fn take_interrupt() -> Option<u32> {
+    INTERRUPT.store(0, Relaxed);
+    // SAFETY: interrupts are only counted.
+    unsafe { asm!("sti", "nop", "nop", "cli") };
+    last_interrupt()
+}
+
+/// The vector of the last interrupt or NMI, once.
+pub fn last_interrupt() -> Option<u32> {
+    let vector = INTERRUPT.swap(0, Relaxed);
+    (vector & HAPPENED != 0).then_some(vector & !HAPPENED)
+}
+
+/// Fills an IDT with gates to handlers that lie `stride` bytes apart.
+pub fn fill_idt(idt: &Table<512>, first_handler: u64, stride: u64) {
+    for vector in 0..256 {
+        idt.set_gate(vector, first_handler + vector as u64 * stride, memory::CODE);
+    }
+}

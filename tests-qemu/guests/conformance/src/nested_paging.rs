@@ -1,0 +1,95 @@
+//! EPT12 and the nested guest's page tables.
+//!
+//! ```text
+//!   nested guest-physical   0 .. 1 GiB            identity, 2 MiB pages
+//!                           WINDOW .. + 2 MiB     one page table; page n is page n of PAGES
+//!                           3 .. 4 GiB            identity, one page: the local APIC
+//!   nested linear           0 .. 4 GiB            identity, supervisor and user
+//!                           LINEAR .. + 2 MiB     one page table; page n is WINDOW + n pages
+//! ```
+
+use crate::memory::{Page, Table};
+
+/// Nested guest-physical address of the pages with an EPT entry each.
+pub const WINDOW: u64 = 1 << 30;
+/// Linear address of the same pages through a page table of their own.
+pub const LINEAR: u64 = 5 << 30;
+/// Pages of the window.
+pub const WINDOW_PAGES: usize = 8;
+
+/// Read, write, execute, write-back.
+pub const LEAF: u64 = 7 | 6 << 3;
+const TABLE: u64 = 7;
+const LARGE: u64 = 1 << 7;
+const GUEST_TABLE: u64 = 7;
+
+/// EPT PML4 table, PDPT, the two page directories, the page table.
+pub static PML4: Page = Page::new();
+/// EPT page-directory-pointer table.
+pub static PDPT: Page = Page::new();
+static LOW_PD: Page = Page::new();
+/// EPT page directory of the window.
+pub static WINDOW_PD: Page = Page::new();
+/// EPT page table of the window.
+pub static WINDOW_PT: Page = Page::new();
+/// What the window maps.
+pub static PAGES: Table<{ 512 * WINDOW_PAGES }> = Table::new();
+
+static GUEST_PML4: Page = Page::new();
+static GUEST_PDPT: Page = Page::new();
+static GUEST_PDS: Table<2048> = Table::new();
+static GUEST_LINEAR_PD: Page = Page::new();
+/// The guest's page table of [`LINEAR`].
+pub static GUEST_PT: Page = Page::new();
+
+/// CR3 of the nested guest.
+pub fn guest_cr3() -> u64 {
+    GUEST_PML4.address()
+}
+
+/// Writes all tables; returns the EPTP: write-back, four levels, no accessed and dirty flags.
+pub fn reset() -> u64 {
+    if GUEST_PML4.get(0) == 0 {
+        large_pages();
+    }
+    PML4.set(0, PDPT.address() | TABLE);
+    PDPT.set(0, LOW_PD.address() | TABLE);
+    PDPT.set(1, WINDOW_PD.address() | TABLE);
+    PDPT.set(2, 0);
+    PDPT.set(3, 3 << 30 | LARGE | 7);
+    WINDOW_PD.set(0, WINDOW_PT.address() | TABLE);
+    WINDOW_PD.set(1, 0);
+    GUEST_PML4.set(0, GUEST_PDPT.address() | GUEST_TABLE);
+    GUEST_PDPT.set(5, GUEST_LINEAR_PD.address() | GUEST_TABLE);
+    GUEST_LINEAR_PD.set(0, GUEST_PT.address() | GUEST_TABLE);
+    for page in 0..WINDOW_PAGES {
+        WINDOW_PT.set(page, PAGES.address() + page as u64 * 4096 | LEAF);
+        GUEST_PT.set(page, WINDOW + page as u64 * 4096 | GUEST_TABLE);
+    }
+    eptp()
+}
+
+/// The EPTP without accessed and dirty flags.
+pub fn eptp() -> u64 {
+    const WRITE_BACK: u64 = 6;
+    const FOUR_LEVELS: u64 = 3 << 3;
+    PML4.address() | WRITE_BACK | FOUR_LEVELS
+}
+
+/// What no case changes.
+fn large_pages() {
+    for index in 0..512 {
+        LOW_PD.set(index, (index as u64) << 21 | LARGE | LEAF);
+    }
+    for index in 0..4 {
+        GUEST_PDPT.set(index, GUEST_PDS.address() + index as u64 * 4096 | GUEST_TABLE);
+    }
+    for index in 0..2048 {
+        GUEST_PDS.set(index, (index as u64) << 21 | LARGE | GUEST_TABLE);
+    }
+    // Every page of the window answers to a call: an access of any kind can be tried on it.
+    const VMCALL: u64 = 0xc1010f;
+    for page in 0..WINDOW_PAGES {
+        PAGES.set(page * 512, VMCALL);
+    }
+}

@@ -1,0 +1,101 @@
+//! Lines for the runner: port 0xe9 where it is a debug console, else COM1.
+
+use core::fmt::{self, Write};
+
+use crate::port::{inb, outb, outl, write_bytes};
+
+const DEBUG_PORT: u16 = 0xe9;
+const COM1: u16 = 0x3f8;
+const LINE_STATUS: u16 = COM1 + 5;
+const TRANSMITTER_EMPTY: u8 = 1 << 5;
+const SHUTDOWN_PORT: u16 = 0x8900;
+const DEBUG_EXIT_PORT: u16 = 0xf4;
+
+/// Prints the cases, and counts them.
+pub struct Suite {
+    group: &'static str,
+    cases: usize,
+}
+
+impl Suite {
+    /// No case yet.
+    pub const fn new() -> Self {
+        Self { group: "", cases: 0 }
+    }
+
+    /// The cases that follow belong to `group`.
+    pub fn begin(&mut self, group: &'static str) {
+        self.group = group;
+    }
+
+    /// The line of one case.
+    pub fn case(&mut self, name: impl fmt::Display, result: impl fmt::Display) {
+        let mut line = Line::new();
+        // A line that is too long ends early, the same on every machine.
+        let _ = write!(line, "C {}/{name} {result}", self.group);
+        line.print();
+        self.cases += 1;
+    }
+
+    /// The last line; switches the machine off.
+    pub fn end(self) -> ! {
+        print(format_args!("C-END {}", self.cases));
+        power_off()
+    }
+}
+
+/// A line that is no case.
+pub fn print(text: fmt::Arguments<'_>) {
+    let mut line = Line::new();
+    let _ = line.write_fmt(text);
+    line.print();
+}
+
+/// Switches the machine off.
+pub fn power_off() -> ! {
+    for byte in *b"Shutdown" {
+        outb(SHUTDOWN_PORT, byte);
+    }
+    outl(DEBUG_EXIT_PORT, 0);
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
+/// A line on its way out: written in one go, so that nobody writes between its bytes.
+struct Line {
+    bytes: [u8; 512],
+    length: usize,
+}
+
+impl Line {
+    fn new() -> Self {
+        Self { bytes: [0; 512], length: 0 }
+    }
+
+    fn print(&mut self) {
+        self.bytes[self.length] = b'\n';
+        let bytes = &self.bytes[..=self.length];
+        if inb(DEBUG_PORT) == DEBUG_PORT as u8 {
+            write_bytes(DEBUG_PORT, bytes);
+            return;
+        }
+        for &byte in bytes {
+            while inb(LINE_STATUS) & TRANSMITTER_EMPTY == 0 {}
+            outb(COM1, byte);
+        }
+    }
+}
+
+impl Write for Line {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for &byte in text.as_bytes() {
+            if self.length + 1 == self.bytes.len() {
+                return Err(fmt::Error);
+            }
+            self.bytes[self.length] = byte;
+            self.length += 1;
+        }
+        Ok(())
+    }
+}
