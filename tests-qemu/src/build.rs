@@ -23,6 +23,14 @@ pub fn l1hv(layout: &Layout, progress: &Progress) -> Result<PathBuf> {
     Ok(layout.bare_target().join(BARE_TARGET).join("release/l1hv"))
 }
 
+/// Builds the image of the differential suite; returns its ELF file.
+pub fn conformance(layout: &Layout, progress: &Progress) -> Result<PathBuf> {
+    let step = progress.step("building the conformance image");
+    cargo_build(layout, &["--package", "conformance-guest", "--target", BARE_TARGET], "")?;
+    step.done();
+    Ok(layout.bare_target().join(BARE_TARGET).join("release/conformance-guest"))
+}
+
 /// Programs for the root file system of the guest hypervisor.
 #[derive(Debug, Clone)]
 pub struct GuestPrograms {

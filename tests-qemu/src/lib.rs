@@ -7,6 +7,7 @@
 //!   machine     a boot ISO, an emulated machine, two streams of lines, an `Outcome`
 //!   protocol    what l1hv, the guests and the runner say to each other
 //!   demo        all of it, with progress and a table at the end
+//!   conformance the same image on the bare machine and under l1hv, compared case by case
 //! ```
 //!
 //! Invariants: a machine never outlives its [`machine::Machine::run`]; every run keeps its logs; the
@@ -18,6 +19,7 @@ pub mod baseline;
 pub mod build;
 pub mod command;
 pub mod commands;
+pub mod conformance;
 pub mod demo;
 pub mod guest;
 pub mod initrd;

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod conformance;
 mod demo;
 mod guest;
 mod run;
@@ -38,6 +39,8 @@ enum CliCommand {
     /// Show each level coming up, run nested guests, print what their exits cost.
     #[command(after_help = STATUSES)]
     Demo(demo::Args),
+    /// Compare what a guest hypervisor observes under l1hv and on the bare machine, case by case.
+    Conformance(conformance::Args),
     /// Fetch and build what the machines need.
     Provision,
     /// Boot a bzImage or a multiboot 1 image under l1hv.
@@ -86,6 +89,7 @@ fn dispatch(command: CliCommand) -> anyhow::Result<u8> {
             println!("QEMU: {}", provisioned.qemu.display());
             Ok(0)
         }
+        CliCommand::Conformance(args) => conformance::run(&args, &layout, &progress),
         CliCommand::Demo(args) => demo::run(&args, &layout, &progress),
         CliCommand::Guest(args) => guest::run(&args, &layout, &progress),
         CliCommand::Run(args) => run::run(&args, &layout, &progress),

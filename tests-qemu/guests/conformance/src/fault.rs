@@ -79,7 +79,7 @@ impl fmt::Display for Outcome {
 /// Executes an instruction; evaluates to its [`Outcome`]. A fault skips it.
 #[macro_export]
 macro_rules! attempt {
-    ($($line:literal),+ $(; $($operands:tt)*)?) => {{
+    ($($line:expr),+ $(; $($operands:tt)*)?) => {{
         let (cf, zf): (u8, u8);
         // SAFETY: a case is allowed to do what its instruction does; a fault goes on after it.
         unsafe {

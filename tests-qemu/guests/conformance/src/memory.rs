@@ -88,7 +88,8 @@ impl<const N: usize> Table<N> {
     /// A 64-bit interrupt gate.
     pub fn set_gate(&self, vector: usize, handler: u64, selector: u16) {
         const PRESENT_INTERRUPT_GATE: u64 = 0x8e00 << 32;
-        let low = handler & 0xffff | u64::from(selector) << 16 | PRESENT_INTERRUPT_GATE | (handler >> 16 & 0xffff) << 48;
+        let low =
+            handler & 0xffff | u64::from(selector) << 16 | PRESENT_INTERRUPT_GATE | (handler >> 16 & 0xffff) << 48;
         self.set(2 * vector, low);
         self.set(2 * vector + 1, handler >> 32);
     }

@@ -9,7 +9,7 @@ use shadow::fields::FieldValue;
 
 use crate::cpu;
 use crate::fault::Outcome;
-use crate::memory::{VMCS, Page};
+use crate::memory::{Page, VMCS};
 
 pub use enter::{Registers, prepare_host};
 pub use exit::{Exit, Verdict};

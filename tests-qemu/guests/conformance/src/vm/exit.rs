@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use shadow::exit::ExitReason;
 use shadow::fields::*;
 
 use crate::cpu::vmread;
@@ -26,15 +27,8 @@ pub struct Exit {
     pub rip: u64,
 }
 
-const FIELDS: [(&str, FieldId); 14] = [
-    ("len", EXIT_INSTRUCTION_LENGTH.id()),
-    ("info", EXIT_INSTRUCTION_INFO.id()),
-    ("int", EXIT_INTERRUPTION_INFO.id()),
-    ("err", EXIT_INTERRUPTION_ERROR_CODE.id()),
-    ("vec", IDT_VECTORING_INFO.id()),
-    ("vecerr", IDT_VECTORING_ERROR_CODE.id()),
-    ("lin", GUEST_LINEAR_ADDRESS.id()),
-    ("phys", GUEST_PHYSICAL_ADDRESS.id()),
+/// Guest state, and controls that an exit changes.
+const STATE: [(&str, FieldId); 6] = [
     ("act", GUEST_ACTIVITY_STATE.id()),
     ("block", GUEST_INTERRUPTIBILITY.id()),
     ("pend", GUEST_PENDING_DEBUG.id()),
@@ -84,7 +78,8 @@ impl fmt::Display for Exit {
             distance @ ..0x1000 => write!(f, " rip=+{distance:#x}")?,
             _ => write!(f, " rip={:#x}", self.rip)?,
         }
-        for (name, id) in FIELDS {
+        self.information(f)?;
+        for (name, id) in STATE {
             let value = read(id);
             if value != 0 && (id, value) != (GUEST_RFLAGS.id(), 2) {
                 write!(f, " {name}={value:#x}")?;
@@ -92,4 +87,75 @@ impl fmt::Display for Exit {
         }
         Ok(())
     }
+}
+
+impl Exit {
+    /// The exit-information fields that the SDM defines for this exit (28.2); the rest may be anything.
+    fn information(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const LMSW: u64 = 3;
+        if self.is_entry_failure() {
+            return Ok(());
+        }
+        let basic = ExitReason(self.reason as u32).without_modifiers();
+        let event = [read(EXIT_INTERRUPTION_INFO.id()), read(IDT_VECTORING_INFO.id())].map(|info| Info(info as u32));
+        let show = |f: &mut fmt::Formatter<'_>, name, id| write!(f, " {name}={:#x}", read(id));
+        if is_instruction(basic) || event.iter().any(|info| info.is_software()) {
+            show(f, "len", EXIT_INSTRUCTION_LENGTH.id())?;
+        }
+        if has_instruction_information(basic) {
+            show(f, "info", EXIT_INSTRUCTION_INFO.id())?;
+        }
+        let errors = [("int", "err", EXIT_INTERRUPTION_ERROR_CODE), ("vec", "vecerr", IDT_VECTORING_ERROR_CODE)];
+        for (info, (name, error_name, error)) in event.into_iter().zip(errors) {
+            if info.is_valid() {
+                write!(f, " {name}={:#x}", info.0)?;
+            }
+            if info.is_valid() && info.has_error_code() {
+                show(f, error_name, error.id())?;
+            }
+        }
+        let lmsw =
+            basic == ExitReason::CR_ACCESS && self.qualification >> 4 & 3 == LMSW && self.qualification >> 6 & 1 != 0;
+        let linear = basic == ExitReason::EPT_VIOLATION && self.qualification >> 7 & 1 != 0;
+        if lmsw || linear || is_string_io(basic, self.qualification) {
+            show(f, "lin", GUEST_LINEAR_ADDRESS.id())?;
+        }
+        if matches!(basic, ExitReason::EPT_VIOLATION | ExitReason::EPT_MISCONFIGURATION) {
+            show(f, "phys", GUEST_PHYSICAL_ADDRESS.id())?;
+        }
+        Ok(())
+    }
+}
+
+/// Interruption or IDT-vectoring information.
+struct Info(u32);
+
+impl Info {
+    fn is_valid(&self) -> bool {
+        self.0 >> 31 != 0
+    }
+
+    fn has_error_code(&self) -> bool {
+        self.0 >> 11 & 1 != 0
+    }
+
+    /// Software interrupt, privileged software exception, software exception.
+    fn is_software(&self) -> bool {
+        self.is_valid() && matches!(self.0 >> 8 & 7, 4..=6)
+    }
+}
+
+fn is_string_io(basic: ExitReason, qualification: u64) -> bool {
+    basic == ExitReason::IO_INSTRUCTION && qualification >> 4 & 1 != 0
+}
+
+/// Exits due to the execution of an instruction, task switches among them.
+fn is_instruction(basic: ExitReason) -> bool {
+    matches!(basic.0, 9..=32 | 36 | 39 | 40 | 46 | 47 | 50 | 51 | 53..=55 | 57..=61 | 63..=65 | 67..=70)
+        && basic.0 != 17
+}
+
+/// Exits with the VM-exit instruction-information field (SDM 28.2.5).
+fn has_instruction_information(basic: ExitReason) -> bool {
+    matches!(basic.0, 19 | 21..=23 | 25 | 27 | 46 | 47 | 50 | 53 | 57 | 58 | 61 | 63 | 64 | 69)
 }

@@ -1,0 +1,2 @@
+//! x
+pub fn run(_: &mut crate::output::Suite) {}

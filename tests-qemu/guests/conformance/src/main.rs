@@ -1,0 +1,54 @@
+//! A guest hypervisor that tries VMX and prints what the processor did, one line a case:
+//!
+//! ```text
+//!   C GROUP/CASE RESULT
+//!   C-END COUNT
+//! ```
+//!
+//! The runner boots it on the bare machine and under l1hv and compares the lines. A result therefore never depends on time, and
+//! holds only addresses of the image itself, which is loaded at the same place on both. Lines that begin with `C-PANIC` say that
+//! a case did what none may do.
+//!
+//! ```text
+//!   groups/*  the cases         vm       a nested guest, changed and run until its first exit
+//!   fault     attempt!          memory   tables and pages      nested_paging   EPT12 and the nested guest's page tables
+//! ```
+
+#![no_std]
+#![no_main]
+#![allow(unsafe_code, reason = "the image consists of privileged instructions")]
+
+mod apic;
+mod cpu;
+mod fault;
+mod groups;
+mod memory;
+mod nested_paging;
+mod output;
+mod port;
+mod vm;
+
+use core::arch::global_asm;
+use core::panic::PanicInfo;
+
+use output::{Suite, power_off, print};
+
+global_asm!(include_str!("boot.S"), options(att_syntax));
+
+#[unsafe(no_mangle)]
+extern "C" fn conformance_main() -> ! {
+    memory::init();
+    apic::init();
+    let mut suite = Suite::new();
+    for (name, run) in groups::ALL {
+        suite.begin(name);
+        run(&mut suite);
+    }
+    suite.end()
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    print(format_args!("C-PANIC {info}"));
+    power_off()
+}

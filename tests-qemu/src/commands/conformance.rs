@@ -1,0 +1,32 @@
+//! `cargo l1hv conformance`: what a guest hypervisor observes under l1hv and on the bare machine.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::conformance;
+use crate::layout::Layout;
+use crate::progress::Progress;
+use crate::provision;
+
+/// Arguments of `conformance`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Compare only cases whose names match; `*`, `?` and `{a,b}` as in a shell.
+    #[arg(long, value_name = "GLOB")]
+    filter: Option<String>,
+    /// Write the numbers and a record per case.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Runs the suite; the exit status is 1 if anything differs.
+pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
+    let provisioned = provision::provision(layout, progress)?;
+    let report = conformance::run(layout, progress, &provisioned, args.filter.as_deref())?;
+    if let Some(file) = &args.json {
+        conformance::write_json(&report, file)?;
+    }
+    println!("{report}");
+    Ok(u8::from(report.different > 0))
+}
