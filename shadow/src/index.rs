@@ -137,26 +137,32 @@ impl FieldSet {
 
     /// The members, in table order.
     #[inline]
-    pub fn iter(&self) -> impl Iterator<Item = FieldId> + use<> {
-        self.0
-            .into_iter()
-            .enumerate()
-            .flat_map(|(word, bits)| Bits(bits).map(move |bit| FieldId((word * 64) as u8 + bit)))
+    pub const fn iter(&self) -> Members {
+        Members { words: self.0, word: 0 }
     }
 }
 
-struct Bits(u64);
+/// Iterator over the members of a [`FieldSet`].
+#[derive(Clone, Debug)]
+pub struct Members {
+    words: [u64; WORDS],
+    word: usize,
+}
 
-impl Iterator for Bits {
-    type Item = u8;
-    #[inline]
-    fn next(&mut self) -> Option<u8> {
-        if self.0 == 0 {
-            return None;
+impl Iterator for Members {
+    type Item = FieldId;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<FieldId> {
+        while self.word < WORDS {
+            let bits = self.words[self.word];
+            if bits != 0 {
+                self.words[self.word] = bits & (bits - 1);
+                return Some(FieldId((self.word * 64) as u8 + bits.trailing_zeros() as u8));
+            }
+            self.word += 1;
         }
-        let bit = self.0.trailing_zeros() as u8;
-        self.0 &= self.0 - 1;
-        Some(bit)
+        None
     }
 }
 

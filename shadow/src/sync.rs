@@ -42,30 +42,51 @@ impl SyncSets {
     }
 }
 
+/// What every exit does to the bookkeeping of a VMCS12, as long as its controls stay as they are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ExitEffects {
+    /// Fields that are stale afterwards.
+    stale: FieldSet,
+    /// Values that are not saved: the next entry loads them again, over what the nested guest has made of them.
+    reloaded: FieldSet,
+    /// Whether the VMX-preemption timer value is saved.
+    saves_timer: bool,
+}
+
+impl ExitEffects {
+    /// For the controls that VMCS12 has now.
+    pub fn of(vmcs12: &Vmcs12, sets: &SyncSets) -> Self {
+        let exit = ExitControls::from_bits_retain(vmcs12.get(EXIT_CONTROLS));
+        let mut effects = Self { stale: sets.rare.or(&vmcs12.live), ..Self::default() };
+        for (control, fields) in [
+            (ExitControls::SAVE_DEBUG_CONTROLS, &DEBUG),
+            (ExitControls::SAVE_PAT, &PAT),
+            (ExitControls::SAVE_EFER, &EFER),
+        ] {
+            if exit.contains(control) {
+                effects.stale = effects.stale.or(fields);
+            } else {
+                effects.reloaded = effects.reloaded.or(fields);
+            }
+        }
+        if vmcs12.has_secondary(Secondary::ENABLE_EPT) {
+            effects.stale = effects.stale.or(&PDPTES);
+        }
+        effects.saves_timer = exit.contains(ExitControls::SAVE_PREEMPTION_TIMER);
+        effects
+    }
+}
+
 /// Saves what an exit of a nested guest that ran leaves in its VMCS: guest state now or on demand, controls that exits change.
+#[inline]
 pub fn save_guest_state(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, sets: &SyncSets) {
     for id in sets.hot.iter() {
         vmcs12.set_synced(id, vmcs02.read_raw(id));
     }
-    let exit = ExitControls::from_bits_retain(vmcs12.get(EXIT_CONTROLS));
-    let mut stale = sets.rare;
-    let mut kept = FieldSet::EMPTY;
-    // A value that is not saved is loaded again by the next entry, over what the nested guest has made of it.
-    for (control, fields) in
-        [(ExitControls::SAVE_DEBUG_CONTROLS, &DEBUG), (ExitControls::SAVE_PAT, &PAT), (ExitControls::SAVE_EFER, &EFER)]
-    {
-        if exit.contains(control) {
-            stale = stale.or(fields);
-        } else {
-            kept = kept.or(fields);
-        }
-    }
-    if vmcs12.has_secondary(Secondary::ENABLE_EPT) {
-        stale = stale.or(&PDPTES);
-    }
-    vmcs12.stale = stale.or(&vmcs12.live);
-    vmcs12.dirty = vmcs12.dirty.or(&kept);
-    if exit.contains(ExitControls::SAVE_PREEMPTION_TIMER) {
+    let effects = vmcs12.exit_effects;
+    vmcs12.stale = effects.stale;
+    vmcs12.dirty = vmcs12.dirty.or(&effects.reloaded);
+    if effects.saves_timer {
         vmcs12.set_synced(PREEMPTION_TIMER_VALUE.id(), vmcs02.read_raw(PREEMPTION_TIMER_VALUE.id()));
     }
     if sets.stores_lma {
@@ -111,6 +132,7 @@ mod tests {
         let caps = skylake_caps();
         let (mut vmcs02, mut vmcs12, sets) =
             (FakeVmcs::new(&caps), vmcs12(), SyncSets::new(&caps.offered(), &FieldSet::EMPTY));
+        vmcs12.exit_effects = ExitEffects::of(&vmcs12, &sets);
         vmcs02.poke(GUEST_RIP.id(), 0x1000);
         vmcs02.poke(GUEST_TR_BASE.id(), 0x2000);
         save_guest_state(&vmcs02, &mut vmcs12, &sets);
@@ -128,6 +150,7 @@ mod tests {
             (FakeVmcs::new(&caps), vmcs12(), SyncSets::new(&caps.offered(), &FieldSet::EMPTY));
         vmcs12.set_synced(GUEST_EFER.id(), 0x500);
         vmcs12.set_synced(EXIT_CONTROLS.id(), ExitControls::SAVE_DEBUG_CONTROLS.bits().into());
+        vmcs12.exit_effects = ExitEffects::of(&vmcs12, &sets);
         vmcs02.poke(GUEST_EFER.id(), 0xd01);
         save_guest_state(&vmcs02, &mut vmcs12, &sets);
         assert_eq!(vmcs12.get(GUEST_EFER), 0x500);

@@ -9,6 +9,7 @@ use crate::controls::{Primary, Secondary};
 use crate::fields::{FIELD_COUNT, FIELDS, Field, FieldId, FieldValue, PRIMARY_CONTROLS, SECONDARY_CONTROLS};
 use crate::hw::GuestMemory;
 use crate::index::FieldSet;
+use crate::sync::ExitEffects;
 use ept::Gpa;
 
 const ABORT_OFFSET: u64 = 4;
@@ -40,6 +41,8 @@ pub struct Vmcs12 {
     pub stale: FieldSet,
     /// Fields that the guest hypervisor accesses in vmcs02 itself, by VMCS shadowing. Always stale.
     pub live: FieldSet,
+    /// What the next exit will do to the above.
+    pub exit_effects: ExitEffects,
 }
 
 impl Vmcs12 {
@@ -66,6 +69,7 @@ impl Vmcs12 {
             dirty: caps.fields(),
             stale: FieldSet::EMPTY,
             live: FieldSet::EMPTY,
+            exit_effects: ExitEffects::default(),
         }
     }
 

@@ -7,7 +7,7 @@ use shadow::controls::{EntryControls, Primary, Secondary};
 use shadow::exit::ExitReason;
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
-use shadow::merge::{self, Inherited};
+use shadow::merge::{self, Inherited, Surroundings};
 use shadow::msr::Access;
 use shadow::outcome::{Failure, InsnError};
 use shadow::vmcs12::LaunchState;
@@ -79,7 +79,8 @@ fn merge(vcpu: &mut Vcpu, pdptes: Option<[u64; 4]>) {
     }
     let mut vmcs02 = vcpu.vmcs.vmcs02();
     let vmcs12 = &mut vcpu.vmx.vmcs12;
-    merge::prepare(&mut vmcs02, vmcs12, &vcpu.caps, &vcpu.memory, &inherited, pdptes);
+    let (caps, sets, memory) = (&vcpu.caps, &vcpu.sync_sets, &vcpu.memory);
+    merge::prepare(&mut vmcs02, vmcs12, &Surroundings { caps, sets, memory, inherited, pdptes });
     if areas_changed || areas.any() {
         vmcs02.write(ENTRY_MSR_LOAD_COUNT, vcpu.nested.entry_load_count);
         vmcs02.write(EXIT_MSR_STORE_COUNT, vcpu.nested.exit_store.unwrap_or(0));

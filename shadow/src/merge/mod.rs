@@ -12,6 +12,7 @@ use crate::controls::{EntryControls, ExitControls, Pin, Primary, Secondary};
 use crate::fields::*;
 use crate::hw::{GuestMemory, VmcsAccess};
 use crate::index::FieldSet;
+use crate::sync::{ExitEffects, SyncSets};
 use crate::vmcs12::Vmcs12;
 use ept::Gpa;
 
@@ -72,15 +73,27 @@ impl Inherited {
     }
 }
 
-/// Makes vmcs02 ready to run what VMCS12 describes. All checks have passed; nothing here can fail. `pdptes` are those loaded from memory
-/// for a PAE guest without EPT12.
+/// What the merge needs to know beside VMCS12.
+#[derive(Debug)]
+pub struct Surroundings<'a, Memory> {
+    /// What the processor has.
+    pub caps: &'a VmxCaps,
+    /// The field sets of the synchronisation.
+    pub sets: &'a SyncSets,
+    /// The guest hypervisor's memory.
+    pub memory: &'a Memory,
+    /// The guest hypervisor's registers, as far as VMCS12 does not load them.
+    pub inherited: Inherited,
+    /// The PDPTEs loaded from memory for a PAE guest without EPT12.
+    pub pdptes: Option<[u64; 4]>,
+}
+
+/// Makes vmcs02 ready to run what VMCS12 describes. All checks have passed; nothing here can fail.
+#[inline]
 pub fn prepare(
     vmcs02: &mut impl VmcsAccess,
     vmcs12: &mut Vmcs12,
-    caps: &VmxCaps,
-    memory: &impl GuestMemory,
-    inherited: &Inherited,
-    pdptes: Option<[u64; 4]>,
+    Surroundings { caps, sets, memory, inherited, pdptes }: &Surroundings<'_, impl GuestMemory>,
 ) {
     let dirty = core::mem::take(&mut vmcs12.dirty);
     for id in dirty.and(&WORDS).iter() {
@@ -91,9 +104,10 @@ pub fn prepare(
     }
     if dirty.intersects(&CONTROL_WORDS) {
         control_words(vmcs02, vmcs12, caps);
+        vmcs12.exit_effects = ExitEffects::of(vmcs12, sets);
     }
     loaded_registers(vmcs02, vmcs12, &dirty, inherited);
-    page_directory_pointers(vmcs02, vmcs12, &dirty, pdptes);
+    page_directory_pointers(vmcs02, vmcs12, &dirty, *pdptes);
     if vmcs12.get(PIN_CONTROLS) & Pin::ACTIVATE_PREEMPTION_TIMER.bits() != 0 {
         // The processor has counted vmcs02's down.
         vmcs02.write(PREEMPTION_TIMER_VALUE, vmcs12.get(PREEMPTION_TIMER_VALUE));

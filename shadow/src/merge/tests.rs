@@ -31,8 +31,13 @@ impl Nested {
     }
 
     fn enter(&mut self) -> Vec<FieldId> {
+        self.enter_with(None)
+    }
+
+    fn enter_with(&mut self, pdptes: Option<[u64; 4]>) -> Vec<FieldId> {
         let inherited = Inherited::read(&self.vmcs01, &self.vmcs12);
-        prepare(&mut self.vmcs02, &mut self.vmcs12, &self.caps, &self.memory, &inherited, None);
+        let (caps, memory, sets) = (&self.caps, &self.memory, &SyncSets::new(&self.caps, &FieldSet::EMPTY));
+        prepare(&mut self.vmcs02, &mut self.vmcs12, &Surroundings { caps, sets, memory, inherited, pdptes });
         self.vmcs02.written()
     }
 
@@ -124,8 +129,7 @@ fn the_preemption_timer_starts_from_vmcs12_on_every_entry_and_is_saved_by_every_
 fn a_nested_guest_without_ept_gets_the_pdptes_from_memory() {
     let mut nested = Nested::like_kvm();
     nested.vmcs12.set(SECONDARY_CONTROLS, 0);
-    let inherited = Inherited::read(&nested.vmcs01, &nested.vmcs12);
-    prepare(&mut nested.vmcs02, &mut nested.vmcs12, &nested.caps, &nested.memory, &inherited, Some([1, 2, 3, 4]));
+    nested.enter_with(Some([1, 2, 3, 4]));
     assert_eq!(nested.vmcs02.read(GUEST_PDPTE2), 3);
 }
 
