@@ -46,6 +46,7 @@ pub fn build(setup: HostSetup) -> &'static mut Vcpu {
         eptp02: Eptp(0),
         vpid12: 0,
         permissions,
+        short_entry: false,
         host_mode: HostMode::Legacy,
         violation: None,
         entering: false,

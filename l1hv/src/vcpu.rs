@@ -52,6 +52,8 @@ pub struct Nested {
     pub vpid12: u16,
     /// What the guest hypervisor accesses without an exit; nothing without VMCS shadowing.
     pub permissions: Permissions,
+    /// The last merge found that entries need no more than `merge::prepare_unchanged` as long as VMCS12 is unchanged.
+    pub short_entry: bool,
     /// The mode of the guest hypervisor, which cannot change in VMX operation.
     pub host_mode: HostMode,
     /// The EPT violation that was reflected last: when the guest hypervisor has repaired EPT12, EPT02 gets the translation before the

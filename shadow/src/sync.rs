@@ -54,6 +54,12 @@ pub struct ExitEffects {
 }
 
 impl ExitEffects {
+    /// Fields that the exit does not save.
+    #[inline]
+    pub const fn reloaded(&self) -> &FieldSet {
+        &self.reloaded
+    }
+
     /// For the controls that VMCS12 has now.
     pub fn of(vmcs12: &Vmcs12, sets: &SyncSets) -> Self {
         let exit = ExitControls::from_bits_retain(vmcs12.get(EXIT_CONTROLS));

@@ -128,6 +128,12 @@ impl Vmcs12 {
         self.stale = self.stale.or(&live);
     }
 
+    /// Whether nothing was written since the last merge: dirty is only what exits do not save.
+    #[inline]
+    pub fn is_unchanged(&self) -> bool {
+        self.dirty.minus(self.exit_effects.reloaded()).is_empty()
+    }
+
     /// Records what vmcs02 holds already: the field is neither dirty nor stale afterwards.
     #[inline]
     pub fn set_synced(&mut self, id: FieldId, word: u64) {

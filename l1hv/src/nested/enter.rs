@@ -2,8 +2,8 @@
 
 use ept::{Eptp, Gpa};
 use shadow::FieldSet;
-use shadow::check::{self, Violation};
-use shadow::controls::{EntryControls, Primary, Secondary};
+use shadow::check::{self, GuestStateError, Violation};
+use shadow::controls::{EntryControls, Secondary};
 use shadow::exit::ExitReason;
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
@@ -21,6 +21,23 @@ use crate::vcpu::{Level, VPID01, VPID02, Vcpu};
 pub fn enter(vcpu: &mut Vcpu, wanted: LaunchState) -> Result<(), Failure> {
     let interruptibility = vcpu.vmcs.vmcs01().read(GUEST_INTERRUPTIBILITY);
     vcpu.vmx.check_launch(wanted, interruptibility)?;
+    let unchanged = vcpu.nested.short_entry && vcpu.vmx.vmcs12.is_unchanged();
+    if unchanged && msr_bitmap::is_merged(vcpu) {
+        if vcpu.nested.violation.is_some() {
+            paging::anticipate(vcpu);
+        }
+        merge::prepare_unchanged(&mut vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12);
+    } else if let Err(error) = check_and_merge(vcpu)? {
+        reflect_failed_entry(vcpu, ExitReason::ENTRY_FAILURE_GUEST_STATE, error.0);
+        return Ok(());
+    }
+    vcpu.level = Level::Nested;
+    vcpu.nested.entering = true;
+    Ok(())
+}
+
+/// All checks that are software's, and the whole merge. The inner error is an entry failure of the late kind.
+fn check_and_merge(vcpu: &mut Vcpu) -> Result<Result<(), GuestStateError>, Failure> {
     let vmcs12 = &vcpu.vmx.vmcs12;
     if vmcs12.dirty.intersects(&merge::CHECKED) {
         check::controls_of_vmcs12(vmcs12, &vcpu.offered)
@@ -29,17 +46,7 @@ pub fn enter(vcpu: &mut Vcpu, wanted: LaunchState) -> Result<(), Failure> {
             .map_err(|violation| refused(violation, InsnError::ENTRY_INVALID_HOST_STATE))?;
     }
     let pdptes = check::guest_state(vmcs12, &vcpu.offered, &vcpu.memory).and_then(|()| pdptes_from_memory(vcpu));
-    let pdptes = match pdptes {
-        Ok(pdptes) => pdptes,
-        Err(error) => {
-            reflect_failed_entry(vcpu, ExitReason::ENTRY_FAILURE_GUEST_STATE, error.0);
-            return Ok(());
-        }
-    };
-    merge(vcpu, pdptes);
-    vcpu.level = Level::Nested;
-    vcpu.nested.entering = true;
-    Ok(())
+    Ok(pdptes.map(|pdptes| merge(vcpu, pdptes)))
 }
 
 #[cold]
@@ -49,7 +56,7 @@ fn refused(violation: Violation, error: InsnError) -> Failure {
 }
 
 /// Without EPT12 a PAE guest's PDPTEs come from memory at every entry.
-fn pdptes_from_memory(vcpu: &mut Vcpu) -> Result<Option<[u64; 4]>, check::GuestStateError> {
+fn pdptes_from_memory(vcpu: &mut Vcpu) -> Result<Option<[u64; 4]>, GuestStateError> {
     let vmcs12 = &vcpu.vmx.vmcs12;
     if vmcs12.has_secondary(Secondary::ENABLE_EPT) {
         return Ok(None);
@@ -65,7 +72,7 @@ fn pdptes_from_memory(vcpu: &mut Vcpu) -> Result<Option<[u64; 4]>, check::GuestS
 
 fn merge(vcpu: &mut Vcpu, pdptes: Option<[u64; 4]>) {
     let inherited = Inherited::read(&vcpu.vmcs.vmcs01(), &vcpu.vmx.vmcs12);
-    if vcpu.vmx.vmcs12.get(PRIMARY_CONTROLS) & Primary::USE_MSR_BITMAPS.bits() != 0 {
+    if !msr_bitmap::is_merged(vcpu) {
         msr_bitmap::merge(vcpu);
     }
     let areas = AreaCounts::of(vcpu);
@@ -80,6 +87,12 @@ fn merge(vcpu: &mut Vcpu, pdptes: Option<[u64; 4]>) {
     let mut vmcs02 = vcpu.vmcs.vmcs02();
     let vmcs12 = &mut vcpu.vmx.vmcs12;
     let (caps, sets, memory) = (&vcpu.caps, &vcpu.sync_sets, &vcpu.memory);
+    // What an entry has to look at even if VMCS12 is unchanged, beside what the short one does.
+    let short_entry = !areas.any()
+        && inherited.is_empty()
+        && vmcs12.has_secondary(Secondary::ENABLE_EPT)
+        && vmcs12.has_secondary(Secondary::ENABLE_VPID)
+        && vmcs12.get(VMCS_LINK_POINTER) == u64::MAX;
     merge::prepare(&mut vmcs02, vmcs12, &Surroundings { caps, sets, memory, inherited, pdptes });
     if areas_changed || areas.any() {
         vmcs02.write(ENTRY_MSR_LOAD_COUNT, vcpu.nested.entry_load_count);
@@ -89,6 +102,7 @@ fn merge(vcpu: &mut Vcpu, pdptes: Option<[u64; 4]>) {
         vmcs02.write(EPT_POINTER, eptp02.0);
         vcpu.nested.eptp02 = eptp02;
     }
+    vcpu.nested.short_entry = short_entry;
     switch_vpid(vcpu);
 }
 

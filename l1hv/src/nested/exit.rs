@@ -24,6 +24,11 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) {
     if vcpu.nested.entering {
         vcpu.nested.entering = false;
         vcpu.vmx.vmcs12.launch_state = LaunchState::Launched;
+        if vcpu.nested.entry_load_count != 0 {
+            // The MSRs are loaded once; should the host resume the nested guest itself, it must not load them again.
+            vcpu.nested.entry_load_count = 0;
+            vcpu.vmcs.vmcs02().write(ENTRY_MSR_LOAD_COUNT, 0);
+        }
     }
     match route(reason, vcpu.registers.gpr[1], &vcpu.vmx.vmcs12, &vcpu.memory) {
         Route::Reflect => reflect(vcpu, Reflected { reason, qualification: None }),

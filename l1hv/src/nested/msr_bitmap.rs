@@ -5,7 +5,8 @@
 
 use ept::map::set_rights;
 use ept::{Gpa, PageSize, Rights};
-use shadow::fields::MSR_BITMAP;
+use shadow::controls::Primary;
+use shadow::fields::{MSR_BITMAP, PRIMARY_CONTROLS};
 use shadow::hw::GuestMemory;
 use shadow::msr::{BITMAP_BYTES, HOST_INTERCEPTS};
 
@@ -13,14 +14,19 @@ use super::drop_translations;
 use crate::arch::vmx::{Invept, invept};
 use crate::vcpu::Vcpu;
 
-/// Makes msr_bitmap02 current.
+/// Whether msr_bitmap02 is what it must be, if there is to be one.
 #[inline]
+pub fn is_merged(vcpu: &Vcpu) -> bool {
+    let vmcs12 = &vcpu.vmx.vmcs12;
+    vmcs12.get(PRIMARY_CONTROLS) & Primary::USE_MSR_BITMAPS.bits() == 0
+        || vcpu.memory.is_unchanged(Gpa(vmcs12.get(MSR_BITMAP)))
+}
+
+/// Merges the bitmaps, and watches for the next change.
 pub fn merge(vcpu: &mut Vcpu) {
     let bitmap12 = Gpa(vcpu.vmx.vmcs12.get(MSR_BITMAP));
-    if !vcpu.memory.is_unchanged(bitmap12) {
-        watch(vcpu, bitmap12);
-        copy(vcpu, bitmap12);
-    }
+    watch(vcpu, bitmap12);
+    copy(vcpu, bitmap12);
 }
 
 /// Lets the guest hypervisor write to the watched page again: it is about to.

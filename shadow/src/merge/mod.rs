@@ -59,6 +59,11 @@ pub struct Inherited {
 }
 
 impl Inherited {
+    /// Whether there is nothing to inherit.
+    pub const fn is_empty(&self) -> bool {
+        self.debug.is_none() && self.pat.is_none() && self.efer.is_none()
+    }
+
     /// What VMCS12 leaves as it is in the guest hypervisor. vmcs01 must be current.
     #[inline]
     pub fn read(vmcs01: &impl VmcsAccess, vmcs12: &Vmcs12) -> Self {
@@ -108,8 +113,23 @@ pub fn prepare(
     }
     loaded_registers(vmcs02, vmcs12, &dirty, inherited);
     page_directory_pointers(vmcs02, vmcs12, &dirty, *pdptes);
+    restart_timer(vmcs02, vmcs12);
+}
+
+/// The merge of a VMCS12 that is unchanged, loads all that it reloads, and whose nested guest inherits nothing.
+#[inline]
+pub fn prepare_unchanged(vmcs02: &mut impl VmcsAccess, vmcs12: &mut Vmcs12) {
+    let dirty = core::mem::take(&mut vmcs12.dirty);
+    for id in dirty.iter() {
+        vmcs02.write_raw(id, vmcs12.word(id));
+    }
+    restart_timer(vmcs02, vmcs12);
+}
+
+/// The processor has counted vmcs02's VMX-preemption timer down.
+#[inline]
+fn restart_timer(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12) {
     if vmcs12.get(PIN_CONTROLS) & Pin::ACTIVATE_PREEMPTION_TIMER.bits() != 0 {
-        // The processor has counted vmcs02's down.
         vmcs02.write(PREEMPTION_TIMER_VALUE, vmcs12.get(PREEMPTION_TIMER_VALUE));
     }
 }

@@ -57,6 +57,21 @@ fn a_second_entry_with_nothing_changed_writes_only_what_the_exit_did_not_save() 
 }
 
 #[test]
+fn the_short_merge_of_an_unchanged_vmcs12_does_what_the_long_one_does() {
+    let mut nested = Nested::like_kvm();
+    nested.enter();
+    nested.exit();
+    assert!(nested.vmcs12.is_unchanged());
+    let mut short = nested.vmcs12.clone();
+    let long = nested.enter();
+    prepare_unchanged(&mut nested.vmcs02, &mut short);
+    assert_eq!(nested.vmcs02.written(), long);
+    assert_eq!(short.dirty, nested.vmcs12.dirty);
+    short.set(GUEST_RIP, 0x1002);
+    assert!(!short.is_unchanged());
+}
+
+#[test]
 fn advancing_rip_costs_one_write() {
     let mut nested = Nested::like_kvm();
     nested.enter();
