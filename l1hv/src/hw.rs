@@ -1,13 +1,12 @@
 //! The seams of `shadow` and `ept`, on the real machine.
 
-use core::cell::Cell;
-
 use ept::table::TableMemory;
 use ept::walk::GuestTables;
 use ept::{Entry, Gpa, Hpa};
 use shadow::hw::GuestMemory;
 
 use crate::mem::{GuestRam, HostPages, HostRegion, PAGE_BYTES};
+use crate::watch::Watches;
 
 /// The guest hypervisor's physical memory. EPT01 is an identity map with a hole, and behind the hole is one scratch page.
 #[derive(Debug)]
@@ -15,33 +14,14 @@ pub struct GuestPhysical {
     ram: GuestRam,
     hole: HostRegion,
     scratch: Hpa,
-    /// A page whose content the host has merged, write-protected in EPT01.
-    watched: Cell<Option<Gpa>>,
-    /// The host itself has written to it since.
-    written: Cell<bool>,
+    /// Pages whose content the host has merged.
+    pub watches: Watches,
 }
 
 impl GuestPhysical {
     /// `scratch` is what the guest hypervisor finds wherever it looks into `hole`.
     pub fn new(ram: GuestRam, hole: HostRegion, scratch: Hpa) -> Self {
-        Self { ram, hole, scratch, watched: Cell::new(None), written: Cell::new(false) }
-    }
-
-    /// Whether a page is watched and has not been written to since.
-    #[inline]
-    pub fn is_unchanged(&self, page: Gpa) -> bool {
-        self.watched.get() == Some(page) && !self.written.get()
-    }
-
-    /// Watches a page.
-    pub fn set_watched(&self, page: Gpa) {
-        self.watched.set(Some(page));
-        self.written.set(false);
-    }
-
-    /// Watches none any more.
-    pub fn take_watched(&self) -> Option<Gpa> {
-        self.watched.take()
+        Self { ram, hole, scratch, watches: Watches::default() }
     }
 
     /// Whether an address is the host's.
@@ -57,10 +37,7 @@ impl GuestMemory for GuestPhysical {
 
     fn write(&self, to: Gpa, from: &[u8]) {
         self.ram.write(Hpa(to.0), from);
-        // The host's own writes for the guest hypervisor do not meet EPT01.
-        if self.watched.get().is_some_and(|page| to.0 < page.0 + PAGE_BYTES && page.0 < to.0 + from.len() as u64) {
-            self.written.set(true);
-        }
+        self.watches.note_write(to, from.len());
     }
 
     fn translate(&self, address: Gpa) -> Hpa {

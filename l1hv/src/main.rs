@@ -28,6 +28,7 @@ mod stats;
 mod stop;
 mod vcpu;
 mod vmcs_setup;
+mod watch;
 
 /// The boot code calls this in long mode with what the loader left in EAX and EBX.
 #[allow(unsafe_code, reason = "the assembly names it")]

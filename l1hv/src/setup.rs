@@ -25,7 +25,7 @@ use crate::hw::{GuestPhysical, TablePool};
 use crate::mem::{HostPages, HostRegion, PAGE_BYTES, PhysAllocator};
 use crate::stats::Stats;
 use crate::stop::stop_internal;
-use crate::vcpu::{Level, MsrArea, Nested, Vcpu};
+use crate::vcpu::{Level, MsrArea, MsrBitmap, Nested, Vcpu};
 use crate::vmcs_setup;
 
 /// Builds the virtual cpu and enters VMX operation.
@@ -38,8 +38,6 @@ pub fn build(setup: HostSetup) -> &'static mut Vcpu {
     let msr_bitmap01 = pages(&mut allocator, 1);
     let msr_bitmap01_address = msr_bitmap01.phys();
     msr_bitmap01.into_bytes().copy_from_slice(&HOST_INTERCEPTS);
-    let msr_bitmap02 = pages(&mut allocator, BITMAP_BYTES as u64 / PAGE_BYTES);
-    let msr_bitmap02_address = msr_bitmap02.phys();
     let permissions = permissions(options.vmcs_shadowing, &caps, &offered);
     let bitmaps = shadowing_bitmaps(&mut allocator, &permissions);
     let nested = Nested {
@@ -54,7 +52,8 @@ pub fn build(setup: HostSetup) -> &'static mut Vcpu {
         loading_host_msrs: false,
         exit_store: Ok(0),
         paging: NestedPaging::new(nested_features(&offered)),
-        msr_bitmap02: msr_bitmap02.into_bytes(),
+        msr_bitmaps: core::array::from_fn(|_| msr_bitmap(&mut allocator)),
+        msr_bitmap_slot: 0,
         entry_load: msr_area(&mut allocator),
         exit_store_area: msr_area(&mut allocator),
         exit_load: msr_area(&mut allocator),
@@ -89,7 +88,8 @@ pub fn build(setup: HostSetup) -> &'static mut Vcpu {
     let mut vmcs02 = vcpu.vmcs.vmcs02();
     vmcs_setup::host_state(&mut vmcs02, &segments, &vcpu.registers);
     let (load, store) = (vcpu.nested.entry_load.address, vcpu.nested.exit_store_area.address);
-    vmcs_setup::constants02(&mut vmcs02, ept01, msr_bitmap02_address, load, store);
+    let bitmap = vcpu.nested.msr_bitmaps[0].address;
+    vmcs_setup::constants02(&mut vmcs02, ept01, bitmap, load, store);
     let mut vmcs01 = vcpu.vmcs.vmcs01();
     vmcs_setup::host_state(&mut vmcs01, &segments, &vcpu.registers);
     vmcs_setup::controls01(&mut vmcs01, &vcpu.caps, ept01, msr_bitmap01_address);
@@ -128,6 +128,11 @@ fn msr_area(allocator: &mut PhysAllocator) -> MsrArea {
     let pages = pages(allocator, bytes as u64 / PAGE_BYTES);
     let address = pages.phys();
     MsrArea { address, entries: pages.into_value([MsrEntry::default(); MSR_AREA_ENTRIES]) }
+}
+
+fn msr_bitmap(allocator: &mut PhysAllocator) -> MsrBitmap {
+    let pages = pages(allocator, BITMAP_BYTES as u64 / PAGE_BYTES);
+    MsrBitmap { address: pages.phys(), bytes: pages.into_bytes() }
 }
 
 fn read_capability(number: u32) -> u64 {

@@ -19,6 +19,7 @@ use crate::arch::enter::GuestRegisters;
 use crate::arch::vmx::VmcsPair;
 use crate::hw::{GuestPhysical, TablePool};
 use crate::stats::Stats;
+use crate::watch::SLOTS;
 
 /// Who runs in VMX non-root operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,6 +41,15 @@ pub struct MsrArea {
     /// The entries.
     pub entries: &'static mut [MsrEntry; MSR_AREA_ENTRIES],
     /// Where they are.
+    pub address: Hpa,
+}
+
+/// A merged MSR bitmap.
+#[derive(Debug)]
+pub struct MsrBitmap {
+    /// Its content.
+    pub bytes: &'static mut [u8],
+    /// Where it is.
     pub address: Hpa,
 }
 
@@ -65,8 +75,10 @@ pub struct Nested {
     pub exit_store: Result<u32, shadow::merge::AreaError>,
     /// The cache of EPT02s.
     pub paging: NestedPaging,
-    /// msr_bitmap02.
-    pub msr_bitmap02: &'static mut [u8],
+    /// Merged MSR bitmaps, by the slot of the watched page that they were merged from.
+    pub msr_bitmaps: [MsrBitmap; SLOTS],
+    /// The one that vmcs02 has.
+    pub msr_bitmap_slot: usize,
     /// Entries of vmcs02's VM-entry MSR-load area in use.
     pub entry_load_count: u32,
     /// vmcs01's next entry loads the MSRs of VMCS12's VM-exit MSR-load area.

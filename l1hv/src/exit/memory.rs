@@ -15,7 +15,7 @@ pub fn ept_violation(vcpu: &mut Vcpu) -> Action {
     let vmcs01 = vcpu.vmcs.vmcs01();
     let address = Gpa(vmcs01.read(GUEST_PHYSICAL_ADDRESS));
     shadow::event::redeliver(&mut vcpu.vmcs.vmcs01());
-    nested::unwatch(vcpu);
+    nested::unwatch(vcpu, address);
     map_beyond(vcpu, address);
     Action::Resume
 }

@@ -141,8 +141,12 @@ fn vmxon(vcpu: &mut Vcpu) -> Result<(), Failure> {
     }
     let is_fixed = |value: u64, fixed0: u64, fixed1: u64| value & fixed0 == fixed0 && value & !fixed1 == 0;
     let fixed = is_fixed(cr0, caps.cr0_fixed0, caps.cr0_fixed1) && is_fixed(cr4, caps.cr4_fixed0, caps.cr4_fixed1);
-    if cpl > 0 || vcpu.vmx.vmxon_region.is_none() && !fixed {
+    let in_root_operation = vcpu.vmx.vmxon_region.is_some();
+    if cpl > 0 || !in_root_operation && !fixed {
         return Err(Fault::GeneralProtection.into());
+    }
+    if in_root_operation {
+        return Err(InsnError::VMXON_IN_ROOT.into());
     }
     let info = insn_info(vcpu);
     let region = read_quadword(vcpu, info)?;

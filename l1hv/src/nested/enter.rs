@@ -72,7 +72,8 @@ fn pdptes_from_memory(vcpu: &mut Vcpu) -> Result<Option<[u64; 4]>, GuestStateErr
 
 fn merge(vcpu: &mut Vcpu, pdptes: Option<[u64; 4]>) {
     let inherited = Inherited::read(&vcpu.vmcs.vmcs01(), &vcpu.vmx.vmcs12);
-    if !msr_bitmap::is_merged(vcpu) {
+    let bitmap_changes = !msr_bitmap::is_merged(vcpu);
+    if bitmap_changes {
         msr_bitmap::merge(vcpu);
     }
     let areas = AreaCounts::of(vcpu);
@@ -97,6 +98,9 @@ fn merge(vcpu: &mut Vcpu, pdptes: Option<[u64; 4]>) {
     if areas_changed || areas.any() {
         vmcs02.write(ENTRY_MSR_LOAD_COUNT, vcpu.nested.entry_load_count);
         vmcs02.write(EXIT_MSR_STORE_COUNT, vcpu.nested.exit_store.unwrap_or(0));
+    }
+    if bitmap_changes {
+        vmcs02.write(MSR_BITMAP, vcpu.nested.msr_bitmaps[vcpu.nested.msr_bitmap_slot].address.0);
     }
     if eptp02 != vcpu.nested.eptp02 {
         vmcs02.write(EPT_POINTER, eptp02.0);

@@ -1,7 +1,4 @@
-//! msr_bitmap02: what either the guest hypervisor or the host wants to see.
-//!
-//! The merge is done again only after the guest hypervisor has written to its bitmap: until then its page is read-only in EPT01, and so
-//! in every EPT02.
+//! msr_bitmap02: what either the guest hypervisor or the host wants to see. It is merged again only after a write ([`crate::watch`]).
 
 use ept::map::set_rights;
 use ept::{Gpa, PageSize, Rights};
@@ -14,48 +11,62 @@ use super::drop_translations;
 use crate::arch::vmx::{Invept, invept};
 use crate::vcpu::Vcpu;
 
-/// Whether msr_bitmap02 is what it must be, if there is to be one.
+/// Whether vmcs02's bitmap is what it must be, if there is to be one.
 #[inline]
 pub fn is_merged(vcpu: &Vcpu) -> bool {
     let vmcs12 = &vcpu.vmx.vmcs12;
     vmcs12.get(PRIMARY_CONTROLS) & Primary::USE_MSR_BITMAPS.bits() == 0
-        || vcpu.memory.is_unchanged(Gpa(vmcs12.get(MSR_BITMAP)))
+        || vcpu.memory.watches.is_unchanged(vcpu.nested.msr_bitmap_slot, Gpa(vmcs12.get(MSR_BITMAP)))
 }
 
-/// Merges the bitmaps, and watches for the next change.
+/// Finds the merged bitmap, or merges and watches for the next change. vmcs02 must then be given the address of the slot.
 pub fn merge(vcpu: &mut Vcpu) {
     let bitmap12 = Gpa(vcpu.vmx.vmcs12.get(MSR_BITMAP));
-    watch(vcpu, bitmap12);
-    copy(vcpu, bitmap12);
+    vcpu.nested.msr_bitmap_slot = match vcpu.memory.watches.find(bitmap12) {
+        Some(slot) => slot,
+        None => {
+            let slot = watch(vcpu, bitmap12);
+            copy(&vcpu.memory, bitmap12, vcpu.nested.msr_bitmaps[slot].bytes);
+            slot
+        }
+    };
 }
 
-/// Lets the guest hypervisor write to the watched page again: it is about to.
-pub fn unwatch(vcpu: &mut Vcpu) {
-    if let Some(page) = vcpu.memory.take_watched() {
-        // The page is mapped by a table of its own since it was watched, so there is nothing to split.
-        let _ = set_rights(&mut vcpu.tables, vcpu.ept01, page.0, Rights::ALL);
+/// Lets the guest hypervisor write to a page again: it is about to. Nothing happens if the page is not watched.
+pub fn unwatch(vcpu: &mut Vcpu, address: Gpa) {
+    let page = address.align_down(PageSize::Size4K);
+    if vcpu.memory.watches.remove(page) {
+        permit_writes(vcpu, page);
         invept(Invept::Global);
     }
 }
 
-/// Write-protects a page before it is read, so that no write is missed.
+fn permit_writes(vcpu: &mut Vcpu, page: Gpa) {
+    // The page is mapped by a table of its own since it was watched, so there is nothing to split.
+    let _ = set_rights(&mut vcpu.tables, vcpu.ept01, page.0, Rights::ALL);
+}
+
+/// Write-protects a page before it is read, so that no write is missed. A page that cannot be protected is merged at every entry.
 #[cold]
-fn watch(vcpu: &mut Vcpu, page: Gpa) {
-    unwatch(vcpu);
-    let protectable = page.is_aligned(PageSize::Size4K) && !vcpu.memory.is_host(page);
+fn watch(vcpu: &mut Vcpu, page: Gpa) -> usize {
+    let (slot, loser) = vcpu.memory.watches.assign(page);
+    if let Some(loser) = loser {
+        permit_writes(vcpu, loser);
+    }
+    let protectable = !vcpu.memory.is_host(page);
     if protectable && set_rights(&mut vcpu.tables, vcpu.ept01, page.0, Rights::READ.or(Rights::EXECUTE)).is_ok() {
         // What EPT02s have of the page may still be writable.
         drop_translations(vcpu, None);
         invept(Invept::Global);
-        vcpu.memory.set_watched(page);
+    } else {
+        vcpu.memory.watches.remove(page);
     }
+    slot
 }
 
-fn copy(vcpu: &mut Vcpu, bitmap12: Gpa) {
-    const WORD: usize = size_of::<u64>();
-    let target = &mut *vcpu.nested.msr_bitmap02;
-    vcpu.memory.read(bitmap12, target);
-    let (words, _) = target.as_chunks_mut::<WORD>();
+fn copy(memory: &impl GuestMemory, bitmap12: Gpa, target: &mut [u8]) {
+    memory.read(bitmap12, target);
+    let (words, _) = target.as_chunks_mut::<{ size_of::<u64>() }>();
     for &(index, intercepts) in HOST_WORDS {
         let merged = u64::from_le_bytes(words[index]) | intercepts;
         words[index] = merged.to_le_bytes();

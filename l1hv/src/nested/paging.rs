@@ -80,7 +80,7 @@ pub fn anticipate(vcpu: &mut Vcpu) {
 
 /// EPT01 does not permit an access: it lacks the address, or it watches the page for a write.
 fn permit(vcpu: &mut Vcpu, gpa: ept::Gpa) {
-    unwatch(vcpu);
+    unwatch(vcpu, gpa);
     map_beyond(vcpu, gpa);
 }
 
