@@ -9,7 +9,6 @@ use shadow::host_load::VmxAbort;
 use shadow::hw::VmcsAccess;
 use shadow::outcome::Fault;
 
-use crate::arch::enter::Entered;
 use crate::arch::idt::PENDING_NMI;
 use crate::arch::on_behalf::{run_guest, set_cr2};
 use crate::boot_flow::HostSetup;
@@ -39,8 +38,7 @@ fn step(vcpu: &mut Vcpu) {
         Level::GuestHypervisor => drop(vcpu.vmcs.vmcs01()),
         Level::Nested => drop(vcpu.vmcs.vmcs02()),
     }
-    let entered = run_guest(&mut vcpu.registers, &mut vcpu.vmcs);
-    if entered != Entered::Exited {
+    if run_guest(&mut vcpu.registers, &mut vcpu.vmcs).is_err() {
         return handle_vmfail(vcpu);
     }
     let reason = vcpu.exit_reason();

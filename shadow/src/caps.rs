@@ -126,7 +126,7 @@ impl VmxCaps {
         const BASIC_SIZE: u64 = 0x1fff << 32;
         Self {
             basic: self.basic & !(BASIC_REVISION | BASIC_SIZE | BASIC_DUAL_MONITOR)
-                | VMCS12_REVISION as u64
+                | u64::from(VMCS12_REVISION)
                 | 4096 << 32,
             pin: self.pin.without(Pin::HIDDEN.bits()),
             primary: self.primary.without(Primary::HIDDEN.bits()),

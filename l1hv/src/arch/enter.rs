@@ -32,17 +32,9 @@ pub fn exit_address() -> u64 {
     vm_exit as *const () as u64
 }
 
-/// How [`enter`] came back.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum Entered {
-    /// The guest ran, or the entry failed late: there is an exit reason.
-    Exited = 0,
-    /// VMfailInvalid.
-    FailInvalid = 1,
-    /// VMfailValid: the VMCS says why.
-    FailValid = 2,
-}
+/// What [`enter`] returns when the guest ran, or when the entry failed late: there is an exit reason. Everything else is VMfail.
+pub const EXITED: u32 = 0;
+const VMFAIL: u32 = 1;
 
 /// Runs the guest of the current VMCS until its next exit.
 ///
@@ -51,7 +43,7 @@ pub enum Entered {
 /// The current VMCS has its host state set to come back here with this very `registers`, and its guest state and controls confine
 /// the guest to what is not the host's.
 #[unsafe(naked)]
-pub unsafe extern "sysv64" fn enter(registers: *mut GuestRegisters, launched: bool) -> Entered {
+pub unsafe extern "sysv64" fn enter(registers: *mut GuestRegisters, launched: bool) -> u32 {
     naked_asm!(
         "push rbx; push rbp; push r12; push r13; push r14; push r15",
         "mov [rdi + {host_rsp}], rsp",
@@ -75,12 +67,11 @@ pub unsafe extern "sysv64" fn enter(registers: *mut GuestRegisters, launched: bo
         "vmresume",
         "jmp 3f",
         "2: vmlaunch",
-        "3: setz al", // not reached after a guest ran
-        "lea eax, [rax + 1]",
-        "movzx eax, al",
+        "3: mov eax, {vmfail}", // not reached after a guest ran
         "pop r15; pop r14; pop r13; pop r12; pop rbp; pop rbx",
         "ret",
         host_rsp = const offset_of!(GuestRegisters, host_rsp),
+        vmfail = const VMFAIL,
     )
 }
 
@@ -93,9 +84,10 @@ unsafe extern "sysv64" fn vm_exit() {
         "sub rsp, 8", // RSP is in the VMCS
         "push rbx; push rdx; push rcx; push rax",
         "mov rsp, [rsp + {host_rsp}]",
-        "xor eax, eax",
+        "mov eax, {exited}",
         "pop r15; pop r14; pop r13; pop r12; pop rbp; pop rbx",
         "ret",
         host_rsp = const offset_of!(GuestRegisters, host_rsp),
+        exited = const EXITED,
     )
 }

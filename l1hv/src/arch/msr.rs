@@ -8,30 +8,6 @@ use super::fixup::fallible;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GpFault;
 
-/// Reads an MSR that is known to exist.
-///
-/// # Safety
-///
-/// `msr` exists on this processor: otherwise the exception stops the machine. [`try_read`] is the checked form.
-pub unsafe fn read(msr: u32) -> u64 {
-    let (low, high): (u32, u32);
-    // SAFETY: the caller says that the MSR exists; reading one has no effect on memory.
-    unsafe { asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) };
-    u64::from(high) << 32 | u64::from(low)
-}
-
-/// Writes an MSR.
-///
-/// # Safety
-///
-/// `msr` exists, `value` is one that it takes, and the change keeps what the host relies on: paging, segments, its own code.
-pub unsafe fn write(msr: u32, value: u64) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack, preserves_flags));
-    }
-}
-
 /// Reads an MSR; `None` if the processor has none of this number.
 pub fn try_read(msr: u32) -> Option<u64> {
     let (low, high): (u32, u32);

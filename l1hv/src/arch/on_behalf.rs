@@ -11,21 +11,28 @@ use shadow::VmxCaps;
 
 use crate::mem::HostPages;
 
-use super::enter::{Entered, GuestRegisters, enter};
+use super::enter::{EXITED, GuestRegisters, enter};
 use super::msr::{self, GpFault};
 use super::{cpu, vmx};
 
+/// The processor refused the current VMCS with VMfail.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EntryRefused;
+
 /// Runs the guest of the current VMCS until its next exit.
 #[inline]
-pub fn run_guest(registers: &mut GuestRegisters, vmcs: &mut vmx::VmcsPair) -> Entered {
+pub fn run_guest(registers: &mut GuestRegisters, vmcs: &mut vmx::VmcsPair) -> Result<(), EntryRefused> {
     let launched = vmcs.launch_or_resume();
     // SAFETY: both VMCSs got their host state from `vmcs_setup`, with the exit stack of these registers. EPT01 and every EPT02
     // derived from it leave the host's memory out, which confines the guest.
     let entered = unsafe { enter(registers, launched) };
-    if entered != Entered::Exited && !launched {
+    if entered == EXITED {
+        return Ok(());
+    }
+    if !launched {
         vmcs.launch_failed();
     }
-    entered
+    Err(EntryRefused)
 }
 
 /// XSETBV for a guest hypervisor, whose XCR0 is the machine's.

@@ -15,11 +15,6 @@ const EARLY_MAP_END: u64 = 4 << 30;
 
 static MAP_END: AtomicU64 = AtomicU64::new(EARLY_MAP_END);
 
-/// The first physical address that the direct map does not cover.
-pub fn direct_map_end() -> Hpa {
-    Hpa(MAP_END.load(Ordering::Relaxed))
-}
-
 /// Records the reach of the host's own direct map, once it is in use.
 pub(super) fn set_direct_map_end(end: Hpa) {
     MAP_END.store(end.0, Ordering::Relaxed);
@@ -128,14 +123,6 @@ impl GuestRam {
             // SAFETY: mapped, aligned and not the host's.
             Some(word) => unsafe { word.read_volatile() },
             None => u64::MAX,
-        }
-    }
-
-    /// Writes eight bytes in one access; `hpa` is a multiple of eight.
-    pub fn write_u64(&self, hpa: Hpa, value: u64) {
-        if let Some(word) = self.word(hpa) {
-            // SAFETY: mapped, aligned and not the host's.
-            unsafe { word.write_volatile(value) };
         }
     }
 

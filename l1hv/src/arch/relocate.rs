@@ -73,22 +73,6 @@ pub fn image_parts() -> [ImagePart; 4] {
     ]
 }
 
-/// Physical address of a byte of the host: of its image or of the direct map.
-///
-/// # Panics
-///
-/// The address is in neither.
-pub fn virt_to_phys<T: ?Sized>(pointer: *const T) -> Hpa {
-    let virt = pointer.addr() as u64;
-    let image = image();
-    if image.contains(&virt) {
-        return Hpa(IMAGE_PHYS.load(Ordering::Relaxed) + (virt - image.start));
-    }
-    let end = phys::DIRECT_MAP_BASE + phys::direct_map_end().0;
-    assert!((phys::DIRECT_MAP_BASE..end).contains(&virt), "{virt:#x} is not an address of the host");
-    Hpa(virt - phys::DIRECT_MAP_BASE)
-}
-
 /// Copies the image, the running stack included, to `target` and goes on there under the tables at `cr3`.
 ///
 /// # Safety

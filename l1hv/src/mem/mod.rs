@@ -3,8 +3,7 @@
 mod alloc;
 mod paging;
 
-pub use crate::arch::phys::{GuestRam, direct_map_end, phys_to_virt};
-pub use crate::arch::relocate::virt_to_phys;
+pub use crate::arch::phys::{GuestRam, phys_to_virt};
 pub use alloc::{HostPages, OutOfHostMemory, PhysAllocator};
 pub use paging::build_host_tables;
 
@@ -28,10 +27,5 @@ impl HostRegion {
     /// The addresses as a range.
     pub const fn range(&self) -> Range<Hpa> {
         self.start..self.end
-    }
-
-    /// Size in bytes.
-    pub const fn bytes(&self) -> u64 {
-        self.end.0 - self.start.0
     }
 }

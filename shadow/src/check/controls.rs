@@ -211,7 +211,9 @@ fn msr_area(caps: &VmxCaps, address: u64, count: u32) -> bool {
     const ENTRY_BYTES: u64 = 16;
     let last = address.checked_add(u64::from(count) * ENTRY_BYTES).map(|end| end.wrapping_sub(1));
     count == 0
-        || address % ENTRY_BYTES == 0 && caps.is_physical(address) && last.is_some_and(|last| caps.is_physical(last))
+        || address.is_multiple_of(ENTRY_BYTES)
+            && caps.is_physical(address)
+            && last.is_some_and(|last| caps.is_physical(last))
 }
 
 #[cfg(test)]
