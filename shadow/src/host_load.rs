@@ -76,9 +76,12 @@ pub fn load_host_state(
     vmcs01.write(GUEST_RFLAGS, 2);
     vmcs01.write(GUEST_DR7, 0x400);
     vmcs01.write(GUEST_PENDING_DEBUG, 0);
-    vmcs01.write(GUEST_ACTIVITY_STATE, 0);
+    // The activity state is active already: the guest hypervisor executed VMLAUNCH or VMRESUME.
     vmcs01.write(GUEST_INTERRUPTIBILITY, if left.nmi_blocked { BLOCKING_BY_NMI } else { 0 });
 
+    if is_64 {
+        return Ok(());
+    }
     let cr4 = vmcs12.get(HOST_CR4);
     match load_pdptes(memory, caps, vmcs12.get(HOST_CR0), vmcs12.get(HOST_CR3), cr4, is_64) {
         Ok(None) => Ok(()),

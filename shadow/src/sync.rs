@@ -7,6 +7,7 @@ use crate::fields::*;
 use crate::hw::VmcsAccess;
 use crate::index::FieldSet;
 use crate::vmcs12::Vmcs12;
+use arrayvec::ArrayVec;
 
 /// Guest state that a VM exit saves, whatever the controls.
 const SAVED: FieldSet = with_merge(Merge::Guest);
@@ -43,12 +44,14 @@ impl SyncSets {
 }
 
 /// What every exit does to the bookkeeping of a VMCS12, as long as its controls stay as they are.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ExitEffects {
     /// Fields that are stale afterwards.
     stale: FieldSet,
     /// Values that are not saved: the next entry loads them again, over what the nested guest has made of them.
     reloaded: FieldSet,
+    /// The same as a list, which is shorter to walk.
+    reloaded_list: ArrayVec<FieldId, 4>,
     /// Whether the VMX-preemption timer value is saved.
     saves_timer: bool,
 }
@@ -58,6 +61,12 @@ impl ExitEffects {
     #[inline]
     pub const fn reloaded(&self) -> &FieldSet {
         &self.reloaded
+    }
+
+    /// The same as a list.
+    #[inline]
+    pub fn reloaded_list(&self) -> &[FieldId] {
+        &self.reloaded_list
     }
 
     /// For the controls that VMCS12 has now.
@@ -78,6 +87,7 @@ impl ExitEffects {
         if vmcs12.has_secondary(Secondary::ENABLE_EPT) {
             effects.stale = effects.stale.or(&PDPTES);
         }
+        effects.reloaded_list = effects.reloaded.iter().collect();
         effects.saves_timer = exit.contains(ExitControls::SAVE_PREEMPTION_TIMER);
         effects
     }
@@ -86,19 +96,25 @@ impl ExitEffects {
 /// Saves what an exit of a nested guest that ran leaves in its VMCS: guest state now or on demand, controls that exits change.
 #[inline]
 pub fn save_guest_state(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, sets: &SyncSets) {
-    for id in sets.hot.iter() {
-        vmcs12.set_synced(id, vmcs02.read_raw(id));
+    if vmcs12.live.is_empty() {
+        save_hot_state(vmcs02, vmcs12, sets);
     }
-    let effects = vmcs12.exit_effects;
-    vmcs12.stale = effects.stale;
-    vmcs12.dirty = vmcs12.dirty.or(&effects.reloaded);
-    if effects.saves_timer {
+    vmcs12.stale = vmcs12.exit_effects.stale;
+    vmcs12.dirty = vmcs12.dirty.or(&vmcs12.exit_effects.reloaded);
+    if vmcs12.exit_effects.saves_timer {
         vmcs12.set_synced(PREEMPTION_TIMER_VALUE.id(), vmcs02.read_raw(PREEMPTION_TIMER_VALUE.id()));
     }
     if sets.stores_lma {
         const LMA: u32 = EntryControls::IA32E_MODE_GUEST.bits();
         let controls = vmcs12.get(ENTRY_CONTROLS) & !LMA | vmcs02.read(ENTRY_CONTROLS) & LMA;
         vmcs12.set_synced(ENTRY_CONTROLS.id(), controls.into());
+    }
+}
+
+/// Without VMCS shadowing: the state that the guest hypervisor will ask for, and the injection whose valid bit the exit cleared.
+fn save_hot_state(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, sets: &SyncSets) {
+    for id in sets.hot.iter() {
+        vmcs12.set_synced(id, vmcs02.read_raw(id));
     }
     let injected = InterruptionInfo(vmcs12.get(ENTRY_INTERRUPTION_INFO));
     if injected.is_valid() {

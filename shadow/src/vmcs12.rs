@@ -128,10 +128,10 @@ impl Vmcs12 {
         self.stale = self.stale.or(&live);
     }
 
-    /// Whether nothing was written since the last merge: dirty is only what exits do not save.
+    /// Whether nothing was written since the last exit: dirty is just what exits do not save.
     #[inline]
     pub fn is_unchanged(&self) -> bool {
-        self.dirty.minus(self.exit_effects.reloaded()).is_empty()
+        self.dirty == *self.exit_effects.reloaded()
     }
 
     /// Records what vmcs02 holds already: the field is neither dirty nor stale afterwards.

@@ -1,7 +1,6 @@
 //! VMLAUNCH and VMRESUME of the guest hypervisor (SDM 27 "VM Entries").
 
 use ept::{Eptp, Gpa};
-use shadow::FieldSet;
 use shadow::check::{self, GuestStateError, Violation};
 use shadow::controls::{EntryControls, Secondary};
 use shadow::exit::ExitReason;
@@ -11,6 +10,7 @@ use shadow::merge::{self, Inherited, Surroundings};
 use shadow::msr::Access;
 use shadow::outcome::{Failure, InsnError};
 use shadow::vmcs12::LaunchState;
+use shadow::{FieldSet, Vmcs12};
 
 use super::reflect::reflect_failed_entry;
 use super::{msr_bitmap, paging};
@@ -21,7 +21,8 @@ use crate::vcpu::{Level, VPID01, VPID02, Vcpu};
 pub fn enter(vcpu: &mut Vcpu, wanted: LaunchState) -> Result<(), Failure> {
     let interruptibility = vcpu.vmcs.vmcs01().read(GUEST_INTERRUPTIBILITY);
     vcpu.vmx.check_launch(wanted, interruptibility)?;
-    let unchanged = vcpu.nested.short_entry && vcpu.vmx.vmcs12.is_unchanged();
+    let vmcs12 = &vcpu.vmx.vmcs12;
+    let unchanged = vcpu.nested.short_entry && vmcs12.is_unchanged() && pdptes_are_in_vmcs02(vmcs12);
     if unchanged && msr_bitmap::is_merged(vcpu) {
         if vcpu.nested.violation.is_some() {
             paging::anticipate(vcpu);
@@ -55,19 +56,22 @@ fn refused(violation: Violation, error: InsnError) -> Failure {
     error.into()
 }
 
+/// Whether vmcs02 has the PDPTEs, or needs none: the nested guest has an EPT12, or is in IA-32e mode.
+#[inline]
+fn pdptes_are_in_vmcs02(vmcs12: &Vmcs12) -> bool {
+    vmcs12.has_secondary(Secondary::ENABLE_EPT)
+        || vmcs12.get(ENTRY_CONTROLS) & EntryControls::IA32E_MODE_GUEST.bits() != 0
+}
+
 /// Without EPT12 a PAE guest's PDPTEs come from memory at every entry.
 fn pdptes_from_memory(vcpu: &mut Vcpu) -> Result<Option<[u64; 4]>, GuestStateError> {
     let vmcs12 = &vcpu.vmx.vmcs12;
-    if vmcs12.has_secondary(Secondary::ENABLE_EPT) {
-        return Ok(None);
-    }
-    let ia32e = vmcs12.get(ENTRY_CONTROLS) & EntryControls::IA32E_MODE_GUEST.bits() != 0;
-    if ia32e {
+    if pdptes_are_in_vmcs02(vmcs12) {
         return Ok(None);
     }
     let cr0 = vcpu.vmcs12_field(GUEST_CR0);
     let (cr3, cr4) = (vcpu.vmcs12_field(GUEST_CR3), vcpu.vmcs12_field(GUEST_CR4));
-    check::load_pdptes(&vcpu.memory, &vcpu.offered, cr0, cr3, cr4, ia32e)
+    check::load_pdptes(&vcpu.memory, &vcpu.offered, cr0, cr3, cr4, false)
 }
 
 fn merge(vcpu: &mut Vcpu, pdptes: Option<[u64; 4]>) {
@@ -91,7 +95,6 @@ fn merge(vcpu: &mut Vcpu, pdptes: Option<[u64; 4]>) {
     // What an entry has to look at even if VMCS12 is unchanged, beside what the short one does.
     let short_entry = !areas.any()
         && inherited.is_empty()
-        && vmcs12.has_secondary(Secondary::ENABLE_EPT)
         && vmcs12.has_secondary(Secondary::ENABLE_VPID)
         && vmcs12.get(VMCS_LINK_POINTER) == u64::MAX;
     merge::prepare(&mut vmcs02, vmcs12, &Surroundings { caps, sets, memory, inherited, pdptes });

@@ -30,7 +30,9 @@ pub struct Reflected {
 
 /// Reflects the exit that vmcs02 just took.
 pub fn reflect(vcpu: &mut Vcpu, exit: Reflected) {
-    save_exit_info(&vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12, &vcpu.sync_sets);
+    if vcpu.vmx.vmcs12.live.is_empty() {
+        save_exit_info(&vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12, &vcpu.sync_sets);
+    }
     if let Some(qualification) = exit.qualification {
         vcpu.set_exit_info(EXIT_REASON, exit.reason.0);
         vcpu.set_exit_info(EXIT_QUALIFICATION, qualification);

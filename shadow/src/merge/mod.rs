@@ -119,8 +119,8 @@ pub fn prepare(
 /// The merge of a VMCS12 that is unchanged, loads all that it reloads, and whose nested guest inherits nothing.
 #[inline]
 pub fn prepare_unchanged(vmcs02: &mut impl VmcsAccess, vmcs12: &mut Vmcs12) {
-    let dirty = core::mem::take(&mut vmcs12.dirty);
-    for id in dirty.iter() {
+    vmcs12.dirty = FieldSet::EMPTY;
+    for &id in vmcs12.exit_effects.reloaded_list() {
         vmcs02.write_raw(id, vmcs12.word(id));
     }
     restart_timer(vmcs02, vmcs12);
