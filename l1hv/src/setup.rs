@@ -47,6 +47,7 @@ pub fn build(setup: HostSetup) -> &'static mut Vcpu {
         short_entry: false,
         host_mode: HostMode::Legacy,
         violation: None,
+        displaced: None,
         entering: false,
         entry_load_count: 0,
         loading_host_msrs: false,

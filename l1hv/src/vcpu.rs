@@ -18,6 +18,7 @@ use shadow::{Field, FieldId, FieldSet, Vmcs12, VmxCaps};
 use crate::arch::enter::GuestRegisters;
 use crate::arch::vmx::VmcsPair;
 use crate::hw::{GuestPhysical, TablePool};
+use crate::nested::Displaced;
 use crate::stats::Stats;
 use crate::watch::SLOTS;
 
@@ -71,6 +72,8 @@ pub struct Nested {
     pub violation: Option<(NestedGpa, Qualification)>,
     /// VMLAUNCH or VMRESUME was carried out, and the processor has not said yet what it thinks of the VMCS.
     pub entering: bool,
+    /// VMCS12's injection fields while vmcs02 has the host's.
+    pub displaced: Option<Displaced>,
     /// Entries of the VM-exit MSR-store area in use, or that it has one which cannot be processed.
     pub exit_store: Result<u32, shadow::merge::AreaError>,
     /// The cache of EPT02s.

@@ -104,11 +104,25 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
             let pointer = vcpu.vmx.vmptrst();
             write_operand(vcpu, info, &pointer.to_le_bytes())
         }),
-        ExitReason::VMCALL => privileged(vcpu).and_then(|()| Err(InsnError::VMCALL_IN_ROOT.into())),
+        ExitReason::VMCALL => vmcall(vcpu),
         ExitReason::INVEPT => emulate_invept(vcpu),
         _ => emulate_invvpid(vcpu),
     };
     finish(vcpu, outcome)
+}
+
+/// VMCALL in VMX root operation. Unlike the other instructions it exits before the processor has looked at the mode.
+fn vmcall(vcpu: &mut Vcpu) -> Result<(), Failure> {
+    const RFLAGS_VM: u64 = 1 << 17;
+    const CS_LONG: u32 = 1 << 13;
+    let ia32e = vcpu.in_ia32e_mode();
+    let vmcs01 = vcpu.vmcs.vmcs01();
+    let compatibility = ia32e && vmcs01.read(GUEST_CS_ACCESS_RIGHTS) & CS_LONG == 0;
+    if compatibility || vmcs01.read(GUEST_RFLAGS) & RFLAGS_VM != 0 {
+        return Err(Fault::InvalidOpcode.into());
+    }
+    privileged(vcpu)?;
+    Err(InsnError::VMCALL_IN_ROOT.into())
 }
 
 fn privileged(vcpu: &mut Vcpu) -> Result<(), Failure> {

@@ -1,6 +1,5 @@
 //! Exits of nested guests.
 
-use shadow::event::{inject_fault, redeliver};
 use shadow::exit::ExitReason;
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
@@ -8,9 +7,8 @@ use shadow::outcome::{Fault, InsnError, rflags_fail_valid};
 use shadow::policy::{Route, route};
 use shadow::vmcs12::LaunchState;
 
-use super::paging;
 use super::reflect::{Reflected, reflect, reflect_failed_entry};
-use crate::arch::on_behalf::set_cr2;
+use super::{injection, paging};
 use crate::exit::{read_for_guest, write_for_guest};
 use crate::stop::stop_internal;
 use crate::vcpu::{Level, Vcpu};
@@ -54,15 +52,10 @@ fn host_msr(vcpu: &mut Vcpu, reason: ExitReason) {
 fn raise(vcpu: &mut Vcpu, fault: Fault) {
     let (info, error_code) = fault.interruption();
     if vcpu.vmcs12_field(EXCEPTION_BITMAP) >> info.vector() & 1 != 0 {
-        super::reflect::reflect_exception(vcpu, info, error_code);
+        super::reflect::reflect_fault(vcpu, info, error_code);
         return;
     }
-    let mut vmcs02 = vcpu.vmcs.vmcs02();
-    redeliver(&mut vmcs02);
-    inject_fault(&mut vmcs02, fault);
-    if let Fault::Page { address, .. } = fault {
-        set_cr2(address);
-    }
+    injection::inject_fault(vcpu, fault);
 }
 
 /// The processor refused vmcs02 with VMfail. Control checks that it does and we do not are the guest hypervisor's to hear about; a bad

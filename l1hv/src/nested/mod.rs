@@ -8,6 +8,7 @@
 
 mod enter;
 mod exit;
+mod injection;
 mod msr_bitmap;
 mod paging;
 mod reflect;
@@ -15,6 +16,7 @@ mod shadowing;
 
 pub use enter::enter;
 pub use exit::{handle, handle_failed_entry};
+pub use injection::Displaced;
 pub use msr_bitmap::unwatch;
 pub use paging::drop_translations;
 pub use reflect::{abort, nmi};

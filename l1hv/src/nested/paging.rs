@@ -4,12 +4,12 @@ use ept::nested::{Dropped, Fill};
 use ept::violation::Qualification;
 use ept::{Eptp, NestedGpa};
 use shadow::controls::Secondary;
-use shadow::event::redeliver;
 use shadow::exit::ExitReason;
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
 
 use super::enter::eptp01;
+use super::injection;
 use super::msr_bitmap::unwatch;
 use super::reflect::{Reflected, reflect};
 use crate::arch::vmx::{Invept, invept};
@@ -94,7 +94,7 @@ fn repaired(vcpu: &mut Vcpu, qualification: Qualification) {
         let state = vmcs02.read(GUEST_INTERRUPTIBILITY);
         vmcs02.write(GUEST_INTERRUPTIBILITY, state | BLOCKING_BY_NMI);
     }
-    redeliver(&mut vmcs02);
+    injection::redeliver(vcpu);
 }
 
 /// INVEPT of the guest hypervisor, for one EPTP12 or for all.

@@ -13,6 +13,7 @@ use shadow::msr::Access;
 use shadow::sync::{save_exit_info, save_guest_state};
 use shadow::vmcs12::write_abort_indicator;
 
+use super::injection;
 use crate::arch::vmx::{Invvpid, invvpid};
 use crate::stop::{StopReason, stop};
 use crate::vcpu::{Level, VPID01, VPID02, Vcpu};
@@ -40,8 +41,13 @@ pub fn reflect(vcpu: &mut Vcpu, exit: Reflected) {
     leave(vcpu, exit.reason);
 }
 
-/// Reflects an exception that an instruction raised which the host emulated.
-pub fn reflect_exception(vcpu: &mut Vcpu, info: InterruptionInfo, error_code: Option<u32>) {
+/// Reflects a fault that an instruction raised which the host emulated. RFLAGS.RF is saved as delivering the fault would have saved it (SDM
+/// 28.3.3 "Saving RIP, RSP, RFLAGS, and SSP").
+pub fn reflect_fault(vcpu: &mut Vcpu, info: InterruptionInfo, error_code: Option<u32>) {
+    const RFLAGS_RF: u64 = 1 << 16;
+    let mut vmcs02 = vcpu.vmcs.vmcs02();
+    let rflags = vmcs02.read(GUEST_RFLAGS);
+    vmcs02.write(GUEST_RFLAGS, rflags | RFLAGS_RF);
     reflect_event(vcpu, info, error_code);
 }
 
@@ -53,30 +59,29 @@ pub fn nmi(vcpu: &mut Vcpu) {
         }
         reflect_event(vcpu, NMI_INTERRUPTION, None);
     } else {
-        vcpu.vmcs.vmcs02().write(ENTRY_INTERRUPTION_INFO, NMI_INTERRUPTION.0);
+        injection::inject_nmi(vcpu);
     }
 }
 
 fn reflect_event(vcpu: &mut Vcpu, info: InterruptionInfo, error_code: Option<u32>) {
     let reason = ExitReason::EXCEPTION_OR_NMI;
     // An event that was to be injected on an entry that does not come is one whose delivery this exit interrupts.
-    let pending = InterruptionInfo(vcpu.vmcs.vmcs02().read(ENTRY_INTERRUPTION_INFO));
+    let (pending, pending_code) = injection::take_pending(vcpu);
     vcpu.set_exit_info(EXIT_REASON, reason.0);
     vcpu.set_exit_info(EXIT_QUALIFICATION, 0);
     vcpu.set_exit_info(EXIT_INTERRUPTION_INFO, info.0);
     vcpu.set_exit_info(EXIT_INTERRUPTION_ERROR_CODE, error_code.unwrap_or(0));
     vcpu.set_exit_info(IDT_VECTORING_INFO, if pending.is_valid() { pending.0 } else { 0 });
     if pending.has_error_code() {
-        let code = vcpu.vmcs.vmcs02().read(ENTRY_EXCEPTION_ERROR_CODE);
-        vcpu.set_exit_info(IDT_VECTORING_ERROR_CODE, code);
+        vcpu.set_exit_info(IDT_VECTORING_ERROR_CODE, pending_code);
     }
-    vcpu.vmcs.vmcs02().write(ENTRY_INTERRUPTION_INFO, pending.invalidated().0);
     leave(vcpu, reason);
 }
 
 /// Leaves a nested guest that ran: its state goes to VMCS12, the guest hypervisor continues at its exit handler.
 fn leave(vcpu: &mut Vcpu, reason: ExitReason) {
     vcpu.stats.reflect(reason);
+    injection::give_back(vcpu);
     save_guest_state(&vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12, &vcpu.sync_sets);
     let by_nmi =
         reason == ExitReason::EXCEPTION_OR_NMI && InterruptionInfo(vcpu.vmcs12_field(EXIT_INTERRUPTION_INFO)).is_nmi();

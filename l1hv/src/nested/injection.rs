@@ -1,0 +1,72 @@
+//! The VM-entry injection fields of vmcs02. They are VMCS12's, also while the guest hypervisor runs; when the host injects something itself, it
+//! borrows them until the next exit that the guest hypervisor gets.
+
+use shadow::event;
+use shadow::exit::InterruptionInfo;
+use shadow::fields::*;
+use shadow::hw::VmcsAccess;
+use shadow::outcome::Fault;
+
+use crate::arch::on_behalf::set_cr2;
+use crate::vcpu::Vcpu;
+
+/// VMCS12's values of the fields, as an exit leaves them.
+#[derive(Clone, Copy, Debug)]
+pub struct Displaced {
+    info: u32,
+    error_code: u32,
+    instruction_length: u32,
+}
+
+/// Injects again what the last exit of the nested guest interrupted, if that was an event.
+pub fn redeliver(vcpu: &mut Vcpu) {
+    if InterruptionInfo(vcpu.vmcs.vmcs02().read(IDT_VECTORING_INFO)).is_valid() {
+        borrow(vcpu);
+        event::redeliver(&mut vcpu.vmcs.vmcs02());
+    }
+}
+
+/// Injects a fault of an instruction that the host emulated.
+pub fn inject_fault(vcpu: &mut Vcpu, fault: Fault) {
+    borrow(vcpu);
+    event::inject_fault(&mut vcpu.vmcs.vmcs02(), fault);
+    if let Fault::Page { address, .. } = fault {
+        set_cr2(address);
+    }
+}
+
+/// Injects an NMI that arrived while the host ran.
+pub fn inject_nmi(vcpu: &mut Vcpu) {
+    borrow(vcpu);
+    vcpu.vmcs.vmcs02().write(ENTRY_INTERRUPTION_INFO, event::NMI_INTERRUPTION.0);
+}
+
+/// Takes back an injection that the processor has not carried out; invalid if there is none.
+pub fn take_pending(vcpu: &mut Vcpu) -> (InterruptionInfo, u32) {
+    let mut vmcs02 = vcpu.vmcs.vmcs02();
+    let pending = InterruptionInfo(vmcs02.read(ENTRY_INTERRUPTION_INFO));
+    vmcs02.write(ENTRY_INTERRUPTION_INFO, pending.invalidated().0);
+    (pending, vmcs02.read(ENTRY_EXCEPTION_ERROR_CODE))
+}
+
+fn borrow(vcpu: &mut Vcpu) {
+    if vcpu.nested.displaced.is_none() {
+        let vmcs02 = vcpu.vmcs.vmcs02();
+        vcpu.nested.displaced = Some(Displaced {
+            info: InterruptionInfo(vmcs02.read(ENTRY_INTERRUPTION_INFO)).invalidated().0,
+            error_code: vmcs02.read(ENTRY_EXCEPTION_ERROR_CODE),
+            instruction_length: vmcs02.read(ENTRY_INSTRUCTION_LENGTH),
+        });
+    }
+}
+
+/// Gives the fields back.
+#[inline]
+pub fn give_back(vcpu: &mut Vcpu) {
+    if let Some(displaced) = vcpu.nested.displaced.take() {
+        let mut vmcs02 = vcpu.vmcs.vmcs02();
+        vmcs02.write(ENTRY_INTERRUPTION_INFO, displaced.info);
+        vmcs02.write(ENTRY_EXCEPTION_ERROR_CODE, displaced.error_code);
+        vmcs02.write(ENTRY_INSTRUCTION_LENGTH, displaced.instruction_length);
+    }
+}
