@@ -7,8 +7,6 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mount -t debugfs debug /sys/kernel/debug
 vmm mark init
-# "[    1.234567] Run /init as init process": the kernel's clock counts TSC ticks.
-dmesg | awk '/Run \/init/ { gsub(/[][]/, ""); printf "L1HV-RESULT {\"kind\":\"boot\",\"microseconds\":%d}\n", $1 * 1000000; exit }'
 
 work=boot-only
 kvm_parameters=

@@ -172,7 +172,7 @@ impl<'a> Levels<'a> {
             }
             Event::Result(GuestResult::Error { message }) => self.say("guest hypervisor", message, at),
             Event::Result(GuestResult::Exit { .. }) => self.say("guest hypervisor", "switches the machine off", at),
-            Event::Result(_) | Event::HostStats(_) => {}
+            Event::Result(_) | Event::HostStats(_) | Event::Count(_) => {}
         }
     }
 }

@@ -21,7 +21,7 @@ const NESTED_INIT: &str = include_str!("../guests/nested-init.sh");
 const KVM_MODULE: &str = "kvm-intel";
 
 /// Applets of busybox that the init scripts call.
-const APPLETS: &[&str] = &["sh", "mount", "cat", "grep", "awk", "dmesg", "insmod", "poweroff", "reboot", "uname"];
+const APPLETS: &[&str] = &["sh", "mount", "cat", "grep", "insmod", "poweroff", "reboot", "uname"];
 
 /// Arguments of the nested guest's kernel: no hardware but the console, the clock and the reset port.
 const NESTED_ARGUMENTS: &str = "console=ttyS0 reboot=p panic=-1 pci=off acpi=off noapic i8042.noaux i8042.nokbd \

@@ -20,6 +20,7 @@ pub mod build;
 pub mod command;
 pub mod commands;
 pub mod conformance;
+pub mod counters;
 pub mod demo;
 pub mod guest;
 pub mod initrd;

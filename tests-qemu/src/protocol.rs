@@ -30,6 +30,13 @@ pub const RESULT_PREFIX: &str = "L1HV-RESULT ";
 /// A point that a guest has reached: `L1HV-MARK <name> tsc=<decimal>`.
 pub const MARK_PREFIX: &str = "L1HV-MARK ";
 
+/// A line of our Bochs: the counters at a mark (see [`crate::counters`]).
+pub const COUNT_PREFIX: &str = "L1HV-COUNT mark=";
+
+/// Bochs's own mark where an operating system first sets IA32_EFER.SCE; Linux does so once it is
+/// decompressed.
+pub const KERNEL_STARTS: &str = "efer.sce";
+
 /// `CPUID` with this `EAX` asks l1hv for something (`ECX` says what); any other machine answers
 /// it like every unknown leaf.
 pub const HYPERCALL_LEAF: u32 = 0x6c31_6876;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use crate::counters::{CountMark, Counters};
 use crate::machine::{Line, Source};
 use crate::protocol::{MARK_PREFIX, RESULT_PREFIX, STATS_PREFIX};
 
@@ -13,11 +14,6 @@ use crate::protocol::{MARK_PREFIX, RESULT_PREFIX, STATS_PREFIX};
 pub enum GuestResult {
     /// One operation of the bare-metal payload.
     Payload(Operation),
-    /// The guest hypervisor's kernel has started its init.
-    Boot {
-        /// TSC microseconds from the kernel's first line to then.
-        microseconds: u64,
-    },
     /// Linux as nested guest has reached its init.
     Linux {
         /// TSC ticks from its first entry.
@@ -94,13 +90,18 @@ pub enum Event {
     Result(GuestResult),
     /// A line of l1hv's statistics.
     HostStats(ExitCount),
+    /// Counters of the emulator.
+    Count(CountMark),
 }
 
 impl Event {
     /// The meaning of `line`, if it has one.
     pub fn of(line: Line<'_>) -> Option<Self> {
         match line.source {
-            Source::Debug => line.text.strip_prefix(STATS_PREFIX).and_then(exit_count).map(Self::HostStats),
+            Source::Debug => match line.text.strip_prefix(STATS_PREFIX) {
+                Some(stats) => exit_count(stats).map(Self::HostStats),
+                None => CountMark::parse(line.text).map(Self::Count),
+            },
             Source::Console => {
                 if let Some(json) = line.text.strip_prefix(RESULT_PREFIX) {
                     return serde_json::from_str(json).ok().map(Self::Result);
@@ -132,6 +133,8 @@ pub struct Transcript {
     pub host_stats: Vec<ExitCount>,
     /// The total of these.
     pub host_total: Option<ExitCount>,
+    /// The emulator's counters, in the order of the marks.
+    pub counts: Vec<CountMark>,
 }
 
 impl Transcript {
@@ -140,6 +143,7 @@ impl Transcript {
         match event {
             Event::Mark(mark) => self.marks.push(mark),
             Event::Result(result) => self.results.push(result),
+            Event::Count(mark) => self.counts.push(mark),
             Event::HostStats(count) => {
                 // A table ends with its total: what follows one belongs to the next table.
                 if self.host_total.take().is_some() {
@@ -188,12 +192,9 @@ impl Transcript {
         })
     }
 
-    /// The guest hypervisor's own measure of its boot.
-    pub fn boot_microseconds(&self) -> Option<u64> {
-        self.results.iter().find_map(|result| match result {
-            GuestResult::Boot { microseconds } => Some(*microseconds),
-            _ => None,
-        })
+    /// The emulator's counters at the first mark called `name`.
+    pub fn counters_at(&self, name: &str) -> Option<&Counters> {
+        Some(&self.counts.iter().find(|mark| mark.name == name)?.counters)
     }
 
     /// The TSC at the point called `name`.

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use libtest_mimic::Failed;
 use tests_qemu::build::{self, GuestPrograms};
+use tests_qemu::counters::Counters;
 use tests_qemu::guest::{GuestHypervisor, KvmEpt, Plan, Work};
 use tests_qemu::layout::Layout;
 use tests_qemu::machine::{Boot, DEFAULT_IPS, Emulator, Machine, Module, Outcome, Source};
@@ -136,6 +137,11 @@ impl Finished {
         let says = self.console.iter().any(|line| line.contains(text));
         ensure!(says, "the console never says \"{text}\"\n{}", self.last_words());
         Ok(())
+    }
+
+    /// The emulator's counters at the mark called `name`.
+    pub fn counters_at(&self, name: &str) -> Result<&Counters> {
+        self.transcript.counters_at(name).with_context(|| format!("no counters at {name}\n{}", self.last_words()))
     }
 
     fn last_words(&self) -> String {

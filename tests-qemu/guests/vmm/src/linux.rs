@@ -114,10 +114,11 @@ fn serve(vm: &mut Vm) -> Result<Option<u64>> {
         match vm.vcpu.run().context("KVM_RUN")? {
             VcpuExit::IoOut(port @ serial::BASE..=serial::LAST, data) => {
                 if let Some(line) = data.first().and_then(|&byte| serial.write(port, byte)) {
-                    println!("nested: {line}");
                     if line.contains(INIT_LINE) && init_at.is_none() {
                         init_at = Some(cpu::tsc());
+                        cpu::count("nested-init");
                     }
+                    println!("nested: {line}");
                 }
             }
             VcpuExit::IoIn(port @ serial::BASE..=serial::LAST, data) => data.fill(serial.read(port)),
