@@ -13,7 +13,13 @@ mod insn;
 mod operands;
 mod outside;
 
+use core::fmt;
+
+use shadow::Field;
+use shadow::fields::FieldValue;
+
 use crate::output::Suite;
+use crate::vm::{Verdict, Vm};
 
 /// A group of cases and its name.
 pub type Group = (&'static str, fn(&mut Suite));
@@ -45,3 +51,48 @@ macro_rules! code {
         code as *const () as u64
     }};
 }
+
+/// A nested guest at `code` with something changed: how its entry ends.
+fn enter(code: u64, change: impl FnOnce(&mut Vm)) -> Verdict {
+    let mut vm = Vm::new(code);
+    change(&mut vm);
+    vm.run()
+}
+
+/// One case for each bit of a field, flipped after `prepare` has changed the VMCS.
+fn flip<T: FieldValue>(
+    suite: &mut Suite,
+    name: impl fmt::Display,
+    field: Field<T>,
+    bits: impl IntoIterator<Item = u32>,
+    prepare: impl Fn(&mut Vm),
+) {
+    for bit in bits {
+        let verdict = enter(code!("cpuid"), |vm| {
+            prepare(vm);
+            let value = vm.get(field).into_word() ^ 1 << bit;
+            vm.set(field, T::from_word(value));
+        });
+        suite.case(format_args!("{name}-bit-{bit}"), verdict);
+    }
+}
+
+/// One case for each value of a field, after `prepare` has changed the VMCS.
+fn values<T: FieldValue>(
+    suite: &mut Suite,
+    name: impl fmt::Display,
+    field: Field<T>,
+    values: impl IntoIterator<Item = u64>,
+    prepare: impl Fn(&mut Vm),
+) {
+    for value in values {
+        let verdict = enter(code!("cpuid"), |vm| {
+            prepare(vm);
+            vm.set(field, T::from_word(value));
+        });
+        suite.case(format_args!("{name}-{value:#x}"), verdict);
+    }
+}
+
+/// No change.
+fn as_it_is(_: &mut Vm) {}

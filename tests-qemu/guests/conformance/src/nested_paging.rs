@@ -87,9 +87,23 @@ fn large_pages() {
     for index in 0..2048 {
         GUEST_PDS.set(index, (index as u64) << 21 | LARGE | GUEST_TABLE);
     }
-    // Every page of the window answers to a call: an access of any kind can be tried on it.
+    answer_calls();
+}
+
+/// Every page of the window answers to a call: an access of any kind can be tried on it.
+pub fn answer_calls() {
     const VMCALL: u64 = 0xc1010f;
     for page in 0..WINDOW_PAGES {
         PAGES.set(page * 512, VMCALL);
     }
+}
+
+/// The guest's page table of [`LINEAR`], for a case that has one of its own.
+pub fn guest_linear_table(address: u64) {
+    GUEST_LINEAR_PD.set(0, address | GUEST_TABLE);
+}
+
+/// The page directory of the guest's first GiB.
+pub fn first_page_directory() -> u64 {
+    GUEST_PDS.address()
 }

@@ -5,11 +5,11 @@ mod exit;
 mod state;
 
 use shadow::Field;
-use shadow::fields::FieldValue;
+use shadow::fields::{FieldValue, GUEST_RFLAGS, GUEST_RIP, GUEST_RSP, VM_INSTRUCTION_ERROR};
 
 use crate::cpu;
 use crate::fault::Outcome;
-use crate::memory::{Page, VMCS};
+use crate::memory::{Page, VMCS, guest_stack};
 
 pub use enter::{Registers, prepare_host};
 pub use exit::{Exit, Verdict};
@@ -55,13 +55,28 @@ impl Vm {
 
     /// Enters; the verdict prints itself.
     pub fn run(&mut self) -> Verdict {
+        self.run_and_observe(|_| ()).0
+    }
+
+    /// Enters again where the guest began.
+    pub fn rerun(&mut self) -> Verdict {
+        self.set(GUEST_RIP, self.entry_point).set(GUEST_RSP, guest_stack()).set(GUEST_RFLAGS, 2);
+        self.run()
+    }
+
+    /// Enters, and looks at the host after the exit before anything is restored.
+    pub fn run_and_observe<T>(&mut self, observe: impl FnOnce(&Registers) -> T) -> (Verdict, T) {
+        // Whatever preparations failed at does not count.
+        let _ = cpu::vmwrite(VM_INSTRUCTION_ERROR.id().encoding().0.into(), 0);
         let outcome = enter::enter(&mut self.registers, self.launched);
-        if outcome == Outcome::Success {
-            self.launched = true;
-            Verdict::Exited(Exit::read(self.entry_point))
-        } else {
-            Verdict::NotEntered(outcome)
+        let observed = observe(&self.registers);
+        if outcome != Outcome::Success {
+            return (Verdict::NotEntered(outcome), observed);
         }
+        prepare_host();
+        let exit = Exit::read(self.entry_point);
+        self.launched |= !exit.is_entry_failure();
+        (Verdict::Exited(exit), observed)
     }
 }
 

@@ -41,15 +41,12 @@ pub fn exit_point() -> u64 {
     vm_exit_point as *const () as u64
 }
 
-/// VMLAUNCH or VMRESUME, until the next VM exit.
+/// VMLAUNCH or VMRESUME, until the next VM exit. After one the caller calls [`prepare_host`].
 pub fn enter(registers: &mut Registers, resume: bool) -> Outcome {
-    // SAFETY: a VM exit comes back to where the call was; what it may have changed is restored below.
+    // SAFETY: a VM exit comes back to where the call was; what it may have changed is for the caller to restore.
     let result = unsafe { enter_guest(registers, u64::from(resume)) };
     match result {
-        0 => {
-            prepare_host();
-            Outcome::Success
-        }
+        0 => Outcome::Success,
         flags => Outcome::of((flags == 1).into(), (flags == 2).into()),
     }
 }

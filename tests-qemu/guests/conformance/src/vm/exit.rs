@@ -7,6 +7,7 @@ use shadow::fields::*;
 
 use crate::cpu::vmread;
 use crate::fault::Outcome;
+use crate::memory::{STACKS, guest_stack};
 
 /// How an entry ended.
 pub enum Verdict {
@@ -58,6 +59,36 @@ impl Exit {
     }
 }
 
+impl Exit {
+    /// How many quadwords are on the nested guest's stack, at most six: an exception's frame with its error code.
+    pub fn pushed_words(&self) -> usize {
+        let depth = guest_stack().wrapping_sub(read(GUEST_RSP.id()));
+        if depth <= 48 { depth as usize / 8 } else { 0 }
+    }
+
+    /// The topmost six quadwords of the nested guest's stack.
+    pub fn pushed(&self) -> [u64; 6] {
+        let first = (guest_stack() as usize - STACKS.address() as usize) / 8 - self.pushed_words();
+        core::array::from_fn(|index| STACKS.get(first + index))
+    }
+}
+
+impl Verdict {
+    fn is(&self, reason: ExitReason) -> bool {
+        matches!(self, Self::Exited(exit) if exit.reason == u64::from(reason.0))
+    }
+
+    /// An exit for the monitor trap flag.
+    pub fn is_monitor_trap_flag(&self) -> bool {
+        self.is(ExitReason::MONITOR_TRAP_FLAG)
+    }
+
+    /// An exit for the VMX-preemption timer.
+    pub fn is_preemption_timer(&self) -> bool {
+        self.is(ExitReason::PREEMPTION_TIMER)
+    }
+}
+
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -77,6 +108,10 @@ impl fmt::Display for Exit {
             0 => (),
             distance @ ..0x1000 => write!(f, " rip=+{distance:#x}")?,
             _ => write!(f, " rip={:#x}", self.rip)?,
+        }
+        let depth = guest_stack().wrapping_sub(read(GUEST_RSP.id()));
+        if depth != 0 {
+            write!(f, " sp=-{depth:#x}")?;
         }
         self.information(f)?;
         for (name, id) in STATE {

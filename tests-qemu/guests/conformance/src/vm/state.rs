@@ -1,5 +1,6 @@
 //! The VMCS that every case starts from: a 64-bit nested guest with EPT as an unrestricted guest, and a guard against hangs.
 
+use shadow::Field;
 use shadow::controls::{Allowed, EntryControls, ExitControls, Pin, Primary, Secondary};
 use shadow::fields::*;
 
@@ -13,7 +14,7 @@ const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
 /// Nothing that a case does takes longer; ticks of the VMX-preemption timer.
 const GUARD: u32 = 3_000_000;
 
-fn set<T: FieldValue>(field: shadow::Field<T>, value: T) {
+fn set<T: FieldValue>(field: Field<T>, value: T) {
     let _ = cpu::vmwrite(field.id().encoding().0.into(), value.into_word());
 }
 

@@ -1,0 +1,110 @@
+//! VM-entry MSR-load, VM-exit MSR-store and MSR-load areas (SDM 27.4, 28.4, 28.6). A VM-exit load that fails is a VMX abort, the end
+//! of the machine: not tried.
+
+use shadow::fields::*;
+
+use crate::code;
+use crate::cpu::{rdmsr, wrmsr};
+use crate::memory::MSR_AREAS;
+use crate::output::Suite;
+use crate::vm::Vm;
+
+const STORE: usize = 0;
+const EXIT_LOAD: usize = 0x80;
+const ENTRY_LOAD: usize = 0x100;
+const KERNEL_GS_BASE: u64 = 0xc000_0102;
+const LSTAR: u64 = 0xc000_0082;
+
+fn put(area: usize, index: usize, msr: u64, value: u64) {
+    MSR_AREAS.set(area + 2 * index, msr);
+    MSR_AREAS.set(area + 2 * index + 1, value);
+}
+
+/// All of them.
+pub fn run(suite: &mut Suite) {
+    round_trip(suite);
+    bad_loads(suite);
+}
+
+fn round_trip(suite: &mut Suite) {
+    let mut vm = Vm::new(code!("mov ecx, 0xc0000102", "rdmsr"));
+    put(ENTRY_LOAD, 0, KERNEL_GS_BASE, 0x1111);
+    put(ENTRY_LOAD, 1, LSTAR, 0x2222);
+    put(STORE, 0, KERNEL_GS_BASE, 0);
+    put(STORE, 1, LSTAR, 0);
+    put(EXIT_LOAD, 0, KERNEL_GS_BASE, 0x3333);
+    put(EXIT_LOAD, 1, LSTAR, 0x4444);
+    vm.set(ENTRY_MSR_LOAD_COUNT, 2).set(EXIT_MSR_STORE_COUNT, 2).set(EXIT_MSR_LOAD_COUNT, 2);
+    let verdict = vm.run();
+    suite.case("round-trip", format_args!("{verdict} rax={:#x}", vm.registers.rax));
+    suite.case("stored", format_args!("{:#x} {:#x}", MSR_AREAS.get(STORE + 1), MSR_AREAS.get(STORE + 3)));
+    let host = [KERNEL_GS_BASE, LSTAR].map(|msr| rdmsr(msr as u32).unwrap_or(0));
+    suite.case("loaded-by-exit", format_args!("{host:x?}"));
+    vm.set(EXIT_MSR_LOAD_COUNT, 0)
+        .set(ENTRY_MSR_LOAD_COUNT, 0)
+        .set(GUEST_RIP, code!("mov ecx, 0xc0000102", "mov eax, 0x5555", "xor edx, edx", "wrmsr"));
+    let verdict = vm.run();
+    suite.case("stored-after-wrmsr", format_args!("{verdict} {:#x}", MSR_AREAS.get(STORE + 1)));
+    for (name, msr) in [
+        ("efer", 0xc000_0080_u64),
+        ("pat", 0x277),
+        ("sysenter-cs", 0x174),
+        ("star", 0xc000_0081),
+        ("fs-base", 0xc000_0100),
+        ("apic-base", 0x1b),
+    ] {
+        let mut vm = Vm::new(code!("nop"));
+        put(STORE, 0, msr, 0);
+        vm.set(EXIT_MSR_STORE_COUNT, 1);
+        let verdict = vm.run();
+
+        let value = MSR_AREAS.get(STORE + 1);
+        suite.case(format_args!("store-{name}"), format_args!("{verdict} {value:#x}"));
+    }
+    for msr in [KERNEL_GS_BASE, LSTAR] {
+        let _ = wrmsr(msr as u32, 0);
+    }
+}
+
+/// Entries that VM entry rejects: exit reason 34, the qualification is the number of the entry.
+fn bad_loads(suite: &mut Suite) {
+    let entries: &[(&str, u64, u64)] = &[
+        ("fs-base", 0xc000_0100, 0),
+        ("gs-base", 0xc000_0101, 0),
+        ("reserved", 1 << 32 | KERNEL_GS_BASE, 0),
+        ("reserved-high", 1 << 63 | KERNEL_GS_BASE, 0),
+        ("x2apic-tpr", 0x808, 0),
+        ("x2apic-last", 0x8ff, 0),
+        ("smm-monitor-ctl", 0x9b, 0),
+        ("smbase", 0x9e, 0),
+        ("microcode-update", 0x79, 0),
+        ("microcode-revision", 0x8b, 0),
+        ("non-canonical", KERNEL_GS_BASE, 1 << 47),
+        ("efer-reserved", 0xc000_0080, 1 << 1),
+        ("efer-without-lma", 0xc000_0080, 0),
+        ("pat-reserved", 0x277, 2),
+        ("debugctl-reserved", 0x1d9, 1 << 20),
+        ("vmx-basic", 0x480, 0),
+        ("feature-control", 0x3a, 5),
+        ("sysenter-cs", 0x174, 8),
+        ("sysenter-esp-non-canonical", 0x175, 1 << 47),
+        ("kernel-gs-base", KERNEL_GS_BASE, 0x1234),
+    ];
+    for &(name, msr, value) in entries {
+        for position in [0, 1, 3] {
+            let mut vm = Vm::new(code!("mov ecx, 0xc0000102", "rdmsr"));
+            let _ = wrmsr(LSTAR as u32, 0);
+            for index in 0..5 {
+                put(ENTRY_LOAD, index, LSTAR, 0x100 + index as u64);
+            }
+            put(ENTRY_LOAD, position, msr, value);
+            vm.set(ENTRY_MSR_LOAD_COUNT, 5);
+            let verdict = vm.run();
+            // Loads before the bad one stay.
+            let lstar = rdmsr(LSTAR as u32).unwrap_or(0);
+            suite.case(format_args!("entry-load-{name}-at-{position}"), format_args!("{verdict} lstar={lstar:#x}"));
+        }
+    }
+    let _ = wrmsr(LSTAR as u32, 0);
+    let _ = wrmsr(KERNEL_GS_BASE as u32, 0);
+}

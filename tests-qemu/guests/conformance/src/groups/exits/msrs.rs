@@ -1,0 +1,95 @@
+//! RDMSR and WRMSR with bitmaps (SDM 26.1.3, 25.6.9).
+
+use shadow::controls::Primary;
+use shadow::fields::*;
+
+use super::case;
+use super::others::user;
+use crate::code;
+use crate::memory::MSR_BITMAPS;
+use crate::output::Suite;
+use crate::vm::Vm;
+
+/// All of them.
+pub fn run(suite: &mut Suite) {
+    let (read, write) = (code!("rdmsr"), code!("wrmsr"));
+    // IA32_SYSENTER_CS, the edges of the ranges, IA32_STAR, IA32_EFER, IA32_FS_BASE, IA32_KERNEL_GS_BASE.
+    let msrs = [
+        0x174,
+        0,
+        0x1fff,
+        0x2000,
+        0xbfff_ffff,
+        0xc000_0081,
+        0xc000_0080,
+        0xc000_0100,
+        0xc000_0102,
+        0xc000_1fff,
+        0xc000_2000,
+        0xffff_ffff,
+    ];
+    for msr in msrs {
+        for (name, code, half) in [("rdmsr", read, 0), ("wrmsr", write, 2048)] {
+            case(suite, format_args!("{name}-{msr:#x}-no-bitmap"), code, |vm| {
+                prepare(vm, msr);
+                vm.clear(PRIMARY_CONTROLS, Primary::USE_MSR_BITMAPS.bits());
+            });
+            case(suite, format_args!("{name}-{msr:#x}-cpl-3"), code, |vm| {
+                prepare(vm, msr);
+                user(vm);
+            });
+            case(suite, format_args!("{name}-{msr:#x}-bit"), code, |vm| {
+                prepare(vm, msr);
+                set_bit(msr, half);
+            });
+            case(suite, format_args!("{name}-{msr:#x}-other-bit"), code, |vm| {
+                prepare(vm, msr);
+                set_bit(msr, 2048 - half);
+            });
+        }
+    }
+    // Without an exit: what is read back, and the fields of the VMCS that are MSRs.
+    for msr in [0x174, 0x175, 0x176, 0xc000_0100, 0xc000_0101, 0xc000_0102, 0xc000_0081, 0x277] {
+        for value in [0, 0x1234, 1 << 47] {
+            let mut vm = Vm::new(code!("wrmsr", "rdmsr"));
+            vm.registers.rcx = msr;
+            (vm.registers.rax, vm.registers.rdx) = (value & 0xffff_ffff, value >> 32);
+            let verdict = vm.run();
+            let (rax, rdx) = (vm.registers.rax, vm.registers.rdx);
+            let fields =
+                [vm.get(GUEST_SYSENTER_ESP), vm.get(GUEST_SYSENTER_EIP), vm.get(GUEST_FS_BASE), vm.get(GUEST_GS_BASE)];
+            let cs = vm.get(GUEST_SYSENTER_CS);
+            suite.case(
+                format_args!("msr-{msr:#x}-value-{value:#x}"),
+                format_args!("{verdict} rax={rax:#x} rdx={rdx:#x} cs={cs:#x} {fields:x?}"),
+            );
+        }
+    }
+    capabilities(suite);
+}
+
+/// The MSRs that the host keeps to itself, let through by the bitmap.
+fn capabilities(suite: &mut Suite) {
+    for msr in (0x480..0x494).chain([0x3a, 0x9b]) {
+        case(suite, format_args!("write-capability-{msr:#x}"), code!("wrmsr"), |vm| prepare(vm, msr));
+    }
+    for msr in [0x485, 0x486, 0x487, 0x488, 0x489, 0x3a] {
+        let mut vm = Vm::new(code!("rdmsr"));
+        prepare(&mut vm, msr);
+        let verdict = vm.run();
+        suite.case(format_args!("read-capability-{msr:#x}"), format_args!("{verdict} rax={:#x}", vm.registers.rax));
+    }
+}
+
+fn prepare(vm: &mut Vm, msr: u64) {
+    vm.registers.rcx = msr;
+    // What EFER holds already; harmless elsewhere.
+    vm.registers.rax = if msr == 0xc000_0080 { 0xd00 } else { 0 };
+}
+
+/// The bit of an MSR, in the half for reading or for writing; MSRs outside the ranges have none.
+fn set_bit(msr: u64, half: usize) {
+    let range = if msr >> 30 == 3 { 1024 } else { 0 };
+    let bit = (msr & 0x1fff) as usize;
+    MSR_BITMAPS.set_byte(half + range + bit / 8, 1 << (bit % 8));
+}
