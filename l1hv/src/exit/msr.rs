@@ -1,6 +1,7 @@
 //! The MSRs that the host keeps to itself, for the guest hypervisor and for nested guests alike: [`shadow::msr::host_owns`] lists them.
 
 use ept::Gpa;
+use shadow::VmxCaps;
 use shadow::msr::*;
 use shadow::outcome::Fault;
 
@@ -13,7 +14,7 @@ const FEATURE_CONTROL: u64 = 1 << 0 | 1 << 2;
 
 /// RDMSR.
 pub fn rdmsr(vcpu: &mut Vcpu) -> Action {
-    match read_for_guest(vcpu, vcpu.ecx()) {
+    match read_for_guest(&vcpu.offered, vcpu.ecx()) {
         Ok(value) => {
             vcpu.set_edx_eax(value);
             Action::Advance
@@ -31,10 +32,10 @@ pub fn wrmsr(vcpu: &mut Vcpu) -> Action {
 }
 
 /// What a guest reads from an MSR.
-pub fn read_for_guest(vcpu: &Vcpu, msr: u32) -> Result<u64, Fault> {
+pub fn read_for_guest(offered: &VmxCaps, msr: u32) -> Result<u64, Fault> {
     let value = match msr {
         IA32_FEATURE_CONTROL => Some(FEATURE_CONTROL),
-        _ if VMX_CAPABILITIES.contains(&msr) => vcpu.offered.msr(msr),
+        _ if VMX_CAPABILITIES.contains(&msr) => offered.msr(msr),
         _ => machine::try_read(msr),
     };
     value.ok_or(Fault::GeneralProtection)

@@ -6,8 +6,7 @@ use shadow::controls::{EntryControls, Secondary};
 use shadow::exit::ExitReason;
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
-use shadow::merge::{self, Inherited, Surroundings};
-use shadow::msr::Access;
+use shadow::merge::{self, Inherited, MsrEntry, Surroundings};
 use shadow::outcome::{Failure, InsnError};
 use shadow::vmcs12::LaunchState;
 use shadow::{FieldSet, Vmcs12};
@@ -15,6 +14,7 @@ use shadow::{FieldSet, Vmcs12};
 use super::reflect::reflect_failed_entry;
 use super::{msr_bitmap, paging};
 use crate::arch::vmx::{Invvpid, invvpid};
+use crate::exit::read_for_guest;
 use crate::vcpu::{Level, VPID01, VPID02, Vcpu};
 
 /// Enters, or fails as the instruction does. After an entry failure of the late kind the guest hypervisor runs again, at its exit handler.
@@ -155,15 +155,18 @@ fn copy_msr_areas(vcpu: &mut Vcpu, counts: AreaCounts) {
     let store = Gpa(vmcs12.get(EXIT_MSR_STORE_ADDRESS));
     let nested = &mut vcpu.nested;
     nested.entry_load_count =
-        match merge::copy_in(&vcpu.memory, load, counts.entry_load, Access::Write, nested.entry_load.entries) {
+        match merge::copy_in(&vcpu.memory, load, counts.entry_load, merge::is_loadable, nested.entry_load.entries) {
             Ok(()) => counts.entry_load,
             Err(merge::AreaError(number)) => {
                 merge::poison(nested.entry_load.entries, number);
                 number.min(merge::MSR_AREA_ENTRIES as u64) as u32
             }
         };
+    let offered = &vcpu.offered;
+    // Storing an MSR that cannot be read would abort the host's own exit: such an entry aborts the guest hypervisor's, when that comes.
+    let is_storable = |entry: &MsrEntry| entry.reserved == 0 && read_for_guest(offered, entry.index).is_ok();
     nested.exit_store =
-        merge::copy_in(&vcpu.memory, store, counts.exit_store, Access::Read, nested.exit_store_area.entries)
+        merge::copy_in(&vcpu.memory, store, counts.exit_store, is_storable, nested.exit_store_area.entries)
             .map(|()| counts.exit_store);
 }
 

@@ -38,7 +38,7 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) {
 /// RDMSR or WRMSR that the guest hypervisor lets through and the host does not.
 fn host_msr(vcpu: &mut Vcpu, reason: ExitReason) {
     let outcome = if reason == ExitReason::RDMSR {
-        read_for_guest(vcpu, vcpu.ecx()).map(|value| vcpu.set_edx_eax(value))
+        read_for_guest(&vcpu.offered, vcpu.ecx()).map(|value| vcpu.set_edx_eax(value))
     } else {
         write_for_guest(vcpu, vcpu.ecx(), vcpu.edx_eax())
     };

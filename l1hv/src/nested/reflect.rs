@@ -8,13 +8,14 @@ use shadow::exit::{ExitReason, InterruptionInfo};
 use shadow::fields::*;
 use shadow::host_load::{LeftBehind, VmxAbort, load_host_state};
 use shadow::hw::VmcsAccess;
-use shadow::merge;
-use shadow::msr::Access;
+use shadow::merge::{self, MsrEntry};
+use shadow::msr::{Access, host_owns};
 use shadow::sync::{save_exit_info, save_guest_state};
 use shadow::vmcs12::write_abort_indicator;
 
 use super::injection;
 use crate::arch::vmx::{Invvpid, invvpid};
+use crate::exit::read_for_guest;
 use crate::stop::{StopReason, stop};
 use crate::vcpu::{Level, VPID01, VPID02, Vcpu};
 
@@ -93,7 +94,13 @@ fn leave(vcpu: &mut Vcpu, reason: ExitReason) {
         Ok(0) => (),
         Ok(count) => {
             let area = Gpa(vmcs12.get(EXIT_MSR_STORE_ADDRESS));
-            merge::copy_out(&vcpu.memory, area, &vcpu.nested.exit_store_area.entries[..count as usize]);
+            let stored = &vcpu.nested.exit_store_area.entries[..count as usize];
+            // The processor has stored its own value of an MSR that the host emulates.
+            let value = |entry: &MsrEntry| match host_owns(entry.index, Access::Read) {
+                true => read_for_guest(&vcpu.offered, entry.index).unwrap_or(0),
+                false => entry.value,
+            };
+            merge::copy_out(&vcpu.memory, area, stored, value);
         }
         Err(_) => abort(vcpu, VmxAbort::SavingGuestMsrs),
     }
@@ -139,7 +146,7 @@ fn load_host_msrs(vcpu: &mut Vcpu) -> Result<(), VmxAbort> {
         return Ok(());
     }
     let area = Gpa(vmcs12.get(EXIT_MSR_LOAD_ADDRESS));
-    merge::copy_in(&vcpu.memory, area, count, Access::Write, vcpu.nested.exit_load.entries)
+    merge::copy_in(&vcpu.memory, area, count, merge::is_loadable, vcpu.nested.exit_load.entries)
         .map_err(|_| VmxAbort::LoadingHostMsrs)?;
     vcpu.vmcs.vmcs01().write(ENTRY_MSR_LOAD_COUNT, count);
     vcpu.nested.loading_host_msrs = true;

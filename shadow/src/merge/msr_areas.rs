@@ -29,13 +29,13 @@ const ENTRY_BYTES: u64 = 16;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AreaError(pub u64);
 
-/// Copies an area from the guest hypervisor's memory. An entry that only the host may process, or one beyond the room, is an error;
-/// the entries before it have been copied.
+/// Copies an area from the guest hypervisor's memory. An entry that `accept` refuses, or one beyond the room, is an error; the entries before
+/// it have been copied.
 pub fn copy_in(
     memory: &impl GuestMemory,
     address: Gpa,
     count: u32,
-    access: Access,
+    accept: impl Fn(&MsrEntry) -> bool,
     copy: &mut [MsrEntry; MSR_AREA_ENTRIES],
 ) -> Result<(), AreaError> {
     for number in 0..count as usize {
@@ -45,7 +45,7 @@ pub fn copy_in(
         let words = u128::from_le_bytes(bytes);
         let entry = MsrEntry { index: words as u32, reserved: (words >> 32) as u32, value: (words >> 64) as u64 };
         let slot = copy.get_mut(number).ok_or(AreaError(number as u64 + 1))?;
-        if host_owns(entry.index, access) {
+        if !accept(&entry) {
             return Err(AreaError(number as u64 + 1));
         }
         *slot = entry;
@@ -60,11 +60,16 @@ pub fn poison(copy: &mut [MsrEntry; MSR_AREA_ENTRIES], number: u64) {
     copy[slot] = MsrEntry { index: crate::msr::IA32_FS_BASE, ..MsrEntry::default() };
 }
 
-/// Copies the values that the processor stored to the area in the guest hypervisor's memory.
-pub fn copy_out(memory: &impl GuestMemory, address: Gpa, stored: &[MsrEntry]) {
+/// Whether the processor may load an MSR from a copy: the host keeps its own from being written.
+pub const fn is_loadable(entry: &MsrEntry) -> bool {
+    !host_owns(entry.index, Access::Write)
+}
+
+/// Copies values to the area in the guest hypervisor's memory: `value` gives that of an entry that the processor has stored.
+pub fn copy_out(memory: &impl GuestMemory, address: Gpa, stored: &[MsrEntry], value: impl Fn(&MsrEntry) -> u64) {
     const VALUE_OFFSET: u64 = 8;
     for (number, entry) in stored.iter().enumerate() {
-        memory.write_u64(address + number as u64 * ENTRY_BYTES + VALUE_OFFSET, entry.value);
+        memory.write_u64(address + number as u64 * ENTRY_BYTES + VALUE_OFFSET, value(entry));
     }
 }
 
@@ -86,10 +91,10 @@ mod tests {
         let (memory, mut copy) = (FakeMemory::new(0x4000), [MsrEntry::default(); MSR_AREA_ENTRIES]);
         put(&memory, 0, 0xc000_0081, 7);
         put(&memory, 1, 0xc000_0082, 8);
-        copy_in(&memory, AREA, 2, Access::Write, &mut copy).unwrap();
+        copy_in(&memory, AREA, 2, is_loadable, &mut copy).unwrap();
         assert_eq!(copy[1], MsrEntry { index: 0xc000_0082, reserved: 0, value: 8 });
         copy[1].value = 9;
-        copy_out(&memory, AREA, &copy[..2]);
+        copy_out(&memory, AREA, &copy[..2], |entry| entry.value);
         assert_eq!(memory.read_u64(AREA + 24), 9);
         assert_eq!(memory.read_u32(AREA + 16), 0xc000_0082);
     }
@@ -98,8 +103,8 @@ mod tests {
     fn an_msr_of_the_host_and_an_entry_too_many_are_refused_by_number() {
         let (memory, mut copy) = (FakeMemory::new(0x4000), [MsrEntry::default(); MSR_AREA_ENTRIES]);
         put(&memory, 1, IA32_VMX_BASIC, 0);
-        assert_eq!(copy_in(&memory, AREA, 2, Access::Write, &mut copy), Err(AreaError(2)));
+        assert_eq!(copy_in(&memory, AREA, 2, is_loadable, &mut copy), Err(AreaError(2)));
         put(&memory, 1, 0, 0);
-        assert_eq!(copy_in(&memory, AREA, 513, Access::Write, &mut copy), Err(AreaError(513)));
+        assert_eq!(copy_in(&memory, AREA, 513, is_loadable, &mut copy), Err(AreaError(513)));
     }
 }
