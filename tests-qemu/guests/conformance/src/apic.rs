@@ -33,14 +33,6 @@ pub fn interrupt_self(vector: u8) {
     write(ICR, SELF | ASSERT | u32::from(vector));
 }
 
-/// Sends an NMI to this processor: physical destination 0.
-pub fn nmi_self() {
-    const ICR_HIGH: u64 = 0x310;
-    const NMI_ASSERT: u32 = 4 << 8 | 1 << 14;
-    write(ICR_HIGH, 0);
-    write(ICR, NMI_ASSERT);
-}
-
 /// Ends the interrupt in service.
 pub fn end_of_interrupt() {
     write(EOI, 0);

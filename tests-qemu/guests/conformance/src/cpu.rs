@@ -69,8 +69,8 @@ pub fn invvpid(kind: u64, descriptor: [u64; 2]) -> Outcome {
     attempt!("invvpid {kind}, [{operand}]"; kind = in(reg) kind, operand = in(reg) &raw const descriptor)
 }
 
-macro_rules! register {
-    ($read:ident, $write:ident, $name:literal) => {
+macro_rules! read_register {
+    ($read:ident, $name:literal) => {
         #[doc = concat!("Reads ", $name, ".")]
         pub fn $read() -> u64 {
             let value;
@@ -78,7 +78,11 @@ macro_rules! register {
             unsafe { asm!(concat!("mov {}, ", $name), out(reg) value, options(nomem, nostack, preserves_flags)) };
             value
         }
+    };
+}
 
+macro_rules! write_register {
+    ($write:ident, $name:literal) => {
         #[doc = concat!("Writes ", $name, ".")]
         pub fn $write(value: u64) -> Outcome {
             attempt!(concat!("mov ", $name, ", {value}"), "test rsp, rsp"; value = in(reg) value)
@@ -86,16 +90,14 @@ macro_rules! register {
     };
 }
 
-register!(cr0, set_cr0, "cr0");
-register!(cr2, set_cr2, "cr2");
-register!(cr3, set_cr3, "cr3");
-register!(cr4, set_cr4, "cr4");
-register!(dr7, set_dr7, "dr7");
-
-/// CPUID.
-pub fn cpuid(leaf: u32, subleaf: u32) -> core::arch::x86_64::CpuidResult {
-    core::arch::x86_64::__cpuid_count(leaf, subleaf)
-}
+read_register!(cr0, "cr0");
+read_register!(cr2, "cr2");
+read_register!(cr4, "cr4");
+read_register!(dr7, "dr7");
+write_register!(set_cr0, "cr0");
+write_register!(set_cr3, "cr3");
+write_register!(set_cr4, "cr4");
+write_register!(set_dr7, "dr7");
 
 #[repr(C, packed)]
 struct TablePointer {

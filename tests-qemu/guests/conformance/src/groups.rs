@@ -1,5 +1,6 @@
 //! The registry of cases.
 
+mod apic_accesses;
 mod caps;
 mod entry_controls;
 mod entry_events;
@@ -38,6 +39,7 @@ pub const ALL: &[Group] = &[
     ("exits", exits::run),
     ("events", events::run),
     ("ept", ept::run),
+    ("apic-accesses", apic_accesses::run),
 ];
 
 /// Code for the nested guest: its address. It ends with VMCALL, an exit whatever the controls say.
@@ -51,6 +53,9 @@ macro_rules! code {
         code as *const () as u64
     }};
 }
+
+/// What a case changes of a VMCS that enters.
+type Change = fn(&mut Vm);
 
 /// A nested guest at `code` with something changed: how its entry ends.
 fn enter(code: u64, change: impl FnOnce(&mut Vm)) -> Verdict {

@@ -17,6 +17,7 @@
 #![no_std]
 #![no_main]
 #![allow(unsafe_code, reason = "the image consists of privileged instructions")]
+#![allow(clippy::macro_metavars_in_unsafe, reason = "what attempt! takes are instructions and their operands")]
 
 mod apic;
 mod cpu;

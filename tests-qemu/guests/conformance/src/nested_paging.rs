@@ -63,8 +63,8 @@ pub fn reset() -> u64 {
     GUEST_PDPT.set(5, GUEST_LINEAR_PD.address() | GUEST_TABLE);
     GUEST_LINEAR_PD.set(0, GUEST_PT.address() | GUEST_TABLE);
     for page in 0..WINDOW_PAGES {
-        WINDOW_PT.set(page, PAGES.address() + page as u64 * 4096 | LEAF);
-        GUEST_PT.set(page, WINDOW + page as u64 * 4096 | GUEST_TABLE);
+        WINDOW_PT.set(page, (PAGES.address() + page as u64 * 4096) | LEAF);
+        GUEST_PT.set(page, (WINDOW + page as u64 * 4096) | GUEST_TABLE);
     }
     eptp()
 }
@@ -82,7 +82,7 @@ fn large_pages() {
         LOW_PD.set(index, (index as u64) << 21 | LARGE | LEAF);
     }
     for index in 0..4 {
-        GUEST_PDPT.set(index, GUEST_PDS.address() + index as u64 * 4096 | GUEST_TABLE);
+        GUEST_PDPT.set(index, (GUEST_PDS.address() + index as u64 * 4096) | GUEST_TABLE);
     }
     for index in 0..2048 {
         GUEST_PDS.set(index, (index as u64) << 21 | LARGE | GUEST_TABLE);

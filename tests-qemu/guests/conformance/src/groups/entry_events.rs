@@ -6,7 +6,7 @@ use core::fmt;
 use shadow::fields::*;
 
 use super::entry_guest::protected;
-use super::{as_it_is, enter, flip};
+use super::{Change, as_it_is, enter, flip};
 use crate::code;
 use crate::output::Suite;
 use crate::vm::{Verdict, Vm};
@@ -18,7 +18,7 @@ const KINDS: [&str; 8] =
 
 /// All of them.
 pub fn run(suite: &mut Suite) {
-    let modes: [(&str, fn(&mut Vm)); 2] = [("", as_it_is), ("protected-", protected)];
+    let modes: [(&str, Change); 2] = [("", as_it_is), ("protected-", protected)];
     for (mode, prepare) in modes {
         for (kind, name) in (0..).zip(KINDS) {
             for error in [0, WITH_ERROR_CODE] {

@@ -5,7 +5,7 @@ use shadow::Field;
 use shadow::controls::{EntryControls, Secondary};
 use shadow::fields::*;
 
-use super::{as_it_is, enter, flip, values};
+use super::{Change, as_it_is, enter, flip, values};
 use crate::code;
 use crate::memory::{CODE_32, OTHER_VMCS, SPARE, VMCS, VMXON};
 use crate::nested_paging;
@@ -21,7 +21,7 @@ const CR0_PE: u64 = 1;
 pub fn run(suite: &mut Suite) {
     control_registers(suite);
     msrs(suite);
-    let modes: [(&str, fn(&mut Vm)); 4] =
+    let modes: [(&str, Change); 4] =
         [("", as_it_is), ("protected-", protected), ("virtual-8086-", virtual_8086), ("restricted-", restricted)];
     for (mode, prepare) in modes {
         segments(suite, mode, prepare);

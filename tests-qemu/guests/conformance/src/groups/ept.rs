@@ -212,7 +212,7 @@ fn guest_walk(suite: &mut Suite) {
                     let mut vm = Vm::new(code);
                     vm.or(EPT_POINTER, dirty);
                     for index in 0..WINDOW_PAGES {
-                        let entry = WINDOW + index as u64 * 4096 | 7 | guest_flags;
+                        let entry = (WINDOW + index as u64 * 4096) | 7 | guest_flags;
                         PAGES.set(GUEST_PT_PAGE * 512 + index, entry);
                     }
                     guest_linear_table(WINDOW + GUEST_PT_PAGE as u64 * 4096);
@@ -259,7 +259,8 @@ fn invalidation(suite: &mut Suite) {
     let code = code!("mov rax, 0x40001008", "mov rcx, [rax]");
     PAGES.set(512 + 1, 0x1111);
     PAGES.set(2 * 512 + 1, 0x2222);
-    let ways: [(&str, fn() -> Outcome); 2] = [("single", || invept(1, [eptp(), 0])), ("global", || invept(2, [0; 2]))];
+    type Invalidate = fn() -> Outcome;
+    let ways: [(&str, Invalidate); 2] = [("single", || invept(1, [eptp(), 0])), ("global", || invept(2, [0; 2]))];
     for (way, invalidate) in ways {
         for vpid in [false, true] {
             let mut vm = Vm::new(code);
@@ -272,7 +273,7 @@ fn invalidation(suite: &mut Suite) {
                 format_args!("invept-{way}-vpid-{vpid}-first"),
                 format_args!("{first} rcx={:#x}", vm.registers.rcx),
             );
-            WINDOW_PT.set(TARGET, PAGES.address() + 0x2000 | LEAF);
+            WINDOW_PT.set(TARGET, (PAGES.address() + 0x2000) | LEAF);
             let _ = invalidate();
             let second = vm.rerun();
             suite.case(
@@ -310,7 +311,7 @@ fn vpids(suite: &mut Suite) {
         let _ = invvpid(2, [0; 2]);
         let first = vm.run();
         suite.case(format_args!("invvpid-{kind:?}-first"), format_args!("{first} rcx={:#x}", vm.registers.rcx));
-        GUEST_PT.set(TARGET, WINDOW + 0x2000 | 7);
+        GUEST_PT.set(TARGET, (WINDOW + 0x2000) | 7);
         if let Some(kind) = kind {
             let _ = invvpid(kind, [5, LINEAR + 0x1000]);
         }

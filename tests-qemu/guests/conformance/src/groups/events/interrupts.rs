@@ -3,6 +3,7 @@
 use shadow::controls::{ExitControls, Pin, Primary};
 use shadow::fields::*;
 
+use super::super::Change;
 use super::{Delivered, IF, virtual_nmis};
 use crate::apic;
 use crate::code;
@@ -41,7 +42,7 @@ fn pending(suite: &mut Suite) {
         for flags in [0, IF] {
             for block in [0, 1, 2] {
                 for activity in [0, 1] {
-                    if block != 0 && flags == 0 || activity != 0 && block != 0 {
+                    if block != 0 && (flags == 0 || activity != 0) {
                         continue;
                     }
                     let mut vm = Vm::new(code!("nop", "nop", "nop"));
@@ -99,7 +100,6 @@ fn nmis(suite: &mut Suite) {
         ),
         ("hlt", code!("mov eax, 0xfee00300", "mov dword ptr [rax + 0x10], 0", "mov dword ptr [rax], 0x4400", "hlt")),
     ];
-    type Change = fn(&mut Vm);
     let ways: [(&str, Change); 3] = [
         ("delivered", |_| ()),
         ("exiting", |vm| _ = vm.or(PIN_CONTROLS, Pin::NMI_EXITING.bits())),

@@ -97,7 +97,6 @@ fn restore_pages(entries: [u64; 4]) {
     for (index, entry) in (1..).zip(entries) {
         GUEST_PT.set(index, entry);
     }
-    debug_assert!(LINEAR == 0x1_4000_0000);
 }
 
 /// Exits while an event is delivered: the IDT entry is not mapped by EPT12 or is bad.
@@ -114,7 +113,7 @@ fn vectoring(suite: &mut Suite) {
             ("not-in-ept", 1 << 34, 0xfff),
             ("in-ept-hole", LINEAR + 0x8000, 0xfff),
         ] {
-            for bitmap in [0, 1 << 8, 1 << 13 | 1 << 14, u32::MAX & !0x4a] {
+            for bitmap in [0, 1 << 8, 1 << 13 | 1 << 14, !0x4a] {
                 case(suite, format_args!("vectoring-{name}-{place}-bitmap-{bitmap:#x}"), code, |vm| {
                     vm.set(EXCEPTION_BITMAP, bitmap).set(GUEST_IDTR_BASE, base).set(GUEST_IDTR_LIMIT, limit);
                 });
