@@ -19,6 +19,8 @@ pub static RECOVERY_RSP: AtomicU64 = AtomicU64::new(0);
 static VECTOR: AtomicU32 = AtomicU32::new(0);
 static ERROR_CODE: AtomicU32 = AtomicU32::new(0);
 static CR2: AtomicU64 = AtomicU64::new(0);
+/// RIP of the last fault or trap.
+static RIP: AtomicU64 = AtomicU64::new(0);
 /// The last interrupt or NMI, `1 << 31 | vector`.
 static INTERRUPT: AtomicU32 = AtomicU32::new(0);
 
@@ -117,6 +119,7 @@ extern "C" fn handle_exception(frame: &mut Frame) {
     const RFLAGS_CF_ZF_TF_IF: u64 = 1 | 1 << 6 | 1 << 8 | 1 << 9;
     if frame.vector == NMI || frame.vector >= 32 {
         INTERRUPT.store(HAPPENED | frame.vector as u32, Relaxed);
+        RIP.store(frame.rip, Relaxed);
         if frame.vector >= 32 {
             apic::end_of_interrupt();
         }
@@ -130,12 +133,18 @@ extern "C" fn handle_exception(frame: &mut Frame) {
     VECTOR.store(HAPPENED | frame.vector as u32, Relaxed);
     ERROR_CODE.store(frame.error_code as u32, Relaxed);
     CR2.store(cpu::cr2(), Relaxed);
+    RIP.store(frame.rip, Relaxed);
     frame.rip = recovery;
     frame.rflags &= !RFLAGS_CF_ZF_TF_IF;
     let rsp = RECOVERY_RSP.swap(0, Relaxed);
     if rsp != 0 {
         (frame.cs, frame.ss, frame.rsp) = (memory::CODE.into(), memory::DATA.into(), rsp);
     }
+}
+
+/// Where the last fault or trap was.
+pub fn last_rip() -> u64 {
+    RIP.load(Relaxed)
 }
 
 /// Opens a window for interrupts; the vector of the one that came.

@@ -13,6 +13,7 @@ mod fields;
 mod insn;
 mod operands;
 mod outside;
+mod stepping;
 
 use core::fmt;
 
@@ -32,6 +33,7 @@ pub const ALL: &[Group] = &[
     ("fields", fields::run),
     ("insn", insn::run),
     ("operands", operands::run),
+    ("stepping", stepping::run),
     ("entry-controls", entry_controls::run),
     ("entry-host", entry_host::run),
     ("entry-guest", entry_guest::run),
