@@ -99,6 +99,7 @@ fn repaired(vcpu: &mut Vcpu, qualification: Qualification) {
 
 /// INVEPT of the guest hypervisor, for one EPTP12 or for all.
 pub fn drop_translations(vcpu: &mut Vcpu, eptp12: Option<Eptp>) {
+    vcpu.nested.violation = None;
     let dropped = match eptp12 {
         Some(eptp12) => vcpu.nested.paging.invalidate(&mut vcpu.tables, eptp12),
         None => vcpu.nested.paging.invalidate_all(&mut vcpu.tables),

@@ -12,6 +12,8 @@ use crate::vcpu::Vcpu;
 
 /// The current VMCS12 has changed, perhaps to none: vmcs02 gets what the guest hypervisor accesses there, and vmcs01 is linked to it.
 pub fn bind_current(vcpu: &mut Vcpu) {
+    // Whatever the guest hypervisor did about it was for another nested guest.
+    vcpu.nested.violation = None;
     let live = *vcpu.nested.permissions.live();
     if live.is_empty() {
         return;
