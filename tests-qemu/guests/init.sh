@@ -1,19 +1,24 @@
 #!/bin/sh
 # Init of the guest hypervisor. The kernel command line says what to do:
 #   l1hv.ept=0|1   the ept parameter of kvm-intel; without it KVM's own default
-#   l1hv.run=WORK  boot-only, payload, linux, or demo (payload and linux)
+#   l1hv.run=WORK  boot-only, payload, linux, demo (payload and linux), or nest (a guest hypervisor with this
+#                  init and work of its own)
+#   l1hv.end=reset resets the machine at the end, where there is no power to switch off
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mount -t debugfs debug /sys/kernel/debug
 vmm mark init
+echo "init: $(grep -c ^processor /proc/cpuinfo) cpu, $(grep MemTotal: /proc/meminfo)"
 
 work=boot-only
+end=power-off
 kvm_parameters=
 nested_arguments=
 for word in $(cat /proc/cmdline); do
     case $word in
         l1hv.run=*) work=${word#*=} ;;
+        l1hv.end=*) end=${word#*=} ;;
         l1hv.ept=*) kvm_parameters=ept=${word#*=} ;;
         tsc_early_khz=*) nested_arguments=$word ;;
     esac
@@ -38,17 +43,20 @@ run_payload() {
 
 run_linux() {
     echo always > /sys/kernel/mm/transparent_hugepage/enabled
-    vmm linux /nested/bzImage /nested/initrd $(cat /nested/arguments) $nested_arguments
+    vmm linux "$(cat /nested/memory)" /nested/bzImage /nested/initrd $(cat /nested/arguments) $nested_arguments
 }
 
 case $work in
     boot-only) ;;
     payload) start_kvm && run_payload ;;
-    linux) start_kvm && run_linux ;;
+    linux | nest) start_kvm && run_linux ;;
     demo) start_kvm && run_payload && run_linux ;;
-    *) echo "init: l1hv.run=$work is none of boot-only, payload, linux, demo" ;;
+    *) echo "init: l1hv.run=$work is none of boot-only, payload, linux, demo, nest" ;;
 esac
 status=$?
 vmm stats
 echo "L1HV-RESULT {\"kind\":\"exit\",\"status\":$status}"
-poweroff -f
+case $end in
+    reset) reboot -f ;;
+    *) poweroff -f ;;
+esac

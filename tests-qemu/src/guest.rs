@@ -27,6 +27,19 @@ const APPLETS: &[&str] = &["sh", "mount", "cat", "grep", "insmod", "poweroff", "
 const NESTED_ARGUMENTS: &str = "console=ttyS0 reboot=p panic=-1 pci=off acpi=off noapic i8042.noaux i8042.nokbd \
      no_timer_check tsc=reliable mitigations=off nopti random.trust_cpu=on 8250.nr_uarts=1 quiet";
 
+/// Memory of a nested Linux.
+const NESTED_MEMORY_MIB: u32 = 256;
+
+/// Memory of a guest hypervisor that runs under KVM.
+const GUEST_HYPERVISOR_MEMORY_MIB: u32 = 768;
+
+/// A Linux that the guest hypervisor boots.
+struct NestedLinux {
+    initrd: Vec<u8>,
+    arguments: String,
+    memory_mib: u32,
+}
+
 /// What the guest hypervisor does before it switches the machine off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
@@ -38,6 +51,9 @@ pub enum Work {
     Linux,
     /// Runs the payload, then boots Linux.
     Demo,
+    /// Boots a guest hypervisor of the same kernel, which does what [`Work::Demo`] says: KVM is then the
+    /// nesting hypervisor.
+    Nest,
 }
 
 impl Work {
@@ -47,11 +63,12 @@ impl Work {
             Self::Payload => "payload",
             Self::Linux => "linux",
             Self::Demo => "demo",
+            Self::Nest => "nest",
         }
     }
 
     fn nests_linux(self) -> bool {
-        matches!(self, Self::Linux | Self::Demo)
+        matches!(self, Self::Linux | Self::Demo | Self::Nest)
     }
 }
 
@@ -135,11 +152,26 @@ impl Plan<'_> {
             initrd.file(&path, 0o644, &module.content);
         }
         if self.work.nests_linux() {
+            let nested = self.nested(provisioned, programs)?;
             initrd.copy("nested/bzImage", 0o644, &self.kernel.image)?;
-            initrd.file("nested/initrd", 0o644, &base(&provisioned.busybox, NESTED_INIT)?.finish());
-            initrd.file("nested/arguments", 0o644, NESTED_ARGUMENTS.as_bytes());
+            initrd.file("nested/initrd", 0o644, &nested.initrd);
+            initrd.file("nested/arguments", 0o644, nested.arguments.as_bytes());
+            initrd.file("nested/memory", 0o644, nested.memory_mib.to_string().as_bytes());
         }
         Ok(initrd.finish())
+    }
+
+    fn nested(&self, provisioned: &Provisioned, programs: &GuestPrograms) -> Result<NestedLinux> {
+        if self.work != Work::Nest {
+            let initrd = base(&provisioned.busybox, NESTED_INIT)?.finish();
+            return Ok(NestedLinux { initrd, arguments: NESTED_ARGUMENTS.to_owned(), memory_mib: NESTED_MEMORY_MIB });
+        }
+        let inner = Plan { work: Work::Demo, ..*self };
+        Ok(NestedLinux {
+            initrd: inner.file_system(provisioned, programs)?,
+            arguments: format!("{NESTED_ARGUMENTS} l1hv.run={} l1hv.{} l1hv.end=reset", inner.work.name(), self.ept),
+            memory_mib: GUEST_HYPERVISOR_MEMORY_MIB,
+        })
     }
 }
 

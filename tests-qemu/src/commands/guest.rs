@@ -54,6 +54,7 @@ enum WorkChoice {
     Payload,
     Linux,
     Demo,
+    Nest,
 }
 
 impl From<WorkChoice> for Work {
@@ -63,6 +64,7 @@ impl From<WorkChoice> for Work {
             WorkChoice::Payload => Self::Payload,
             WorkChoice::Linux => Self::Linux,
             WorkChoice::Demo => Self::Demo,
+            WorkChoice::Nest => Self::Nest,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use tests_qemu::guest::{KvmEpt, Work};
 use tests_qemu::machine::{Boot, FirmwareVmx, Machine, Module};
 use tests_qemu::protocol::KERNEL_STARTS;
@@ -16,6 +16,8 @@ pub fn tests() -> Vec<Test> {
     vec![
         Test { name: "linux_boots_under_l1hv_with_1_percent_more_instructions_at_most", run: cost_of_boot },
         Test { name: "linux_6_12_boots_under_l1hv", run: linux_6_12_boots },
+        Test { name: "linux_gets_one_of_two_processors_and_the_log_says_so", run: two_processors },
+        Test { name: "linux_gets_the_memory_above_2_gib_too", run: much_memory },
         Test { name: "vmx_that_the_firmware_left_unlocked_is_used", run: unlocked_feature_control },
         Test { name: "a_multiboot_guest_gets_its_command_line_and_modules", run: multiboot_guest },
     ]
@@ -49,6 +51,27 @@ fn cost_of_boot(context: &Context, name: &str) -> Result<()> {
 
 fn linux_6_12_boots(context: &Context, name: &str) -> Result<()> {
     boot_only(context, name, "6.12").map(|_| ())
+}
+
+fn two_processors(context: &Context, name: &str) -> Result<()> {
+    let guest = context.guest_hypervisor("6.1", Work::BootOnly, KvmEpt::On)?;
+    let machine = Machine { cpus: 2, ..context.bochs(name, guest.under(context.host(""))) };
+    let finished = context.run(&machine)?;
+    finished.must_have_done(&[])?;
+    finished.console_must_say("init: 1 cpu,")?;
+    finished.debug_must_say("the machine has 2 processors: l1hv and its guest run on one of them")
+}
+
+fn much_memory(context: &Context, name: &str) -> Result<()> {
+    let guest = context.guest_hypervisor("6.1", Work::BootOnly, KvmEpt::On)?;
+    let machine = Machine { memory_mib: 3000, ..context.bochs(name, guest.under(context.host(""))) };
+    let finished = context.run(&machine)?;
+    finished.must_have_done(&[])?;
+    let line = finished.console.iter().find(|line| line.contains("MemTotal:")).context("init names no memory")?;
+    let kib: u64 = line.split_whitespace().rev().nth(1).context("no number")?.parse()?;
+    // The kernel keeps some for itself, and l1hv its documented 32 MiB and 1/256.
+    ensure!(kib > 2850 * 1024, "{line}");
+    Ok(())
 }
 
 /// Firmware that leaves the choice to the operating system leaves it to l1hv.

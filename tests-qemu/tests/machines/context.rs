@@ -139,6 +139,13 @@ impl Finished {
         Ok(())
     }
 
+    /// Fails unless a line of the debug stream contains `text`.
+    pub fn debug_must_say(&self, text: &str) -> Result<()> {
+        let says = self.debug.iter().any(|line| line.contains(text));
+        ensure!(says, "the debug stream never says \"{text}\"\n{}", self.last_words());
+        Ok(())
+    }
+
     /// The emulator's counters at the mark called `name`.
     pub fn counters_at(&self, name: &str) -> Result<&Counters> {
         self.transcript.counters_at(name).with_context(|| format!("no counters at {name}\n{}", self.last_words()))

@@ -74,14 +74,14 @@ fn no_guest_image(context: &Context, name: &str) -> Result<()> {
 fn not_an_image(context: &Context, name: &str) -> Result<()> {
     let image = file(context, "not-an-image", &[0xa5; 64 * 1024])?;
     let machine = context.bochs(name, with_guest(context, vec![Module::new(image)]));
-    context.run(&machine)?.must_stop("bad-image", "")
+    context.run(&machine)?.must_stop("bad-image", "neither a Linux bzImage nor a multiboot 1 image")
 }
 
 fn truncated_kernel(context: &Context, name: &str) -> Result<()> {
     let kernel = fs::read(&context.provisioned.kernel("6.1")?.image)?;
     let image = file(context, "truncated-kernel", &kernel[..4096])?;
     let machine = context.bochs(name, with_guest(context, vec![Module::new(image)]));
-    context.run(&machine)?.must_stop("bad-image", "")
+    context.run(&machine)?.must_stop("bad-image", "ends within its kernel")
 }
 
 fn bad_option(context: &Context, name: &str) -> Result<()> {
@@ -102,6 +102,6 @@ fn triple_fault(context: &Context, name: &str) -> Result<()> {
     let kernel = &context.provisioned.kernel("6.1")?.image;
     let guest = Module::with_args(kernel, linux::default_args(Emulator::Bochs, DEFAULT_IPS));
     let finished = context.run(&context.bochs(name, with_guest(context, vec![guest])))?;
-    finished.must_stop("triple-fault", "")?;
+    finished.must_stop("triple-fault", "the guest hypervisor triple-faulted at 0x10:0xffffffff")?;
     finished.console_must_say("Kernel panic")
 }

@@ -33,6 +33,12 @@ pub const TOUCH_BASE: u64 = 0x0400_0000;
 /// Distance of these pages: KVM maps up to eight neighbours of a faulting page.
 pub const TOUCH_STRIDE: u64 = 0x8000;
 
+/// Pages for the second first-touch measure, likewise.
+pub const COUNTED_TOUCH_BASE: u64 = 0x0600_0000;
+
+/// Name of the emulator's marks around operation 0; the last character counts up.
+pub const COUNT_MARK: &[u8; 11] = b"payload-op0";
+
 /// The VMM's answer to `input`.
 pub const fn answer(input: u32) -> u32 {
     input.wrapping_mul(0x9e37_79b1) ^ 0x5bd1_e995

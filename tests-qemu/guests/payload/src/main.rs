@@ -10,14 +10,16 @@
 
 mod abi;
 mod instructions;
+#[path = "../../mark.rs"]
+mod mark;
 
 use core::panic::PanicInfo;
 
 use abi::{
-    CPUID_LEAF, CPUID_SUBLEAVES, EXIT_PORT, MMIO_ANSWER, MMIO_STORE, OPERATIONS, PIO_PORT, REPEATS, SAMPLES_PORT,
-    Sample, TOUCH_BASE, TOUCH_STRIDE, answer,
+    COUNT_MARK, COUNTED_TOUCH_BASE, CPUID_LEAF, CPUID_SUBLEAVES, EXIT_PORT, MMIO_ANSWER, MMIO_STORE, OPERATIONS,
+    PIO_PORT, REPEATS, SAMPLES_PORT, Sample, TOUCH_BASE, TOUCH_STRIDE, answer,
 };
-use instructions::{cpuid, halt, inl, load, outl, rdmsr, rdtsc, store, vmcall, wrmsr};
+use instructions::{count, cpuid, halt, inl, load, outl, rdmsr, rdtsc, store, vmcall, wrmsr};
 
 /// IA32_MCG_STATUS: KVM intercepts it and keeps what is written.
 const INTERCEPTED_MSR: u32 = 0x17a;
@@ -59,6 +61,15 @@ pub extern "C" fn _start() -> ! {
         sample(8, |n| timed(|| load(TOUCH_BASE + u64::from(n) * TOUCH_STRIDE) == answer(n))),
     ];
     const { assert!(OPERATIONS.len() == 9) };
+    counted(0, |n| _ = cpuid(CPUID_LEAF, n % CPUID_SUBLEAVES));
+    counted(1, |n| _ = vmcall(HYPERCALL, u64::from(n)));
+    counted(2, |_| _ = rdmsr(INTERCEPTED_MSR));
+    counted(3, |n| wrmsr(INTERCEPTED_MSR, u64::from(n)));
+    counted(4, |n| outl(PIO_PORT, n));
+    counted(5, |_| _ = inl(PIO_PORT));
+    counted(6, |n| store(MMIO_STORE, n));
+    counted(7, |_| _ = load(MMIO_ANSWER));
+    counted(8, |n| _ = load(COUNTED_TOUCH_BASE + u64::from(n) * TOUCH_STRIDE));
     outl(SAMPLES_PORT, (&raw const samples).addr() as u32);
     outl(EXIT_PORT, samples.len() as u32);
     halt()
@@ -83,6 +94,19 @@ fn sample(operation: u32, once: impl Fn(u32) -> (u64, bool)) -> Sample {
     }
     ticks.sort_unstable();
     Sample { operation, right, median: ticks[REPEATS / 2], minimum: ticks[0] }
+}
+
+/// Repeats `once` and nothing else, with a mark before each and after the last: what the emulator counts
+/// between two marks is one operation.
+fn counted(operation: u8, once: impl Fn(u32)) {
+    let mut name = *COUNT_MARK;
+    name[COUNT_MARK.len() - 1] += operation;
+    let name = mark::words(&name);
+    for n in 0..REPEATS as u32 {
+        count(name);
+        once(n);
+    }
+    count(name);
 }
 
 #[panic_handler]

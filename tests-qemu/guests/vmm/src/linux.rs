@@ -14,8 +14,6 @@ use crate::kvm::{Interrupts, Vm};
 use crate::serial::{self, Serial};
 use crate::{cpu, report};
 
-const MEMORY: u64 = 256 << 20;
-
 /// What the nested guest's init prints first.
 const INIT_LINE: &str = "L1HV-NESTED-INIT";
 
@@ -48,12 +46,12 @@ const CMOS_DATA: u16 = 0x71;
 const RESET_CONTROL: u16 = 0xcf9;
 const RESET_CPU: u8 = 1 << 2;
 
-/// Boots `kernel` with `initrd`; fails unless its init said so and then asked for a reset.
-pub fn run(kernel: &Path, initrd: &Path, arguments: &str) -> Result<()> {
+/// Boots `kernel` with `initrd` in `memory` bytes; fails unless its init said so and then asked for a reset.
+pub fn run(memory: u64, kernel: &Path, initrd: &Path, arguments: &str) -> Result<()> {
     let read = |file: &Path| std::fs::read(file).with_context(|| format!("cannot read {}", file.display()));
     let (kernel, initrd) = (read(kernel)?, read(initrd)?);
-    let mut vm = Vm::new(MEMORY, Interrupts::InKernel)?;
-    let load_address = load(&vm, &kernel, &initrd, arguments)?;
+    let mut vm = Vm::new(memory, Interrupts::InKernel)?;
+    let load_address = load(&vm, memory, &kernel, &initrd, arguments)?;
     let cpuid = vm.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
     vm.vcpu.set_cpuid2(&cpuid).context("KVM_SET_CPUID2")?;
     vm.enter_long_mode(kvm_regs { rip: load_address + ENTRY_64, rsi: ZERO_PAGE, ..Default::default() })?;
@@ -69,7 +67,7 @@ pub fn run(kernel: &Path, initrd: &Path, arguments: &str) -> Result<()> {
 }
 
 /// Puts kernel, initrd, command line and zero page into memory; returns the kernel's address.
-fn load(vm: &Vm, kernel: &[u8], initrd: &[u8], arguments: &str) -> Result<u64> {
+fn load(vm: &Vm, memory: u64, kernel: &[u8], initrd: &[u8], arguments: &str) -> Result<u64> {
     ensure!(kernel.get(HEADER_MAGIC..HEADER_MAGIC + 4) == Some(b"HdrS"), "not a bzImage");
     ensure!(kernel[EXTENDED_LOAD_FLAGS] & KERNEL_64 != 0, "the kernel has no 64-bit entry point");
     let setup_sectors = match kernel[SETUP_HEADER] {
@@ -79,7 +77,7 @@ fn load(vm: &Vm, kernel: &[u8], initrd: &[u8], arguments: &str) -> Result<u64> {
     let body = kernel.get((setup_sectors + 1) * SECTOR..).context("truncated bzImage")?;
     let preferred: [u8; 8] = kernel[PREFERRED_ADDRESS..PREFERRED_ADDRESS + 8].try_into()?;
     let load_address = u64::from_le_bytes(preferred);
-    let initrd_address = (MEMORY - initrd.len() as u64) & !0xfff;
+    let initrd_address = (memory - initrd.len() as u64) & !0xfff;
 
     let mut page = [0_u8; 4096];
     let header_end = HEADER_MAGIC + usize::from(kernel[SETUP_HEADER_LENGTH]);
@@ -90,7 +88,7 @@ fn load(vm: &Vm, kernel: &[u8], initrd: &[u8], arguments: &str) -> Result<u64> {
     put(RAMDISK_ADDRESS, initrd_address as u32);
     put(RAMDISK_SIZE, initrd.len() as u32);
     put(COMMAND_LINE_POINTER, COMMAND_LINE as u32);
-    for (index, (base, end)) in [(0, LOW_MEMORY_END), (HIGH_MEMORY, MEMORY)].into_iter().enumerate() {
+    for (index, (base, end)) in [(0, LOW_MEMORY_END), (HIGH_MEMORY, memory)].into_iter().enumerate() {
         let entry = E820_TABLE + index * 20;
         put(entry, base as u32);
         put(entry + 8, (end - base) as u32);

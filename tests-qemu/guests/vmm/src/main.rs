@@ -1,10 +1,10 @@
 //! A small VMM on KVM, the init system's helper in the guest hypervisor.
 //!
 //! ```text
-//!   vmm payload FILE                       runs the bare-metal payload, reports each operation
-//!   vmm linux KERNEL INITRD [ARGUMENTS]    boots a bzImage until its init has asked for a reset
-//!   vmm mark NAME                          prints NAME with the time-stamp counter
-//!   vmm stats                              asks l1hv for its statistics; nothing elsewhere
+//!   vmm payload FILE                         runs the bare-metal payload, reports each operation
+//!   vmm linux MIB KERNEL INITRD [ARGUMENTS]  boots a bzImage until its init has asked for a reset
+//!   vmm mark NAME                            prints NAME with the time-stamp counter
+//!   vmm stats                                asks l1hv for its statistics; nothing elsewhere
 //! ```
 //!
 //! Results are lines `L1HV-RESULT {json}`; the exit status is 0 only if all work was done.
@@ -20,7 +20,7 @@ mod serial;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -37,8 +37,9 @@ fn main() -> ExitCode {
 fn dispatch(args: &[&str]) -> Result<()> {
     match args {
         ["payload", file] => payload::run(Path::new(file)),
-        ["linux", kernel, initrd, arguments @ ..] => {
-            linux::run(Path::new(kernel), Path::new(initrd), &arguments.join(" "))
+        ["linux", mib, kernel, initrd, arguments @ ..] => {
+            let mib: u64 = mib.parse().context("the memory is a number of MiB")?;
+            linux::run(mib << 20, Path::new(kernel), Path::new(initrd), &arguments.join(" "))
         }
         ["mark", name] => {
             report::mark(name);

@@ -12,11 +12,12 @@ use crate::kvm::{Interrupts, Vm};
 use crate::{elf, report};
 
 #[path = "../../payload/src/abi.rs"]
+#[expect(dead_code, reason = "the names of the marks are the payload's and the runner's")]
 mod abi;
 
 use abi::{
-    CPUID_LEAF, CPUID_SUBLEAVES, EXIT_PORT, MMIO_ANSWER, MMIO_STORE, OPERATIONS, PIO_PORT, REPEATS, SAMPLES_PORT,
-    Sample, TOUCH_BASE, TOUCH_STRIDE, answer,
+    COUNTED_TOUCH_BASE, CPUID_LEAF, CPUID_SUBLEAVES, EXIT_PORT, MMIO_ANSWER, MMIO_STORE, OPERATIONS, PIO_PORT, REPEATS,
+    SAMPLES_PORT, Sample, TOUCH_BASE, TOUCH_STRIDE, answer,
 };
 
 const MEMORY: u64 = 128 << 20;
@@ -35,9 +36,11 @@ pub fn run(file: &Path) -> Result<()> {
     let image = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let mut vm = Vm::new(MEMORY, Interrupts::Absent)?;
     let rip = elf::load(&image, &vm.memory)?;
-    for n in 0..REPEATS as u32 {
-        let page = GuestAddress(TOUCH_BASE + u64::from(n) * TOUCH_STRIDE);
-        vm.memory.write_obj(answer(n), page)?;
+    for base in [TOUCH_BASE, COUNTED_TOUCH_BASE] {
+        for n in 0..REPEATS as u32 {
+            let page = GuestAddress(base + u64::from(n) * TOUCH_STRIDE);
+            vm.memory.write_obj(answer(n), page)?;
+        }
     }
     vm.vcpu.set_cpuid2(&cpuid()?).context("KVM_SET_CPUID2")?;
     vm.enter_long_mode(kvm_regs { rip, rsp: STACK_TOP, ..Default::default() })?;
