@@ -112,6 +112,11 @@ impl Entry {
         Self(self.0 & !Rights::ALL.0 | rights.0)
     }
 
+    /// The same entry with the accessed and dirty flags set.
+    pub const fn with_dirty(self) -> Self {
+        Self(self.0 | Self::ACCESSED | Self::DIRTY)
+    }
+
     /// Its rights.
     pub const fn rights(self) -> Rights {
         Rights::from_bits(self.0)

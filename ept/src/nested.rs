@@ -175,7 +175,10 @@ fn compose(above: &Translation, below: &Mapping, address: NestedGpa) -> (Entry, 
     let gpa = above.page + address.offset_in(above.size);
     let hpa = Hpa(below.leaf.address()).align_down(below.size) + gpa.offset_in(below.size);
     let rights = above.rights.and(below.leaf.rights());
-    (Entry::leaf(hpa.align_down(size).0, size, rights, above.memory_type, above.ignore_pat), size)
+    let leaf = Entry::leaf(hpa.align_down(size).0, size, rights, above.memory_type, above.ignore_pat);
+    // PML logs a page when its dirty flag becomes set. A page that is dirty in EPT12 was logged already; one that this access makes dirty
+    // is left clean here, so that the processor, which tries again, sets the flag and logs it.
+    (if above.was_dirty { leaf.with_dirty() } else { leaf }, size)
 }
 
 fn empty(tables: &mut impl TableMemory, root: Hpa) {

@@ -25,6 +25,8 @@ pub struct Translation {
     pub memory_type: MemoryType,
     /// The leaf's ignore-PAT bit.
     pub ignore_pat: bool,
+    /// The leaf's dirty flag was set before this access, or there is none.
+    pub was_dirty: bool,
 }
 
 /// Why there is none.
@@ -94,6 +96,7 @@ pub fn walk(
         rights: granted,
         memory_type: leaf.memory_type(),
         ignore_pat: leaf.ignores_pat(),
+        was_dirty: !eptp.accessed_dirty() || leaf.is_dirty(),
     })
 }
 

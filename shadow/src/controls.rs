@@ -65,8 +65,8 @@ control_word! {
         VIRTUAL_NMIS = 5, FromGuest;
         /// Activate VMX-preemption timer.
         ACTIVATE_PREEMPTION_TIMER = 6, FromGuest;
-        /// Process posted interrupts. Hidden: virtual-interrupt delivery, which it needs, is.
-        PROCESS_POSTED_INTERRUPTS = 7, Hidden;
+        /// Process posted interrupts.
+        PROCESS_POSTED_INTERRUPTS = 7, FromGuest;
     }
 }
 
@@ -132,7 +132,7 @@ control_word! {
         /// Enable RDTSCP.
         ENABLE_RDTSCP = 3, FromGuest;
         /// Virtualize x2APIC mode.
-        VIRTUALIZE_X2APIC_MODE = 4, Hidden;
+        VIRTUALIZE_X2APIC_MODE = 4, FromGuest;
         /// Enable VPID: the nested guest has one of the host's choice.
         ENABLE_VPID = 5, Forced;
         /// WBINVD exiting.
@@ -140,9 +140,9 @@ control_word! {
         /// Unrestricted guest.
         UNRESTRICTED_GUEST = 7, FromGuest;
         /// APIC-register virtualization.
-        APIC_REGISTER_VIRTUALIZATION = 8, Hidden;
+        APIC_REGISTER_VIRTUALIZATION = 8, FromGuest;
         /// Virtual-interrupt delivery.
-        VIRTUAL_INTERRUPT_DELIVERY = 9, Hidden;
+        VIRTUAL_INTERRUPT_DELIVERY = 9, FromGuest;
         /// PAUSE-loop exiting.
         PAUSE_LOOP_EXITING = 10, FromGuest;
         /// RDRAND exiting.
@@ -157,8 +157,8 @@ control_word! {
         ENCLS_EXITING = 15, Hidden;
         /// RDSEED exiting.
         RDSEED_EXITING = 16, FromGuest;
-        /// Enable PML. Hidden: ept02's dirty bits are not EPT12's.
-        ENABLE_PML = 17, Hidden;
+        /// Enable PML. ept02's dirty flags follow EPT12's, so that the processor logs what it would log on EPT12.
+        ENABLE_PML = 17, FromGuest;
         /// EPT-violation #VE. Hidden: an ept02 violation is not yet an EPT12 violation.
         EPT_VIOLATION_VE = 18, Hidden;
         /// Conceal VMX from PT.

@@ -111,6 +111,24 @@ fn a_spent_budget_drops_translations_and_goes_on() {
 }
 
 #[test]
+fn a_page_is_clean_in_ept02_only_for_the_write_that_makes_it_dirty_in_ept12() {
+    let mut machine = Machine::new(64);
+    let flagged = Eptp::new(0x1000, true);
+    machine.guest.set(0x4000, 0, 0x9037);
+    let eptp02 = machine.activate(flagged);
+    let mut dirty_after = |access| {
+        let address = NestedGpa(1 << 30);
+        let (fill, _) =
+            machine.nested.fill(&mut machine.tables, &mut machine.guest, machine.ept01, flagged, address, access);
+        assert_eq!(fill, Fill::Mapped);
+        lookup(&machine.tables, Hpa(eptp02.root()), address.0).map(|found| (found.leaf.rights(), found.leaf.is_dirty()))
+    };
+    assert_eq!(dirty_after(READ), Some((Rights::READ.or(Rights::EXECUTE), false)));
+    assert_eq!(dirty_after(WRITE), Some((Rights::ALL, false)), "the processor sets it, and logs");
+    assert_eq!(dirty_after(READ), Some((Rights::ALL, true)), "logged already");
+}
+
+#[test]
 fn the_least_recently_used_root_makes_room() {
     let mut machine = Machine::new(64);
     let first = machine.activate(EPTP12);

@@ -121,6 +121,27 @@ fn apic(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
         require(is_page(caps, vmcs12.get(APIC_ACCESS_ADDRESS)), "APIC-access address")?;
         require(!secondary.contains(Secondary::VIRTUALIZE_X2APIC_MODE), "APIC accesses and x2APIC mode")?;
     }
+    virtual_interrupts(words, vmcs12, caps)
+}
+
+/// Virtual-interrupt delivery and posted interrupts. The processor repeats the check of the notification vector.
+fn virtual_interrupts(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
+    const DESCRIPTOR_ALIGNMENT: u64 = 64;
+    let delivery = words.secondary.contains(Secondary::VIRTUAL_INTERRUPT_DELIVERY);
+    require(
+        !delivery || words.pin.contains(Pin::EXTERNAL_INTERRUPT_EXITING),
+        "virtual-interrupt delivery without external-interrupt exiting",
+    )?;
+    if words.pin.contains(Pin::PROCESS_POSTED_INTERRUPTS) {
+        require(delivery, "posted interrupts without virtual-interrupt delivery")?;
+        require(
+            words.exit.contains(ExitControls::ACKNOWLEDGE_INTERRUPT),
+            "posted interrupts without acknowledge interrupt on exit",
+        )?;
+        let descriptor = vmcs12.get(POSTED_INTERRUPT_DESCRIPTOR_ADDRESS);
+        let aligned = descriptor.is_multiple_of(DESCRIPTOR_ALIGNMENT) && caps.is_physical(descriptor);
+        require(aligned, "posted-interrupt descriptor address")?;
+    }
     Ok(())
 }
 
@@ -132,6 +153,10 @@ fn paging(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
     let with_ept = secondary.contains(Secondary::ENABLE_EPT);
     if with_ept {
         require(eptp_is_valid(caps, vmcs12.get(EPT_POINTER)), "EPTP")?;
+    }
+    if secondary.contains(Secondary::ENABLE_PML) {
+        require(with_ept, "PML without EPT")?;
+        require(is_page(caps, vmcs12.get(PML_ADDRESS)), "PML address")?;
     }
     require(with_ept || !secondary.contains(Secondary::UNRESTRICTED_GUEST), "unrestricted guest without EPT")
 }
@@ -238,6 +263,41 @@ mod tests {
         controls(&vmcs12, &caps, &memory)
     }
 
+    #[test]
+    fn virtual_interrupts_need_what_they_build_on() {
+        let delivering = |pin: Pin, exit: ExitControls, descriptor| {
+            verdict(|v| {
+                with_secondary(v, Secondary::VIRTUAL_INTERRUPT_DELIVERY);
+                with_primary(v, Primary::USE_TPR_SHADOW);
+                v.set(VIRTUAL_APIC_ADDRESS, 0x1000);
+                v.set(PIN_CONTROLS, v.get(PIN_CONTROLS) | pin.bits());
+                v.set(EXIT_CONTROLS, v.get(EXIT_CONTROLS) | exit.bits());
+                v.set(POSTED_INTERRUPT_DESCRIPTOR_ADDRESS, descriptor);
+            })
+        };
+        let (external, posted) = (Pin::EXTERNAL_INTERRUPT_EXITING, Pin::PROCESS_POSTED_INTERRUPTS);
+        assert!(delivering(Pin::empty(), ExitControls::empty(), 0).is_err());
+        assert_eq!(delivering(external, ExitControls::empty(), 0), Ok(()));
+        assert!(delivering(external | posted, ExitControls::empty(), 0x40).is_err());
+        assert_eq!(delivering(external | posted, ExitControls::ACKNOWLEDGE_INTERRUPT, 0x40), Ok(()));
+        assert!(delivering(external | posted, ExitControls::ACKNOWLEDGE_INTERRUPT, 0x20).is_err());
+        assert!(verdict(|v| v.set(PIN_CONTROLS, v.get(PIN_CONTROLS) | (external | posted).bits())).is_err());
+    }
+
+    #[test]
+    fn pml_needs_ept_and_a_page() {
+        let logging = |bits, address| {
+            verdict(|v| {
+                with_secondary(v, bits);
+                v.set(EPT_POINTER, 0x1e);
+                v.set(PML_ADDRESS, address);
+            })
+        };
+        assert_eq!(logging(Secondary::ENABLE_PML | Secondary::ENABLE_EPT, 0x1000), Ok(()));
+        assert_eq!(logging(Secondary::ENABLE_PML | Secondary::ENABLE_EPT, 0x1008), Err(Violation("PML address")));
+        assert_eq!(logging(Secondary::ENABLE_PML, 0x1000), Err(Violation("PML without EPT")));
+    }
+
     fn with_primary(vmcs12: &mut Vmcs12, bits: Primary) {
         vmcs12.set(PRIMARY_CONTROLS, vmcs12.get(PRIMARY_CONTROLS) | bits.bits());
     }
@@ -257,7 +317,7 @@ mod tests {
         for (field, bit) in [(PIN_CONTROLS, 1), (PRIMARY_CONTROLS, 1), (EXIT_CONTROLS, 0), (ENTRY_CONTROLS, 0)] {
             assert!(verdict(|v| v.set(field, v.get(field) & !(1 << bit))).is_err(), "{:?}", field.id());
         }
-        assert!(verdict(|v| with_secondary(v, Secondary::ENABLE_PML)).is_err(), "a hidden control is reserved");
+        assert!(verdict(|v| with_secondary(v, Secondary::EPT_VIOLATION_VE)).is_err(), "a hidden control is reserved");
         assert!(verdict(|v| v.set(SECONDARY_CONTROLS, u32::MAX)).is_ok(), "not looked at unless activated");
     }
 
