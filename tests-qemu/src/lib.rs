@@ -6,6 +6,7 @@
 //!   initrd      the guest hypervisor's root file system
 //!   machine     a boot ISO, an emulated machine, two streams of lines, an `Outcome`
 //!   protocol    what l1hv, the guests and the runner say to each other
+//!   bench       what nesting costs, counted by the emulator, on three systems side by side
 //!   demo        all of it, with progress and a table at the end
 //!   conformance the same image on the bare machine and under l1hv, compared case by case
 //! ```
@@ -16,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 pub mod baseline;
+pub mod bench;
 pub mod build;
 pub mod command;
 pub mod commands;

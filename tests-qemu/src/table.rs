@@ -1,21 +1,30 @@
-//! Tables for people: a first column of names, then numbers.
+//! Tables for people: columns of names, then numbers.
 
 /// A table under construction.
 #[derive(Debug, Clone)]
 pub struct Table {
     rows: Vec<Vec<String>>,
+    /// Columns of names, which are aligned to the left.
+    names: usize,
 }
 
 impl Table {
     /// A table with these headings.
     pub fn new(headings: &[&str]) -> Self {
-        Self { rows: vec![headings.iter().map(|&heading| heading.to_owned()).collect()] }
+        Self { rows: vec![headings.iter().map(|&heading| heading.to_owned()).collect()], names: 1 }
     }
 
     /// Adds a row; `None` is a value that there is not.
     pub fn row(&mut self, name: &str, numbers: impl IntoIterator<Item = Option<u64>>) {
-        let cells = numbers.into_iter().map(|number| number.map_or("-".to_owned(), grouped));
-        self.rows.push(std::iter::once(name.to_owned()).chain(cells).collect());
+        self.row_of(&[name], numbers);
+    }
+
+    /// Adds a row with as many names as all other rows.
+    pub fn row_of(&mut self, names: &[&str], numbers: impl IntoIterator<Item = Option<u64>>) {
+        self.names = names.len();
+        let names = names.iter().map(|&name| name.to_owned());
+        let numbers = numbers.into_iter().map(|number| number.map_or("-".to_owned(), grouped));
+        self.rows.push(names.chain(numbers).collect());
     }
 
     /// The table as text, one line per row.
@@ -25,9 +34,8 @@ impl Table {
         let widths: Vec<usize> = (0..columns).map(width).collect();
         let mut text = String::new();
         for (index, row) in self.rows.iter().enumerate() {
-            let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| match column {
-                0 => format!("{cell:<width$}"),
-                _ => format!("{cell:>width$}"),
+            let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| {
+                if column < self.names { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
             });
             text.push_str(&format!("  {}\n", cells.collect::<Vec<_>>().join("  ")));
             if index == 0 {

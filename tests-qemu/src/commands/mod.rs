@@ -1,5 +1,6 @@
 //! The command line.
 
+mod bench;
 mod conformance;
 mod demo;
 mod guest;
@@ -39,6 +40,8 @@ enum CliCommand {
     /// Show each level coming up, run nested guests, print what their exits cost.
     #[command(after_help = STATUSES)]
     Demo(demo::Args),
+    /// Count what nested exits and boots cost: bare machine, l1hv and KVM side by side.
+    BenchNested(bench::Args),
     /// Compare what a guest hypervisor observes under l1hv and on the bare machine, case by case.
     Conformance(conformance::Args),
     /// Fetch and build what the machines need.
@@ -89,6 +92,7 @@ fn dispatch(command: CliCommand) -> anyhow::Result<u8> {
             println!("QEMU: {}", provisioned.qemu.display());
             Ok(0)
         }
+        CliCommand::BenchNested(args) => bench::run(&args, &layout, &progress),
         CliCommand::Conformance(args) => conformance::run(&args, &layout, &progress),
         CliCommand::Demo(args) => demo::run(&args, &layout, &progress),
         CliCommand::Guest(args) => guest::run(&args, &layout, &progress),

@@ -1,0 +1,189 @@
+//! From marks to measurements.
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::counters::{CountMark, Counters};
+use crate::protocol::KERNEL_STARTS;
+use crate::transcript::Transcript;
+
+#[path = "../../guests/payload/src/abi.rs"]
+#[expect(dead_code, reason = "ports and addresses are the payload's and its VMM's")]
+mod abi;
+
+use abi::{COUNT_MARK, OPERATIONS, REPEATS};
+
+/// What one operation costs on one system; an object of `--json`.
+///
+/// "Host" is the lowest hypervisor, and so are the counts of its instructions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measurement {
+    /// `bare`, `l1hv` or `kvm`.
+    pub system: String,
+    /// Who runs the nested guest.
+    pub guest_hypervisor: String,
+    /// What was done.
+    pub operation: String,
+    /// Instructions of all levels.
+    pub instructions: u64,
+    /// Of these, those in VMX root operation.
+    pub host_instructions: u64,
+    /// VM exits that the processor made.
+    pub hardware_exits: u64,
+    /// VMREADs of the host; likewise the others.
+    pub vmread: u64,
+    /// See `vmread`.
+    pub vmwrite: u64,
+    /// See `vmread`.
+    pub vmptrld: u64,
+    /// See `vmread`.
+    pub vmclear: u64,
+    /// See `vmread`.
+    pub invept: u64,
+    /// See `vmread`.
+    pub invvpid: u64,
+    /// See `vmread`.
+    pub rdmsr: u64,
+    /// See `vmread`.
+    pub wrmsr: u64,
+}
+
+/// A number of a measurement.
+#[derive(Debug)]
+pub struct Number {
+    /// Heading of its column.
+    pub heading: &'static str,
+    /// Its value.
+    pub of: fn(&Measurement) -> u64,
+}
+
+/// All numbers, in the order of the columns.
+pub const NUMBERS: [Number; 11] = [
+    Number { heading: "instructions", of: |m| m.instructions },
+    Number { heading: "of the host", of: |m| m.host_instructions },
+    Number { heading: "exits", of: |m| m.hardware_exits },
+    Number { heading: "VMREAD", of: |m| m.vmread },
+    Number { heading: "VMWRITE", of: |m| m.vmwrite },
+    Number { heading: "VMPTRLD", of: |m| m.vmptrld },
+    Number { heading: "VMCLEAR", of: |m| m.vmclear },
+    Number { heading: "INVEPT", of: |m| m.invept },
+    Number { heading: "INVVPID", of: |m| m.invvpid },
+    Number { heading: "RDMSR", of: |m| m.rdmsr },
+    Number { heading: "WRMSR", of: |m| m.wrmsr },
+];
+
+impl Measurement {
+    /// Takes each number from `number`, which gets the way to it from the counters.
+    fn new(system: &str, operation: &str, number: impl Fn(&dyn Fn(&Counters) -> u64) -> u64) -> Self {
+        let named = |name: &'static str| number(&move |counters: &Counters| counters.get(name));
+        Self {
+            system: system.to_owned(),
+            guest_hypervisor: "linux-kvm".to_owned(),
+            operation: operation.to_owned(),
+            instructions: number(&Counters::instructions),
+            host_instructions: number(&Counters::host_instructions),
+            hardware_exits: number(&Counters::hardware_exits),
+            vmread: named("vmread"),
+            vmwrite: named("vmwrite"),
+            vmptrld: named("vmptrld"),
+            vmclear: named("vmclear"),
+            invept: named("invept"),
+            invvpid: named("invvpid"),
+            rdmsr: named("rdmsr"),
+            wrmsr: named("wrmsr"),
+        }
+    }
+}
+
+/// The payload's operations: of each number the median over all repeats, the loop's handful of
+/// instructions included.
+pub fn operations(system: &str, transcript: &Transcript) -> Result<Vec<Measurement>> {
+    OPERATIONS
+        .iter()
+        .enumerate()
+        .map(|(index, operation)| {
+            let mut mark = *COUNT_MARK;
+            mark[COUNT_MARK.len() - 1] += index as u8;
+            let mark = String::from_utf8_lossy(&mark);
+            let marks: Vec<&CountMark> = transcript.counts.iter().filter(|count| count.name == mark).collect();
+            ensure!(marks.len() == REPEATS + 1, "{system}, {operation}: {} marks of {}", marks.len(), REPEATS + 1);
+            let each: Vec<Counters> = marks.windows(2).map(|pair| &pair[1].counters - &pair[0].counters).collect();
+            Ok(Measurement::new(system, operation, |number| median(each.iter().map(number))))
+        })
+        .collect()
+}
+
+fn median(values: impl Iterator<Item = u64>) -> u64 {
+    let mut values: Vec<u64> = values.collect();
+    values.sort_unstable();
+    values[values.len() / 2]
+}
+
+/// The boots, whole: of the guest hypervisor and of its nested Linux.
+pub fn boots(system: &str, transcript: &Transcript) -> Result<[Measurement; 2]> {
+    let counts = &transcript.counts;
+    let last = |marks: &[CountMark], name: &str| marks.iter().rposition(|mark| mark.name == name);
+    let at = |index: Option<usize>, name: &str| index.with_context(|| format!("{system}: no mark \"{name}\""));
+    // With KVM below, each mark comes from each level: the guest hypervisor's is the last.
+    let init = at(last(counts, "init"), "init")?;
+    let kernel = at(last(&counts[..init], KERNEL_STARTS), KERNEL_STARTS)?;
+    let nested = at(last(counts, "nested-begin"), "nested-begin")?;
+    let nested_init = counts[nested..].iter().position(|mark| mark.name == "nested-init");
+    let nested_init = nested + at(nested_init, "nested-init")?;
+    let whole = |operation: &str, from: usize, to: usize| {
+        let difference = &counts[to].counters - &counts[from].counters;
+        Measurement::new(system, operation, |number| number(&difference))
+    };
+    Ok([whole(BOOT, kernel, init), whole(NESTED_BOOT, nested, nested_init)])
+}
+
+/// From the decompressed kernel's first steps to init.
+const BOOT: &str = "guest hypervisor's Linux, boot to init";
+
+/// From the first entry to init's first line.
+const NESTED_BOOT: &str = "nested Linux, boot to init";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::COUNT_PREFIX;
+
+    fn transcript(lines: &[&str]) -> Transcript {
+        let parse = |line: &&str| CountMark::parse(&format!("{COUNT_PREFIX}{line}")).unwrap();
+        Transcript { counts: lines.iter().map(parse).collect(), ..Transcript::default() }
+    }
+
+    #[test]
+    fn of_two_levels_the_guest_hypervisors_boot_counts() {
+        let transcript = transcript(&[
+            "efer.sce root=1 exits=",
+            "init root=2 exits=",
+            "nested-begin root=3 exits=",
+            "efer.sce root=10 exits=",
+            "init root=30 exits=",
+            "nested-begin root=100 exits=",
+            "nested-init root=400 exits=10:7",
+            "nested-init root=500 exits=10:9",
+        ]);
+        let [boot, nested] = boots("kvm", &transcript).unwrap();
+        assert_eq!(boot.instructions, 20);
+        assert_eq!((nested.instructions, nested.hardware_exits), (300, 7));
+    }
+
+    #[test]
+    fn a_timer_interrupt_does_not_change_the_median() {
+        let line = |total: u64| format!("payload-op0 root={total} exits=");
+        let mut total = 0;
+        let mut lines = vec![line(0)];
+        for n in 0..REPEATS {
+            total += if n == 7 { 5000 } else { 20 };
+            lines.push(line(total));
+        }
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        // The first operation is whole; the second has no marks, and the error says so.
+        let error = operations("l1hv", &transcript(&lines)).unwrap_err();
+        assert_eq!(error.to_string(), "l1hv, VMCALL: 0 marks of 1001");
+        let values = lines.windows(2).map(|_| 20);
+        assert_eq!(median(values), 20);
+    }
+}

@@ -1,0 +1,80 @@
+//! `cargo bench-nested`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use super::BadArgument;
+use crate::bench::{self, Bench, System, compare::compare, measure::Measurement};
+use crate::build;
+use crate::layout::Layout;
+use crate::progress::Progress;
+use crate::provision;
+
+/// Arguments of `bench-nested`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only this system; repeatable [default: all].
+    #[arg(long, value_enum)]
+    system: Vec<SystemChoice>,
+    /// Debian kernel series of every Linux.
+    #[arg(long, default_value = "6.1")]
+    series: String,
+    /// Write the measurements here, as an array of objects.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Show what changed since the run that wrote this file.
+    #[arg(long, value_name = "OLD.json")]
+    compare: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SystemChoice {
+    Bare,
+    L1hv,
+    Kvm,
+}
+
+impl From<System> for SystemChoice {
+    fn from(system: System) -> Self {
+        match system {
+            System::Bare => Self::Bare,
+            System::L1hv => Self::L1hv,
+            System::Kvm => Self::Kvm,
+        }
+    }
+}
+
+/// Measures, prints the table, writes and compares files.
+pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
+    let old = args.compare.as_deref().map(read).transpose()?;
+    let provisioned = provision::provision(layout, progress)?;
+    let programs = build::guest_programs(layout, progress)?;
+    let bench = Bench { layout, progress, provisioned: &provisioned, programs: &programs, series: &args.series };
+    let mut measurements = Vec::new();
+    for system in System::ALL {
+        if args.system.is_empty() || args.system.contains(&system.into()) {
+            measurements.extend(bench.measure(system)?);
+        }
+    }
+    println!("\nPer operation: medians of 1,000; boots: totals. \"Host\" is the lowest hypervisor.\n");
+    print!("{}", bench::table(&measurements));
+    if let Some(file) = &args.json {
+        let text = serde_json::to_string_pretty(&measurements)? + "\n";
+        fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    if let Some(old) = &old {
+        println!("\nAgainst the older run\n");
+        print!("{}", compare(old, &measurements));
+    }
+    Ok(0)
+}
+
+/// The measurements of an older run; a file that holds none is a bad argument.
+fn read(file: &Path) -> Result<Vec<Measurement>> {
+    let text = fs::read_to_string(file).map_err(|error| error.to_string());
+    text.and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string()))
+        .map_err(|error| BadArgument(format!("--compare {}: {error}", file.display())).into())
+}
