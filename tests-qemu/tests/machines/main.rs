@@ -6,6 +6,7 @@
 mod boot;
 mod cli;
 mod context;
+mod cost;
 mod nesting;
 mod stops;
 
@@ -17,7 +18,7 @@ use context::{Context, Test};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let tests = [cli::tests(), boot::tests(), stops::tests(), nesting::tests()].concat();
+    let tests = [cli::tests(), boot::tests(), stops::tests(), nesting::tests(), cost::tests()].concat();
     let trials = tests.into_iter().map(trial).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
