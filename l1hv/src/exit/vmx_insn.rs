@@ -1,6 +1,6 @@
 //! The VMX instructions of the guest hypervisor: operands in, [`shadow::insn`], flags out.
 
-use shadow::check::HostMode;
+use shadow::check::{HostMode, is_fixed};
 use shadow::exit::ExitReason;
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
@@ -153,7 +153,6 @@ fn vmxon(vcpu: &mut Vcpu) -> Result<(), Failure> {
     if cr4 & CR4_VMXE == 0 {
         return Err(Fault::InvalidOpcode.into());
     }
-    let is_fixed = |value: u64, fixed0: u64, fixed1: u64| value & fixed0 == fixed0 && value & !fixed1 == 0;
     let fixed = is_fixed(cr0, caps.cr0_fixed0, caps.cr0_fixed1) && is_fixed(cr4, caps.cr4_fixed0, caps.cr4_fixed1);
     let in_root_operation = vcpu.vmx.vmxon_region.is_some();
     if cpl > 0 || !in_root_operation && !fixed {
@@ -166,22 +165,23 @@ fn vmxon(vcpu: &mut Vcpu) -> Result<(), Failure> {
     let region = read_quadword(vcpu, info)?;
     vcpu.vmx.vmxon(&vcpu.memory, &vcpu.offered, region)?;
     vcpu.nested.host_mode = if vcpu.in_ia32e_mode() { HostMode::Ia32e } else { HostMode::Legacy };
-    update_masks(vcpu);
+    update_masks(vcpu, cr0, cr4);
     Ok(())
 }
 
 fn vmxoff(vcpu: &mut Vcpu) -> Result<(), Failure> {
     privileged(vcpu)?;
+    let (cr0, cr4) = (vcpu.visible_cr0(), vcpu.visible_cr4());
     vcpu.vmx.vmxoff(&vcpu.memory, &mut StaleIn(&mut vcpu.vmcs));
     nested::bind_current(vcpu);
-    update_masks(vcpu);
+    update_masks(vcpu, cr0, cr4);
     reset::deliver_blocked_init(vcpu);
     Ok(())
 }
 
-/// VMX operation fixes more bits of CR0 than there are fixed outside it. Every bit that becomes masked has its visible value in GUEST_CR0.
-fn update_masks(vcpu: &mut Vcpu) {
-    let (cr0, cr4) = (vcpu.visible_cr0(), vcpu.visible_cr4());
+/// VMX operation fixes more bits of CR0 than there are fixed outside it. `cr0` and `cr4` are what the guest hypervisor saw before the change:
+/// the read shadow of a bit that was not masked until now is out of date.
+fn update_masks(vcpu: &mut Vcpu, cr0: u64, cr4: u64) {
     let (cr0_mask, cr4_mask) = cr::masks(vcpu);
     let mut vmcs01 = vcpu.vmcs.vmcs01();
     vmcs01.write(CR0_GUEST_HOST_MASK, cr0_mask);

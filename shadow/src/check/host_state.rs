@@ -98,7 +98,7 @@ fn address_space(vmcs12: &Vmcs12, mode: HostMode, is_64: bool) -> Check {
 }
 
 /// Whether a control register has its fixed bits (SDM A.7 and A.8).
-fn is_fixed(value: u64, fixed0: u64, fixed1: u64) -> bool {
+pub const fn is_fixed(value: u64, fixed0: u64, fixed1: u64) -> bool {
     value & fixed0 == fixed0 && value & !fixed1 == 0
 }
 

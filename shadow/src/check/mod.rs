@@ -9,7 +9,7 @@ mod host_state;
 
 pub use controls::{controls, controls_of_vmcs12, eptp_is_valid};
 pub use guest_state::{GuestStateError, guest_state, load_pdptes};
-pub use host_state::{HostMode, host_state};
+pub use host_state::{HostMode, host_state, is_fixed};
 
 /// A check that failed: which one, for the log. The guest hypervisor gets the SDM's number for the group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
