@@ -11,6 +11,9 @@ const GP: u8 = 13;
 const PF: u8 = 14;
 const NMI: u8 = 2;
 
+/// Blocking by NMI, in the interruptibility state (SDM Table 25-3).
+pub const BLOCKING_BY_NMI: u32 = 1 << 3;
+
 /// The NMI as an interruption.
 pub const NMI_INTERRUPTION: InterruptionInfo = InterruptionInfo::new(interruption_type::NMI, NMI);
 
@@ -43,7 +46,6 @@ pub fn inject_fault(vmcs: &mut impl VmcsAccess, fault: Fault) {
 pub fn redeliver(vmcs: &mut impl VmcsAccess) {
     /// IDT-vectoring information has bit 12 undefined; injection wants it 0.
     const DEFINED: u32 = !(1 << 12);
-    const BLOCKING_BY_NMI: u32 = 1 << 3;
     let interrupted = InterruptionInfo(vmcs.read(IDT_VECTORING_INFO) & DEFINED);
     if !interrupted.is_valid() {
         return;

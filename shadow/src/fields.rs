@@ -516,6 +516,9 @@ vmcs_fields! {
     HOST_SSP_TABLE: Nat Host 14, Exit(X::LOAD_CET), HostState, No;
 }
 
+/// The PDPTE fields, by number.
+pub const GUEST_PDPTES: [Field<u64>; 4] = [GUEST_PDPTE0, GUEST_PDPTE1, GUEST_PDPTE2, GUEST_PDPTE3];
+
 const ENCODINGS: [Encoding; FIELD_COUNT] = {
     let mut encodings = [Encoding(0); FIELD_COUNT];
     let mut id = 0;

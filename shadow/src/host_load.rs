@@ -4,6 +4,7 @@
 use crate::caps::VmxCaps;
 use crate::check::load_pdptes;
 use crate::controls::ExitControls;
+use crate::event::BLOCKING_BY_NMI;
 use crate::fields::*;
 use crate::hw::{GuestMemory, VmcsAccess};
 use crate::vmcs12::Vmcs12;
@@ -54,7 +55,6 @@ mod access_rights {
 const EFER_LME_LMA: u64 = 0x500;
 const CR4_PCIDE: u64 = 1 << 17;
 const CR4_PAE: u64 = 1 << 5;
-const BLOCKING_BY_NMI: u32 = 1 << 3;
 
 /// Loads the state. vmcs01 must be current.
 pub fn load_host_state(
@@ -86,7 +86,7 @@ pub fn load_host_state(
     match load_pdptes(memory, caps, vmcs12.get(HOST_CR0), vmcs12.get(HOST_CR3), cr4, is_64) {
         Ok(None) => Ok(()),
         Ok(Some(pdptes)) => {
-            for (field, entry) in [GUEST_PDPTE0, GUEST_PDPTE1, GUEST_PDPTE2, GUEST_PDPTE3].into_iter().zip(pdptes) {
+            for (field, entry) in GUEST_PDPTES.into_iter().zip(pdptes) {
                 vmcs01.write(field, entry);
             }
             Ok(())

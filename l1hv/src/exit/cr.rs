@@ -161,7 +161,7 @@ impl Vcpu {
         let loaded = shadow::check::load_pdptes(&self.memory, &self.caps, cr0, cr3, cr4, false);
         if let Some(pdptes) = loaded.map_err(|_| Fault::GeneralProtection)? {
             let mut vmcs01 = self.vmcs.vmcs01();
-            for (field, entry) in [GUEST_PDPTE0, GUEST_PDPTE1, GUEST_PDPTE2, GUEST_PDPTE3].into_iter().zip(pdptes) {
+            for (field, entry) in GUEST_PDPTES.into_iter().zip(pdptes) {
                 vmcs01.write(field, entry);
             }
         }

@@ -4,6 +4,7 @@ use ept::nested::{Dropped, Fill};
 use ept::violation::Qualification;
 use ept::{Eptp, NestedGpa};
 use shadow::controls::Secondary;
+use shadow::event::BLOCKING_BY_NMI;
 use shadow::exit::ExitReason;
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
@@ -46,11 +47,7 @@ pub fn handle(vcpu: &mut Vcpu) {
         permit(vcpu, ept::Gpa(address.0));
         return repaired(vcpu, qualification);
     };
-    let mut ept12 = Ept12(&vcpu.memory);
-    let (fill, dropped) =
-        vcpu.nested.paging.fill(&mut vcpu.tables, &mut ept12, vcpu.ept01, eptp12, address, qualification);
-    flush(dropped);
-    match fill {
+    match fill(vcpu, eptp12, address, qualification) {
         Fill::Mapped => repaired(vcpu, qualification),
         Fill::Ept01Forbids(gpa) => {
             permit(vcpu, gpa);
@@ -72,10 +69,15 @@ pub fn anticipate(vcpu: &mut Vcpu) {
     let (Some((address, qualification)), Some(eptp12)) = (vcpu.nested.violation.take(), eptp12(vcpu)) else { return };
     // The nested guest may do something else first, so this must not set a dirty flag; a leaf that is dirty already is writable even so.
     let qualification = if eptp12.accessed_dirty() { qualification.as_read() } else { qualification };
+    let _ = fill(vcpu, eptp12, address, qualification);
+}
+
+fn fill(vcpu: &mut Vcpu, eptp12: Eptp, address: NestedGpa, qualification: Qualification) -> Fill {
     let mut ept12 = Ept12(&vcpu.memory);
-    let (_, dropped) =
+    let (fill, dropped) =
         vcpu.nested.paging.fill(&mut vcpu.tables, &mut ept12, vcpu.ept01, eptp12, address, qualification);
     flush(dropped);
+    fill
 }
 
 /// EPT01 does not permit an access: it lacks the address, or it watches the page for a write.
@@ -87,7 +89,6 @@ fn permit(vcpu: &mut Vcpu, gpa: ept::Gpa) {
 /// The nested guest tries again: an event whose delivery was interrupted is delivered again, and an IRET that had unblocked NMIs before
 /// it faulted blocks them again (SDM 28.2.3, bit 12 of the qualification).
 fn repaired(vcpu: &mut Vcpu, qualification: Qualification) {
-    const BLOCKING_BY_NMI: u32 = 1 << 3;
     let mut vmcs02 = vcpu.vmcs.vmcs02();
     let delivering = vmcs02.read(IDT_VECTORING_INFO) >> 31 != 0;
     if !delivering && qualification.nmi_unblocking() {

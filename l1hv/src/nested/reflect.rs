@@ -3,7 +3,7 @@
 use boot::stop::StopKind;
 use ept::Gpa;
 use shadow::controls::{Pin, Secondary};
-use shadow::event::NMI_INTERRUPTION;
+use shadow::event::{BLOCKING_BY_NMI, NMI_INTERRUPTION};
 use shadow::exit::{ExitReason, InterruptionInfo};
 use shadow::fields::*;
 use shadow::host_load::{LeftBehind, VmxAbort, load_host_state};
@@ -18,8 +18,6 @@ use crate::arch::vmx::{Invvpid, invvpid};
 use crate::exit::read_for_guest;
 use crate::stop::{StopReason, stop};
 use crate::vcpu::{Level, VPID01, VPID02, Vcpu};
-
-const BLOCKING_BY_NMI: u32 = 1 << 3;
 
 /// What differs from the exit that vmcs02 took.
 #[derive(Clone, Copy, Debug)]

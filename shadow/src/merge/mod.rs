@@ -43,7 +43,6 @@ const CONTROL_WORDS: FieldSet = FieldSet::of(&[
     EXIT_CONTROLS.id(),
     ENTRY_CONTROLS.id(),
 ]);
-const PDPTES: [Field<u64>; 4] = [GUEST_PDPTE0, GUEST_PDPTE1, GUEST_PDPTE2, GUEST_PDPTE3];
 
 const CR0_PG: u64 = 1 << 31;
 const EFER_LME: u64 = 1 << 8;
@@ -191,11 +190,11 @@ fn efer_in_mode(efer: u64, cr0: u64, vmcs12: &Vmcs12) -> u64 {
 
 fn page_directory_pointers(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12, dirty: &FieldSet, loaded: Option<[u64; 4]>) {
     if let Some(loaded) = loaded {
-        for (field, entry) in PDPTES.into_iter().zip(loaded) {
+        for (field, entry) in GUEST_PDPTES.into_iter().zip(loaded) {
             vmcs02.write(field, entry);
         }
     } else if vmcs12.has_secondary(Secondary::ENABLE_EPT) {
-        for field in PDPTES {
+        for field in GUEST_PDPTES {
             let changed = dirty.contains(field.id()) || dirty.intersects(&CONTROL_WORDS);
             if changed && !vmcs12.stale.contains(field.id()) {
                 vmcs02.write(field, vmcs12.get(field));
