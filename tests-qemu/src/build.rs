@@ -40,6 +40,8 @@ pub struct GuestPrograms {
     pub payload: PathBuf,
     /// A multiboot kernel that prints what it was told.
     pub multiboot_guest: PathBuf,
+    /// A multiboot kernel that starts as test images of other projects do.
+    pub test_image: PathBuf,
 }
 
 /// Builds the guest-side programs.
@@ -54,6 +56,7 @@ pub fn guest_programs(layout: &Layout, progress: &Progress) -> Result<GuestProgr
         vmm: built.join(LINUX_TARGET).join("release/vmm"),
         payload: built.join(BARE_TARGET).join("release/payload"),
         multiboot_guest: built.join(BARE_TARGET).join("release/multiboot-guest"),
+        test_image: built.join(BARE_TARGET).join("release/test-image"),
     })
 }
 

@@ -12,7 +12,8 @@ pub const SHUTDOWN_PORT: u16 = 0x8900;
 /// See [`SHUTDOWN_PORT`].
 pub const SHUTDOWN_STRING: &str = "Shutdown";
 
-/// A dword written here ends QEMU with status `2 * value + 1` (QEMU `isa-debug-exit`).
+/// What is written here ends the machine and is the guest's verdict: QEMU's status is then `2 * value + 1` (`isa-debug-exit`), and
+/// a patch of ours teaches Bochs the port.
 pub const DEBUG_EXIT_PORT: u16 = 0xf4;
 
 /// l1hv's last line when it cannot go on: `l1hv: stop: <KIND>: <message>`.

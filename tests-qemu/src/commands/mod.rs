@@ -30,6 +30,7 @@ const STATUSES: &str = "Exit status:
   4  triple fault
   5  timeout: the run, or a silence, took longer than its limit
   6  provisioning is incomplete (the message lists what is missing)
+  7  the guest ended the machine with a code other than 0: a dword to port f4H (QEMU isa-debug-exit)
 
 Environment:
   L1HV_BOCHS  Bochs program to use instead of the one built here

@@ -83,9 +83,17 @@ fn judge(log: &str) -> Outcome {
         Outcome::TripleFault
     } else if log.contains("ACPI control: soft power off") || log.contains("Shutdown port: shutdown requested") {
         Outcome::GuestShutdown
+    } else if let Some(code) = exit_code(log) {
+        Outcome::of_exit_code(code)
     } else {
         Outcome::MachineError(tail(log, 8))
     }
+}
+
+/// What the guest wrote to [`DEBUG_EXIT_PORT`](crate::protocol::DEBUG_EXIT_PORT); the patch of Bochs says so in these words.
+fn exit_code(log: &str) -> Option<u32> {
+    let (_, rest) = log.split_once("Exit port: code ")?;
+    rest.split_whitespace().next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -93,10 +101,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_log_of_a_triple_fault_is_told_from_that_of_a_shutdown() {
+    fn the_log_tells_a_triple_fault_a_shutdown_and_a_verdict_apart() {
         let fault = "1e[CPU0  ] >>PANIC<< exception(): 3rd (13) exception with no resolution";
         assert_eq!(judge(fault), Outcome::TripleFault);
         assert_eq!(judge(">>PANIC<< ACPI control: soft power off"), Outcome::GuestShutdown);
+        assert_eq!(judge(">>PANIC<< Exit port: code 0\nCS.mode"), Outcome::GuestShutdown);
+        assert_eq!(judge(">>PANIC<< Exit port: code 3\nCS.mode"), Outcome::GuestFailure(3));
         assert!(matches!(judge(">>PANIC<< no bootable device"), Outcome::MachineError(_)));
     }
 }

@@ -173,7 +173,7 @@ impl Machine {
             Emulator::QemuKvm | Emulator::QemuTcg => qemu::command(self, &provisioned.qemu, &iso, &logs),
         };
         let outcome = run::run(self, command, &logs, on_line)?;
-        if matches!(outcome, Outcome::GuestShutdown | Outcome::HostStop(_)) {
+        if matches!(outcome, Outcome::GuestShutdown | Outcome::GuestFailure(_) | Outcome::HostStop(_)) {
             // Only who looks for the cause of an unexpected end boots the same image by hand.
             fs::remove_file(iso)?;
         }

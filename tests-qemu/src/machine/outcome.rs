@@ -9,6 +9,8 @@ use crate::protocol::HostStop;
 pub enum Outcome {
     /// The guest switched the machine off.
     GuestShutdown,
+    /// The guest ended the machine with a code other than 0, through [`DEBUG_EXIT_PORT`](crate::protocol::DEBUG_EXIT_PORT).
+    GuestFailure(u32),
     /// l1hv said why it cannot go on.
     HostStop(HostStop),
     /// The processor met a fault that nobody handled.
@@ -22,6 +24,11 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// What the value that a guest wrote to the exit port says: 0 is a plain shutdown.
+    pub fn of_exit_code(code: u32) -> Self {
+        if code == 0 { Self::GuestShutdown } else { Self::GuestFailure(code) }
+    }
+
     /// The exit status of the command line for this outcome.
     pub fn status(&self) -> u8 {
         match self {
@@ -31,6 +38,7 @@ impl Outcome {
             Self::HostStop(_) => 3,
             Self::TripleFault => 4,
             Self::Timeout | Self::Silence => 5,
+            Self::GuestFailure(_) => 7,
         }
     }
 }
@@ -39,6 +47,7 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::GuestShutdown => f.write_str("the guest shut the machine down"),
+            Self::GuestFailure(code) => write!(f, "the guest ended the machine with code {code}"),
             Self::HostStop(stop) => write!(f, "l1hv stopped ({}): {}", stop.kind, stop.message),
             Self::TripleFault => f.write_str("triple fault"),
             Self::Timeout => f.write_str("timeout: the run took longer than its limit"),

@@ -50,6 +50,31 @@ pub fn outcome(logs: &Path, status: ExitStatus) -> Outcome {
         Outcome::GuestShutdown
     } else {
         let errors = fs::read_to_string(logs.join(run::ERRORS)).unwrap_or_default();
-        Outcome::MachineError(format!("{status}\n{}", tail(&errors, 8)))
+        match exit_code(status, &errors) {
+            Some(code) => Outcome::of_exit_code(code),
+            None => Outcome::MachineError(format!("{status}\n{}", tail(&errors, 8))),
+        }
+    }
+}
+
+/// What the guest wrote to [`DEBUG_EXIT_PORT`]: the status is twice that plus 1. QEMU's own failures have status 1 too, and a message.
+fn exit_code(status: ExitStatus, errors: &str) -> Option<u32> {
+    let status = u32::try_from(status.code()?).ok()?;
+    (status % 2 == 1 && (status > 1 || errors.is_empty())).then_some(status / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    use super::*;
+
+    #[test]
+    fn an_odd_status_is_the_guests_verdict_unless_qemu_complains() {
+        let exited = |code: i32| ExitStatus::from_raw(code << 8);
+        assert_eq!(exit_code(exited(1), ""), Some(0));
+        assert_eq!(exit_code(exited(7), "a warning"), Some(3));
+        assert_eq!(exit_code(exited(1), "no such device"), None);
+        assert_eq!(exit_code(exited(2), ""), None);
     }
 }

@@ -7,6 +7,7 @@ mod boot;
 mod cli;
 mod context;
 mod cost;
+mod images;
 mod nesting;
 mod stops;
 
@@ -18,7 +19,8 @@ use context::{Context, Test};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let tests = [cli::tests(), boot::tests(), stops::tests(), nesting::tests(), cost::tests()].concat();
+    let tests =
+        [cli::tests(), boot::tests(), stops::tests(), nesting::tests(), cost::tests(), images::tests()].concat();
     let trials = tests.into_iter().map(trial).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
