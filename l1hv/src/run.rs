@@ -33,29 +33,43 @@ fn step(vcpu: &mut Vcpu) {
     if PENDING_NMI.load(Ordering::Relaxed) != 0 {
         pass_on_nmi(vcpu);
     }
-    // Whose VMCS is current decides who runs.
     match vcpu.level {
-        Level::GuestHypervisor => drop(vcpu.vmcs.vmcs01()),
-        Level::Nested => drop(vcpu.vmcs.vmcs02()),
+        Level::GuestHypervisor => step_guest_hypervisor(vcpu),
+        Level::Nested => step_nested_guest(vcpu),
     }
+}
+
+#[inline(always)]
+fn step_guest_hypervisor(vcpu: &mut Vcpu) {
+    // Whose VMCS is current decides who runs.
+    let _ = vcpu.vmcs.vmcs01();
     if run_guest(&mut vcpu.registers, &mut vcpu.vmcs).is_err() {
         return handle_vmfail(vcpu);
     }
-    let reason = vcpu.exit_reason();
-    vcpu.stats.exit(vcpu.level, reason);
-    match vcpu.level {
-        Level::GuestHypervisor => {
-            if vcpu.nested.loading_host_msrs {
-                end_of_host_msr_load(vcpu, reason);
-            }
-            match exit::handle(vcpu, reason) {
-                Action::Resume => (),
-                Action::Advance => vcpu.advance(),
-                Action::Inject(fault) => inject(vcpu, fault),
-            }
-        }
-        Level::Nested => nested::handle(vcpu, reason),
+    let reason = ExitReason(vcpu.vmcs.vmcs01().read(EXIT_REASON));
+    vcpu.stats.exit(Level::GuestHypervisor, reason);
+    if reason == ExitReason::VMRESUME && nested::resume(vcpu) {
+        return;
     }
+    if vcpu.nested.loading_host_msrs {
+        end_of_host_msr_load(vcpu, reason);
+    }
+    match exit::handle(vcpu, reason) {
+        Action::Resume => (),
+        Action::Advance => vcpu.advance(),
+        Action::Inject(fault) => inject(vcpu, fault),
+    }
+}
+
+#[inline(always)]
+fn step_nested_guest(vcpu: &mut Vcpu) {
+    let _ = vcpu.vmcs.vmcs02();
+    if run_guest(&mut vcpu.registers, &mut vcpu.vmcs).is_err() {
+        return handle_vmfail(vcpu);
+    }
+    let reason = ExitReason(vcpu.vmcs.vmcs02().read(EXIT_REASON));
+    vcpu.stats.exit(Level::Nested, reason);
+    nested::handle(vcpu, reason);
 }
 
 /// A fault for the guest hypervisor, at the instruction that exited.

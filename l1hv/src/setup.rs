@@ -10,6 +10,7 @@ use shadow::VmxCaps;
 use shadow::caps::ept_vpid;
 use shadow::check::HostMode;
 use shadow::controls::Secondary;
+use shadow::host_load::HostImage;
 use shadow::insn::VmxOperation;
 use shadow::merge::{MSR_AREA_ENTRIES, MsrEntry};
 use shadow::msr::{BITMAP_BYTES, HOST_INTERCEPTS};
@@ -45,6 +46,8 @@ pub fn build(setup: HostSetup) -> &'static mut Vcpu {
         vpid12: 0,
         permissions,
         short_entry: false,
+        short_exit: false,
+        host_image: HostImage::default(),
         host_mode: HostMode::Legacy,
         violation: None,
         displaced: None,

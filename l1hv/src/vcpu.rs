@@ -5,8 +5,8 @@ use ept::violation::Qualification;
 use ept::{Eptp, Hpa, NestedGpa};
 use shadow::check::HostMode;
 use shadow::controls::EntryControls;
-use shadow::exit::ExitReason;
 use shadow::fields::*;
+use shadow::host_load::HostImage;
 use shadow::hw::VmcsAccess;
 use shadow::insn::{SyncStale, VmxOperation};
 use shadow::linear::Paging;
@@ -65,6 +65,10 @@ pub struct Nested {
     pub permissions: Permissions,
     /// The last merge found that entries need no more than `merge::prepare_unchanged` as long as VMCS12 is unchanged.
     pub short_entry: bool,
+    /// And that exits need no more than VMCS12's host state.
+    pub short_exit: bool,
+    /// VMCS12's host state as vmcs01 gets it.
+    pub host_image: HostImage,
     /// The mode of the guest hypervisor, which cannot change in VMX operation.
     pub host_mode: HostMode,
     /// The EPT violation that was reflected last: when the guest hypervisor has repaired EPT12, EPT02 gets the translation before the
@@ -229,14 +233,6 @@ impl Vcpu {
             Level::GuestHypervisor => advance(&mut self.vmcs.vmcs01()),
             Level::Nested => advance(&mut self.vmcs.vmcs02()),
         }
-    }
-
-    /// The exit reason of the current level's last exit.
-    pub fn exit_reason(&mut self) -> ExitReason {
-        ExitReason(match self.level {
-            Level::GuestHypervisor => self.vmcs.vmcs01().read(EXIT_REASON),
-            Level::Nested => self.vmcs.vmcs02().read(EXIT_REASON),
-        })
     }
 }
 

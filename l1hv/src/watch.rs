@@ -17,6 +17,8 @@ pub struct Watches {
     /// The host itself has written to the page since.
     written: [Cell<bool>; SLOTS],
     next: Cell<usize>,
+    /// A watch was lost or met a write since the last merge.
+    changed: Cell<bool>,
 }
 
 impl Watches {
@@ -24,6 +26,17 @@ impl Watches {
     #[inline]
     pub fn is_unchanged(&self, slot: usize, page: Gpa) -> bool {
         self.pages[slot].get() == Some(page) && !self.written[slot].get()
+    }
+
+    /// Whether any page may have changed since [`Self::note_merge`].
+    #[inline]
+    pub fn have_changed(&self) -> bool {
+        self.changed.get()
+    }
+
+    /// What was merged is what the pages have now.
+    pub fn note_merge(&self) {
+        self.changed.set(false);
     }
 
     /// The slot of an unchanged page.
@@ -47,7 +60,9 @@ impl Watches {
     /// Watches a page no more. Returns whether it was watched.
     pub fn remove(&self, page: Gpa) -> bool {
         let slot = self.pages.iter().find(|watched| watched.get() == Some(page));
-        slot.is_some_and(|watched| watched.take().is_some())
+        let removed = slot.is_some_and(|watched| watched.take().is_some());
+        self.changed.set(self.changed.get() | removed);
+        removed
     }
 
     /// The host writes for the guest hypervisor, which does not meet EPT01.
@@ -56,6 +71,7 @@ impl Watches {
         for (watched, written) in self.pages.iter().zip(&self.written) {
             if watched.get().is_some_and(|page| to.0 < page.0 + PAGE_BYTES && page.0 < to.0 + length as u64) {
                 written.set(true);
+                self.changed.set(true);
             }
         }
     }

@@ -12,7 +12,16 @@ const PF: u8 = 14;
 const NMI: u8 = 2;
 
 /// Blocking by NMI, in the interruptibility state (SDM Table 25-3).
+/// Blocking by NMI.
 pub const BLOCKING_BY_NMI: u32 = 1 << 3;
+/// Blocking by MOV SS in the interruptibility state.
+pub const BLOCKING_BY_MOV_SS: u32 = 1 << 1;
+
+/// The current privilege level: the DPL of SS (SDM 25.4.1 "Guest Register State").
+#[inline(always)]
+pub const fn privilege_level(ss_access_rights: u32) -> u8 {
+    (ss_access_rights >> 5 & 3) as u8
+}
 
 /// The NMI as an interruption.
 pub const NMI_INTERRUPTION: InterruptionInfo = InterruptionInfo::new(interruption_type::NMI, NMI);

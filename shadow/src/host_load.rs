@@ -7,6 +7,7 @@ use crate::controls::ExitControls;
 use crate::event::BLOCKING_BY_NMI;
 use crate::fields::*;
 use crate::hw::{GuestMemory, VmcsAccess};
+use crate::index::FieldSet;
 use crate::vmcs12::Vmcs12;
 
 /// Reasons of a VMX abort (SDM 28.7).
@@ -56,139 +57,161 @@ const EFER_LME_LMA: u64 = 0x500;
 const CR4_PCIDE: u64 = 1 << 17;
 const CR4_PAE: u64 = 1 << 5;
 
-/// Loads the state. vmcs01 must be current.
+/// Declares [`HostImage`]: a row for each field of vmcs01, with the value that VMCS12's host state gives it.
+macro_rules! host_image {
+    (|$vmcs12:ident| $($field:ident = $value:expr,)+) => {
+        #[allow(non_camel_case_types)]
+        enum Row { $($field,)+ Count }
+
+        const ROWS: usize = Row::Count as usize;
+
+        fn words_of($vmcs12: &Vmcs12) -> [u64; ROWS] {
+            [$(word($field, $value)),+]
+        }
+
+        /// Straight-line code: an encoding and a word each.
+        #[inline]
+        fn load(words: &[u64; ROWS], vmcs01: &mut impl VmcsAccess) {
+            $(vmcs01.write_from::<{ Row::$field as usize }, ROWS>($field.id(), words);)+
+        }
+    };
+}
+
+host_image! { |vmcs12|
+    GUEST_CR0 = vmcs12.get(HOST_CR0),
+    GUEST_CR3 = vmcs12.get(HOST_CR3),
+    // The read shadows stay: they count only for bits that VMX operation fixes, and those are the same in every valid host state.
+    GUEST_CR4 = if is_64(vmcs12) { vmcs12.get(HOST_CR4) | CR4_PAE } else { vmcs12.get(HOST_CR4) & !CR4_PCIDE },
+    GUEST_RIP = vmcs12.get(HOST_RIP),
+    GUEST_RSP = vmcs12.get(HOST_RSP),
+    GUEST_RFLAGS = 2,
+    GUEST_DR7 = 0x400,
+    GUEST_PENDING_DEBUG = 0,
+    // The activity state is active already: the guest hypervisor executed VMLAUNCH or VMRESUME.
+    GUEST_INTERRUPTIBILITY = 0,
+    // vmcs01's "IA-32e mode guest" stays: the host-state checks hold the address-space size against the mode of the guest hypervisor, and
+    // that cannot leave its mode in VMX operation, where CR0.PG is fixed.
+    GUEST_EFER = efer_in_mode(vmcs12, vmcs12.get(HOST_EFER)),
+    GUEST_PAT = vmcs12.get(HOST_PAT),
+    GUEST_DEBUGCTL = 0,
+    GUEST_SYSENTER_CS = vmcs12.get(HOST_SYSENTER_CS),
+    GUEST_SYSENTER_ESP = vmcs12.get(HOST_SYSENTER_ESP),
+    GUEST_SYSENTER_EIP = vmcs12.get(HOST_SYSENTER_EIP),
+    GUEST_ES_SELECTOR = vmcs12.get(HOST_ES_SELECTOR),
+    GUEST_ES_BASE = 0,
+    GUEST_ES_LIMIT = u32::MAX,
+    GUEST_ES_ACCESS_RIGHTS = data_access_rights(vmcs12.get(HOST_ES_SELECTOR)),
+    GUEST_CS_SELECTOR = vmcs12.get(HOST_CS_SELECTOR),
+    GUEST_CS_BASE = 0,
+    GUEST_CS_LIMIT = u32::MAX,
+    GUEST_CS_ACCESS_RIGHTS = if is_64(vmcs12) { access_rights::CODE_64 } else { access_rights::CODE_32 },
+    GUEST_SS_SELECTOR = vmcs12.get(HOST_SS_SELECTOR),
+    GUEST_SS_BASE = 0,
+    GUEST_SS_LIMIT = u32::MAX,
+    GUEST_SS_ACCESS_RIGHTS = data_access_rights(vmcs12.get(HOST_SS_SELECTOR)),
+    GUEST_DS_SELECTOR = vmcs12.get(HOST_DS_SELECTOR),
+    GUEST_DS_BASE = 0,
+    GUEST_DS_LIMIT = u32::MAX,
+    GUEST_DS_ACCESS_RIGHTS = data_access_rights(vmcs12.get(HOST_DS_SELECTOR)),
+    GUEST_FS_SELECTOR = vmcs12.get(HOST_FS_SELECTOR),
+    GUEST_FS_BASE = vmcs12.get(HOST_FS_BASE),
+    GUEST_FS_LIMIT = u32::MAX,
+    GUEST_FS_ACCESS_RIGHTS = data_access_rights(vmcs12.get(HOST_FS_SELECTOR)),
+    GUEST_GS_SELECTOR = vmcs12.get(HOST_GS_SELECTOR),
+    GUEST_GS_BASE = vmcs12.get(HOST_GS_BASE),
+    GUEST_GS_LIMIT = u32::MAX,
+    GUEST_GS_ACCESS_RIGHTS = data_access_rights(vmcs12.get(HOST_GS_SELECTOR)),
+    GUEST_TR_SELECTOR = vmcs12.get(HOST_TR_SELECTOR),
+    GUEST_TR_BASE = vmcs12.get(HOST_TR_BASE),
+    GUEST_TR_LIMIT = 0x67,
+    GUEST_TR_ACCESS_RIGHTS = access_rights::BUSY_TSS,
+    GUEST_LDTR_SELECTOR = 0,
+    GUEST_LDTR_ACCESS_RIGHTS = access_rights::UNUSABLE,
+    GUEST_GDTR_BASE = vmcs12.get(HOST_GDTR_BASE),
+    GUEST_GDTR_LIMIT = 0xffff,
+    GUEST_IDTR_BASE = vmcs12.get(HOST_IDTR_BASE),
+    GUEST_IDTR_LIMIT = 0xffff,
+}
+
+fn word<T: FieldValue>(_: Field<T>, value: T) -> u64 {
+    value.into_word()
+}
+
+fn is_64(vmcs12: &Vmcs12) -> bool {
+    vmcs12.get(EXIT_CONTROLS) & ExitControls::HOST_ADDRESS_SPACE_SIZE.bits() != 0
+}
+
+/// LME and LMA follow the address-space size.
+fn efer_in_mode(vmcs12: &Vmcs12, efer: u64) -> u64 {
+    if is_64(vmcs12) { efer | EFER_LME_LMA } else { efer & !EFER_LME_LMA }
+}
+
+fn data_access_rights(selector: u16) -> u32 {
+    if selector == 0 { access_rights::UNUSABLE } else { access_rights::DATA }
+}
+
+/// VMCS12's host state as vmcs01 gets it: computed when one of those fields changes, written on every exit that is reflected.
+#[derive(Clone, Debug)]
+pub struct HostImage([u64; ROWS]);
+
+impl Default for HostImage {
+    fn default() -> Self {
+        Self([0; ROWS])
+    }
+}
+
+impl HostImage {
+    /// Fields of VMCS12 that decide it.
+    pub const SOURCE: FieldSet = with_merge(Merge::HostState).with(EXIT_CONTROLS.id());
+
+    /// That of a VMCS12.
+    pub fn of(vmcs12: &Vmcs12) -> Self {
+        Self(words_of(vmcs12))
+    }
+
+    /// Loads all of it. That is everything, if VMCS12's exit controls make it so ([`is_self_contained`]), and NMIs are not blocked. vmcs01
+    /// must be current.
+    #[inline]
+    pub fn load(&self, vmcs01: &mut impl VmcsAccess) {
+        load(&self.0, vmcs01);
+    }
+}
+
+/// Whether VMCS12 loads all that its host state has a field for, and its PDPTEs are nobody's concern.
+pub fn is_self_contained(vmcs12: &Vmcs12) -> bool {
+    let needed = ExitControls::HOST_ADDRESS_SPACE_SIZE | ExitControls::LOAD_PAT | ExitControls::LOAD_EFER;
+    ExitControls::from_bits_retain(vmcs12.get(EXIT_CONTROLS)).contains(needed)
+}
+
+/// Loads the state with what the nested guest left behind. vmcs01 must be current.
 pub fn load_host_state(
     vmcs01: &mut impl VmcsAccess,
     vmcs12: &Vmcs12,
+    image: &HostImage,
     caps: &VmxCaps,
     memory: &impl GuestMemory,
     left: &LeftBehind,
 ) -> Result<(), VmxAbort> {
+    image.load(vmcs01);
     let exit = ExitControls::from_bits_retain(vmcs12.get(EXIT_CONTROLS));
-    let is_64 = exit.contains(ExitControls::HOST_ADDRESS_SPACE_SIZE);
-    control_registers(vmcs01, vmcs12, is_64);
-    msrs(vmcs01, vmcs12, exit, is_64, left);
-    segments(vmcs01, vmcs12, is_64);
-    descriptor_tables(vmcs01, vmcs12);
-
-    vmcs01.write(GUEST_RIP, vmcs12.get(HOST_RIP));
-    vmcs01.write(GUEST_RSP, vmcs12.get(HOST_RSP));
-    vmcs01.write(GUEST_RFLAGS, 2);
-    vmcs01.write(GUEST_DR7, 0x400);
-    vmcs01.write(GUEST_PENDING_DEBUG, 0);
-    // The activity state is active already: the guest hypervisor executed VMLAUNCH or VMRESUME.
-    vmcs01.write(GUEST_INTERRUPTIBILITY, if left.nmi_blocked { BLOCKING_BY_NMI } else { 0 });
-
-    if is_64 {
+    if !exit.contains(ExitControls::LOAD_PAT) {
+        vmcs01.write(GUEST_PAT, left.pat);
+    }
+    if !exit.contains(ExitControls::LOAD_EFER) {
+        vmcs01.write(GUEST_EFER, efer_in_mode(vmcs12, left.efer));
+    }
+    if left.nmi_blocked {
+        vmcs01.write(GUEST_INTERRUPTIBILITY, BLOCKING_BY_NMI);
+    }
+    if is_64(vmcs12) {
         return Ok(());
     }
-    let cr4 = vmcs12.get(HOST_CR4);
-    match load_pdptes(memory, caps, vmcs12.get(HOST_CR0), vmcs12.get(HOST_CR3), cr4, is_64) {
-        Ok(None) => Ok(()),
-        Ok(Some(pdptes)) => {
-            for (field, entry) in GUEST_PDPTES.into_iter().zip(pdptes) {
-                vmcs01.write(field, entry);
-            }
-            Ok(())
-        }
-        Err(_) => Err(VmxAbort::HostPdptes),
+    let (cr0, cr3, cr4) = (vmcs12.get(HOST_CR0), vmcs12.get(HOST_CR3), vmcs12.get(HOST_CR4));
+    let loaded = load_pdptes(memory, caps, cr0, cr3, cr4, false).map_err(|_| VmxAbort::HostPdptes)?;
+    for (field, entry) in GUEST_PDPTES.into_iter().zip(loaded.into_iter().flatten()) {
+        vmcs01.write(field, entry);
     }
-}
-
-fn control_registers(vmcs01: &mut impl VmcsAccess, vmcs12: &Vmcs12, is_64: bool) {
-    let cr4 = vmcs12.get(HOST_CR4);
-    let cr4 = if is_64 { cr4 | CR4_PAE } else { cr4 & !CR4_PCIDE };
-    // The read shadows stay: they count only for bits that VMX operation fixes, and those are the same in every valid host state.
-    vmcs01.write(GUEST_CR0, vmcs12.get(HOST_CR0));
-    vmcs01.write(GUEST_CR3, vmcs12.get(HOST_CR3));
-    vmcs01.write(GUEST_CR4, cr4);
-}
-
-fn msrs(vmcs01: &mut impl VmcsAccess, vmcs12: &Vmcs12, exit: ExitControls, is_64: bool, left: &LeftBehind) {
-    let efer = if exit.contains(ExitControls::LOAD_EFER) { vmcs12.get(HOST_EFER) } else { left.efer };
-    let efer = if is_64 { efer | EFER_LME_LMA } else { efer & !EFER_LME_LMA };
-    let pat = if exit.contains(ExitControls::LOAD_PAT) { vmcs12.get(HOST_PAT) } else { left.pat };
-    vmcs01.write(GUEST_EFER, efer);
-    vmcs01.write(GUEST_PAT, pat);
-    vmcs01.write(GUEST_DEBUGCTL, 0);
-    vmcs01.write(GUEST_SYSENTER_CS, vmcs12.get(HOST_SYSENTER_CS));
-    vmcs01.write(GUEST_SYSENTER_ESP, vmcs12.get(HOST_SYSENTER_ESP));
-    vmcs01.write(GUEST_SYSENTER_EIP, vmcs12.get(HOST_SYSENTER_EIP));
-    // vmcs01's "IA-32e mode guest" stays: the host-state checks hold the address-space size against the mode of the guest hypervisor, and
-    // that cannot leave its mode in VMX operation, where CR0.PG is fixed.
-}
-
-struct DataSegment {
-    selector: (Field<u16>, Field<u16>),
-    base: Field<u64>,
-    host_base: Option<Field<u64>>,
-    limit: Field<u32>,
-    access_rights: Field<u32>,
-}
-
-const DATA_SEGMENTS: [DataSegment; 5] = [
-    DataSegment {
-        selector: (GUEST_ES_SELECTOR, HOST_ES_SELECTOR),
-        base: GUEST_ES_BASE,
-        host_base: None,
-        limit: GUEST_ES_LIMIT,
-        access_rights: GUEST_ES_ACCESS_RIGHTS,
-    },
-    DataSegment {
-        selector: (GUEST_SS_SELECTOR, HOST_SS_SELECTOR),
-        base: GUEST_SS_BASE,
-        host_base: None,
-        limit: GUEST_SS_LIMIT,
-        access_rights: GUEST_SS_ACCESS_RIGHTS,
-    },
-    DataSegment {
-        selector: (GUEST_DS_SELECTOR, HOST_DS_SELECTOR),
-        base: GUEST_DS_BASE,
-        host_base: None,
-        limit: GUEST_DS_LIMIT,
-        access_rights: GUEST_DS_ACCESS_RIGHTS,
-    },
-    DataSegment {
-        selector: (GUEST_FS_SELECTOR, HOST_FS_SELECTOR),
-        base: GUEST_FS_BASE,
-        host_base: Some(HOST_FS_BASE),
-        limit: GUEST_FS_LIMIT,
-        access_rights: GUEST_FS_ACCESS_RIGHTS,
-    },
-    DataSegment {
-        selector: (GUEST_GS_SELECTOR, HOST_GS_SELECTOR),
-        base: GUEST_GS_BASE,
-        host_base: Some(HOST_GS_BASE),
-        limit: GUEST_GS_LIMIT,
-        access_rights: GUEST_GS_ACCESS_RIGHTS,
-    },
-];
-
-fn segments(vmcs01: &mut impl VmcsAccess, vmcs12: &Vmcs12, is_64: bool) {
-    for segment in &DATA_SEGMENTS {
-        let selector = vmcs12.get(segment.selector.1);
-        vmcs01.write(segment.selector.0, selector);
-        vmcs01.write(segment.base, segment.host_base.map_or(0, |base| vmcs12.get(base)));
-        vmcs01.write(segment.limit, u32::MAX);
-        vmcs01.write(segment.access_rights, if selector == 0 { access_rights::UNUSABLE } else { access_rights::DATA });
-    }
-    vmcs01.write(GUEST_CS_SELECTOR, vmcs12.get(HOST_CS_SELECTOR));
-    vmcs01.write(GUEST_CS_BASE, 0);
-    vmcs01.write(GUEST_CS_LIMIT, u32::MAX);
-    vmcs01.write(GUEST_CS_ACCESS_RIGHTS, if is_64 { access_rights::CODE_64 } else { access_rights::CODE_32 });
-}
-
-fn descriptor_tables(vmcs01: &mut impl VmcsAccess, vmcs12: &Vmcs12) {
-    vmcs01.write(GUEST_TR_SELECTOR, vmcs12.get(HOST_TR_SELECTOR));
-    vmcs01.write(GUEST_TR_BASE, vmcs12.get(HOST_TR_BASE));
-    vmcs01.write(GUEST_TR_LIMIT, 0x67);
-    vmcs01.write(GUEST_TR_ACCESS_RIGHTS, access_rights::BUSY_TSS);
-    vmcs01.write(GUEST_LDTR_SELECTOR, 0);
-    vmcs01.write(GUEST_LDTR_ACCESS_RIGHTS, access_rights::UNUSABLE);
-    vmcs01.write(GUEST_GDTR_BASE, vmcs12.get(HOST_GDTR_BASE));
-    vmcs01.write(GUEST_GDTR_LIMIT, 0xffff);
-    vmcs01.write(GUEST_IDTR_BASE, vmcs12.get(HOST_IDTR_BASE));
-    vmcs01.write(GUEST_IDTR_LIMIT, 0xffff);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -210,7 +233,7 @@ mod tests {
         change(&mut vmcs12);
         let mut vmcs01 = FakeVmcs::new(&caps);
         let left = LeftBehind { pat: 0x0007_0406_0007_0406, efer: 0x500, nmi_blocked: true };
-        load_host_state(&mut vmcs01, &vmcs12, &caps, &FakeMemory::new(0x1000), &left).unwrap();
+        load_host_state(&mut vmcs01, &vmcs12, &HostImage::of(&vmcs12), &caps, &FakeMemory::new(0x1000), &left).unwrap();
         vmcs01
     }
 

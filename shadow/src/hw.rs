@@ -13,6 +13,12 @@ pub trait VmcsAccess {
     /// VMWRITE.
     fn write_raw(&mut self, id: FieldId, value: u64);
 
+    /// VMWRITE of one word of a block. The place is a constant, so that the processor can take the word right from memory.
+    #[inline(always)]
+    fn write_from<const INDEX: usize, const LENGTH: usize>(&mut self, id: FieldId, words: &[u64; LENGTH]) {
+        self.write_raw(id, words[INDEX]);
+    }
+
     /// VMREAD with the field's own type.
     #[inline(always)]
     fn read<T: FieldValue>(&self, field: Field<T>) -> T {

@@ -130,6 +130,7 @@ impl VmxOperation {
             return Err(VmFail::Invalid.into());
         }
         let (id, encoding) = supported(caps_fields, encoding)?;
+        self.vmcs12.settle();
         if self.vmcs12.stale.contains(id) {
             sync.sync_stale(&mut self.vmcs12);
         }
@@ -154,6 +155,7 @@ impl VmxOperation {
         if encoding.area() == Area::ExitInfo && !caps.vmwrite_any() {
             return Err(InsnError::VMWRITE_READ_ONLY.into());
         }
+        self.vmcs12.settle();
         let word = if encoding.is_high() {
             if self.vmcs12.stale.contains(id) {
                 sync.sync_stale(&mut self.vmcs12);
@@ -188,6 +190,7 @@ impl VmxOperation {
 
     fn release_current(&mut self, memory: &impl GuestMemory, sync: &mut impl SyncStale) {
         if self.has_current() {
+            self.vmcs12.settle();
             if !self.vmcs12.stale.is_empty() {
                 sync.sync_stale(&mut self.vmcs12);
             }

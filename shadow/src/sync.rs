@@ -1,7 +1,7 @@
 //! From vmcs02 back to VMCS12 when a nested guest has run (SDM 28.2 and 28.3: recording exit information, saving guest state).
 
 use crate::caps::VmxCaps;
-use crate::controls::{EntryControls, ExitControls, Secondary};
+use crate::controls::{EntryControls, ExitControls, Pin, Secondary};
 use crate::exit::InterruptionInfo;
 use crate::fields::*;
 use crate::hw::VmcsAccess;
@@ -50,23 +50,27 @@ pub struct ExitEffects {
     stale: FieldSet,
     /// Values that are not saved: the next entry loads them again, over what the nested guest has made of them.
     reloaded: FieldSet,
-    /// The same as a list, which is shorter to walk.
-    reloaded_list: ArrayVec<FieldId, 4>,
-    /// Whether the VMX-preemption timer value is saved.
-    saves_timer: bool,
+    /// What an entry has to write even if VMCS12 is unchanged, as a list, which is shorter to walk.
+    rewritten: ArrayVec<FieldId, 5>,
 }
 
 impl ExitEffects {
+    /// Fields that are stale afterwards.
+    #[inline]
+    pub const fn stale(&self) -> &FieldSet {
+        &self.stale
+    }
+
     /// Fields that the exit does not save.
     #[inline]
     pub const fn reloaded(&self) -> &FieldSet {
         &self.reloaded
     }
 
-    /// The same as a list.
+    /// What an entry has to write even if VMCS12 is unchanged.
     #[inline]
-    pub fn reloaded_list(&self) -> &[FieldId] {
-        &self.reloaded_list
+    pub fn rewritten(&self) -> &[FieldId] {
+        &self.rewritten
     }
 
     /// For the controls that VMCS12 has now.
@@ -87,28 +91,30 @@ impl ExitEffects {
         if vmcs12.has_secondary(Secondary::ENABLE_EPT) {
             effects.stale = effects.stale.or(&PDPTES);
         }
-        effects.reloaded_list = effects.reloaded.iter().collect();
-        effects.saves_timer = exit.contains(ExitControls::SAVE_PREEMPTION_TIMER);
+        if sets.stores_lma {
+            effects.stale.insert(ENTRY_CONTROLS.id());
+        }
+        effects.rewritten = effects.reloaded.iter().collect();
+        if vmcs12.get(PIN_CONTROLS) & Pin::ACTIVATE_PREEMPTION_TIMER.bits() != 0 {
+            // The processor counts vmcs02's down; what it left there is saved, or VMCS12's starts again.
+            if exit.contains(ExitControls::SAVE_PREEMPTION_TIMER) {
+                effects.stale.insert(PREEMPTION_TIMER_VALUE.id());
+            } else {
+                effects.rewritten.push(PREEMPTION_TIMER_VALUE.id());
+            }
+        }
         effects
     }
 }
 
-/// Saves what an exit of a nested guest that ran leaves in its VMCS: guest state now or on demand, controls that exits change.
+/// Saves what an exit of a nested guest that ran leaves in its VMCS: guest state and controls that exits change, now or on demand.
 #[inline]
 pub fn save_guest_state(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, sets: &SyncSets) {
     if vmcs12.live.is_empty() {
         save_hot_state(vmcs02, vmcs12, sets);
     }
-    vmcs12.stale = vmcs12.exit_effects.stale;
-    vmcs12.dirty = vmcs12.dirty.or(&vmcs12.exit_effects.reloaded);
-    if vmcs12.exit_effects.saves_timer {
-        vmcs12.set_synced(PREEMPTION_TIMER_VALUE.id(), vmcs02.read_raw(PREEMPTION_TIMER_VALUE.id()));
-    }
-    if sets.stores_lma {
-        const LMA: u32 = EntryControls::IA32E_MODE_GUEST.bits();
-        let controls = vmcs12.get(ENTRY_CONTROLS) & !LMA | vmcs02.read(ENTRY_CONTROLS) & LMA;
-        vmcs12.set_synced(ENTRY_CONTROLS.id(), controls.into());
-    }
+    vmcs12.exit_is_unsettled = true;
+    vmcs12.settle();
 }
 
 /// Without VMCS shadowing: the state that the guest hypervisor will ask for, and the injection whose valid bit the exit cleared.
@@ -133,8 +139,25 @@ pub fn save_exit_info(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, sets: &Sync
 pub fn save_stale(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12) {
     let stale = core::mem::replace(&mut vmcs12.stale, vmcs12.live);
     for id in stale.iter() {
-        vmcs12.set_synced(id, vmcs02.read_raw(id));
+        save_field(vmcs02, vmcs12, id);
     }
+}
+
+/// Brings the controls that exits change up to date: checks and merge look at them.
+#[inline]
+pub fn save_stale_controls(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12) {
+    if vmcs12.stale.contains(ENTRY_CONTROLS.id()) {
+        save_field(vmcs02, vmcs12, ENTRY_CONTROLS.id());
+        vmcs12.stale.remove(ENTRY_CONTROLS.id());
+    }
+}
+
+fn save_field(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, id: FieldId) {
+    // Of this one an exit stores a bit; the others in vmcs02 are merged ones.
+    const STORED: u64 = EntryControls::IA32E_MODE_GUEST.bits() as u64;
+    let word = vmcs02.read_raw(id);
+    let word = if id == ENTRY_CONTROLS.id() { vmcs12.word(id) & !STORED | word & STORED } else { word };
+    vmcs12.set_synced(id, word);
 }
 
 #[cfg(test)]
@@ -180,14 +203,35 @@ mod tests {
     }
 
     #[test]
+    fn the_timer_comes_back_where_the_exit_saves_it_and_starts_again_where_not() {
+        let caps = skylake_caps();
+        let sets = SyncSets::new(&caps.offered(), &FieldSet::EMPTY);
+        for save in [ExitControls::SAVE_PREEMPTION_TIMER, ExitControls::empty()] {
+            let (mut vmcs02, mut vmcs12) = (FakeVmcs::new(&caps), vmcs12());
+            vmcs12.set_synced(PIN_CONTROLS.id(), Pin::ACTIVATE_PREEMPTION_TIMER.bits().into());
+            vmcs12.set_synced(EXIT_CONTROLS.id(), save.bits().into());
+            vmcs12.set_synced(PREEMPTION_TIMER_VALUE.id(), 1000);
+            vmcs12.exit_effects = ExitEffects::of(&vmcs12, &sets);
+            vmcs02.poke(PREEMPTION_TIMER_VALUE.id(), 400);
+            save_guest_state(&vmcs02, &mut vmcs12, &sets);
+            let restarted = vmcs12.exit_effects.rewritten().contains(&PREEMPTION_TIMER_VALUE.id());
+            save_stale(&vmcs02, &mut vmcs12);
+            let saved = !save.is_empty();
+            assert_eq!((vmcs12.get(PREEMPTION_TIMER_VALUE), restarted), (if saved { 400 } else { 1000 }, !saved));
+        }
+    }
+
+    #[test]
     fn every_exit_clears_the_valid_bit_of_the_injection_and_stores_lma() {
         let caps = skylake_caps();
         let (mut vmcs02, mut vmcs12, sets) =
             (FakeVmcs::new(&caps), vmcs12(), SyncSets::new(&caps.offered(), &FieldSet::EMPTY));
         vmcs12.set_synced(ENTRY_INTERRUPTION_INFO.id(), 0x8000_0b0e);
         vmcs02.poke(ENTRY_CONTROLS.id(), EntryControls::IA32E_MODE_GUEST.bits().into());
+        vmcs12.exit_effects = ExitEffects::of(&vmcs12, &sets);
         save_guest_state(&vmcs02, &mut vmcs12, &sets);
         assert_eq!(vmcs12.get(ENTRY_INTERRUPTION_INFO), 0xb0e);
+        save_stale_controls(&vmcs02, &mut vmcs12);
         assert_eq!(vmcs12.get(ENTRY_CONTROLS), EntryControls::IA32E_MODE_GUEST.bits());
     }
 }

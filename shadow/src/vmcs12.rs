@@ -41,8 +41,10 @@ pub struct Vmcs12 {
     pub stale: FieldSet,
     /// Fields that the guest hypervisor accesses in vmcs02 itself, by VMCS shadowing. Always stale.
     pub live: FieldSet,
-    /// What the next exit will do to the above.
+    /// What an exit of the nested guest does to the above.
     pub exit_effects: ExitEffects,
+    /// An exit has not done it yet: nobody has looked since.
+    pub exit_is_unsettled: bool,
 }
 
 impl Vmcs12 {
@@ -70,12 +72,13 @@ impl Vmcs12 {
             stale: FieldSet::EMPTY,
             live: FieldSet::EMPTY,
             exit_effects: ExitEffects::default(),
+            exit_is_unsettled: false,
         }
     }
 
     /// Writes the region back. Stale fields must have been synchronised just before.
     pub fn store(&self, memory: &impl GuestMemory) {
-        debug_assert!(self.stale == self.live);
+        debug_assert!(self.stale == self.live && !self.exit_is_unsettled);
         memory.write_u32(self.pointer + LAUNCH_STATE_OFFSET, self.launch_state as u32);
         let mut bytes = [0; 8 * FIELD_COUNT];
         let (chunks, _) = bytes.as_chunks_mut::<8>();
@@ -126,6 +129,15 @@ impl Vmcs12 {
         self.live = live;
         self.dirty = self.dirty.minus(&live);
         self.stale = self.stale.or(&live);
+    }
+
+    /// Does what the last exit has left to do. To be called before anything here is looked at.
+    #[inline]
+    pub fn settle(&mut self) {
+        if core::mem::take(&mut self.exit_is_unsettled) {
+            self.stale = *self.exit_effects.stale();
+            self.dirty = self.dirty.or(self.exit_effects.reloaded());
+        }
     }
 
     /// Whether nothing was written since the last exit: dirty is just what exits do not save.

@@ -45,6 +45,12 @@ pub struct Vmcs01;
 #[derive(Debug)]
 pub struct Vmcs02;
 
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Which {
+    Vmcs01,
+    Vmcs02,
+}
+
 /// The VMCSs of a logical processor and which of them is current. Nothing else on this processor executes VMPTRLD or VMCLEAR.
 ///
 /// With VMCS shadowing, vmcs02 changes form: an ordinary VMCS while the nested guest runs, a shadow VMCS, linked to vmcs01, while the
@@ -53,7 +59,7 @@ pub struct Vmcs02;
 pub struct VmcsPair {
     regions: [Hpa; 2],
     revision: u32,
-    current: Option<usize>,
+    current: Option<Which>,
     launched: [bool; 2],
     /// vmcs02 becomes a shadow VMCS whenever vmcs01 becomes current.
     linked: bool,
@@ -90,16 +96,20 @@ impl VmcsPair {
     }
 
     /// Makes vmcs01 current, if it is not.
-    #[inline]
+    #[inline(always)]
     pub fn vmcs01(&mut self) -> CurrentVmcs<'_, Vmcs01> {
-        self.load(0);
+        if self.current != Some(Which::Vmcs01) {
+            self.load(Which::Vmcs01, self.linked);
+        }
         CurrentVmcs { pair: PhantomData, kind: PhantomData }
     }
 
     /// Makes vmcs02 current, if it is not.
-    #[inline]
+    #[inline(always)]
     pub fn vmcs02(&mut self) -> CurrentVmcs<'_, Vmcs02> {
-        self.load(1);
+        if self.current != Some(Which::Vmcs02) {
+            self.load(Which::Vmcs02, false);
+        }
         CurrentVmcs { pair: PhantomData, kind: PhantomData }
     }
 
@@ -115,16 +125,13 @@ impl VmcsPair {
     }
 
     #[inline]
-    fn load(&mut self, which: usize) {
-        if self.current != Some(which) {
-            let shadow = which == 0 && self.linked;
-            if shadow != self.is_shadow {
-                self.change_form(shadow);
-            }
-            // SAFETY: the region was initialised by `new`.
-            unsafe { instruction_on_region!("vmptrld", self.regions[which]) };
-            self.current = Some(which);
+    fn load(&mut self, which: Which, vmcs02_is_shadow: bool) {
+        if vmcs02_is_shadow != self.is_shadow {
+            self.change_form(vmcs02_is_shadow);
         }
+        // SAFETY: the region was initialised by `new`.
+        unsafe { instruction_on_region!("vmptrld", self.regions[which as usize]) };
+        self.current = Some(which);
     }
 
     /// Turns vmcs02 into a shadow VMCS or back. VMCLEAR first: the processor may keep an active VMCS on the chip.
@@ -143,13 +150,13 @@ impl VmcsPair {
     /// Whether the current VMCS was launched; from now on it counts as launched.
     #[inline]
     pub fn launch_or_resume(&mut self) -> bool {
-        self.current.is_some_and(|which| core::mem::replace(&mut self.launched[which], true))
+        self.current.is_some_and(|which| core::mem::replace(&mut self.launched[which as usize], true))
     }
 
     /// Forgets a launch that failed.
     pub fn launch_failed(&mut self) {
         if let Some(which) = self.current {
-            self.launched[which] = false;
+            self.launched[which as usize] = false;
         }
     }
 }
@@ -196,6 +203,23 @@ impl<Kind> VmcsAccess for CurrentVmcs<'_, Kind> {
                 value = in(reg) value,
                 failed = label { field_failed("VMWRITE", id) },
                 options(nomem, nostack)
+            );
+        }
+    }
+
+    #[inline(always)]
+    fn write_from<const INDEX: usize, const LENGTH: usize>(&mut self, id: FieldId, words: &[u64; LENGTH]) {
+        const { assert!(INDEX < LENGTH) };
+        // SAFETY: as above; the word is inside the block.
+        unsafe {
+            asm!(
+                "vmwrite {encoding}, [{words} + {offset}]",
+                "jbe {failed}",
+                encoding = in(reg) u64::from(id.encoding().0),
+                words = in(reg) words.as_ptr(),
+                offset = const INDEX * size_of::<u64>(),
+                failed = label { field_failed("VMWRITE", id) },
+                options(readonly, nostack)
             );
         }
     }

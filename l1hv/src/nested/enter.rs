@@ -5,13 +5,16 @@ use shadow::check::{self, GuestStateError, Violation};
 use shadow::controls::{EntryControls, Secondary};
 use shadow::exit::ExitReason;
 use shadow::fields::*;
+use shadow::host_load::HostImage;
 use shadow::hw::VmcsAccess;
 use shadow::merge::{self, Inherited, MsrEntry, Surroundings};
 use shadow::outcome::{Failure, InsnError};
+use shadow::sync::save_stale_controls;
 use shadow::vmcs12::LaunchState;
 use shadow::{FieldSet, Vmcs12};
 
 use super::reflect::reflect_failed_entry;
+use super::short::exits_are_short;
 use super::{msr_bitmap, paging};
 use crate::arch::vmx::{Invvpid, invvpid};
 use crate::exit::read_for_guest;
@@ -21,8 +24,8 @@ use crate::vcpu::{Level, VPID01, VPID02, Vcpu};
 pub fn enter(vcpu: &mut Vcpu, wanted: LaunchState) -> Result<(), Failure> {
     let interruptibility = vcpu.vmcs.vmcs01().read(GUEST_INTERRUPTIBILITY);
     vcpu.vmx.check_launch(wanted, interruptibility)?;
-    let vmcs12 = &vcpu.vmx.vmcs12;
-    let unchanged = vcpu.nested.short_entry && vmcs12.is_unchanged() && pdptes_are_in_vmcs02(vmcs12);
+    vcpu.vmx.vmcs12.settle();
+    let unchanged = vcpu.nested.short_entry && vcpu.vmx.vmcs12.is_unchanged();
     if unchanged && msr_bitmap::is_merged(vcpu) {
         if vcpu.nested.violation.is_some() {
             paging::anticipate(vcpu);
@@ -39,15 +42,20 @@ pub fn enter(vcpu: &mut Vcpu, wanted: LaunchState) -> Result<(), Failure> {
 
 /// All checks that are software's, and the whole merge. The inner error is an entry failure of the late kind.
 fn check_and_merge(vcpu: &mut Vcpu) -> Result<Result<(), GuestStateError>, Failure> {
+    let inherited = Inherited::read(&vcpu.vmcs.vmcs01(), &vcpu.vmx.vmcs12);
+    save_stale_controls(&vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12);
     let vmcs12 = &vcpu.vmx.vmcs12;
     if vmcs12.dirty.intersects(&merge::CHECKED) {
         check::controls_of_vmcs12(vmcs12, &vcpu.offered)
             .map_err(|violation| refused(violation, InsnError::ENTRY_INVALID_CONTROL))?;
         check::host_state(vmcs12, &vcpu.offered, vcpu.nested.host_mode)
             .map_err(|violation| refused(violation, InsnError::ENTRY_INVALID_HOST_STATE))?;
+        if vmcs12.dirty.intersects(&HostImage::SOURCE) {
+            vcpu.nested.host_image = HostImage::of(vmcs12);
+        }
     }
     let pdptes = check::guest_state(vmcs12, &vcpu.offered, &vcpu.memory).and_then(|()| pdptes_from_memory(vcpu));
-    Ok(pdptes.map(|pdptes| merge(vcpu, pdptes)))
+    Ok(pdptes.map(|pdptes| merge(vcpu, inherited, pdptes)))
 }
 
 #[cold]
@@ -74,8 +82,8 @@ fn pdptes_from_memory(vcpu: &mut Vcpu) -> Result<Option<[u64; 4]>, GuestStateErr
     check::load_pdptes(&vcpu.memory, &vcpu.offered, cr0, cr3, cr4, false)
 }
 
-fn merge(vcpu: &mut Vcpu, pdptes: Option<[u64; 4]>) {
-    let inherited = Inherited::read(&vcpu.vmcs.vmcs01(), &vcpu.vmx.vmcs12);
+fn merge(vcpu: &mut Vcpu, inherited: Inherited, pdptes: Option<[u64; 4]>) {
+    vcpu.memory.watches.note_merge();
     let bitmap_changes = !msr_bitmap::is_merged(vcpu);
     if bitmap_changes {
         msr_bitmap::merge(vcpu);
@@ -96,7 +104,9 @@ fn merge(vcpu: &mut Vcpu, pdptes: Option<[u64; 4]>) {
     let short_entry = !areas.any()
         && inherited.is_empty()
         && vmcs12.has_secondary(Secondary::ENABLE_VPID)
+        && pdptes.is_none()
         && vmcs12.get(VMCS_LINK_POINTER) == u64::MAX;
+    let short_exit = exits_are_short(vmcs12);
     merge::prepare(&mut vmcs02, vmcs12, &Surroundings { caps, sets, memory, inherited, pdptes });
     if areas_changed || areas.any() {
         vmcs02.write(ENTRY_MSR_LOAD_COUNT, vcpu.nested.entry_load_count);
@@ -110,6 +120,7 @@ fn merge(vcpu: &mut Vcpu, pdptes: Option<[u64; 4]>) {
         vcpu.nested.eptp02 = eptp02;
     }
     vcpu.nested.short_entry = short_entry;
+    vcpu.nested.short_exit = short_exit;
     switch_vpid(vcpu);
 }
 

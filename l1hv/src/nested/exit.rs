@@ -4,11 +4,11 @@ use shadow::exit::ExitReason;
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
 use shadow::outcome::{Fault, InsnError, rflags_fail_valid};
-use shadow::policy::{Route, route};
+use shadow::policy::{Route, is_always_reflected, route};
 use shadow::vmcs12::LaunchState;
 
 use super::reflect::{Reflected, reflect, reflect_failed_entry};
-use super::{injection, paging};
+use super::{injection, paging, short};
 use crate::exit::{read_for_guest, write_for_guest};
 use crate::stop::stop_internal;
 use crate::vcpu::{Level, Vcpu};
@@ -18,6 +18,12 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) {
     if reason.is_entry_failure() {
         let qualification = vcpu.vmcs.vmcs02().read(EXIT_QUALIFICATION);
         return reflect_failed_entry(vcpu, reason.without_modifiers(), qualification);
+    }
+    if vcpu.nested.short_exit && vcpu.nested.displaced.is_none() && is_always_reflected(reason) {
+        vcpu.nested.entering = false;
+        vcpu.vmx.vmcs12.launch_state = LaunchState::Launched;
+        vcpu.stats.reflect(reason);
+        return short::leave(vcpu);
     }
     if vcpu.nested.entering {
         vcpu.nested.entering = false;
@@ -69,6 +75,7 @@ pub fn handle_failed_entry(vcpu: &mut Vcpu) {
     log::debug!("VM entry refused by the processor, error {}", error.0);
     vcpu.nested.entering = false;
     vcpu.level = Level::GuestHypervisor;
+    vcpu.vmx.vmcs12.settle();
     vcpu.vmx.vmcs12.dirty = vcpu.offered_fields.minus(&vcpu.vmx.vmcs12.stale);
     vcpu.vmx.vmcs12.set(VM_INSTRUCTION_ERROR, error.0);
     let mut vmcs01 = vcpu.vmcs.vmcs01();

@@ -13,6 +13,7 @@ mod msr_bitmap;
 mod paging;
 mod reflect;
 mod shadowing;
+mod short;
 
 pub use enter::enter;
 pub use exit::{handle, handle_failed_entry};
@@ -21,3 +22,4 @@ pub use msr_bitmap::unwatch;
 pub use paging::drop_translations;
 pub use reflect::{abort, nmi};
 pub use shadowing::bind_current;
+pub use short::resume;

@@ -13,7 +13,7 @@ use shadow::msr::{Access, host_owns};
 use shadow::sync::{save_exit_info, save_guest_state};
 use shadow::vmcs12::write_abort_indicator;
 
-use super::injection;
+use super::{injection, short};
 use crate::arch::vmx::{Invvpid, invvpid};
 use crate::exit::read_for_guest;
 use crate::stop::{StopReason, stop};
@@ -80,10 +80,13 @@ fn reflect_event(vcpu: &mut Vcpu, info: InterruptionInfo, error_code: Option<u32
 /// Leaves a nested guest that ran: its state goes to VMCS12, the guest hypervisor continues at its exit handler.
 fn leave(vcpu: &mut Vcpu, reason: ExitReason) {
     vcpu.stats.reflect(reason);
-    injection::give_back(vcpu);
-    save_guest_state(&vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12, &vcpu.sync_sets);
     let by_nmi =
         reason == ExitReason::EXCEPTION_OR_NMI && InterruptionInfo(vcpu.vmcs12_field(EXIT_INTERRUPTION_INFO)).is_nmi();
+    if vcpu.nested.short_exit && vcpu.nested.displaced.is_none() && !by_nmi {
+        return short::leave(vcpu);
+    }
+    injection::give_back(vcpu);
+    save_guest_state(&vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12, &vcpu.sync_sets);
     let virtual_nmis = vcpu.vmx.vmcs12.get(PIN_CONTROLS) & Pin::VIRTUAL_NMIS.bits() != 0;
     let was_blocked = !virtual_nmis && vcpu.vmcs12_field(GUEST_INTERRUPTIBILITY) & BLOCKING_BY_NMI != 0;
     let vmcs12 = &vcpu.vmx.vmcs12;
@@ -128,7 +131,8 @@ fn resume_guest_hypervisor(vcpu: &mut Vcpu, left: LeftBehind) {
     vcpu.level = Level::GuestHypervisor;
     let loaded = {
         let mut vmcs01 = vcpu.vmcs.vmcs01();
-        load_host_state(&mut vmcs01, &vcpu.vmx.vmcs12, &vcpu.offered, &vcpu.memory, &left)
+        let (vmcs12, image) = (&vcpu.vmx.vmcs12, &vcpu.nested.host_image);
+        load_host_state(&mut vmcs01, vmcs12, image, &vcpu.offered, &vcpu.memory, &left)
     };
     let loaded = loaded.and_then(|()| load_host_msrs(vcpu));
     if let Err(reason) = loaded {

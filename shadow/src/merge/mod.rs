@@ -119,16 +119,21 @@ pub fn prepare(
 #[inline]
 pub fn prepare_unchanged(vmcs02: &mut impl VmcsAccess, vmcs12: &mut Vmcs12) {
     vmcs12.dirty = FieldSet::EMPTY;
-    for &id in vmcs12.exit_effects.reloaded_list() {
-        vmcs02.write_raw(id, vmcs12.word(id));
-    }
-    restart_timer(vmcs02, vmcs12);
+    rewrite(vmcs02, vmcs12);
 }
 
-/// The processor has counted vmcs02's VMX-preemption timer down.
+/// What vmcs02 loses while a nested guest runs, and VMCS12 does not get.
 #[inline]
+pub fn rewrite(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12) {
+    for &id in vmcs12.exit_effects.rewritten() {
+        vmcs02.write_raw(id, vmcs12.word(id));
+    }
+}
+
+/// The processor has counted vmcs02's VMX-preemption timer down. If that is VMCS12's value too, it is stale there.
 fn restart_timer(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12) {
-    if vmcs12.get(PIN_CONTROLS) & Pin::ACTIVATE_PREEMPTION_TIMER.bits() != 0 {
+    let active = vmcs12.get(PIN_CONTROLS) & Pin::ACTIVATE_PREEMPTION_TIMER.bits() != 0;
+    if active && !vmcs12.stale.contains(PREEMPTION_TIMER_VALUE.id()) {
         vmcs02.write(PREEMPTION_TIMER_VALUE, vmcs12.get(PREEMPTION_TIMER_VALUE));
     }
 }
