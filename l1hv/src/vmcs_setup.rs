@@ -3,7 +3,7 @@
 use boot::guest::GuestEntry;
 use ept::{Eptp, Hpa};
 use shadow::VmxCaps;
-use shadow::controls::{Allowed, EntryControls, ExitControls, Primary, Secondary};
+use shadow::controls::{ControlWord, EntryControls, ExitControls, Pin, Primary, Secondary};
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
 use x86_64::registers::control::{Cr0, Cr3, Cr4, Cr4Flags, Efer};
@@ -43,11 +43,8 @@ pub fn host_state(vmcs: &mut impl VmcsAccess, segments: &HostSegments, registers
 const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
 
 /// A control word with what the host wants. The processor was checked at boot, so that a missing control is a defect.
-fn choose(name: &str, allowed: Allowed, wanted: u32) -> u32 {
-    match allowed.choose(wanted) {
-        Ok(value) => value,
-        Err(missing) => stop_internal!("the processor lacks {name} controls {missing:#x}"),
-    }
+fn choose<W: ControlWord>(caps: &VmxCaps, on: W, off: W) -> W {
+    caps.choose(on, off).unwrap_or_else(|conflict| stop_internal!("the processor lacks controls: {conflict}"))
 }
 
 /// Controls of vmcs01: pass-through, with what nesting needs.
@@ -59,13 +56,15 @@ pub fn controls01(vmcs01: &mut impl VmcsAccess, caps: &VmxCaps, ept01: Hpa, msr_
         | Secondary::ENABLE_XSAVES
         | Secondary::ENABLE_USER_WAIT_AND_PAUSE
         | Secondary::ENABLE_PCONFIG;
-    let secondary = wanted.bits() | pass_through.bits() & caps.secondary.may_be_1;
+    let secondary = wanted | pass_through & Secondary::from_bits_retain(caps.secondary.may_be_1);
     let primary = Primary::USE_MSR_BITMAPS | Primary::ACTIVATE_SECONDARY;
-    vmcs01.write(PIN_CONTROLS, choose("pin-based", caps.pin, 0));
-    vmcs01.write(PRIMARY_CONTROLS, choose("primary", caps.primary, primary.bits()));
-    vmcs01.write(SECONDARY_CONTROLS, choose("secondary", caps.secondary, secondary));
-    vmcs01.write(EXIT_CONTROLS, choose("VM-exit", caps.exit, ExitControls::FORCED.bits()));
-    vmcs01.write(ENTRY_CONTROLS, choose("VM-entry", caps.entry, EntryControls::FORCED.bits()));
+    // Exits that a processor makes by default, for hypervisors of its first generation.
+    let cr3_exits = Primary::CR3_LOAD_EXITING | Primary::CR3_STORE_EXITING;
+    vmcs01.write(PIN_CONTROLS, choose(caps, Pin::empty(), Pin::empty()).bits());
+    vmcs01.write(PRIMARY_CONTROLS, choose(caps, primary, cr3_exits).bits());
+    vmcs01.write(SECONDARY_CONTROLS, choose(caps, secondary, Secondary::empty()).bits());
+    vmcs01.write(EXIT_CONTROLS, choose(caps, ExitControls::FORCED, ExitControls::empty()).bits());
+    vmcs01.write(ENTRY_CONTROLS, choose(caps, EntryControls::FORCED, EntryControls::empty()).bits());
     vmcs01.write(EPT_POINTER, Eptp::new(ept01.0, false).0);
     vmcs01.write(MSR_BITMAP, msr_bitmap01.0);
     vmcs01.write(VPID, VPID01);

@@ -1,39 +1,22 @@
 //! VMX capabilities: what the processor has, and what of it the guest hypervisor is offered (SDM Appendix A).
 
-use crate::controls::{Allowed, EntryControls, ExitControls, Pin, Primary, Secondary, Tertiary};
+use crate::controls::{
+    Allowed, Control, ControlWord, EntryControls, ExitControls, Pin, Primary, Secondary, SecondaryExitControls,
+    Tertiary, VmFunctions,
+};
 use crate::fields::FieldId;
 use crate::index::FieldSet;
 use crate::msr::*;
 
-/// When a field exists: the control that must be allowed to be 1.
-#[derive(Clone, Copy, Debug)]
+/// When a field exists.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Exists {
     /// On every processor.
     Always,
-    /// On none that runs this code (SEAM only).
-    Never,
-    /// With a pin-based control.
-    Pin(Pin),
-    /// With a primary processor-based control.
-    Primary(Primary),
-    /// With a secondary processor-based control.
-    Secondary(Secondary),
-    /// With a tertiary processor-based control.
-    Tertiary(Tertiary),
-    /// With a VM-entry control.
-    Entry(EntryControls),
-    /// With a VM-exit control.
-    Exit(ExitControls),
-    /// With either of the two.
-    EntryOrExit(EntryControls, ExitControls),
-}
-
-/// Bits that are 1 in the plain capability MSRs although the TRUE ones may allow 0: the default1 class (SDM A.2).
-mod default1 {
-    pub const PIN: u32 = 0x16;
-    pub const PRIMARY: u32 = 0x0401_e172;
-    pub const EXIT: u32 = 0x0003_6dff;
-    pub const ENTRY: u32 = 0x11ff;
+    /// With a feature that no VMX capability reports (SEAM, APX); here it counts as absent.
+    Unreported,
+    /// If one of these controls is allowed to be 1.
+    With(&'static [Control]),
 }
 
 /// IA32_VMX_BASIC[55]: the TRUE capability MSRs exist.
@@ -59,6 +42,8 @@ pub struct VmxCaps {
     pub tertiary: u64,
     /// VM-exit controls.
     pub exit: Allowed,
+    /// Secondary VM-exit controls: allowed 1-settings.
+    pub secondary_exit: u64,
     /// VM-entry controls.
     pub entry: Allowed,
     /// IA32_VMX_MISC.
@@ -98,13 +83,16 @@ impl VmxCaps {
         let may = |bit: Primary| primary.may_be_1 & bit.bits() != 0;
         let secondary = Allowed::from_msr(read_if(may(Primary::ACTIVATE_SECONDARY), IA32_VMX_PROCBASED_CTLS2));
         let with = |bit: Secondary| secondary.may_be_1 & bit.bits() != 0;
+        let exit = Allowed::from_msr(read_if(true, exit));
+        let exit_may = |bit: ExitControls| exit.may_be_1 & bit.bits() != 0;
         Self {
             basic,
             pin: Allowed::from_msr(read_if(true, pin)),
             primary,
             secondary,
             tertiary: read_if(may(Primary::ACTIVATE_TERTIARY), IA32_VMX_PROCBASED_CTLS3),
-            exit: Allowed::from_msr(read_if(true, exit)),
+            exit,
+            secondary_exit: read_if(exit_may(ExitControls::ACTIVATE_SECONDARY), IA32_VMX_EXIT_CTLS2),
             entry: Allowed::from_msr(read_if(true, entry)),
             misc: read_if(true, IA32_VMX_MISC),
             cr0_fixed0: read_if(true, IA32_VMX_CR0_FIXED0),
@@ -133,10 +121,11 @@ impl VmxCaps {
             secondary: self.secondary.without(Secondary::HIDDEN.bits()),
             tertiary: self.tertiary & !Tertiary::HIDDEN.bits(),
             exit: self.exit.without(ExitControls::HIDDEN.bits()),
+            secondary_exit: self.secondary_exit & !SecondaryExitControls::HIDDEN.bits(),
             entry: self.entry.without(EntryControls::HIDDEN.bits()),
             misc: self.misc & !MISC_HIDDEN,
             ept_vpid: ept_offered(self.ept_vpid),
-            vmfunc: 0,
+            vmfunc: self.vmfunc & !VmFunctions::HIDDEN.bits(),
             ..*self
         }
     }
@@ -148,10 +137,10 @@ impl VmxCaps {
         let has_true = self.basic & BASIC_TRUE_CONTROLS != 0;
         Some(match msr {
             IA32_VMX_BASIC => self.basic,
-            IA32_VMX_PINBASED_CTLS => with_default1(self.pin, default1::PIN),
-            IA32_VMX_PROCBASED_CTLS => with_default1(self.primary, default1::PRIMARY),
-            IA32_VMX_EXIT_CTLS => with_default1(self.exit, default1::EXIT),
-            IA32_VMX_ENTRY_CTLS => with_default1(self.entry, default1::ENTRY),
+            IA32_VMX_PINBASED_CTLS => with_default1(self.pin, Pin::DEFAULT1.bits()),
+            IA32_VMX_PROCBASED_CTLS => with_default1(self.primary, Primary::DEFAULT1.bits()),
+            IA32_VMX_EXIT_CTLS => with_default1(self.exit, ExitControls::DEFAULT1.bits()),
+            IA32_VMX_ENTRY_CTLS => with_default1(self.entry, EntryControls::DEFAULT1.bits()),
             IA32_VMX_MISC => self.misc,
             IA32_VMX_CR0_FIXED0 => self.cr0_fixed0,
             IA32_VMX_CR0_FIXED1 => self.cr0_fixed1,
@@ -166,6 +155,7 @@ impl VmxCaps {
             IA32_VMX_TRUE_ENTRY_CTLS if has_true => self.entry.to_msr(),
             IA32_VMX_VMFUNC if self.has_secondary(Secondary::ENABLE_VM_FUNCTIONS) => self.vmfunc,
             IA32_VMX_PROCBASED_CTLS3 if self.tertiary != 0 => self.tertiary,
+            IA32_VMX_EXIT_CTLS2 if self.secondary_exit != 0 => self.secondary_exit,
             _ => return None,
         })
     }
@@ -178,16 +168,22 @@ impl VmxCaps {
     pub fn has_field(&self, id: FieldId) -> bool {
         match id.info().exists {
             Exists::Always => true,
-            Exists::Never => false,
-            Exists::Pin(bit) => self.pin.may_be_1 & bit.bits() != 0,
-            Exists::Primary(bit) => self.primary.may_be_1 & bit.bits() != 0,
-            Exists::Secondary(bit) => self.has_secondary(bit),
-            Exists::Tertiary(bit) => self.tertiary & bit.bits() != 0,
-            Exists::Entry(bit) => self.entry.may_be_1 & bit.bits() != 0,
-            Exists::Exit(bit) => self.exit.may_be_1 & bit.bits() != 0,
-            Exists::EntryOrExit(entry, exit) => {
-                self.entry.may_be_1 & entry.bits() != 0 || self.exit.may_be_1 & exit.bits() != 0
-            }
+            Exists::Unreported => false,
+            Exists::With(controls) => controls.iter().any(|&control| self.may_be_1(control)),
+        }
+    }
+
+    /// Whether the processor allows a control to be 1.
+    pub fn may_be_1(&self, control: Control) -> bool {
+        match control {
+            Control::Pin(bits) => Pin::allowed(self).1.contains(bits),
+            Control::Primary(bits) => Primary::allowed(self).1.contains(bits),
+            Control::Secondary(bits) => Secondary::allowed(self).1.contains(bits),
+            Control::Tertiary(bits) => Tertiary::allowed(self).1.contains(bits),
+            Control::Exit(bits) => ExitControls::allowed(self).1.contains(bits),
+            Control::SecondaryExit(bits) => SecondaryExitControls::allowed(self).1.contains(bits),
+            Control::Entry(bits) => EntryControls::allowed(self).1.contains(bits),
+            Control::VmFunction(bits) => VmFunctions::allowed(self).1.contains(bits),
         }
     }
 
@@ -291,7 +287,7 @@ mod tests {
     fn plain_capability_msrs_force_the_default1_class() {
         let caps = skylake_caps().offered();
         let plain = Allowed::from_msr(caps.msr(IA32_VMX_PROCBASED_CTLS).unwrap());
-        assert_eq!(plain.must_be_1 & default1::PRIMARY, default1::PRIMARY);
+        assert_eq!(plain.must_be_1 & Primary::DEFAULT1.bits(), Primary::DEFAULT1.bits());
         let exact = Allowed::from_msr(caps.msr(IA32_VMX_TRUE_PROCBASED_CTLS).unwrap());
         assert_eq!(exact.must_be_1 & Primary::CR3_LOAD_EXITING.bits(), 0);
     }

@@ -15,11 +15,12 @@ use std::vec::Vec;
 /// Capabilities like those of the processor that the tests run on: Bochs' corei7_skylake_x.
 pub fn skylake_caps() -> VmxCaps {
     VmxCaps {
-        basic: 0x00d8_1000_0000_0000 | VMCS12_REVISION as u64 ^ 1,
+        basic: 0x00d8_1000_0000_0000 | u64::from(VMCS12_REVISION) ^ 1,
         pin: Allowed { must_be_1: 0x16, may_be_1: 0xff },
         primary: Allowed { must_be_1: 0x0400_6172, may_be_1: 0xfff9_fffe },
         secondary: Allowed { must_be_1: 0, may_be_1: 0x021f_7fff },
         tertiary: 0,
+        secondary_exit: 0,
         exit: Allowed { must_be_1: 0x0003_6dfb, may_be_1: 0x01ff_ffff },
         entry: Allowed { must_be_1: 0x11fb, may_be_1: 0x3_ffff },
         misc: 0x2004_01e0,

@@ -12,7 +12,7 @@ use arrayvec::ArrayVec;
 /// Guest state that a VM exit saves, whatever the controls.
 const SAVED: FieldSet = with_merge(Merge::Guest);
 /// The part of it that a guest hypervisor looks at on most exits: brought back on every exit. The rest waits until somebody asks.
-const HOT: FieldSet = SAVED.and(&SHADOWED);
+const HOT: FieldSet = SAVED.and(&OFTEN_ACCESSED);
 const RARE: FieldSet = SAVED.minus(&HOT);
 
 const EXIT_INFO: FieldSet = with_merge(Merge::ExitInfo);

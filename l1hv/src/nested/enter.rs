@@ -45,9 +45,11 @@ fn check_and_merge(vcpu: &mut Vcpu) -> Result<Result<(), GuestStateError>, Failu
     let inherited = Inherited::read(&vcpu.vmcs.vmcs01(), &vcpu.vmx.vmcs12);
     save_stale_controls(&vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12);
     let vmcs12 = &vcpu.vmx.vmcs12;
-    if vmcs12.dirty.intersects(&merge::CHECKED) {
+    if vmcs12.dirty.intersects(&merge::CHECKED_CONTROLS) {
         check::controls_of_vmcs12(vmcs12, &vcpu.offered)
             .map_err(|violation| refused(violation, InsnError::ENTRY_INVALID_CONTROL))?;
+    }
+    if vmcs12.dirty.intersects(&merge::CHECKED_HOST_STATE) {
         check::host_state(vmcs12, &vcpu.offered, vcpu.nested.host_mode)
             .map_err(|violation| refused(violation, InsnError::ENTRY_INVALID_HOST_STATE))?;
         if vmcs12.dirty.intersects(&HostImage::SOURCE) {

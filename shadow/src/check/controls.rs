@@ -2,43 +2,35 @@
 
 use super::{Check, require};
 use crate::caps::{VmxCaps, ept_vpid};
-use crate::controls::{EntryControls, ExitControls, Pin, Primary, Secondary};
+use crate::controls::{ControlWords, EntryControls, ExitControls, Pin, Primary, Secondary, Tertiary};
 use crate::exit::{InterruptionInfo, interruption_type};
 use crate::fields::*;
 use crate::hw::GuestMemory;
 use crate::vmcs12::Vmcs12;
 use ept::Gpa;
 
-/// The words that most checks look at.
-struct Words {
-    pin: Pin,
-    primary: Primary,
-    secondary: Secondary,
-    exit: ExitControls,
-    entry: EntryControls,
-}
-
 /// All control checks. Failing one is VM-instruction error 7.
 pub fn controls(vmcs12: &Vmcs12, caps: &VmxCaps, memory: &impl GuestMemory) -> Check {
     controls_of_vmcs12(vmcs12, caps)?;
-    let words = Words::of(vmcs12);
+    let words = words_of(vmcs12);
     repeated_by_hardware(&words, vmcs12, caps, memory)
 }
 
 /// The control checks that the processor cannot make, because vmcs02 has other controls and addresses than VMCS12.
 pub fn controls_of_vmcs12(vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
-    let words = Words::of(vmcs12);
+    let words = words_of(vmcs12);
     reserved_bits(&words, caps)?;
+    words.check_dependencies()?;
     execution(&words, vmcs12, caps)?;
     apic(&words, vmcs12, caps)?;
     paging(&words, vmcs12, caps)?;
-    exit(&words, vmcs12, caps)?;
+    exit(vmcs12, caps)?;
     let load = msr_area(caps, vmcs12.get(ENTRY_MSR_LOAD_ADDRESS), vmcs12.get(ENTRY_MSR_LOAD_COUNT));
     require(load, "VM-entry MSR-load area")
 }
 
 /// The ones that it makes on vmcs02 with VMCS12's values. Its VMfailValid with error 7 is what the guest hypervisor gets.
-fn repeated_by_hardware(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps, memory: &impl GuestMemory) -> Check {
+fn repeated_by_hardware(words: &ControlWords, vmcs12: &Vmcs12, caps: &VmxCaps, memory: &impl GuestMemory) -> Check {
     require(vmcs12.get(CR3_TARGET_COUNT) <= caps.cr3_targets(), "CR3-target count")?;
     if words.secondary.contains(Secondary::USE_TSC_SCALING) {
         require(vmcs12.get(TSC_MULTIPLIER) != 0, "TSC multiplier")?;
@@ -48,21 +40,22 @@ fn repeated_by_hardware(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps, memory: 
     if info.is_valid() { injection(words, vmcs12, caps, info) } else { Ok(()) }
 }
 
-impl Words {
-    fn of(vmcs12: &Vmcs12) -> Self {
-        let primary = Primary::from_bits_retain(vmcs12.get(PRIMARY_CONTROLS));
-        let secondary = if primary.contains(Primary::ACTIVATE_SECONDARY) { vmcs12.get(SECONDARY_CONTROLS) } else { 0 };
-        Self {
-            pin: Pin::from_bits_retain(vmcs12.get(PIN_CONTROLS)),
-            primary,
-            secondary: Secondary::from_bits_retain(secondary),
-            exit: ExitControls::from_bits_retain(vmcs12.get(EXIT_CONTROLS)),
-            entry: EntryControls::from_bits_retain(vmcs12.get(ENTRY_CONTROLS)),
-        }
+/// The control words of VMCS12, with those that are not activated at 0.
+fn words_of(vmcs12: &Vmcs12) -> ControlWords {
+    let primary = Primary::from_bits_retain(vmcs12.get(PRIMARY_CONTROLS));
+    let secondary = if primary.contains(Primary::ACTIVATE_SECONDARY) { vmcs12.get(SECONDARY_CONTROLS) } else { 0 };
+    let tertiary = if primary.contains(Primary::ACTIVATE_TERTIARY) { vmcs12.get(TERTIARY_CONTROLS) } else { 0 };
+    ControlWords {
+        pin: Pin::from_bits_retain(vmcs12.get(PIN_CONTROLS)),
+        primary,
+        secondary: Secondary::from_bits_retain(secondary),
+        tertiary: Tertiary::from_bits_retain(tertiary),
+        exit: ExitControls::from_bits_retain(vmcs12.get(EXIT_CONTROLS)),
+        entry: EntryControls::from_bits_retain(vmcs12.get(ENTRY_CONTROLS)),
     }
 }
 
-fn reserved_bits(words: &Words, caps: &VmxCaps) -> Check {
+fn reserved_bits(words: &ControlWords, caps: &VmxCaps) -> Check {
     require(caps.pin.permits(words.pin.bits()), "pin-based controls: reserved bits")?;
     require(caps.primary.permits(words.primary.bits()), "primary processor-based controls: reserved bits")?;
     let secondary_active = words.primary.contains(Primary::ACTIVATE_SECONDARY);
@@ -70,13 +63,14 @@ fn reserved_bits(words: &Words, caps: &VmxCaps) -> Check {
         !secondary_active || caps.secondary.permits(words.secondary.bits()),
         "secondary processor-based controls: reserved bits",
     )?;
+    require(words.tertiary.bits() & !caps.tertiary == 0, "tertiary processor-based controls: reserved bits")?;
     require(caps.exit.permits(words.exit.bits()), "VM-exit controls: reserved bits")?;
     require(caps.entry.permits(words.entry.bits()), "VM-entry controls: reserved bits")
 }
 
 /// SDM 27.2.1.1, what is not about the virtual APIC or paging.
-fn execution(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
-    let Words { pin, primary, .. } = words;
+fn execution(words: &ControlWords, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
+    let primary = words.primary;
     if primary.contains(Primary::USE_IO_BITMAPS) {
         require(is_page(caps, vmcs12.get(IO_BITMAP_A)), "I/O bitmap A address")?;
         require(is_page(caps, vmcs12.get(IO_BITMAP_B)), "I/O bitmap B address")?;
@@ -84,17 +78,13 @@ fn execution(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
     if primary.contains(Primary::USE_MSR_BITMAPS) {
         require(is_page(caps, vmcs12.get(MSR_BITMAP)), "MSR bitmap address")?;
     }
-    require(pin.contains(Pin::NMI_EXITING) || !pin.contains(Pin::VIRTUAL_NMIS), "virtual NMIs without NMI exiting")?;
-    require(
-        pin.contains(Pin::VIRTUAL_NMIS) || !primary.contains(Primary::NMI_WINDOW_EXITING),
-        "NMI-window exiting without virtual NMIs",
-    )
+    Ok(())
 }
 
-fn tpr_threshold(words: &Words, vmcs12: &Vmcs12, memory: &impl GuestMemory) -> Check {
+fn tpr_threshold(words: &ControlWords, vmcs12: &Vmcs12, memory: &impl GuestMemory) -> Check {
     /// Offset of VTPR in the virtual-APIC page.
     const VTPR: u64 = 0x80;
-    let Words { primary, secondary, .. } = words;
+    let ControlWords { primary, secondary, .. } = words;
     if !primary.contains(Primary::USE_TPR_SHADOW) || secondary.contains(Secondary::VIRTUAL_INTERRUPT_DELIVERY) {
         return Ok(());
     }
@@ -107,37 +97,21 @@ fn tpr_threshold(words: &Words, vmcs12: &Vmcs12, memory: &impl GuestMemory) -> C
     require(threshold <= vtpr >> 4 & 0xf, "TPR threshold above VTPR")
 }
 
-fn apic(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
-    let Words { primary, secondary, .. } = words;
+fn apic(words: &ControlWords, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
+    let ControlWords { primary, secondary, .. } = words;
     if primary.contains(Primary::USE_TPR_SHADOW) {
         require(is_page(caps, vmcs12.get(VIRTUAL_APIC_ADDRESS)), "virtual-APIC address")?;
-    } else {
-        let needing = Secondary::VIRTUALIZE_X2APIC_MODE
-            | Secondary::APIC_REGISTER_VIRTUALIZATION
-            | Secondary::VIRTUAL_INTERRUPT_DELIVERY;
-        require(!secondary.intersects(needing), "APIC virtualization without TPR shadow")?;
     }
     if secondary.contains(Secondary::VIRTUALIZE_APIC_ACCESSES) {
         require(is_page(caps, vmcs12.get(APIC_ACCESS_ADDRESS)), "APIC-access address")?;
-        require(!secondary.contains(Secondary::VIRTUALIZE_X2APIC_MODE), "APIC accesses and x2APIC mode")?;
     }
-    virtual_interrupts(words, vmcs12, caps)
+    posted_interrupts(words, vmcs12, caps)
 }
 
-/// Virtual-interrupt delivery and posted interrupts. The processor repeats the check of the notification vector.
-fn virtual_interrupts(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
+/// The processor repeats the check of the notification vector.
+fn posted_interrupts(words: &ControlWords, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
     const DESCRIPTOR_ALIGNMENT: u64 = 64;
-    let delivery = words.secondary.contains(Secondary::VIRTUAL_INTERRUPT_DELIVERY);
-    require(
-        !delivery || words.pin.contains(Pin::EXTERNAL_INTERRUPT_EXITING),
-        "virtual-interrupt delivery without external-interrupt exiting",
-    )?;
     if words.pin.contains(Pin::PROCESS_POSTED_INTERRUPTS) {
-        require(delivery, "posted interrupts without virtual-interrupt delivery")?;
-        require(
-            words.exit.contains(ExitControls::ACKNOWLEDGE_INTERRUPT),
-            "posted interrupts without acknowledge interrupt on exit",
-        )?;
         let descriptor = vmcs12.get(POSTED_INTERRUPT_DESCRIPTOR_ADDRESS);
         let aligned = descriptor.is_multiple_of(DESCRIPTOR_ALIGNMENT) && caps.is_physical(descriptor);
         require(aligned, "posted-interrupt descriptor address")?;
@@ -145,20 +119,18 @@ fn virtual_interrupts(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
     Ok(())
 }
 
-fn paging(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
+fn paging(words: &ControlWords, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
     let secondary = words.secondary;
     if secondary.contains(Secondary::ENABLE_VPID) {
         require(vmcs12.get(VPID) != 0, "VPID")?;
     }
-    let with_ept = secondary.contains(Secondary::ENABLE_EPT);
-    if with_ept {
+    if secondary.contains(Secondary::ENABLE_EPT) {
         require(eptp_is_valid(caps, vmcs12.get(EPT_POINTER)), "EPTP")?;
     }
     if secondary.contains(Secondary::ENABLE_PML) {
-        require(with_ept, "PML without EPT")?;
         require(is_page(caps, vmcs12.get(PML_ADDRESS)), "PML address")?;
     }
-    require(with_ept || !secondary.contains(Secondary::UNRESTRICTED_GUEST), "unrestricted guest without EPT")
+    Ok(())
 }
 
 /// Whether VM entry and INVEPT accept an EPTP (SDM 25.6.11 "Extended-Page-Table Pointer").
@@ -175,11 +147,7 @@ pub fn eptp_is_valid(caps: &VmxCaps, eptp: u64) -> bool {
 }
 
 /// SDM 27.2.1.2 "VM-Exit Control Fields".
-fn exit(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
-    require(
-        words.pin.contains(Pin::ACTIVATE_PREEMPTION_TIMER) || !words.exit.contains(ExitControls::SAVE_PREEMPTION_TIMER),
-        "save VMX-preemption timer without the timer",
-    )?;
+fn exit(vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
     let store = msr_area(caps, vmcs12.get(EXIT_MSR_STORE_ADDRESS), vmcs12.get(EXIT_MSR_STORE_COUNT));
     require(store, "VM-exit MSR-store area")?;
     let load = msr_area(caps, vmcs12.get(EXIT_MSR_LOAD_ADDRESS), vmcs12.get(EXIT_MSR_LOAD_COUNT));
@@ -187,7 +155,7 @@ fn exit(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
 }
 
 /// SDM 27.2.1.3 "VM-Entry Control Fields", the event to inject.
-fn injection(words: &Words, vmcs12: &Vmcs12, caps: &VmxCaps, info: InterruptionInfo) -> Check {
+fn injection(words: &ControlWords, vmcs12: &Vmcs12, caps: &VmxCaps, info: InterruptionInfo) -> Check {
     use interruption_type::*;
     /// #DF, #TS, #NP, #SS, #GP, #PF, #AC.
     const WITH_ERROR_CODE: u32 = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17;
@@ -295,7 +263,7 @@ mod tests {
         };
         assert_eq!(logging(Secondary::ENABLE_PML | Secondary::ENABLE_EPT, 0x1000), Ok(()));
         assert_eq!(logging(Secondary::ENABLE_PML | Secondary::ENABLE_EPT, 0x1008), Err(Violation("PML address")));
-        assert_eq!(logging(Secondary::ENABLE_PML, 0x1000), Err(Violation("PML without EPT")));
+        assert_eq!(logging(Secondary::ENABLE_PML, 0x1000), Err(Violation("ENABLE_PML needs ENABLE_EPT")));
     }
 
     fn with_primary(vmcs12: &mut Vmcs12, bits: Primary) {

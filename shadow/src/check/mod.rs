@@ -11,9 +11,17 @@ pub use controls::{controls, controls_of_vmcs12, eptp_is_valid};
 pub use guest_state::{GuestStateError, guest_state, load_pdptes};
 pub use host_state::{HostMode, host_state, is_fixed};
 
+use crate::controls::Dependency;
+
 /// A check that failed: which one, for the log. The guest hypervisor gets the SDM's number for the group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Violation(pub &'static str);
+
+impl From<&'static Dependency> for Violation {
+    fn from(dependency: &'static Dependency) -> Self {
+        Self(dependency.rule)
+    }
+}
 
 type Check = Result<(), Violation>;
 

@@ -16,9 +16,14 @@ use crate::sync::{ExitEffects, SyncSets};
 use crate::vmcs12::Vmcs12;
 use ept::Gpa;
 
-/// Fields on which a check of VM entry depends that only software can make. As long as none of them is written, the last verdict stands.
-pub const CHECKED: FieldSet =
-    with_merge(Merge::HostState).or(&with_merge(Merge::HostOnly)).or(&with_merge(Merge::Translated)).or(&CONTROL_WORDS);
+/// Fields on which a check of VMX controls depends that only software can make. As long as none of them is written, the last verdict stands.
+pub const CHECKED_CONTROLS: FieldSet =
+    with_merge(Merge::HostOnly).or(&with_merge(Merge::Translated)).or(&CONTROL_WORDS);
+
+/// The same for the checks of host state, which look at the VM-exit and VM-entry controls too. Apart, because a guest hypervisor writes a
+/// host FS or GS base whenever it runs another of its processes.
+pub const CHECKED_HOST_STATE: FieldSet =
+    with_merge(Merge::HostState).or(&FieldSet::of(&[EXIT_CONTROLS.id(), ENTRY_CONTROLS.id()]));
 
 /// Fields that may be live: vmcs02 has VMCS12's value, and any value that is wrong for it the processor refuses at VM entry, with the
 /// very failure that VMCS12 would have met.

@@ -21,11 +21,13 @@ impl Nested {
         let secondary = Secondary::ENABLE_EPT | Secondary::ENABLE_VPID | Secondary::UNRESTRICTED_GUEST;
         let entry = EntryControls::LOAD_DEBUG_CONTROLS | EntryControls::LOAD_EFER | EntryControls::LOAD_PAT;
         let exit = ExitControls::SAVE_DEBUG_CONTROLS | ExitControls::SAVE_PAT | ExitControls::ACKNOWLEDGE_INTERRUPT;
-        vmcs12.set(PIN_CONTROLS, caps.pin.choose((Pin::EXTERNAL_INTERRUPT_EXITING | Pin::NMI_EXITING).bits()).unwrap());
-        vmcs12.set(PRIMARY_CONTROLS, caps.primary.choose(primary.bits()).unwrap());
-        vmcs12.set(SECONDARY_CONTROLS, caps.secondary.choose(secondary.bits()).unwrap());
-        vmcs12.set(EXIT_CONTROLS, caps.exit.choose(exit.bits()).unwrap());
-        vmcs12.set(ENTRY_CONTROLS, caps.entry.choose(entry.bits()).unwrap());
+        let pin = Pin::EXTERNAL_INTERRUPT_EXITING | Pin::NMI_EXITING;
+        let cr3_exits = Primary::CR3_LOAD_EXITING | Primary::CR3_STORE_EXITING;
+        vmcs12.set(PIN_CONTROLS, caps.choose(pin, Pin::empty()).unwrap().bits());
+        vmcs12.set(PRIMARY_CONTROLS, caps.choose(primary, cr3_exits).unwrap().bits());
+        vmcs12.set(SECONDARY_CONTROLS, caps.choose(secondary, Secondary::empty()).unwrap().bits());
+        vmcs12.set(EXIT_CONTROLS, caps.choose(exit, ExitControls::empty()).unwrap().bits());
+        vmcs12.set(ENTRY_CONTROLS, caps.choose(entry, EntryControls::empty()).unwrap().bits());
         let (vmcs01, vmcs02) = (FakeVmcs::new(&machine), FakeVmcs::new(&machine));
         Self { caps, memory: FakeMemory::new(0x10000), vmcs01, vmcs02, vmcs12 }
     }
