@@ -1,62 +1,10 @@
-//! The memory operand of a VMX instruction (SDM Tables 28-13 and 28-14, VM-exit instruction information) and its segmentation checks
-//! (SDM Volume 3A, chapters 5.3 "Limit Checking" and 5.4 "Type Checking").
+//! The memory operand of a VMX instruction: its segmentation checks (SDM Volume 3A, chapters 5.3 "Limit Checking" and 5.4 "Type Checking").
+
+pub use crate::exit::{Gpr, InsnInfo};
 
 use crate::insn::is_canonical;
 use crate::msr::Access;
 use crate::outcome::Fault;
-
-/// Number of a general-purpose register: 0 RAX, 1 RCX, 2 RDX, 3 RBX, 4 RSP, 5 RBP, 6 RSI, 7 RDI, then R8 to R15.
-pub type Gpr = usize;
-
-/// VM-exit instruction information of INVEPT, INVVPID, VMCLEAR, VMPTRLD, VMPTRST, VMREAD, VMWRITE and VMXON.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(transparent)]
-pub struct InsnInfo(pub u32);
-
-impl InsnInfo {
-    /// Reg1: the register form's first operand (VMREAD and VMWRITE, if [`Self::is_register`]).
-    pub const fn reg1(self) -> Gpr {
-        (self.0 >> 3 & 0xf) as Gpr
-    }
-
-    /// Reg2: the register operand of instructions that have both.
-    pub const fn reg2(self) -> Gpr {
-        (self.0 >> 28 & 0xf) as Gpr
-    }
-
-    /// Mem/Reg: the operand that may be memory is a register.
-    pub const fn is_register(self) -> bool {
-        self.0 >> 10 & 1 != 0
-    }
-
-    /// Segment register: 0 ES, 1 CS, 2 SS, 3 DS, 4 FS, 5 GS.
-    pub const fn segment(self) -> usize {
-        (self.0 >> 15 & 7) as usize
-    }
-
-    /// What the address size keeps of an effective address.
-    const fn address_mask(self) -> u64 {
-        match self.0 >> 7 & 7 {
-            0 => 0xffff,
-            1 => 0xffff_ffff,
-            _ => u64::MAX,
-        }
-    }
-
-    /// Base + index * scale + displacement, cut to the address size.
-    pub fn effective_address(self, displacement: u64, register: impl Fn(Gpr) -> u64) -> u64 {
-        const INDEX_INVALID: u32 = 1 << 22;
-        const BASE_INVALID: u32 = 1 << 27;
-        let mut address = displacement;
-        if self.0 & BASE_INVALID == 0 {
-            address = address.wrapping_add(register((self.0 >> 23 & 0xf) as Gpr));
-        }
-        if self.0 & INDEX_INVALID == 0 {
-            address = address.wrapping_add(register((self.0 >> 18 & 0xf) as Gpr) << (self.0 & 3));
-        }
-        address & self.address_mask()
-    }
-}
 
 /// A segment register's hidden part, as in the VMCS.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
