@@ -12,6 +12,7 @@ use shadow::insn::{SyncStale, VmxOperation};
 use shadow::linear::Paging;
 use shadow::merge::{MSR_AREA_ENTRIES, MsrEntry};
 use shadow::permission::Permissions;
+use shadow::registers::access_rights;
 use shadow::sync::{SyncSets, save_stale};
 use shadow::{Field, FieldId, FieldSet, Vmcs12, VmxCaps};
 
@@ -242,10 +243,9 @@ fn advance(vmcs: &mut impl VmcsAccess) {
     const BLOCKING_BY_STI_OR_MOV_SS: u32 = 3;
     const RFLAGS_TF: u64 = 1 << 8;
     const PENDING_BS: u64 = 1 << 14;
-    const CS_LONG: u32 = 1 << 13;
     let rip = vmcs.read(GUEST_RIP);
     let mut next = rip.wrapping_add(vmcs.read(EXIT_INSTRUCTION_LENGTH).into());
-    if next >> 32 != rip >> 32 && vmcs.read(GUEST_CS_ACCESS_RIGHTS) & CS_LONG == 0 {
+    if next >> 32 != rip >> 32 && vmcs.read(GUEST_CS_ACCESS_RIGHTS) & access_rights::LONG == 0 {
         next &= 0xffff_ffff;
     }
     vmcs.write(GUEST_RIP, next);

@@ -6,6 +6,7 @@ use shadow::VmxCaps;
 use shadow::controls::{ControlWord, EntryControls, ExitControls, Pin, Primary, Secondary};
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
+use shadow::registers::*;
 use x86_64::registers::control::{Cr0, Cr3, Cr4, Cr4Flags, Efer};
 
 use crate::arch::enter::{GuestRegisters, exit_address};
@@ -89,16 +90,11 @@ pub fn guest_state01(
     entry: GuestEntry,
     masks: (u64, u64),
 ) {
-    const CR0_PE_ET: u64 = 0x11;
-    const CR0_PG: u64 = 1 << 31;
-    const CR4_PAE: u64 = 1 << 5;
-    const EFER_LME_LMA: u64 = 0x500;
-    const CODE_64: u32 = 0xa09b;
-    const CODE_32: u32 = 0xc09b;
-    const CR0_NE: u64 = 1 << 5;
     let (cr0, cr3, cr4, efer, code) = match entry {
-        GuestEntry::Linux64 { cr3, .. } => (CR0_PE_ET | CR0_NE | CR0_PG, cr3.0, CR4_PAE, EFER_LME_LMA, CODE_64),
-        GuestEntry::Protected32 { .. } => (CR0_PE_ET, 0, 0, 0, CODE_32),
+        GuestEntry::Linux64 { cr3, .. } => {
+            (CR0_PE | CR0_ET | CR0_NE | CR0_PG, cr3.0, CR4_PAE, EFER_LME | EFER_LMA, access_rights::CODE_64)
+        }
+        GuestEntry::Protected32 { .. } => (CR0_PE | CR0_ET, 0, 0, 0, access_rights::CODE_32),
     };
     vmcs01.write(GUEST_CR0, cr0 | masks.0);
     vmcs01.write(CR0_READ_SHADOW, cr0);
@@ -136,24 +132,17 @@ pub fn guest_state01(
 fn segments(vmcs01: &mut impl VmcsAccess, code: u32) {
     const BOOT_CS: u16 = 0x10;
     const BOOT_DS: u16 = 0x18;
-    const DATA: u32 = 0xc093;
-    const BUSY_TSS: u32 = 0x8b;
-    const UNUSABLE: u32 = 1 << 16;
-    let fields = [
-        (GUEST_CS_SELECTOR, GUEST_CS_LIMIT, GUEST_CS_ACCESS_RIGHTS, BOOT_CS, u32::MAX, code),
-        (GUEST_SS_SELECTOR, GUEST_SS_LIMIT, GUEST_SS_ACCESS_RIGHTS, BOOT_DS, u32::MAX, DATA),
-        (GUEST_DS_SELECTOR, GUEST_DS_LIMIT, GUEST_DS_ACCESS_RIGHTS, BOOT_DS, u32::MAX, DATA),
-        (GUEST_ES_SELECTOR, GUEST_ES_LIMIT, GUEST_ES_ACCESS_RIGHTS, BOOT_DS, u32::MAX, DATA),
-        (GUEST_FS_SELECTOR, GUEST_FS_LIMIT, GUEST_FS_ACCESS_RIGHTS, BOOT_DS, u32::MAX, DATA),
-        (GUEST_GS_SELECTOR, GUEST_GS_LIMIT, GUEST_GS_ACCESS_RIGHTS, BOOT_DS, u32::MAX, DATA),
-        (GUEST_TR_SELECTOR, GUEST_TR_LIMIT, GUEST_TR_ACCESS_RIGHTS, 0, 0xffff, BUSY_TSS),
-        (GUEST_LDTR_SELECTOR, GUEST_LDTR_LIMIT, GUEST_LDTR_ACCESS_RIGHTS, 0, 0xffff, UNUSABLE),
-    ];
-    for (selector_field, limit_field, rights_field, selector, limit, rights) in fields {
-        vmcs01.write(selector_field, selector);
-        vmcs01.write(limit_field, limit);
-        vmcs01.write(rights_field, rights);
+    let mut set = |segment: &SegmentFields, selector, limit, rights| {
+        vmcs01.write(segment.selector, selector);
+        vmcs01.write(segment.limit, limit);
+        vmcs01.write(segment.access_rights, rights);
+    };
+    for segment in &GUEST_SEGMENTS {
+        set(segment, BOOT_DS, u32::MAX, access_rights::DATA);
     }
+    set(&GUEST_SEGMENTS[CS], BOOT_CS, u32::MAX, code);
+    set(&GUEST_TR, 0, 0xffff, access_rights::BUSY_TSS);
+    set(&GUEST_LDTR, 0, 0xffff, access_rights::UNUSABLE);
 }
 
 /// Where vmcs01's VM-entry MSR-load area is, for when it has entries.

@@ -8,6 +8,7 @@ use crate::event::BLOCKING_BY_NMI;
 use crate::fields::*;
 use crate::hw::{GuestMemory, VmcsAccess};
 use crate::index::FieldSet;
+use crate::registers::{CR4_PAE, CR4_PCIDE, EFER_LMA, EFER_LME, access_rights};
 use crate::vmcs12::Vmcs12;
 
 /// Reasons of a VMX abort (SDM 28.7).
@@ -44,18 +45,6 @@ impl LeftBehind {
         }
     }
 }
-
-mod access_rights {
-    pub const CODE_64: u32 = 0xa09b;
-    pub const CODE_32: u32 = 0xc09b;
-    pub const DATA: u32 = 0xc093;
-    pub const BUSY_TSS: u32 = 0x8b;
-    pub const UNUSABLE: u32 = 1 << 16;
-}
-
-const EFER_LME_LMA: u64 = 0x500;
-const CR4_PCIDE: u64 = 1 << 17;
-const CR4_PAE: u64 = 1 << 5;
 
 /// Declares [`HostImage`]: a row for each field of vmcs01, with the value that VMCS12's host state gives it.
 macro_rules! host_image {
@@ -143,7 +132,7 @@ fn is_64(vmcs12: &Vmcs12) -> bool {
 
 /// LME and LMA follow the address-space size.
 fn efer_in_mode(vmcs12: &Vmcs12, efer: u64) -> u64 {
-    if is_64(vmcs12) { efer | EFER_LME_LMA } else { efer & !EFER_LME_LMA }
+    if is_64(vmcs12) { efer | (EFER_LME | EFER_LMA) } else { efer & !(EFER_LME | EFER_LMA) }
 }
 
 fn data_access_rights(selector: u16) -> u32 {

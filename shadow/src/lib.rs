@@ -40,6 +40,7 @@ pub mod operand;
 pub mod outcome;
 pub mod permission;
 pub mod policy;
+pub mod registers;
 pub mod sync;
 pub mod vmcs12;
 

@@ -5,6 +5,7 @@
 use crate::hw::GuestMemory;
 use crate::msr::Access;
 use crate::outcome::Fault;
+use crate::registers::*;
 use ept::Gpa;
 
 /// The registers that decide how linear addresses are translated.
@@ -24,14 +25,6 @@ pub struct Paging {
     pub physical_bits: u32,
 }
 
-const CR0_WP: u64 = 1 << 16;
-const CR0_PG: u64 = 1 << 31;
-const CR4_PSE: u64 = 1 << 4;
-const CR4_PAE: u64 = 1 << 5;
-const CR4_LA57: u64 = 1 << 12;
-const CR4_SMAP: u64 = 1 << 21;
-const EFER_LMA: u64 = 1 << 10;
-const EFER_NXE: u64 = 1 << 11;
 const RFLAGS_AC: u64 = 1 << 18;
 
 const PRESENT: u64 = 1 << 0;

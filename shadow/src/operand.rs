@@ -5,6 +5,7 @@ pub use crate::exit::{Gpr, InsnInfo};
 use crate::insn::is_canonical;
 use crate::msr::Access;
 use crate::outcome::Fault;
+use crate::registers::access_rights;
 
 /// A segment register's hidden part, as in the VMCS.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -18,7 +19,6 @@ pub struct Segment {
 }
 
 impl Segment {
-    const UNUSABLE: u32 = 1 << 16;
     const CODE: u32 = 1 << 3;
     const EXPAND_DOWN: u32 = 1 << 2;
     const READABLE_OR_WRITABLE: u32 = 1 << 1;
@@ -27,7 +27,7 @@ impl Segment {
     fn permits(&self, access: Access) -> bool {
         let readable_or_writable = self.access_rights & Self::READABLE_OR_WRITABLE != 0;
         let code = self.access_rights & Self::CODE != 0;
-        self.access_rights & Self::UNUSABLE == 0
+        self.access_rights & access_rights::UNUSABLE == 0
             && match access {
                 Access::Read => !code || readable_or_writable,
                 Access::Write => !code && readable_or_writable,

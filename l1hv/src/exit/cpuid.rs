@@ -4,12 +4,10 @@ use core::arch::x86_64::__cpuid_count;
 
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
+use shadow::registers::{CR4_OSXSAVE, CR4_PKE};
 
 use super::Action;
 use crate::vcpu::Vcpu;
-
-const CR4_OSXSAVE: u64 = 1 << 18;
-const CR4_PKE: u64 = 1 << 22;
 
 /// Leaf 1, ECX.
 const SMX: u32 = 1 << 6;

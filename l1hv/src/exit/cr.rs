@@ -6,34 +6,14 @@ use shadow::exit::{CrAccess, CrAccessKind};
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
 use shadow::outcome::Fault;
+use shadow::registers::*;
 
 use super::Action;
 use crate::arch::vmx::{Invvpid, invvpid};
 use crate::vcpu::{VPID01, Vcpu};
 
-const CR0_PE: u64 = 1 << 0;
-const CR0_MP_EM_TS: u64 = 7 << 1;
-const CR0_TS: u64 = 1 << 3;
-/// ET is 1 on every processor that has VMX.
-const CR0_ET: u64 = 1 << 4;
-const CR0_NE: u64 = 1 << 5;
-const CR0_NW: u64 = 1 << 29;
-const CR0_CD: u64 = 1 << 30;
-const CR0_PG: u64 = 1 << 31;
-/// PE, MP, EM, TS, ET, NE, WP, AM, NW, CD, PG.
-const CR0_DEFINED: u64 = 0xe005_003f;
-
-const CR4_PAE: u64 = 1 << 5;
-const CR4_PGE: u64 = 1 << 7;
-const CR4_LA57: u64 = 1 << 12;
-const CR4_PCIDE: u64 = 1 << 17;
-const CR4_VMXE: u64 = 1 << 13;
-/// A change of one of these drops translations, and reloads the PDPTEs of a PAE guest: PSE, PAE, PGE, PCIDE, SMEP.
-const CR4_PAGING: u64 = 1 << 4 | CR4_PAE | CR4_PGE | CR4_PCIDE | 1 << 20;
-
-const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
-const CS_LONG: u32 = 1 << 13;
+/// A change of one of these drops translations, and reloads the PDPTEs of a PAE guest.
+const CR4_PAGING: u64 = CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP;
 
 /// Handles an access to CR0 or CR4; no other register exits.
 pub fn handle(vcpu: &mut Vcpu) -> Action {
@@ -44,7 +24,7 @@ pub fn handle(vcpu: &mut Vcpu) -> Action {
         (CrAccessKind::MovTo, 4) => set_cr4(vcpu, source),
         (CrAccessKind::Clts, _) => set_cr0(vcpu, cr0 & !CR0_TS),
         (CrAccessKind::Lmsw, _) => {
-            let loaded = CR0_PE | CR0_MP_EM_TS;
+            let loaded = CR0_PE | CR0_MP | CR0_EM | CR0_TS;
             // LMSW cannot clear PE.
             set_cr0(vcpu, cr0 & !(loaded & !CR0_PE) | access.lmsw_source() & loaded)
         }
@@ -69,14 +49,14 @@ impl Vcpu {
     pub fn visible_cr0(&mut self) -> u64 {
         let (mask, _) = masks(self);
         let vmcs01 = self.vmcs.vmcs01();
-        vmcs01.read(GUEST_CR0) & !mask | vmcs01.read(CR0_READ_SHADOW) & mask
+        MaskedRegister { value: vmcs01.read(GUEST_CR0), mask, read_shadow: vmcs01.read(CR0_READ_SHADOW) }.visible()
     }
 
     /// CR4 as the guest hypervisor reads it.
     pub fn visible_cr4(&mut self) -> u64 {
         let (_, mask) = masks(self);
         let vmcs01 = self.vmcs.vmcs01();
-        vmcs01.read(GUEST_CR4) & !mask | vmcs01.read(CR4_READ_SHADOW) & mask
+        MaskedRegister { value: vmcs01.read(GUEST_CR4), mask, read_shadow: vmcs01.read(CR4_READ_SHADOW) }.visible()
     }
 }
 
@@ -90,7 +70,7 @@ fn set_cr0(vcpu: &mut Vcpu, value: u64) -> Result<(), Fault> {
     let in_vmx = vcpu.vmx.vmxon_region.is_some();
     let vmcs01 = vcpu.vmcs.vmcs01();
     let (old, cr4, efer) = (vmcs01.read(GUEST_CR0), vmcs01.read(GUEST_CR4), vmcs01.read(GUEST_EFER));
-    let code_is_long = vmcs01.read(GUEST_CS_ACCESS_RIGHTS) & CS_LONG != 0;
+    let code_is_long = vmcs01.read(GUEST_CS_ACCESS_RIGHTS) & access_rights::LONG != 0;
     require(value >> 32 == 0)?;
     let value = value & CR0_DEFINED | CR0_ET;
     require(value & CR0_PG == 0 || value & CR0_PE != 0)?;
@@ -103,10 +83,7 @@ fn set_cr0(vcpu: &mut Vcpu, value: u64) -> Result<(), Fault> {
     if was_paged && !is_paged {
         require(cr4 & CR4_PCIDE == 0 && !code_is_long)?;
     }
-    let efer = match (is_paged, efer & EFER_LME != 0) {
-        (true, true) => efer | EFER_LMA,
-        _ => efer & !EFER_LMA,
-    };
+    let efer = efer_of_paging(efer, value);
     if is_paged && efer & EFER_LMA == 0 && cr4 & CR4_PAE != 0 {
         vcpu.load_pdptes(value, cr4)?;
     }
@@ -122,9 +99,8 @@ fn commit_cr0(vcpu: &mut Vcpu, value: u64, efer: u64) {
     vmcs01.write(GUEST_CR0, value | CR0_NE);
     vmcs01.write(CR0_READ_SHADOW, value);
     vmcs01.write(GUEST_EFER, efer);
-    let entry = EntryControls::from_bits_retain(vmcs01.read(ENTRY_CONTROLS)) - EntryControls::IA32E_MODE_GUEST;
-    let mode = if efer & EFER_LMA != 0 { EntryControls::IA32E_MODE_GUEST } else { EntryControls::empty() };
-    vmcs01.write(ENTRY_CONTROLS, (entry | mode).bits());
+    let entry = EntryControls::from_bits_retain(vmcs01.read(ENTRY_CONTROLS));
+    vmcs01.write(ENTRY_CONTROLS, entry_controls_of_efer(entry, efer).bits());
 }
 
 /// MOV to CR4 with all its conditions.

@@ -8,23 +8,13 @@ use shadow::insn::{self, Invalidation};
 use shadow::msr::Access;
 use shadow::operand::{InsnInfo, Segment, linear_address};
 use shadow::outcome::{Failure, Fault, InsnError, VmFail, rflags_fail_invalid, rflags_fail_valid, rflags_succeed};
+use shadow::registers::{CR4_VMXE, GUEST_SEGMENTS, access_rights};
 use shadow::vmcs12::LaunchState;
 
 use super::{Action, cr, reset};
 use crate::arch::vmx::{Invvpid, invvpid};
 use crate::nested;
 use crate::vcpu::{StaleIn, VPID02, Vcpu};
-
-const SEGMENTS: [(Field<u64>, Field<u32>, Field<u32>); 6] = [
-    (GUEST_ES_BASE, GUEST_ES_LIMIT, GUEST_ES_ACCESS_RIGHTS),
-    (GUEST_CS_BASE, GUEST_CS_LIMIT, GUEST_CS_ACCESS_RIGHTS),
-    (GUEST_SS_BASE, GUEST_SS_LIMIT, GUEST_SS_ACCESS_RIGHTS),
-    (GUEST_DS_BASE, GUEST_DS_LIMIT, GUEST_DS_ACCESS_RIGHTS),
-    (GUEST_FS_BASE, GUEST_FS_LIMIT, GUEST_FS_ACCESS_RIGHTS),
-    (GUEST_GS_BASE, GUEST_GS_LIMIT, GUEST_GS_ACCESS_RIGHTS),
-];
-
-const CR4_VMXE: u64 = 1 << 13;
 
 /// VMREAD. On its own, because guest hypervisors execute it more often than all others together.
 pub fn vmread(vcpu: &mut Vcpu) -> Action {
@@ -114,10 +104,9 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
 /// VMCALL in VMX root operation. Unlike the other instructions it exits before the processor has looked at the mode.
 fn vmcall(vcpu: &mut Vcpu) -> Result<(), Failure> {
     const RFLAGS_VM: u64 = 1 << 17;
-    const CS_LONG: u32 = 1 << 13;
     let ia32e = vcpu.in_ia32e_mode();
     let vmcs01 = vcpu.vmcs.vmcs01();
-    let compatibility = ia32e && vmcs01.read(GUEST_CS_ACCESS_RIGHTS) & CS_LONG == 0;
+    let compatibility = ia32e && vmcs01.read(GUEST_CS_ACCESS_RIGHTS) & access_rights::LONG == 0;
     if compatibility || vmcs01.read(GUEST_RFLAGS) & RFLAGS_VM != 0 {
         return Err(Fault::InvalidOpcode.into());
     }
@@ -256,8 +245,12 @@ fn operand_address(vcpu: &mut Vcpu, info: InsnInfo, bytes: u64, access: Access) 
     let vmcs01 = vcpu.vmcs.vmcs01();
     let displacement = vmcs01.read(EXIT_QUALIFICATION);
     let rsp = vmcs01.read(GUEST_RSP);
-    let (base, limit, rights) = SEGMENTS[info.segment().min(SEGMENTS.len() - 1)];
-    let segment = Segment { base: vmcs01.read(base), limit: vmcs01.read(limit), access_rights: vmcs01.read(rights) };
+    let fields = &GUEST_SEGMENTS[info.segment().min(GUEST_SEGMENTS.len() - 1)];
+    let segment = Segment {
+        base: vmcs01.read(fields.base),
+        limit: vmcs01.read(fields.limit),
+        access_rights: vmcs01.read(fields.access_rights),
+    };
     let gpr = &vcpu.registers.gpr;
     let offset = info.effective_address(displacement, |number| if number == 4 { rsp } else { gpr[number] });
     linear_address(info, offset, bytes, access, &segment, long_mode)

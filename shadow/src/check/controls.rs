@@ -6,6 +6,7 @@ use crate::controls::{ControlWords, EntryControls, ExitControls, Pin, Primary, S
 use crate::exit::{InterruptionInfo, interruption_type};
 use crate::fields::*;
 use crate::hw::GuestMemory;
+use crate::registers::CR0_PE;
 use crate::vmcs12::Vmcs12;
 use ept::Gpa;
 
@@ -159,7 +160,6 @@ fn injection(words: &ControlWords, vmcs12: &Vmcs12, caps: &VmxCaps, info: Interr
     use interruption_type::*;
     /// #DF, #TS, #NP, #SS, #GP, #PF, #AC.
     const WITH_ERROR_CODE: u32 = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17;
-    const CR0_PE: u64 = 1;
     const MISC_INJECT_LENGTH_0: u64 = 1 << 30;
     const BASIC_ANY_ERROR_CODE: u64 = 1 << 56;
 

@@ -5,15 +5,13 @@ use crate::controls::Secondary;
 use crate::exit::entry_failure_qualification as qualification;
 use crate::fields::*;
 use crate::hw::GuestMemory;
+use crate::registers::{CR0_PG, CR4_PAE};
 use crate::vmcs12::{Vmcs12, region_revision};
 use ept::{Gpa, PageSize};
 
 /// An entry failure for guest state: the exit qualification.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GuestStateError(pub u64);
-
-const CR0_PG: u64 = 1 << 31;
-const CR4_PAE: u64 = 1 << 5;
 
 /// Checks the VMCS link pointer.
 pub fn guest_state(vmcs12: &Vmcs12, caps: &VmxCaps, memory: &impl GuestMemory) -> Result<(), GuestStateError> {

@@ -5,6 +5,7 @@ use crate::caps::VmxCaps;
 use crate::controls::{EntryControls, ExitControls};
 use crate::fields::*;
 use crate::insn::is_canonical;
+use crate::registers::*;
 use crate::vmcs12::Vmcs12;
 
 /// Whether the guest hypervisor executes VMLAUNCH or VMRESUME in IA-32e mode.
@@ -15,14 +16,6 @@ pub enum HostMode {
     /// IA32_EFER.LMA is 0.
     Legacy,
 }
-
-const CR0_WP: u64 = 1 << 16;
-const CR4_PAE: u64 = 1 << 5;
-const CR4_PCIDE: u64 = 1 << 17;
-const CR4_CET: u64 = 1 << 23;
-/// SCE, LME, LMA and NXE.
-const EFER_DEFINED: u64 = 0xd01;
-const EFER_LME_LMA: u64 = 0x500;
 
 /// All host-state checks. Failing one is VM-instruction error 8.
 pub fn host_state(vmcs12: &Vmcs12, caps: &VmxCaps, mode: HostMode) -> Check {
@@ -44,6 +37,8 @@ fn registers(vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
     require(is_canonical(vmcs12.get(HOST_SYSENTER_EIP)), "host IA32_SYSENTER_EIP")
 }
 
+const LONG_MODE: u64 = EFER_LME | EFER_LMA;
+
 fn msrs(vmcs12: &Vmcs12, exit: ExitControls, is_64: bool) -> Check {
     if exit.contains(ExitControls::LOAD_PAT) {
         require(pat_is_valid(vmcs12.get(HOST_PAT)), "host IA32_PAT")?;
@@ -51,7 +46,7 @@ fn msrs(vmcs12: &Vmcs12, exit: ExitControls, is_64: bool) -> Check {
     if exit.contains(ExitControls::LOAD_EFER) {
         let efer = vmcs12.get(HOST_EFER);
         require(efer & !EFER_DEFINED == 0, "host IA32_EFER: reserved bits")?;
-        require(efer & EFER_LME_LMA == if is_64 { EFER_LME_LMA } else { 0 }, "host IA32_EFER: LMA and LME")?;
+        require(efer & LONG_MODE == if is_64 { LONG_MODE } else { 0 }, "host IA32_EFER: LMA and LME")?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use crate::controls::{EntryControls, ExitControls, Pin, Primary, Secondary};
 use crate::fields::*;
 use crate::hw::{GuestMemory, VmcsAccess};
 use crate::index::FieldSet;
+use crate::registers::{CR0_PG, EFER_LMA, EFER_LME};
 use crate::sync::{ExitEffects, SyncSets};
 use crate::vmcs12::Vmcs12;
 use ept::Gpa;
@@ -48,10 +49,6 @@ const CONTROL_WORDS: FieldSet = FieldSet::of(&[
     EXIT_CONTROLS.id(),
     ENTRY_CONTROLS.id(),
 ]);
-
-const CR0_PG: u64 = 1 << 31;
-const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
 
 /// Registers of the guest hypervisor that its nested guest starts with where VMCS12 does not load them. Read from vmcs01, and only
 /// those that are needed.

@@ -1,0 +1,238 @@
+//! Control registers and segment registers: their bits, their fields in the VMCS, and the rules that tie them together.
+//!
+//! Values stay plain words: what is read from a register is written back whole, also bits that have no name here.
+
+use crate::controls::EntryControls;
+use crate::fields::*;
+
+/// CR0.PE: protected mode.
+pub const CR0_PE: u64 = 1 << 0;
+/// CR0.MP.
+pub const CR0_MP: u64 = 1 << 1;
+/// CR0.EM.
+pub const CR0_EM: u64 = 1 << 2;
+/// CR0.TS.
+pub const CR0_TS: u64 = 1 << 3;
+/// CR0.ET, which is 1 on every processor that has VMX.
+pub const CR0_ET: u64 = 1 << 4;
+/// CR0.NE.
+pub const CR0_NE: u64 = 1 << 5;
+/// CR0.WP.
+pub const CR0_WP: u64 = 1 << 16;
+/// CR0.AM.
+pub const CR0_AM: u64 = 1 << 18;
+/// CR0.NW.
+pub const CR0_NW: u64 = 1 << 29;
+/// CR0.CD.
+pub const CR0_CD: u64 = 1 << 30;
+/// CR0.PG: paging.
+pub const CR0_PG: u64 = 1 << 31;
+/// All bits of CR0 that mean something.
+pub const CR0_DEFINED: u64 =
+    CR0_PE | CR0_MP | CR0_EM | CR0_TS | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_NW | CR0_CD | CR0_PG;
+
+/// CR4.PSE.
+pub const CR4_PSE: u64 = 1 << 4;
+/// CR4.PAE.
+pub const CR4_PAE: u64 = 1 << 5;
+/// CR4.PGE.
+pub const CR4_PGE: u64 = 1 << 7;
+/// CR4.LA57: 5-level paging.
+pub const CR4_LA57: u64 = 1 << 12;
+/// CR4.VMXE.
+pub const CR4_VMXE: u64 = 1 << 13;
+/// CR4.PCIDE.
+pub const CR4_PCIDE: u64 = 1 << 17;
+/// CR4.OSXSAVE.
+pub const CR4_OSXSAVE: u64 = 1 << 18;
+/// CR4.SMEP.
+pub const CR4_SMEP: u64 = 1 << 20;
+/// CR4.SMAP.
+pub const CR4_SMAP: u64 = 1 << 21;
+/// CR4.PKE.
+pub const CR4_PKE: u64 = 1 << 22;
+/// CR4.CET.
+pub const CR4_CET: u64 = 1 << 23;
+
+/// IA32_EFER.SCE.
+pub const EFER_SCE: u64 = 1 << 0;
+/// IA32_EFER.LME: IA-32e mode is enabled.
+pub const EFER_LME: u64 = 1 << 8;
+/// IA32_EFER.LMA: IA-32e mode is active.
+pub const EFER_LMA: u64 = 1 << 10;
+/// IA32_EFER.NXE.
+pub const EFER_NXE: u64 = 1 << 11;
+/// All bits of IA32_EFER that mean something.
+pub const EFER_DEFINED: u64 = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE;
+
+/// IA32_EFER as paging makes it: LMA is LME while CR0.PG is 1, else 0.
+///
+/// ```
+/// use shadow::registers::{CR0_PE, CR0_PG, EFER_LMA, EFER_LME, efer_of_paging};
+///
+/// assert_eq!(efer_of_paging(EFER_LME, CR0_PE | CR0_PG), EFER_LME | EFER_LMA);
+/// assert_eq!(efer_of_paging(EFER_LME | EFER_LMA, CR0_PE), EFER_LME);
+/// ```
+pub const fn efer_of_paging(efer: u64, cr0: u64) -> u64 {
+    if cr0 & CR0_PG != 0 && efer & EFER_LME != 0 { efer | EFER_LMA } else { efer & !EFER_LMA }
+}
+
+/// VM-entry controls with "IA-32e mode guest" as IA32_EFER.LMA wants it: VM entry checks that they agree (SDM 27.3.1.1 "Checks on Guest
+/// Control Registers, Debug Registers, and MSRs"), so whoever changes IA32_EFER of a guest changes both.
+///
+/// ```
+/// use shadow::controls::EntryControls;
+/// use shadow::registers::{EFER_LMA, entry_controls_of_efer};
+///
+/// let legacy = EntryControls::LOAD_EFER;
+/// let long = entry_controls_of_efer(legacy, EFER_LMA);
+/// assert_eq!(long, legacy | EntryControls::IA32E_MODE_GUEST);
+/// assert_eq!(entry_controls_of_efer(long, 0), legacy);
+/// ```
+pub fn entry_controls_of_efer(controls: EntryControls, efer: u64) -> EntryControls {
+    let mut controls = controls;
+    controls.set(EntryControls::IA32E_MODE_GUEST, efer & EFER_LMA != 0);
+    controls
+}
+
+/// CR0 or CR4 of a guest with its guest/host mask and read shadow (SDM 25.6.6 "Guest/Host Masks and Read Shadows for CR0 and CR4"). Bits of
+/// the mask are the host's: the guest reads the shadow there, and exits when it writes something else.
+///
+/// ```
+/// use shadow::registers::{CR4_PAE, CR4_VMXE, MaskedRegister};
+///
+/// let cr4 = MaskedRegister { value: CR4_PAE | CR4_VMXE, mask: CR4_VMXE, read_shadow: 0 };
+/// assert_eq!(cr4.visible(), CR4_PAE);
+/// assert!(!cr4.write_exits(0) && cr4.write_exits(CR4_VMXE));
+/// assert_eq!(cr4.after_write(0).value, CR4_VMXE);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct MaskedRegister {
+    /// The register.
+    pub value: u64,
+    /// The guest/host mask.
+    pub mask: u64,
+    /// The read shadow.
+    pub read_shadow: u64,
+}
+
+impl MaskedRegister {
+    /// What the guest reads.
+    #[inline]
+    pub const fn visible(self) -> u64 {
+        self.value & !self.mask | self.read_shadow & self.mask
+    }
+
+    /// Whether a MOV of this value to the register exits.
+    pub const fn write_exits(self, written: u64) -> bool {
+        (written ^ self.read_shadow) & self.mask != 0
+    }
+
+    /// After a MOV that does not exit: bits of the host stay.
+    pub const fn after_write(self, written: u64) -> Self {
+        Self { value: self.value & self.mask | written & !self.mask, ..self }
+    }
+}
+
+/// The fields of one segment register of a guest.
+#[derive(Clone, Copy)]
+pub struct SegmentFields {
+    /// Selector.
+    pub selector: Field<u16>,
+    /// Base address.
+    pub base: Field<u64>,
+    /// Limit.
+    pub limit: Field<u32>,
+    /// Access rights.
+    pub access_rights: Field<u32>,
+}
+
+macro_rules! segment {
+    ($selector:ident, $base:ident, $limit:ident, $access_rights:ident) => {
+        SegmentFields { selector: $selector, base: $base, limit: $limit, access_rights: $access_rights }
+    };
+}
+
+/// The segment registers in the order of their numbers in instructions and in VM-exit instruction information: ES, CS, SS, DS, FS, GS.
+pub const GUEST_SEGMENTS: [SegmentFields; 6] = [
+    segment!(GUEST_ES_SELECTOR, GUEST_ES_BASE, GUEST_ES_LIMIT, GUEST_ES_ACCESS_RIGHTS),
+    segment!(GUEST_CS_SELECTOR, GUEST_CS_BASE, GUEST_CS_LIMIT, GUEST_CS_ACCESS_RIGHTS),
+    segment!(GUEST_SS_SELECTOR, GUEST_SS_BASE, GUEST_SS_LIMIT, GUEST_SS_ACCESS_RIGHTS),
+    segment!(GUEST_DS_SELECTOR, GUEST_DS_BASE, GUEST_DS_LIMIT, GUEST_DS_ACCESS_RIGHTS),
+    segment!(GUEST_FS_SELECTOR, GUEST_FS_BASE, GUEST_FS_LIMIT, GUEST_FS_ACCESS_RIGHTS),
+    segment!(GUEST_GS_SELECTOR, GUEST_GS_BASE, GUEST_GS_LIMIT, GUEST_GS_ACCESS_RIGHTS),
+];
+
+/// Number of CS in [`GUEST_SEGMENTS`].
+pub const CS: usize = 1;
+
+/// LDTR.
+pub const GUEST_LDTR: SegmentFields =
+    segment!(GUEST_LDTR_SELECTOR, GUEST_LDTR_BASE, GUEST_LDTR_LIMIT, GUEST_LDTR_ACCESS_RIGHTS);
+
+/// TR.
+pub const GUEST_TR: SegmentFields = segment!(GUEST_TR_SELECTOR, GUEST_TR_BASE, GUEST_TR_LIMIT, GUEST_TR_ACCESS_RIGHTS);
+
+/// Access rights of segments in the VMCS's format (SDM 25.4.1 "Guest Register State").
+pub mod access_rights {
+    /// L: 64-bit code.
+    pub const LONG: u32 = 1 << 13;
+    /// The segment is unusable.
+    pub const UNUSABLE: u32 = 1 << 16;
+    /// Flat 64-bit code.
+    pub const CODE_64: u32 = 0xa09b;
+    /// Flat 32-bit code.
+    pub const CODE_32: u32 = 0xc09b;
+    /// Flat 32-bit data.
+    pub const DATA: u32 = 0xc093;
+    /// A busy TSS.
+    pub const BUSY_TSS: u32 = 0x8b;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn each_segment_has_its_own_four_fields() {
+        for (number, segment) in GUEST_SEGMENTS.iter().chain([&GUEST_LDTR, &GUEST_TR]).enumerate() {
+            let index = number as u16;
+            assert_eq!(segment.selector.id().encoding().index(), index);
+            assert_eq!(segment.limit.id().encoding().index(), index);
+            assert_eq!(segment.access_rights.id().encoding().index(), index + 10);
+            assert_eq!(segment.base.id().encoding().index(), index + 3);
+        }
+    }
+
+    #[test]
+    fn bits_agree_with_the_x86_crate() {
+        use x86::controlregs::{Cr0, Cr4};
+        assert_eq!(CR0_DEFINED, Cr0::all().bits() as u64);
+        assert_eq!(CR4_VMXE, Cr4::CR4_ENABLE_VMX.bits() as u64);
+        assert_eq!(CR4_LA57, Cr4::CR4_ENABLE_LA57.bits() as u64);
+        assert_eq!(CR4_PCIDE, Cr4::CR4_ENABLE_PCID.bits() as u64);
+        assert_eq!(CR4_SMAP, Cr4::CR4_ENABLE_SMAP.bits() as u64);
+        assert_eq!(CR4_PKE, Cr4::CR4_ENABLE_PROTECTION_KEY.bits() as u64);
+    }
+
+    proptest! {
+        #[test]
+        fn a_guest_that_writes_without_an_exit_reads_what_it_wrote(value: u64, mask: u64, read_shadow: u64, written: u64) {
+            let register = MaskedRegister { value, mask, read_shadow };
+            prop_assert!(!register.write_exits(register.visible()));
+            if !register.write_exits(written) {
+                let after = register.after_write(written);
+                prop_assert_eq!(after.visible(), written);
+                prop_assert_eq!((after.value ^ value) & mask, 0);
+            }
+        }
+
+        #[test]
+        fn lma_is_lme_and_paging_and_nothing_else_of_efer_changes(efer: u64, cr0: u64) {
+            let after = efer_of_paging(efer, cr0);
+            prop_assert_eq!((after ^ efer) & !EFER_LMA, 0);
+            prop_assert_eq!(after & EFER_LMA != 0, efer & EFER_LME != 0 && cr0 & CR0_PG != 0);
+        }
+    }
+}
