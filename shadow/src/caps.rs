@@ -19,9 +19,9 @@ pub enum Exists {
     With(&'static [Control]),
 }
 
-/// IA32_VMX_BASIC[55]: the TRUE capability MSRs exist.
+/// IA32_VMX_BASIC\[55\]: the TRUE capability MSRs exist.
 const BASIC_TRUE_CONTROLS: u64 = 1 << 55;
-/// IA32_VMX_BASIC[49]: dual-monitor treatment of SMI and SMM.
+/// IA32_VMX_BASIC\[49\]: dual-monitor treatment of SMI and SMM.
 const BASIC_DUAL_MONITOR: u64 = 1 << 49;
 
 /// The VMCS revision identifier of VMCS12: its layout is ours, so its name is too.
@@ -106,7 +106,7 @@ impl VmxCaps {
     }
 
     /// What the guest hypervisor is offered: all that the processor has, less the controls that [`crate::controls`] marks hidden
-    /// and the EPT features that [`ept_offered`] leaves out.
+    /// and the EPT features that `ept_offered` leaves out.
     pub fn offered(&self) -> Self {
         /// Intel PT in VMX operation, RDMSR of IA32_SMBASE in SMM, and SMI blocking across VMXOFF: their features are not offered.
         const MISC_HIDDEN: u64 = 1 << 14 | 1 << 15 | 1 << 28;
@@ -202,22 +202,22 @@ impl VmxCaps {
         address >> self.physical_bits == 0
     }
 
-    /// IA32_VMX_MISC[24:16]: number of CR3-target values.
+    /// IA32_VMX_MISC\[24:16\]: number of CR3-target values.
     pub const fn cr3_targets(&self) -> u32 {
         (self.misc >> 16 & 0x1ff) as u32
     }
 
-    /// IA32_VMX_MISC[27:25]: recommended maximum number of entries in an MSR area.
+    /// IA32_VMX_MISC\[27:25\]: recommended maximum number of entries in an MSR area.
     pub const fn msr_area_entries(&self) -> u32 {
         512 * ((self.misc >> 25 & 7) as u32 + 1)
     }
 
-    /// IA32_VMX_MISC[29]: VMWRITE may write exit information.
+    /// IA32_VMX_MISC\[29\]: VMWRITE may write exit information.
     pub const fn vmwrite_any(&self) -> bool {
         self.misc >> 29 & 1 != 0
     }
 
-    /// IA32_VMX_MISC[5]: VM exits store EFER.LMA into "IA-32e mode guest".
+    /// IA32_VMX_MISC\[5\]: VM exits store EFER.LMA into "IA-32e mode guest".
     pub const fn stores_lma(&self) -> bool {
         self.misc >> 5 & 1 != 0
     }

@@ -8,7 +8,7 @@ use core::fmt;
 pub enum Area {
     /// VM-execution, VM-exit and VM-entry control fields.
     Control = 0,
-    /// VM-exit information fields, read-only unless IA32_VMX_MISC[29] is 1.
+    /// VM-exit information fields, read-only unless IA32_VMX_MISC\[29\] is 1.
     ExitInfo = 1,
     /// Guest-state area.
     Guest = 2,

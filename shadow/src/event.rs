@@ -3,6 +3,7 @@
 use crate::exit::{InterruptionInfo, interruption_type};
 use crate::fields::*;
 use crate::hw::VmcsAccess;
+use crate::injection::Injection;
 use crate::outcome::Fault;
 
 const UD: u8 = 6;
@@ -11,8 +12,7 @@ const GP: u8 = 13;
 const PF: u8 = 14;
 const NMI: u8 = 2;
 
-/// Blocking by NMI, in the interruptibility state (SDM Table 25-3).
-/// Blocking by NMI.
+/// Blocking by NMI in the interruptibility state (SDM Table 25-3).
 pub const BLOCKING_BY_NMI: u32 = 1 << 3;
 /// Blocking by MOV SS in the interruptibility state.
 pub const BLOCKING_BY_MOV_SS: u32 = 1 << 1;
@@ -50,23 +50,25 @@ pub fn inject_fault(vmcs: &mut impl VmcsAccess, fault: Fault) {
     }
 }
 
-/// Injects again the event whose delivery the last exit interrupted, if there was one: an exit that the host handles itself must not
-/// lose it (SDM 28.2.4 "Information for VM Exits During Event Delivery").
-pub fn redeliver(vmcs: &mut impl VmcsAccess) {
+/// What injects again the event whose delivery an exit interrupted (SDM 28.2.4 "Information for VM Exits During Event Delivery").
+/// `None` if it interrupted none.
+pub fn interrupted(vmcs: &impl VmcsAccess) -> Option<Injection> {
     /// IDT-vectoring information has bit 12 undefined; injection wants it 0.
     const DEFINED: u32 = !(1 << 12);
-    let interrupted = InterruptionInfo(vmcs.read(IDT_VECTORING_INFO) & DEFINED);
-    if !interrupted.is_valid() {
-        return;
-    }
-    vmcs.write(ENTRY_INTERRUPTION_INFO, interrupted.0);
-    if interrupted.has_error_code() {
-        vmcs.write(ENTRY_EXCEPTION_ERROR_CODE, vmcs.read(IDT_VECTORING_ERROR_CODE));
-    }
-    if interrupted.needs_instruction_length() {
-        vmcs.write(ENTRY_INSTRUCTION_LENGTH, vmcs.read(EXIT_INSTRUCTION_LENGTH));
-    }
-    if interrupted.is_nmi() {
+    let info = InterruptionInfo(vmcs.read(IDT_VECTORING_INFO) & DEFINED);
+    info.is_valid().then(|| Injection {
+        info,
+        error_code: if info.has_error_code() { vmcs.read(IDT_VECTORING_ERROR_CODE) } else { 0 },
+        instruction_length: if info.needs_instruction_length() { vmcs.read(EXIT_INSTRUCTION_LENGTH) } else { 0 },
+    })
+}
+
+/// Injects again the event whose delivery the last exit interrupted, if there was one: an exit that the host handles itself must not
+/// lose it.
+pub fn redeliver(vmcs: &mut impl VmcsAccess) {
+    let Some(injection) = interrupted(vmcs) else { return };
+    injection.write(vmcs);
+    if injection.info.is_nmi() {
         // The NMI that was being delivered has set blocking already; injecting it needs blocking clear, and sets it again.
         let state = vmcs.read(GUEST_INTERRUPTIBILITY);
         vmcs.write(GUEST_INTERRUPTIBILITY, state & !BLOCKING_BY_NMI);

@@ -674,48 +674,4 @@ macro_rules! field_value {
 field_value!(u16, u32, u64);
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use x86::vmx::vmcs;
-
-    #[test]
-    fn encodings_agree_with_the_x86_crate() {
-        let pairs: &[(FieldId, u32)] = &[
-            (VPID.id(), vmcs::control::VPID),
-            (GUEST_INTERRUPT_STATUS.id(), vmcs::guest::INTERRUPT_STATUS),
-            (HOST_TR_SELECTOR.id(), vmcs::host::TR_SELECTOR),
-            (EPT_POINTER.id(), vmcs::control::EPTP_FULL),
-            (TSC_MULTIPLIER.id(), vmcs::control::TSC_MULTIPLIER_FULL),
-            (VMREAD_BITMAP.id(), vmcs::control::VMREAD_BITMAP_ADDR_FULL),
-            (GUEST_PHYSICAL_ADDRESS.id(), vmcs::ro::GUEST_PHYSICAL_ADDR_FULL),
-            (GUEST_EFER.id(), vmcs::guest::IA32_EFER_FULL),
-            (GUEST_PDPTE3.id(), vmcs::guest::PDPTE3_FULL),
-            (HOST_EFER.id(), vmcs::host::IA32_EFER_FULL),
-            (SECONDARY_CONTROLS.id(), vmcs::control::SECONDARY_PROCBASED_EXEC_CONTROLS),
-            (EXIT_CONTROLS.id(), vmcs::control::VMEXIT_CONTROLS),
-            (ENTRY_CONTROLS.id(), vmcs::control::VMENTRY_CONTROLS),
-            (EXIT_INSTRUCTION_INFO.id(), vmcs::ro::VMEXIT_INSTRUCTION_INFO),
-            (GUEST_TR_ACCESS_RIGHTS.id(), vmcs::guest::TR_ACCESS_RIGHTS),
-            (PREEMPTION_TIMER_VALUE.id(), vmcs::guest::VMX_PREEMPTION_TIMER_VALUE),
-            (CR4_READ_SHADOW.id(), vmcs::control::CR4_READ_SHADOW),
-            (GUEST_LINEAR_ADDRESS.id(), vmcs::ro::GUEST_LINEAR_ADDR),
-            (GUEST_RIP.id(), vmcs::guest::RIP),
-            (GUEST_SYSENTER_EIP.id(), vmcs::guest::IA32_SYSENTER_EIP),
-            (HOST_RIP.id(), vmcs::host::RIP),
-        ];
-        for &(id, encoding) in pairs {
-            assert_eq!(id.encoding(), Encoding(encoding), "{id:?}");
-        }
-    }
-
-    #[test]
-    fn exit_information_is_the_only_area_that_is_read_only() {
-        for id in FieldId::all() {
-            let info = id.info();
-            if info.merge == Merge::ExitInfo {
-                assert_eq!(info.encoding.area(), Area::ExitInfo, "{id:?}");
-            }
-            assert_eq!(info.merge == Merge::HostState, info.encoding.area() == Area::Host, "{id:?}");
-        }
-    }
-}
+mod tests;

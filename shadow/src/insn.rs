@@ -1,6 +1,6 @@
 //! The VMX instructions as a state machine (SDM chapter 31 "VMX Instruction Reference").
 //!
-//! The processor has checked the mode (#UD) before the exit; [`privileged`] and the functions here do the rest, in the SDM's order.
+//! The processor has checked the mode (#UD) before the exit; [`VmxOperation::privileged`] and the functions here do the rest, in the SDM's order.
 //! Operands arrive as values: fetching them from the guest hypervisor's memory is the caller's, see [`crate::operand`].
 
 use crate::caps::{VMCS12_REVISION, VmxCaps, ept_vpid};

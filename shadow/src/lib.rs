@@ -13,6 +13,41 @@
 //! * A value that the guest hypervisor supplies is read once; what was checked is what is used.
 //! * Everything that can fail happens before the first write to vmcs02 or to guest state.
 //!
+//! Where to look:
+//!
+//! | to | go to |
+//! |---|---|
+//! | name, encode or look up a VMCS field | [`fields`], [`encoding`], [`index`] |
+//! | know what a processor has, and what a guest hypervisor is offered of it | [`caps`] |
+//! | compute a control word, and hold words against each other | [`VmxCaps::choose`], [`controls::ControlWords::check_dependencies`] |
+//! | take a VM exit apart | [`exit::ExitReason::info`], [`exit::Qualification`], [`exit::InsnInfo`], [`exit::InterruptionInfo`] |
+//! | inject an event, or inject an interrupted one again | [`injection`], [`event`] |
+//! | keep CR0, CR4 and IA32_EFER of a guest in order | [`registers`] |
+//! | check what VM entry checks | [`check`] |
+//! | emulate a VMX instruction | [`insn`], [`operand`], [`linear`], [`outcome`] |
+//! | run a nested guest | [`vmcs12`], [`merge`], [`sync`], [`host_load`], [`policy`] |
+//! | grant fields for VMCS shadowing | [`permission`] |
+//!
+//! Operations of Apple's Hypervisor framework that exist here:
+//!
+//! | there | here |
+//! |---|---|
+//! | `hv_vmx_vcpu_read_vmcs`, `hv_vmx_vcpu_write_vmcs` | [`hw::VmcsAccess::read`], [`hw::VmcsAccess::write`] |
+//! | `hv_vmx_get_cap_write_vmcs` (allowed-0 and allowed-1 masks) | [`controls::ControlWord::allowed`]; [`VmxCaps::choose`] applies them |
+//! | `hv_vmx_read_capability` | [`VmxCaps::msr`] |
+//! | `hv_vmx_get_msr_info` | [`msr::host_owns`] |
+//! | `hv_vmx_vcpu_read_shadow_vmcs`, `hv_vmx_vcpu_write_shadow_vmcs` | [`Vmcs12::get`], [`Vmcs12::set`]; a live field is in vmcs02 |
+//! | `VMX_REASON_*`, `IRQ_INFO_*` | [`exit::ExitReason`], [`exit::InterruptionInfo`] |
+//!
+//! ```
+//! use shadow::encoding::Encoding;
+//! use shadow::index::lookup;
+//!
+//! let field = lookup(Encoding(0x6c00)).unwrap();
+//! assert_eq!((format!("{field:?}"), format!("{:?}", field.encoding())), ("HOST_CR0".into(), "0x6c00 (Host Nat 0)".into()));
+//! assert_eq!(lookup(Encoding(0x7ffe)), None);
+//! ```
+//!
 //! SDM references are to the Intel 64 and IA-32 Architectures Software Developer's Manual, Volume 3C, edition 085 (October 2024).
 #![no_std]
 #![forbid(unsafe_code)]
@@ -32,6 +67,7 @@ pub mod fields;
 pub mod host_load;
 pub mod hw;
 pub mod index;
+pub mod injection;
 pub mod insn;
 pub mod linear;
 pub mod merge;

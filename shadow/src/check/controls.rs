@@ -1,11 +1,12 @@
 //! Checks on VMX controls (SDM 27.2.1).
 
-use super::{Check, require};
+use super::{Check, Violation, require};
 use crate::caps::{VmxCaps, ept_vpid};
 use crate::controls::{ControlWords, EntryControls, ExitControls, Pin, Primary, Secondary, Tertiary};
-use crate::exit::{InterruptionInfo, interruption_type};
+use crate::exit::InterruptionInfo;
 use crate::fields::*;
 use crate::hw::GuestMemory;
+use crate::injection::{GuestMode, Injection, InjectionRules};
 use crate::registers::CR0_PE;
 use crate::vmcs12::Vmcs12;
 use ept::Gpa;
@@ -37,8 +38,7 @@ fn repeated_by_hardware(words: &ControlWords, vmcs12: &Vmcs12, caps: &VmxCaps, m
         require(vmcs12.get(TSC_MULTIPLIER) != 0, "TSC multiplier")?;
     }
     tpr_threshold(words, vmcs12, memory)?;
-    let info = InterruptionInfo(vmcs12.get(ENTRY_INTERRUPTION_INFO));
-    if info.is_valid() { injection(words, vmcs12, caps, info) } else { Ok(()) }
+    injection(words, vmcs12, caps)
 }
 
 /// The control words of VMCS12, with those that are not activated at 0.
@@ -155,44 +155,16 @@ fn exit(vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
     require(load, "VM-exit MSR-load area")
 }
 
-/// SDM 27.2.1.3 "VM-Entry Control Fields", the event to inject.
-fn injection(words: &ControlWords, vmcs12: &Vmcs12, caps: &VmxCaps, info: InterruptionInfo) -> Check {
-    use interruption_type::*;
-    /// #DF, #TS, #NP, #SS, #GP, #PF, #AC.
-    const WITH_ERROR_CODE: u32 = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17;
-    const MISC_INJECT_LENGTH_0: u64 = 1 << 30;
-    const BASIC_ANY_ERROR_CODE: u64 = 1 << 56;
-
-    let mtf_exists = caps.primary.may_be_1 & Primary::MONITOR_TRAP_FLAG.bits() != 0;
-    let kind_is_valid = info.kind() != RESERVED && (info.kind() != OTHER_EVENT || mtf_exists);
-    require(kind_is_valid, "interruption type")?;
-    let vector_is_valid = match info.kind() {
-        NMI => info.vector() == 2,
-        HARDWARE_EXCEPTION => info.vector() <= 31,
-        OTHER_EVENT => info.vector() == 0,
-        _ => true,
+/// The event to inject.
+fn injection(words: &ControlWords, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
+    let real = words.secondary.contains(Secondary::UNRESTRICTED_GUEST) && vmcs12.get(GUEST_CR0) & CR0_PE == 0;
+    let mode = if real { GuestMode::Real } else { GuestMode::Protected };
+    let injection = Injection {
+        info: InterruptionInfo(vmcs12.get(ENTRY_INTERRUPTION_INFO)),
+        error_code: vmcs12.get(ENTRY_EXCEPTION_ERROR_CODE),
+        instruction_length: vmcs12.get(ENTRY_INSTRUCTION_LENGTH),
     };
-    require(vector_is_valid, "interruption vector")?;
-
-    let exception = info.kind() == HARDWARE_EXCEPTION;
-    let protected = !words.secondary.contains(Secondary::UNRESTRICTED_GUEST) || vmcs12.get(GUEST_CR0) & CR0_PE != 0;
-    let vector_has_code = info.vector() < 32 && WITH_ERROR_CODE >> info.vector() & 1 != 0;
-    let code_is_right = if caps.basic & BASIC_ANY_ERROR_CODE != 0 && exception && protected {
-        true
-    } else {
-        info.has_error_code() == (exception && protected && vector_has_code)
-    };
-    require(code_is_right, "deliver error code")?;
-    require(info.reserved_for_injection() == 0, "interruption information: reserved bits")?;
-    if info.has_error_code() {
-        require(vmcs12.get(ENTRY_EXCEPTION_ERROR_CODE) >> 16 == 0, "exception error code: reserved bits")?;
-    }
-    if info.needs_instruction_length() {
-        let shortest = if caps.misc & MISC_INJECT_LENGTH_0 != 0 { 0 } else { 1 };
-        let length = vmcs12.get(ENTRY_INSTRUCTION_LENGTH);
-        require((shortest..=15).contains(&length), "VM-entry instruction length")?;
-    }
-    Ok(())
+    InjectionRules::new(caps, mode).check(&injection).map_err(|error| Violation(error.name()))
 }
 
 fn is_page(caps: &VmxCaps, address: u64) -> bool {
@@ -212,7 +184,6 @@ fn msr_area(caps: &VmxCaps, address: u64, count: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::Violation;
     use crate::fake::{FakeMemory, skylake_caps};
 
     fn minimal(caps: &VmxCaps) -> Vmcs12 {
@@ -383,5 +354,60 @@ mod tests {
             }),
             Err(Violation("exception error code: reserved bits"))
         );
+    }
+
+    #[test]
+    fn an_address_that_a_control_uses_is_a_page_and_physical_and_any_other_is_not_looked_at() {
+        type Use = (Field<u64>, Primary, Secondary, &'static str);
+        let none = Secondary::empty();
+        let uses: [Use; 5] = [
+            (IO_BITMAP_A, Primary::USE_IO_BITMAPS, none, "I/O bitmap A address"),
+            (IO_BITMAP_B, Primary::USE_IO_BITMAPS, none, "I/O bitmap B address"),
+            (MSR_BITMAP, Primary::USE_MSR_BITMAPS, none, "MSR bitmap address"),
+            (VIRTUAL_APIC_ADDRESS, Primary::USE_TPR_SHADOW, none, "virtual-APIC address"),
+            (APIC_ACCESS_ADDRESS, Primary::empty(), Secondary::VIRTUALIZE_APIC_ACCESSES, "APIC-access address"),
+        ];
+        for (field, primary, secondary, name) in uses {
+            let with = |address| {
+                verdict(|v| {
+                    with_secondary(v, secondary);
+                    with_primary(v, primary);
+                    v.set(field, address);
+                })
+            };
+            assert_eq!(with(0x3000), Ok(()), "{name}");
+            assert_eq!(with((1 << 40) - 0x1000), Ok(()), "{name}");
+            for address in [0x3008, 1 << 40] {
+                assert_eq!(with(address), Err(Violation(name)), "{address:#x}");
+                assert_eq!(verdict(|v| v.set(field, address)), Ok(()), "{name} unused");
+            }
+        }
+    }
+
+    #[test]
+    fn cr3_targets_and_the_tsc_multiplier_are_in_range() {
+        assert_eq!(verdict(|v| v.set(CR3_TARGET_COUNT, 4)), Ok(()));
+        assert_eq!(verdict(|v| v.set(CR3_TARGET_COUNT, 5)), Err(Violation("CR3-target count")));
+        let scaled = |multiplier| {
+            verdict(|v| {
+                with_secondary(v, Secondary::USE_TSC_SCALING);
+                v.set(TSC_MULTIPLIER, multiplier);
+            })
+        };
+        assert_eq!(scaled(0), Err(Violation("TSC multiplier")));
+        assert_eq!(scaled(1), Ok(()));
+    }
+
+    #[test]
+    fn the_timer_is_saved_only_where_it_runs() {
+        let saving = |pin: Pin| {
+            verdict(|v| {
+                v.set(PIN_CONTROLS, v.get(PIN_CONTROLS) | pin.bits());
+                v.set(EXIT_CONTROLS, v.get(EXIT_CONTROLS) | ExitControls::SAVE_PREEMPTION_TIMER.bits());
+            })
+        };
+        assert_eq!(saving(Pin::ACTIVATE_PREEMPTION_TIMER), Ok(()));
+        let rule = "SAVE_PREEMPTION_TIMER needs ACTIVATE_PREEMPTION_TIMER";
+        assert_eq!(saving(Pin::empty()), Err(Violation(rule)));
     }
 }

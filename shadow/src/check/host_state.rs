@@ -123,10 +123,18 @@ mod tests {
 
     #[test]
     fn each_violation_is_found() {
-        let cases: &[(&str, fn(&mut Vmcs12))] = &[
+        type Case = (&'static str, fn(&mut Vmcs12));
+        let cases: &[Case] = &[
             ("host CR0: fixed bits", |v| v.set(HOST_CR0, 0x31)),
             ("host CR4: fixed bits", |v| v.set(HOST_CR4, 0x20)),
+            ("host CR4: fixed bits", |v| v.set(HOST_CR4, 1 << 15 | 0x2020)),
             ("host CR3", |v| v.set(HOST_CR3, 1 << 40)),
+            ("host IA32_SYSENTER_EIP", |v| v.set(HOST_SYSENTER_EIP, 1 << 47)),
+            ("host selector: RPL or TI", |v| v.set(HOST_TR_SELECTOR, 0x44)),
+            ("host base address", |v| v.set(HOST_FS_BASE, 1 << 47)),
+            ("host base address", |v| v.set(HOST_GDTR_BASE, 1 << 47)),
+            ("host base address", |v| v.set(HOST_IDTR_BASE, 1 << 47)),
+            ("host base address", |v| v.set(HOST_TR_BASE, 1 << 47)),
             ("host IA32_SYSENTER_ESP", |v| v.set(HOST_SYSENTER_ESP, 1 << 47)),
             ("host selector: RPL or TI", |v| v.set(HOST_DS_SELECTOR, 3)),
             ("host CS selector", |v| v.set(HOST_CS_SELECTOR, 0)),
@@ -164,5 +172,45 @@ mod tests {
             }),
             Ok(())
         );
+    }
+
+    #[test]
+    fn a_32_bit_host_has_its_own_rules() {
+        let caps = skylake_caps().offered();
+        let verdict = |mode, change: fn(&mut Vmcs12)| {
+            let mut vmcs12 = Vmcs12::new(Gpa(0), &caps);
+            vmcs12.set(EXIT_CONTROLS, caps.exit.must_be_1);
+            vmcs12.set(HOST_CR0, 0x8000_0031);
+            vmcs12.set(HOST_CR4, 0x2000);
+            for field in [HOST_CS_SELECTOR, HOST_SS_SELECTOR, HOST_TR_SELECTOR] {
+                vmcs12.set(field, 0x10);
+            }
+            change(&mut vmcs12);
+            host_state(&vmcs12, &caps, mode)
+        };
+        let refused = |name| Err(Violation(name));
+        assert_eq!(verdict(HostMode::Legacy, |_| ()), Ok(()));
+        assert_eq!(verdict(HostMode::Ia32e, |_| ()), refused("32-bit host entered from IA-32e mode"));
+        let long_guest: fn(&mut Vmcs12) = |v| v.set(ENTRY_CONTROLS, EntryControls::IA32E_MODE_GUEST.bits());
+        assert_eq!(verdict(HostMode::Legacy, long_guest), refused("64-bit guest or host entered from legacy mode"));
+        assert_eq!(verdict(HostMode::Legacy, |v| v.set(HOST_CR4, 0x2_2000)), refused("32-bit host with CR4.PCIDE"));
+        assert_eq!(verdict(HostMode::Legacy, |v| v.set(HOST_RIP, 1 << 32)), refused("host RIP"));
+        assert_eq!(verdict(HostMode::Legacy, |v| v.set(HOST_RIP, 0xffff_ffff)), Ok(()));
+        assert_eq!(verdict(HostMode::Legacy, |v| v.set(HOST_SS_SELECTOR, 0)), refused("host SS selector"));
+    }
+
+    #[test]
+    fn loaded_efer_agrees_with_the_address_space_and_has_no_reserved_bit() {
+        let with_efer = |efer| {
+            verdict(|v| {
+                v.set(EXIT_CONTROLS, v.get(EXIT_CONTROLS) | ExitControls::LOAD_EFER.bits());
+                v.set(HOST_EFER, efer);
+            })
+        };
+        assert_eq!(with_efer(0x500), Ok(()));
+        assert_eq!(with_efer(0x502), Err(Violation("host IA32_EFER: reserved bits")));
+        for efer in [0, 0x100, 0x400] {
+            assert_eq!(with_efer(efer), Err(Violation("host IA32_EFER: LMA and LME")), "{efer:#x}");
+        }
     }
 }

@@ -211,4 +211,6 @@ fn page_directory_pointers(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12, dirty:
 }
 
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod tests;

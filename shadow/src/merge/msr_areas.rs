@@ -8,7 +8,7 @@ use crate::hw::GuestMemory;
 use crate::msr::{Access, host_owns};
 use ept::Gpa;
 
-/// Entries that a copy has room for: the maximum that IA32_VMX_MISC[27:25] = 0 recommends.
+/// Entries that a copy has room for: the maximum that IA32_VMX_MISC\[27:25\] = 0 recommends.
 pub const MSR_AREA_ENTRIES: usize = 512;
 
 /// An entry of an MSR area (SDM Table 25-15).

@@ -1,49 +1,67 @@
 use super::*;
+use crate::controls::ControlWords;
 use crate::fake::{FakeMemory, FakeVmcs, skylake_caps};
 use crate::sync::{SyncSets, save_guest_state, save_stale};
 use std::vec::Vec;
 
-struct Nested {
-    caps: VmxCaps,
+pub(super) struct Nested {
+    pub(super) caps: VmxCaps,
     memory: FakeMemory,
     vmcs01: FakeVmcs,
-    vmcs02: FakeVmcs,
-    vmcs12: Vmcs12,
+    pub(super) vmcs02: FakeVmcs,
+    pub(super) vmcs12: Vmcs12,
 }
 
 impl Nested {
     /// A VMCS12 like KVM's: EPT, VPID, MSR bitmaps, EFER and debug controls loaded, EFER not saved.
-    fn like_kvm() -> Self {
+    pub(super) fn like_kvm() -> Self {
+        Self::with(ControlWords {
+            pin: Pin::EXTERNAL_INTERRUPT_EXITING | Pin::NMI_EXITING,
+            primary: Primary::ACTIVATE_SECONDARY | Primary::USE_MSR_BITMAPS | Primary::HLT_EXITING,
+            secondary: Secondary::ENABLE_EPT | Secondary::ENABLE_VPID | Secondary::UNRESTRICTED_GUEST,
+            entry: EntryControls::LOAD_DEBUG_CONTROLS | EntryControls::LOAD_EFER | EntryControls::LOAD_PAT,
+            exit: ExitControls::SAVE_DEBUG_CONTROLS | ExitControls::SAVE_PAT | ExitControls::ACKNOWLEDGE_INTERRUPT,
+            ..ControlWords::default()
+        })
+    }
+
+    /// A VMCS12 with these controls, and what the processor wants beside them.
+    pub(super) fn with(words: ControlWords) -> Self {
         let machine = skylake_caps();
         let caps = machine.offered();
         let mut vmcs12 = Vmcs12::new(Gpa(0x1000), &caps);
-        let primary = Primary::ACTIVATE_SECONDARY | Primary::USE_MSR_BITMAPS | Primary::HLT_EXITING;
-        let secondary = Secondary::ENABLE_EPT | Secondary::ENABLE_VPID | Secondary::UNRESTRICTED_GUEST;
-        let entry = EntryControls::LOAD_DEBUG_CONTROLS | EntryControls::LOAD_EFER | EntryControls::LOAD_PAT;
-        let exit = ExitControls::SAVE_DEBUG_CONTROLS | ExitControls::SAVE_PAT | ExitControls::ACKNOWLEDGE_INTERRUPT;
-        let pin = Pin::EXTERNAL_INTERRUPT_EXITING | Pin::NMI_EXITING;
-        let cr3_exits = Primary::CR3_LOAD_EXITING | Primary::CR3_STORE_EXITING;
-        vmcs12.set(PIN_CONTROLS, caps.choose(pin, Pin::empty()).unwrap().bits());
-        vmcs12.set(PRIMARY_CONTROLS, caps.choose(primary, cr3_exits).unwrap().bits());
-        vmcs12.set(SECONDARY_CONTROLS, caps.choose(secondary, Secondary::empty()).unwrap().bits());
-        vmcs12.set(EXIT_CONTROLS, caps.choose(exit, ExitControls::empty()).unwrap().bits());
-        vmcs12.set(ENTRY_CONTROLS, caps.choose(entry, EntryControls::empty()).unwrap().bits());
+        let no_cr3_exits = (Primary::CR3_LOAD_EXITING | Primary::CR3_STORE_EXITING) - words.primary;
+        vmcs12.set(PIN_CONTROLS, caps.choose(words.pin, Pin::empty()).unwrap().bits());
+        vmcs12.set(PRIMARY_CONTROLS, caps.choose(words.primary, no_cr3_exits).unwrap().bits());
+        vmcs12.set(SECONDARY_CONTROLS, caps.choose(words.secondary, Secondary::empty()).unwrap().bits());
+        vmcs12.set(EXIT_CONTROLS, caps.choose(words.exit, ExitControls::empty()).unwrap().bits());
+        vmcs12.set(ENTRY_CONTROLS, caps.choose(words.entry, EntryControls::empty()).unwrap().bits());
         let (vmcs01, vmcs02) = (FakeVmcs::new(&machine), FakeVmcs::new(&machine));
         Self { caps, memory: FakeMemory::new(0x10000), vmcs01, vmcs02, vmcs12 }
     }
 
-    fn enter(&mut self) -> Vec<FieldId> {
+    pub(super) fn enter(&mut self) -> Vec<FieldId> {
         self.enter_with(None)
     }
 
     fn enter_with(&mut self, pdptes: Option<[u64; 4]>) -> Vec<FieldId> {
-        let inherited = Inherited::read(&self.vmcs01, &self.vmcs12);
-        let (caps, memory, sets) = (&self.caps, &self.memory, &SyncSets::new(&self.caps, &FieldSet::EMPTY));
-        prepare(&mut self.vmcs02, &mut self.vmcs12, &Surroundings { caps, sets, memory, inherited, pdptes });
+        self.prepare(pdptes);
         self.vmcs02.written()
     }
 
-    fn exit(&mut self) {
+    /// What an entry writes to vmcs02, in order.
+    pub(super) fn journal(&mut self) -> Vec<(FieldId, u64)> {
+        self.prepare(None);
+        core::mem::take(&mut self.vmcs02.journal)
+    }
+
+    fn prepare(&mut self, pdptes: Option<[u64; 4]>) {
+        let inherited = Inherited::read(&self.vmcs01, &self.vmcs12);
+        let (caps, memory, sets) = (&self.caps, &self.memory, &SyncSets::new(&self.caps, &FieldSet::EMPTY));
+        prepare(&mut self.vmcs02, &mut self.vmcs12, &Surroundings { caps, sets, memory, inherited, pdptes });
+    }
+
+    pub(super) fn exit(&mut self) {
         self.vmcs02
             .poke(ENTRY_INTERRUPTION_INFO.id(), u64::from(self.vmcs02.read(ENTRY_INTERRUPTION_INFO)) & 0x7fff_ffff);
         save_guest_state(&self.vmcs02, &mut self.vmcs12, &SyncSets::new(&self.caps, &FieldSet::EMPTY));
