@@ -13,7 +13,9 @@ mod fields;
 mod insn;
 mod operands;
 mod outside;
+mod page_log;
 mod stepping;
+mod virtual_apic;
 
 use core::fmt;
 
@@ -42,6 +44,8 @@ pub const ALL: &[Group] = &[
     ("events", events::run),
     ("ept", ept::run),
     ("apic-accesses", apic_accesses::run),
+    ("virtual-apic", virtual_apic::run),
+    ("page-log", page_log::run),
 ];
 
 /// Code for the nested guest: its address. It ends with VMCALL, an exit whatever the controls say.

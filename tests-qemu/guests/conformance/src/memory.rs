@@ -119,6 +119,12 @@ pub static IO_BITMAPS: Table<1024> = Table::new();
 pub static MSR_BITMAPS: Page = Page::new();
 /// Virtual-APIC page.
 pub static VIRTUAL_APIC: Page = Page::new();
+/// Page-modification log.
+pub static MODIFICATION_LOG: Page = Page::new();
+/// MSR area of 512 entries.
+pub static LONG_MSR_AREA: Table<1024> = Table::new();
+/// Posted-interrupt descriptor.
+pub static POSTED: Page = Page::new();
 /// A page that a control needs and no case looks at.
 pub static SPARE: Page = Page::new();
 /// MSR areas: VM-exit store, VM-exit load, VM-entry load, a quarter page each.

@@ -76,6 +76,16 @@ pub fn eptp() -> u64 {
     PML4.address() | WRITE_BACK | FOUR_LEVELS
 }
 
+/// Clears the accessed and dirty flags of EPT12.
+pub fn clear_accessed_and_dirty() {
+    const FLAGS: u64 = 3 << 8;
+    for table in [&PML4, &PDPT, &LOW_PD, &WINDOW_PD, &WINDOW_PT] {
+        for index in 0..512 {
+            table.set(index, table.get(index) & !FLAGS);
+        }
+    }
+}
+
 /// What no case changes.
 fn large_pages() {
     for index in 0..512 {

@@ -26,11 +26,30 @@ pub fn run(suite: &mut Suite) {
     inside(suite);
     suite.case("vmxoff", vmxoff());
     suite.case("vmxoff-twice", vmxoff());
-    suite.case("cr0-ne-after-vmxoff", set_cr0(cr0() & !(1 << 5)));
+    cr0_around_vmxon(suite);
     prepare_host();
     suite.case("clear-vmxe-after-vmxoff", set_cr4(cr4() & !CR4_VMXE));
     prepare_host();
     suite.case("vmxon-again", vmxon(VMXON.address()));
+}
+
+/// What CR0 may be changes with VMXON and VMXOFF (SDM 24.8); what it is does not.
+fn cr0_around_vmxon(suite: &mut Suite) {
+    const NE: u64 = 1 << 5;
+    const PG: u64 = 1 << 31;
+    let mut step = |name: &str, outcome: Outcome| suite.case(name, format_args!("{outcome} {:#x}", cr0()));
+    step("cr0-ne-after-vmxoff", set_cr0(cr0() & !NE));
+    step("cr0-pg-after-vmxoff", set_cr0(cr0() & !PG));
+    step("vmxon-with-cr0-ne-clear", vmxon(VMXON.address()));
+    step("cr0-ts-with-ne-clear", set_cr0(cr0() | CR0_TS));
+    step("cr0-ne-again", set_cr0(cr0() | NE));
+    step("vmxon-with-cr0-ne-set", vmxon(VMXON.address()));
+    step("cr0-ne-in-operation", set_cr0(cr0() & !NE));
+    step("cr0-pg-in-operation", set_cr0(cr0() & !PG));
+    step("cr0-ts-in-operation", set_cr0(cr0() & !CR0_TS));
+    step("vmxoff-with-cr0-ne-set", vmxoff());
+    step("cr0-ne-after-second-vmxoff", set_cr0(cr0() & !NE));
+    step("cr0-ne-restored", set_cr0(cr0() | NE));
 }
 
 fn without_vmxe(suite: &mut Suite) {

@@ -5,7 +5,7 @@ use shadow::fields::*;
 
 use crate::code;
 use crate::cpu::{rdmsr, wrmsr};
-use crate::memory::MSR_AREAS;
+use crate::memory::{LONG_MSR_AREA, MSR_AREAS};
 use crate::output::Suite;
 use crate::vm::Vm;
 
@@ -23,6 +23,8 @@ fn put(area: usize, index: usize, msr: u64, value: u64) {
 /// All of them.
 pub fn run(suite: &mut Suite) {
     round_trip(suite);
+    stored_capabilities(suite);
+    longest(suite);
     bad_loads(suite);
 }
 
@@ -63,6 +65,53 @@ fn round_trip(suite: &mut Suite) {
     }
     for msr in [KERNEL_GS_BASE, LSTAR] {
         let _ = wrmsr(msr as u32, 0);
+    }
+}
+
+/// MSRs that a hypervisor emulates: what is stored is what RDMSR reads.
+fn stored_capabilities(suite: &mut Suite) {
+    for (name, msr) in [
+        ("vmx-basic", 0x480_u64),
+        ("vmx-misc", 0x485),
+        ("vmx-secondary", 0x48b),
+        ("vmx-ept-vpid", 0x48c),
+        ("feature-control", 0x3a),
+    ] {
+        let mut vm = Vm::new(code!("nop"));
+        put(STORE, 0, LSTAR, 0);
+        put(STORE, 1, msr, 0);
+        vm.set(EXIT_MSR_STORE_COUNT, 2);
+        let verdict = vm.run();
+        let is_what_rdmsr_reads = rdmsr(msr as u32) == Ok(MSR_AREAS.get(STORE + 3));
+        suite.case(format_args!("store-{name}"), format_args!("{verdict} {is_what_rdmsr_reads}"));
+    }
+}
+
+/// Areas of as many entries as IA32_VMX_MISC[27:25] = 0 recommends at most.
+fn longest(suite: &mut Suite) {
+    const MOST: u32 = 512;
+    for count in [MOST - 1, MOST] {
+        let last = 2 * count as usize - 1;
+        for index in 0..MOST as usize {
+            LONG_MSR_AREA.set(2 * index, LSTAR);
+            LONG_MSR_AREA.set(2 * index + 1, 0x1000 + index as u64);
+        }
+        let mut vm = Vm::new(code!("mov ecx, 0xc0000082", "rdmsr"));
+        vm.set(ENTRY_MSR_LOAD_ADDRESS, LONG_MSR_AREA.address()).set(ENTRY_MSR_LOAD_COUNT, count);
+        let verdict = vm.run();
+        suite.case(format_args!("load-{count}"), format_args!("{verdict} rax={:#x}", vm.registers.rax));
+        let mut vm = Vm::new(code!("mov ecx, 0xc0000082", "mov eax, 0x77", "xor edx, edx", "wrmsr"));
+        vm.set(EXIT_MSR_STORE_ADDRESS, LONG_MSR_AREA.address()).set(EXIT_MSR_STORE_COUNT, count);
+        let verdict = vm.run();
+        let stored = [LONG_MSR_AREA.get(1), LONG_MSR_AREA.get(last), LONG_MSR_AREA.get(2 * MOST as usize - 1)];
+        suite.case(format_args!("store-{count}"), format_args!("{verdict} {stored:x?}"));
+        LONG_MSR_AREA.set(last, 0x88);
+        let mut vm = Vm::new(code!("nop"));
+        vm.set(EXIT_MSR_LOAD_ADDRESS, LONG_MSR_AREA.address()).set(EXIT_MSR_LOAD_COUNT, count);
+        let verdict = vm.run();
+        let lstar = rdmsr(LSTAR as u32).unwrap_or(0);
+        suite.case(format_args!("exit-load-{count}"), format_args!("{verdict} {lstar:#x}"));
+        let _ = wrmsr(LSTAR as u32, 0);
     }
 }
 
