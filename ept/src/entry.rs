@@ -86,6 +86,8 @@ impl Entry {
 
     const IGNORE_PAT: u64 = 1 << 6;
     const LARGE: u64 = 1 << 7;
+    /// Bits that are a leaf's memory type and ignore-PAT, and reserved in a pointer to a table.
+    const LOW_OF_TABLE: u64 = 0x78;
     const ADDRESS: u64 = ((1 << 52) - 1) & !0xfff;
 
     /// Points to a table and restricts nothing.
@@ -161,15 +163,22 @@ impl Entry {
         write_without_read || execute_only || reserved || bad_type
     }
 
+    /// Whether this entry, met above level 1, points to a table and restricts nothing: all rights, and no bit set that is reserved in
+    /// some processor's. A quick answer for most entries; the others need the long one.
+    #[inline(always)]
+    pub const fn is_open_table(self, features: &Features) -> bool {
+        let beyond = Self::ADDRESS & !((1 << features.physical_bits) - 1);
+        self.0 & (Rights::ALL.0 | Self::LOW_OF_TABLE | Self::LARGE | beyond) == Rights::ALL.0
+    }
+
     const fn reserved(self, level: u32, features: &Features) -> u64 {
-        const LOW_OF_TABLE: u64 = 0x78;
         let beyond = Self::ADDRESS & !((1 << features.physical_bits) - 1);
         let leaf = self.is_leaf(level);
         let by_level = match level {
             1 => 0,
             2 | 3 if leaf => (1 << (12 + 9 * (level - 1))) - 0x1000,
-            2 | 3 => LOW_OF_TABLE,
-            _ => LOW_OF_TABLE | Self::LARGE,
+            2 | 3 => Self::LOW_OF_TABLE,
+            _ => Self::LOW_OF_TABLE | Self::LARGE,
         };
         let no_1g = if level == 3 && leaf && !features.page_1g { Self::LARGE } else { 0 };
         let no_2m = if level == 2 && leaf && !features.page_2m { Self::LARGE } else { 0 };
@@ -195,6 +204,19 @@ mod tests {
     use super::*;
 
     pub const FEATURES: Features = Features { physical_bits: 40, execute_only: false, page_2m: true, page_1g: false };
+
+    #[test]
+    fn an_open_table_restricts_nothing_and_is_no_misconfiguration() {
+        for level in 2..=4 {
+            for bit in 0..64 {
+                let entry = Entry(0x5000 | Rights::ALL.0 ^ 1 << bit);
+                let expected =
+                    entry.rights() == Rights::ALL && !entry.is_leaf(level) && !entry.is_misconfigured(level, &FEATURES);
+                // Bit 7 of a level-4 entry is reserved, at the others it makes a leaf.
+                assert_eq!(entry.is_open_table(&FEATURES), expected, "level {level}, bit {bit}");
+            }
+        }
+    }
 
     #[test]
     fn a_leaf_comes_apart_again() {

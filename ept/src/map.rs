@@ -26,14 +26,15 @@ const fn page_size(level: u32) -> PageSize {
     }
 }
 
-/// Maps the page of `size` that holds `address`. What was mapped there before is replaced, tables included.
+/// Maps the page of `size` that holds `address`. What was mapped there before is replaced, tables included. Returns the table that has
+/// the leaf now.
 pub fn map_page(
     memory: &mut impl TableMemory,
     root: Hpa,
     address: u64,
     size: PageSize,
     leaf: Entry,
-) -> Result<(), OutOfTables> {
+) -> Result<Hpa, OutOfTables> {
     let (mut table, mut level) = (root, ROOT_LEVEL);
     while level > leaf_level(size) {
         let at = index(address, level);
@@ -53,7 +54,7 @@ pub fn map_page(
     if old.is_present() && !old.is_leaf(level) {
         free_tables(memory, Hpa(old.address()), level - 1);
     }
-    Ok(())
+    Ok(table)
 }
 
 /// Changes the rights of one 4-KiB page, splitting the large page that it may be part of. A page that is not mapped stays so.

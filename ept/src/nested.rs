@@ -2,7 +2,7 @@
 
 use crate::entry::Features;
 use crate::map::{Mapping, OutOfTables, free_tables, lookup, map_page};
-use crate::table::TableMemory;
+use crate::table::{TableMemory, index};
 use crate::violation::Qualification;
 use crate::walk::{GuestTables, Translation, WalkError, walk};
 use crate::{Entry, Eptp, Hpa, NestedGpa, PageSize};
@@ -57,12 +57,22 @@ pub struct NestedPaging {
     roots: ArrayVec<Root, ROOTS>,
     clock: u64,
     features: Features,
+    recent: Option<Recent>,
+}
+
+/// The table that got the last 4-KiB page: neighbours are touched one after the other. Every operation that frees tables forgets it.
+#[derive(Clone, Copy, Debug)]
+struct Recent {
+    root: Hpa,
+    /// The address whose 2 MiB the table maps.
+    address: u64,
+    table: Hpa,
 }
 
 impl NestedPaging {
     /// Nothing cached. `features` are those offered to the guest hypervisor.
     pub const fn new(features: Features) -> Self {
-        Self { roots: ArrayVec::new_const(), clock: 0, features }
+        Self { roots: ArrayVec::new_const(), clock: 0, features, recent: None }
     }
 
     /// The EPT02 for an EPTP12, made empty if there is none yet.
@@ -115,18 +125,41 @@ impl NestedPaging {
         let Some(root) = self.roots.iter().find(|root| root.eptp12 == eptp12).copied() else {
             return (Fill::Mapped, Dropped::All);
         };
-        if map_page(tables, root.table, address.0, size, leaf).is_ok() {
+        if self.map(tables, root.table, address.0, size, leaf).is_ok() {
             return (Fill::Mapped, Dropped::Nothing);
         }
         self.empty_all(tables);
         // An empty EPT02 needs at most three tables for one page; the budget is checked at boot to have them.
-        let _ = map_page(tables, root.table, address.0, size, leaf);
+        let _ = self.map(tables, root.table, address.0, size, leaf);
         (Fill::Mapped, Dropped::All)
+    }
+
+    fn map(
+        &mut self,
+        tables: &mut impl TableMemory,
+        root: Hpa,
+        address: u64,
+        size: PageSize,
+        leaf: Entry,
+    ) -> Result<(), OutOfTables> {
+        let same_table = |recent: &Recent| recent.root == root && (recent.address ^ address) < PageSize::Size2M.bytes();
+        if let (PageSize::Size4K, Some(recent)) = (size, self.recent.filter(same_table)) {
+            tables.write(recent.table, index(address, 1), leaf);
+            return Ok(());
+        }
+        // A larger page may replace the table.
+        self.recent = None;
+        let table = map_page(tables, root, address, size, leaf)?;
+        if size == PageSize::Size4K {
+            self.recent = Some(Recent { root, address: address & !(PageSize::Size2M.bytes() - 1), table });
+        }
+        Ok(())
     }
 
     /// INVEPT, single-context: by address bits, whatever the EPTP's flags.
     pub fn invalidate(&mut self, tables: &mut impl TableMemory, eptp12: Eptp) -> Dropped {
         let mut dropped = Dropped::Nothing;
+        self.recent = None;
         for root in self.roots.iter().filter(|root| root.eptp12.root() == eptp12.root()) {
             empty(tables, root.table);
             dropped = match dropped {
@@ -144,12 +177,14 @@ impl NestedPaging {
     }
 
     fn empty_all(&mut self, tables: &mut impl TableMemory) {
+        self.recent = None;
         for root in &self.roots {
             empty(tables, root.table);
         }
     }
 
     fn drop_least_recent(&mut self, tables: &mut impl TableMemory) -> Dropped {
+        self.recent = None;
         let oldest = self.roots.iter().enumerate().min_by_key(|(_, root)| root.last_used).map(|(at, _)| at);
         match oldest {
             None => Dropped::Nothing,
@@ -162,6 +197,7 @@ impl NestedPaging {
     }
 
     fn drop_all(&mut self, tables: &mut impl TableMemory) -> Dropped {
+        self.recent = None;
         for root in self.roots.drain(..) {
             free_tables(tables, root.table, ROOT_LEVEL);
         }

@@ -52,10 +52,17 @@ pub fn walk(
     if address.0 >> 48 != 0 {
         return Err(WalkError::Violation(Rights::NONE));
     }
+    let mut common = u64::MAX;
     let leaf = loop {
         let at = table + index(address.0, level) * 8;
         let entry = Entry(tables.read(at));
         path[level as usize - 1] = (at, entry.0);
+        common &= entry.0;
+        // Nearly every entry above a leaf.
+        if level > 1 && entry.is_open_table(features) {
+            (table, level) = (Gpa(entry.address()), level - 1);
+            continue;
+        }
         if entry.is_misconfigured(level, features) {
             return Err(WalkError::Misconfiguration);
         }
@@ -74,12 +81,8 @@ pub fn walk(
     let mut granted = rights;
     if eptp.accessed_dirty() {
         let write = access.contain(Rights::WRITE);
-        for (depth, &(at, seen)) in path.iter().enumerate().skip(level as usize - 1) {
-            let is_leaf = depth + 1 == level as usize;
-            let flags = Entry::ACCESSED | if is_leaf && write { Entry::DIRTY } else { 0 };
-            if seen & flags != flags {
-                tables.set_flags(at, seen, flags);
-            }
+        if common & Entry::ACCESSED == 0 || write && !leaf.is_dirty() {
+            set_flags(tables, &path[level as usize - 1..], write);
         }
         if !write && !leaf.is_dirty() {
             granted = granted.without(Rights::WRITE);
@@ -98,6 +101,17 @@ pub fn walk(
         ignore_pat: leaf.ignores_pat(),
         was_dirty: !eptp.accessed_dirty() || leaf.is_dirty(),
     })
+}
+
+/// Sets the accessed flags of the entries of a path, whose first is the leaf, and the dirty flag of that for a write.
+#[inline(never)]
+fn set_flags(tables: &mut impl GuestTables, path: &[(Gpa, u64)], write: bool) {
+    for (height, &(at, seen)) in path.iter().enumerate() {
+        let flags = Entry::ACCESSED | if height == 0 && write { Entry::DIRTY } else { 0 };
+        if seen & flags != flags {
+            tables.set_flags(at, seen, flags);
+        }
+    }
 }
 
 #[cfg(test)]

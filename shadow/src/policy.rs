@@ -7,7 +7,7 @@ use crate::controls::Primary;
 use crate::exit::ExitReason;
 use crate::fields::{MSR_BITMAP, PRIMARY_CONTROLS};
 use crate::hw::GuestMemory;
-use crate::msr::{Access, bitmap_bit};
+use crate::msr::{Access, bitmap_bit, host_owns};
 use crate::vmcs12::Vmcs12;
 use ept::Gpa;
 
@@ -22,16 +22,18 @@ pub enum Route {
     HostMsr,
 }
 
-/// Whether [`route`] says `Reflect` whatever else there is, and the exit is by no event: a test of one bit for the exits that must be
-/// quick. An entry failure is none.
+/// Whether [`route`] says `Reflect` whatever VMCS12 has, and the exit is by no event: a test of one bit for most exits that must be quick.
+/// An entry failure is none. `rcx` is the nested guest's.
 #[inline(always)]
-pub const fn is_always_reflected(reason: ExitReason) -> bool {
+pub const fn is_always_reflected(reason: ExitReason, rcx: u64) -> bool {
     const LOOKED_AT: u64 = 1 << ExitReason::EXCEPTION_OR_NMI.0
-        | 1 << ExitReason::RDMSR.0
-        | 1 << ExitReason::WRMSR.0
         | 1 << ExitReason::EPT_VIOLATION.0
         | 1 << ExitReason::EPT_MISCONFIGURATION.0;
-    reason.0 < u64::BITS && LOOKED_AT >> reason.0 & 1 == 0
+    match reason {
+        ExitReason::RDMSR => !host_owns(rcx as u32, Access::Read),
+        ExitReason::WRMSR => !host_owns(rcx as u32, Access::Write),
+        _ => reason.0 < u64::BITS && LOOKED_AT >> reason.0 & 1 == 0,
+    }
 }
 
 /// Decides for an exit of a nested guest. `rcx` is the nested guest's.
@@ -39,10 +41,16 @@ pub const fn is_always_reflected(reason: ExitReason) -> bool {
 pub fn route(reason: ExitReason, rcx: u64, vmcs12: &Vmcs12, memory: &impl GuestMemory) -> Route {
     match reason {
         ExitReason::EPT_VIOLATION | ExitReason::EPT_MISCONFIGURATION => Route::NestedPaging,
-        ExitReason::RDMSR if !intercepts_msr(vmcs12, memory, rcx as u32, Access::Read) => Route::HostMsr,
-        ExitReason::WRMSR if !intercepts_msr(vmcs12, memory, rcx as u32, Access::Write) => Route::HostMsr,
+        ExitReason::RDMSR if is_hosts_msr(vmcs12, memory, rcx as u32, Access::Read) => Route::HostMsr,
+        ExitReason::WRMSR if is_hosts_msr(vmcs12, memory, rcx as u32, Access::Write) => Route::HostMsr,
         _ => Route::Reflect,
     }
+}
+
+/// Whether only the host makes this access exit. Of an MSR that is nothing to it, the guest hypervisor's bitmap said so.
+#[inline]
+fn is_hosts_msr(vmcs12: &Vmcs12, memory: &impl GuestMemory, msr: u32, access: Access) -> bool {
+    host_owns(msr, access) && !intercepts_msr(vmcs12, memory, msr, access)
 }
 
 /// Whether VMCS12 makes this access exit (SDM 26.1.3, RDMSR and WRMSR).
@@ -71,8 +79,11 @@ mod tests {
         for number in 0..0x1_0000 {
             let reason = ExitReason(number);
             let declared = reason.info().map_or(Route::Reflect, |info| info.route);
-            assert_eq!(route(reason, 0, &vmcs12, &memory), declared, "{reason:?}");
-            assert!(!is_always_reflected(reason) || declared == Route::Reflect, "{reason:?}");
+            assert_eq!(route(reason, IA32_FEATURE_CONTROL.into(), &vmcs12, &memory), declared, "{reason:?}");
+            assert!(
+                !is_always_reflected(reason, IA32_FEATURE_CONTROL.into()) || declared == Route::Reflect,
+                "{reason:?}"
+            );
         }
     }
 
@@ -87,6 +98,13 @@ mod tests {
         assert_eq!(route(ExitReason::RDMSR, 0, &without_bitmaps, &memory), Route::Reflect);
         assert_eq!(go(ExitReason::RDMSR, IA32_FEATURE_CONTROL), Route::HostMsr);
         assert_eq!(go(ExitReason::RDMSR, 0x4000_0000), Route::Reflect);
+        const IA32_TSC: u32 = 0x10;
+        assert_eq!(
+            go(ExitReason::RDMSR, IA32_TSC),
+            Route::Reflect,
+            "nothing to the host: the bitmap must have said so"
+        );
+        assert!(is_always_reflected(ExitReason::WRMSR, IA32_TSC.into()));
         let (byte, bit) = bitmap_bit(IA32_FEATURE_CONTROL, Access::Write).unwrap();
         memory.write(Gpa(0x1000 + byte as u64), &[1 << bit]);
         assert_eq!(go(ExitReason::WRMSR, IA32_FEATURE_CONTROL), Route::Reflect);

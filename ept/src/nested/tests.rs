@@ -140,3 +140,29 @@ fn the_least_recently_used_root_makes_room() {
     assert!(matches!(dropped, Dropped::One(eptp) if eptp != first));
     assert_eq!(machine.activate(EPTP12), first);
 }
+
+#[test]
+fn a_neighbour_goes_into_the_table_of_the_page_before_it_until_that_is_freed() {
+    let mut machine = Machine::new(64);
+    machine.guest.set(0x4000, 1, 0xa037);
+    let eptp02 = machine.activate(EPTP12);
+    let (first, second) = (1 << 30, (1 << 30) + 0x1000);
+    assert_eq!(machine.fill(first, READ).0, Fill::Mapped);
+    assert_eq!(machine.fill(second, READ).0, Fill::Mapped);
+    assert_eq!(machine.translate(eptp02, second), Some((0x1_0000_a000, PageSize::Size4K)));
+    // The freed tables are handed out again for something else: nothing may be written to them as if they were still of EPT02.
+    assert_eq!(machine.nested.invalidate(&mut machine.tables, EPTP12), Dropped::One(eptp02));
+    let others: [Hpa; 3] = core::array::from_fn(|_| machine.tables.allocate().unwrap());
+    assert_eq!(machine.fill(second, READ).0, Fill::Mapped);
+    assert_eq!(machine.translate(eptp02, second), Some((0x1_0000_a000, PageSize::Size4K)));
+    assert!(others.iter().all(|&table| (0..512).all(|at| machine.tables.read(table, at) == Entry::NOT_PRESENT)));
+    let other = Eptp::new(0x2000, false);
+    let other02 = machine.activate(other);
+    let _ = machine.nested.fill(&mut machine.tables, &mut machine.guest, machine.ept01, other, NestedGpa(second), READ);
+    assert_ne!(other02.root(), eptp02.root());
+    assert_eq!(
+        machine.translate(eptp02, second),
+        Some((0x1_0000_a000, PageSize::Size4K)),
+        "another root, another table"
+    );
+}

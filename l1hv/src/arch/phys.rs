@@ -138,6 +138,9 @@ impl GuestRam {
 
     fn word(&self, hpa: Hpa) -> Option<*mut u64> {
         debug_assert!(hpa.0.is_multiple_of(8), "a single access must be aligned: {hpa}");
-        (hpa.0.is_multiple_of(8) && self.contains(hpa, 8)).then(|| phys_to_virt(hpa).cast())
+        // The map and the hole end on page boundaries, so that an aligned word is inside or outside as a whole.
+        let in_hole = hpa.0.wrapping_sub(self.hole.start) < self.hole.end - self.hole.start;
+        let is_mapped = hpa.0 < MAP_END.load(Ordering::Relaxed);
+        (hpa.0.is_multiple_of(8) && is_mapped && !in_hole).then(|| phys_to_virt(hpa).cast())
     }
 }

@@ -19,7 +19,7 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) {
         let qualification = vcpu.vmcs.vmcs02().read(EXIT_QUALIFICATION);
         return reflect_failed_entry(vcpu, reason.without_modifiers(), qualification);
     }
-    if vcpu.nested.short_exit && vcpu.nested.displaced.is_none() && is_always_reflected(reason) {
+    if vcpu.nested.short_exit && vcpu.nested.displaced.is_none() && is_always_reflected(reason, vcpu.registers.gpr[1]) {
         vcpu.nested.entering = false;
         vcpu.vmx.vmcs12.launch_state = LaunchState::Launched;
         vcpu.stats.reflect(reason);

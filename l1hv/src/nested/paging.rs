@@ -53,9 +53,11 @@ pub fn handle(vcpu: &mut Vcpu) {
             permit(vcpu, gpa);
             repaired(vcpu, qualification);
         }
-        Fill::Violation(qualification) => {
-            vcpu.nested.violation = Some((address, qualification));
-            reflect(vcpu, Reflected { reason: ExitReason::EPT_VIOLATION, qualification: Some(qualification.0) });
+        Fill::Violation(of_ept12) => {
+            vcpu.nested.violation = Some((address, of_ept12));
+            // What EPT02 lacked may be just what EPT12 lacks: then vmcs02 has the right information already.
+            let changed = (of_ept12 != qualification).then_some(of_ept12.0);
+            reflect(vcpu, Reflected { reason: ExitReason::EPT_VIOLATION, qualification: changed });
         }
         Fill::Misconfiguration => {
             reflect(vcpu, Reflected { reason: ExitReason::EPT_MISCONFIGURATION, qualification: Some(0) });
