@@ -167,12 +167,10 @@ impl Entry {
     /// some processor's. A quick answer for most entries; the others need the long one.
     #[inline(always)]
     pub const fn is_open_table(self, features: &Features) -> bool {
-        let beyond = Self::ADDRESS & !((1 << features.physical_bits) - 1);
-        self.0 & (Rights::ALL.0 | Self::LOW_OF_TABLE | Self::LARGE | beyond) == Rights::ALL.0
+        self.0 & (Rights::ALL.0 | Self::LOW_OF_TABLE | Self::LARGE | Self::beyond(features)) == Rights::ALL.0
     }
 
     const fn reserved(self, level: u32, features: &Features) -> u64 {
-        let beyond = Self::ADDRESS & !((1 << features.physical_bits) - 1);
         let leaf = self.is_leaf(level);
         let by_level = match level {
             1 => 0,
@@ -182,7 +180,12 @@ impl Entry {
         };
         let no_1g = if level == 3 && leaf && !features.page_1g { Self::LARGE } else { 0 };
         let no_2m = if level == 2 && leaf && !features.page_2m { Self::LARGE } else { 0 };
-        beyond | by_level | no_1g | no_2m
+        Self::beyond(features) | by_level | no_1g | no_2m
+    }
+
+    /// Address bits that the processor does not have.
+    const fn beyond(features: &Features) -> u64 {
+        Self::ADDRESS & !((1 << features.physical_bits) - 1)
     }
 }
 

@@ -30,6 +30,8 @@ pub fn enter(vcpu: &mut Vcpu, wanted: LaunchState) -> Result<(), Failure> {
         if vcpu.nested.violation.is_some() {
             paging::anticipate(vcpu);
         }
+        // If a watched page has changed, it is not this VMCS12's.
+        vcpu.memory.watches.note_merge();
         merge::prepare_unchanged(&mut vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12);
     } else if let Err(error) = check_and_merge(vcpu)? {
         reflect_failed_entry(vcpu, ExitReason::ENTRY_FAILURE_GUEST_STATE, error.0);
