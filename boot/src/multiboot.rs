@@ -170,16 +170,23 @@ impl BootInfo {
         &self.strings[self.loader_name.clone()]
     }
 
+    /// The string that was given with a module of this `BootInfo`, as the loader passed it.
+    pub fn module_string(&self, module: &Module) -> &[u8] {
+        self.strings[module.string.clone()].trim_ascii()
+    }
+
     /// The arguments that were given with a module of this `BootInfo`, without the file's name.
     pub fn module_arguments(&self, module: &Module) -> &[u8] {
         self.arguments(&module.string)
     }
 
-    /// GRUB 2 passes the words after the file name; GRUB Legacy and QEMU put the file name first.
+    /// GRUB 2 passes the words after the file name; GRUB Legacy and QEMU put the file name first, and so does who wants that of GRUB 2
+    /// and writes an absolute name as the first word.
     fn arguments(&self, string: &StringRange) -> &[u8] {
         let string = self.strings[string.clone()].trim_ascii();
         let loader = self.loader_name();
-        if !(loader.starts_with(b"qemu") || loader.starts_with(b"GNU GRUB 0.")) {
+        let begins_with_name = loader.starts_with(b"qemu") || loader.starts_with(b"GNU GRUB 0.");
+        if !(begins_with_name || string.starts_with(b"/")) {
             return string;
         }
         match string.iter().position(|&byte| byte == b' ') {
@@ -335,6 +342,13 @@ mod tests {
     fn grub_2_passes_no_file_name_and_nothing_is_removed() {
         let info = parse(&loader(&["GRUB 2.06-13+deb12u1", "stats", " console=ttyS0 quiet", ""])).unwrap();
         assert_eq!(texts(&info), ["stats", "console=ttyS0 quiet", ""]);
+    }
+
+    #[test]
+    fn an_absolute_file_name_is_removed_whoever_put_it_there() {
+        let info = parse(&loader(&["GRUB 2.06", "/l1hv stats", "/tests/vmx.elf one two", "root=/dev/sda ro"])).unwrap();
+        assert_eq!(texts(&info), ["stats", "one two", "root=/dev/sda ro"]);
+        assert_eq!(info.module_string(&info.modules[0]), b"/tests/vmx.elf one two");
     }
 
     #[test]

@@ -126,7 +126,7 @@ pub struct Vcpu {
     pub tables: TablePool,
     /// The root of EPT01.
     pub ept01: Hpa,
-    /// An INIT arrived in VMX root operation and waits for VMXOFF.
+    /// An INIT arrived in VMX root operation and waits for VM entry or VMXOFF.
     pub init_blocked: bool,
     /// Counters.
     pub stats: Stats,

@@ -12,7 +12,7 @@ pub(crate) fn map(usable: &[Range<u64>]) -> MemoryMap {
 }
 
 pub(crate) fn module<'a>(address: u64, bytes: &'a [u8], arguments: &'a [u8]) -> GuestModule<'a> {
-    GuestModule { address, bytes, arguments }
+    GuestModule { address, bytes, string: arguments, arguments }
 }
 
 pub(crate) fn input<'a>(
@@ -20,7 +20,7 @@ pub(crate) fn input<'a>(
     modules: &'a [GuestModule<'a>],
     memory_map: &'a MemoryMap,
 ) -> GuestInput<'a> {
-    GuestInput { image, modules, memory_map, acpi_rsdp: None }
+    GuestInput { image, modules, memory_map, loader_name: b"GRUB 2.06", acpi_rsdp: None }
 }
 
 /// Holds a plan against [`LoadPlan`]'s promises.

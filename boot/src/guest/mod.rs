@@ -33,7 +33,9 @@ pub struct GuestModule<'a> {
     pub address: u64,
     /// Its content.
     pub bytes: &'a [u8],
-    /// Its command line.
+    /// The string that the loader passed with it.
+    pub string: &'a [u8],
+    /// The string without the file's name, should the loader have put that first.
     pub arguments: &'a [u8],
 }
 
@@ -53,6 +55,8 @@ pub struct GuestInput<'a> {
     pub modules: &'a [GuestModule<'a>],
     /// The machine's memory with the host's region reserved.
     pub memory_map: &'a MemoryMap,
+    /// The name of the loader that the strings come from.
+    pub loader_name: &'a [u8],
     /// The physical address of ACPI's root pointer, where one was found.
     pub acpi_rsdp: Option<u64>,
 }

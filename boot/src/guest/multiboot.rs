@@ -2,7 +2,8 @@
 //!
 //! Reference: Multiboot Specification version 0.6.96, 3.1 "OS image format" to 3.4. Images with address fields are copied as one piece;
 //! others are ELF, 32-bit or 64-bit, loaded by their program headers' physical addresses and always entered in 32-bit mode. Modules
-//! stay where they are staged, on pages. The strings are what GRUB 2 passes: arguments without the file's name.
+//! stay where they are staged, on pages. All strings, the loader's name too, are those of the loader that
+//! loaded l1hv: whether they begin with the file's name is that loader's way.
 
 use super::{GuestEntry, GuestInput, LoadError, LoadPlan, LowBlock, PlanBuilder, word};
 use crate::memory_map::MemoryMap;
@@ -16,7 +17,6 @@ const FLAGS_MET: u32 = 1 << 0 | 1 << 1;
 const FLAG_VIDEO: u32 = 1 << 2;
 const FLAGS_REQUIRED: u32 = 0xffff;
 const FLAG_ADDRESSES: u32 = 1 << 16;
-const LOADER_NAME: &[u8] = b"l1hv";
 
 const INFO_BYTES: u64 = 120;
 const MODULE_BYTES: u64 = 16;
@@ -210,10 +210,10 @@ fn build_info<'a>(
     input: &GuestInput<'a>,
     scratch: &'a mut [u8],
 ) -> Result<(LowBlock<'a>, u64), LoadError> {
-    let strings = core::iter::once(&input.image).chain(input.modules).map(|module| module.arguments.len() as u64 + 1);
+    let strings = core::iter::once(&input.image).chain(input.modules).map(|module| module.string.len() as u64 + 1);
     let modules_bytes = input.modules.len() as u64 * MODULE_BYTES;
     let map_bytes = input.memory_map.regions().len() as u64 * MAP_ENTRY_BYTES;
-    let total = INFO_BYTES + modules_bytes + map_bytes + strings.sum::<u64>() + LOADER_NAME.len() as u64 + 1;
+    let total = INFO_BYTES + modules_bytes + map_bytes + strings.sum::<u64>() + input.loader_name.len() as u64 + 1;
     let mut low = builder.low_block(total, scratch)?;
 
     let (info, _) = low.alloc(INFO_BYTES, 8)?;
@@ -221,14 +221,14 @@ fn build_info<'a>(
     let (map, entries) = low.alloc(map_bytes, 8)?;
     fill_map(entries, input.memory_map);
     for (i, module) in input.modules.iter().enumerate() {
-        let string = low.string(module.arguments)?;
+        let string = low.string(module.string)?;
         let range = module.range();
         for (field, value) in [range.start, range.end, string].into_iter().enumerate() {
             low.put(modules, i * MODULE_BYTES as usize + field * 4, &(value as u32).to_le_bytes());
         }
     }
-    let command_line = low.string(input.image.arguments)?;
-    let loader_name = low.string(LOADER_NAME)?;
+    let command_line = low.string(input.image.string)?;
+    let loader_name = low.string(input.loader_name)?;
     let flags = info_flags::MEMORY
         | info_flags::COMMAND_LINE
         | info_flags::MODULES

@@ -1,6 +1,7 @@
 //! What only x86-64 instructions can do. The only unsafe code of the host is here.
 #![allow(unsafe_code, reason = "privileged instructions, descriptor tables and raw physical memory")]
 
+pub mod apic;
 pub mod cpu;
 pub mod enter;
 pub mod fixup;

@@ -31,6 +31,11 @@ fn reachable(start: u64, len: usize, hole: &Range<u64>) -> bool {
     end <= MAP_END.load(Ordering::Relaxed) && (end <= hole.start || start >= hole.end)
 }
 
+/// Whether the direct map covers `length` bytes at `start`.
+pub fn is_mapped(start: Hpa, length: usize) -> bool {
+    reachable(start.0, length, &(0..0))
+}
+
 /// Reads of the boot loader's and the firmware's structures, before the guest runs.
 pub struct BootMemory;
 

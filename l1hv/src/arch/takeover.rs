@@ -128,11 +128,18 @@ impl Takeover {
                 // SAFETY: the module is in the direct map. The plan below writes only to ranges that overlap no module, and the
                 // slices end with this function, before the guest runs.
                 bytes: unsafe { phys::slice(range.clone()) },
+                string: boot_info.module_string(module),
                 arguments: boot_info.module_arguments(module),
             })
             .collect();
         let Some((&image, others)) = modules.split_first() else { return Err(LoadGuestError::NoImage) };
-        let input = GuestInput { image, modules: others, memory_map: &self.memory_map, acpi_rsdp };
+        let input = GuestInput {
+            image,
+            modules: others,
+            memory_map: &self.memory_map,
+            loader_name: boot_info.loader_name(),
+            acpi_rsdp,
+        };
         let plan = guest::plan(&input, scratch)?;
         for range in &plan.zeros {
             self.guest_ram.zero(Hpa(range.start), range.end - range.start);

@@ -10,6 +10,7 @@ mod vmx_insn;
 pub use cr::masks as control_register_masks;
 pub use memory::map_beyond;
 pub use msr::{read_for_guest, write_for_guest};
+pub use reset::give_back_blocked_init;
 
 use boot::stop::StopKind;
 use shadow::exit::ExitReason;

@@ -9,17 +9,26 @@ use shadow::registers::*;
 
 use super::{Action, cr};
 use crate::arch::vmx::{Invvpid, invvpid};
-use crate::arch::{msr, on_behalf};
+use crate::arch::{apic, msr, on_behalf};
 use crate::vcpu::{VPID01, Vcpu};
 
 const ACTIVE: u32 = 0;
 const WAIT_FOR_SIPI: u32 = 3;
 
-/// INIT. In VMX root operation it is blocked until VMXOFF (SDM 24.8).
+/// INIT. In VMX root operation it is blocked until VM entry or VMXOFF (SDM 24.8 "Restrictions on VMX Operation").
 pub fn init(vcpu: &mut Vcpu) -> Action {
     vcpu.init_blocked = true;
+    // The next VM entry has to look at it, and the short way does not.
+    vcpu.vmx.vmcs12.settle();
     deliver_blocked_init(vcpu);
     Action::Resume
+}
+
+/// VM entry: in VMX non-root operation an INIT is an exit. The processor knows when to take it, among the other events that follow an
+/// entry, so it gets the INIT back.
+#[cold]
+pub fn give_back_blocked_init(vcpu: &mut Vcpu) {
+    vcpu.init_blocked = !apic::send_init_to_self();
 }
 
 /// Outside VMX operation a bootstrap processor begins again at the reset vector, another one waits for a SIPI.

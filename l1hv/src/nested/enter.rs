@@ -17,7 +17,7 @@ use super::reflect::reflect_failed_entry;
 use super::short::exits_are_short;
 use super::{msr_bitmap, paging};
 use crate::arch::vmx::{Invvpid, invvpid};
-use crate::exit::read_for_guest;
+use crate::exit::{give_back_blocked_init, read_for_guest};
 use crate::vcpu::{Level, VPID01, VPID02, Vcpu};
 
 /// Enters, or fails as the instruction does. After an entry failure of the late kind the guest hypervisor runs again, at its exit handler.
@@ -36,6 +36,9 @@ pub fn enter(vcpu: &mut Vcpu, wanted: LaunchState) -> Result<(), Failure> {
     } else if let Err(error) = check_and_merge(vcpu)? {
         reflect_failed_entry(vcpu, ExitReason::ENTRY_FAILURE_GUEST_STATE, error.0);
         return Ok(());
+    }
+    if vcpu.init_blocked {
+        give_back_blocked_init(vcpu);
     }
     vcpu.level = Level::Nested;
     vcpu.nested.entering = true;

@@ -89,6 +89,10 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
         ImageKind::Multiboot | ImageKind::Unknown => String::new(),
     });
     let kernel = Module::with_args(&args.kernel, append);
+    let (kernel, modules) = match kind {
+        ImageKind::Multiboot => (kernel.named()?, modules.into_iter().map(Module::named).collect::<Result<_>>()?),
+        ImageKind::BzImage | ImageKind::Unknown => (kernel, modules),
+    };
     let boot = if args.bare {
         bare(kind, kernel, modules)?
     } else {

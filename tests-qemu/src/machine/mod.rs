@@ -18,7 +18,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::layout::Layout;
 use crate::provision::Provisioned;
@@ -89,6 +89,12 @@ impl Module {
     /// A module with arguments.
     pub fn with_args(file: impl Into<PathBuf>, args: impl Into<String>) -> Self {
         Self { file: file.into(), args: args.into() }
+    }
+
+    /// The same with the file's name before the arguments, as QEMU passes a multiboot image's and its modules'; GRUB leaves it out.
+    pub fn named(self) -> Result<Self> {
+        let file = std::path::absolute(&self.file).with_context(|| format!("cannot name {}", self.file.display()))?;
+        Ok(Self { args: format!("{} {}", file.display(), self.args), file })
     }
 }
 

@@ -54,7 +54,7 @@ fn elf_32_of(elf_64: &[u8]) -> Option<Vec<u8>> {
 
 /// Runs the image with these arguments and modules, on the bare machine and under l1hv.
 fn both(context: &Context, name: &str, arguments: &str, modules: &[Module]) -> Result<[Finished; 2]> {
-    let kernel = Module::with_args(as_elf_32(context)?, arguments);
+    let kernel = Module::with_args(as_elf_32(context)?, arguments).named()?;
     let bare = Boot::Multiboot { kernel: kernel.clone(), modules: modules.to_vec() };
     let under =
         Boot::L1hv { host: context.host(""), guest: std::iter::once(kernel).chain(modules.iter().cloned()).collect() };
@@ -66,14 +66,16 @@ fn same_findings(context: &Context, name: &str) -> Result<()> {
     let environment = context.layout.root().join("environment.txt");
     fs::write(&environment, "NR_CPUS=1\nMEMSIZE=512\n")?;
     let modules = [Module::with_args(&environment, "environment")];
-    let [bare, under] = both(context, name, "test-image vmx", &modules)?;
+    let [bare, under] = both(context, name, "vmx", &modules)?;
     for finished in [&bare, &under] {
         finished.must_shut_down()?;
         for text in [
             "loader: true",
-            "arguments: test-image vmx",
+            "named by its file: true",
+            "arguments: vmx",
             "environment: NR_CPUS=1",
             "environment: MEMSIZE=512",
+            "processors: 1",
             "at least 256 MiB: true",
             "memory: true",
             "map covers it: true",
@@ -91,14 +93,14 @@ fn same_findings(context: &Context, name: &str) -> Result<()> {
 }
 
 fn verdict(context: &Context, name: &str) -> Result<()> {
-    for finished in both(context, name, "test-image fail", &[])? {
+    for finished in both(context, name, "fail", &[])? {
         ensure!(finished.outcome == Outcome::GuestFailure(3), "{}", finished.outcome);
     }
     Ok(())
 }
 
 fn triple_fault(context: &Context, name: &str) -> Result<()> {
-    for finished in both(context, name, "test-image triple-fault", &[])? {
+    for finished in both(context, name, "triple-fault", &[])? {
         finished.console_must_say("test image: triple fault: now")?;
         ensure!(finished.outcome.status() == 4, "{}", finished.outcome);
     }

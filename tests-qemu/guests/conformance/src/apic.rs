@@ -8,6 +8,7 @@ const APIC: u64 = 0xfee0_0000;
 const EOI: u64 = 0xb0;
 const SPURIOUS: u64 = 0xf0;
 const ICR: u64 = 0x300;
+const ICR_HIGH: u64 = 0x310;
 
 fn write(register: u64, value: u32) {
     let address = core::ptr::with_exposed_provenance_mut::<u32>((APIC + register) as usize);
@@ -31,6 +32,14 @@ pub fn interrupt_self(vector: u8) {
     const SELF: u32 = 1 << 18;
     const ASSERT: u32 = 1 << 14;
     write(ICR, SELF | ASSERT | u32::from(vector));
+}
+
+/// Sends an INIT to this processor.
+pub fn init_self() {
+    const INIT: u32 = 5 << 8;
+    const ASSERT: u32 = 1 << 14;
+    write(ICR_HIGH, 0);
+    write(ICR, INIT | ASSERT);
 }
 
 /// Ends the interrupt in service.

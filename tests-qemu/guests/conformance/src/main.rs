@@ -26,6 +26,7 @@ mod groups;
 mod memory;
 mod nested_paging;
 mod output;
+#[path = "../../port.rs"]
 mod port;
 mod vm;
 

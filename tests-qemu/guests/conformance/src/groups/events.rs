@@ -1,6 +1,7 @@
 //! Events: windows, blocking, NMIs, interrupts, timers, debug exceptions, and the state that entries and exits move (SDM 26.5, 27.4
 //! to 27.7, 28.3 to 28.6).
 
+mod init;
 mod interrupts;
 mod moved_state;
 mod msr_areas;
@@ -25,6 +26,7 @@ pub fn run(suite: &mut Suite) {
     activity(suite);
     timers(suite);
     interrupts::run(suite);
+    init::run(suite);
     msr_areas::run(suite);
     moved_state::run(suite);
 }

@@ -5,20 +5,21 @@
 //! * One module holds lines `NAME=VALUE`; the words of the command line choose what is tried.
 //! * It talks over COM1, which it programs itself, and ends with a dword to port f4H, then `Shutdown` to port 8900H.
 //!
-//! Lines on COM1: `test image: WHAT: RESULT`. The words of the command line after the first: `vmx` enters and leaves VMX operation,
+//! Lines on COM1: `test image: WHAT: RESULT`. The words of the command line after the file's name: `vmx` enters and leaves VMX operation,
 //! `fail` ends with code 3, `triple-fault` with a triple fault.
 
 #![no_std]
 #![no_main]
 #![allow(unsafe_code, reason = "the kernel consists of privileged instructions")]
 
+#[path = "../../../port.rs"]
 mod port;
 
 use core::arch::{asm, global_asm};
 use core::fmt::{self, Write};
 use core::panic::PanicInfo;
 
-use port::{inb, outb, outl};
+use port::{inb, outb, outl, outw};
 
 global_asm!(include_str!("start.S"), options(att_syntax));
 
@@ -27,6 +28,9 @@ const EXIT_PORT: u16 = 0xf4;
 const SHUTDOWN_PORT: u16 = 0x8900;
 const LOADER_MAGIC: u32 = 0x2bad_b002;
 const MIB: u64 = 1 << 20;
+
+/// Item of QEMU's fw_cfg: the number of processors.
+const NB_CPUS: u16 = 5;
 
 const IA32_APIC_BASE: u32 = 0x1b;
 const APIC: u64 = 0xfee0_0000;
@@ -48,11 +52,14 @@ extern "C" fn test_image_main(magic: u32, info: u64) -> ! {
     init_com1();
     say("loader", format_args!("{}", magic == LOADER_MAGIC));
     let arguments = text_at(read(info + info::COMMAND_LINE).into());
-    say("arguments", format_args!("{arguments}"));
+    let (name, words) = arguments.split_once(' ').unwrap_or((arguments, ""));
+    say("named by its file", format_args!("{}", name.starts_with('/')));
+    say("arguments", format_args!("{words}"));
+    say("processors", format_args!("{}", firmware_configuration(NB_CPUS)));
     environment(info);
     memory(info);
     local_apic();
-    for word in arguments.split(' ').skip(1) {
+    for word in words.split(' ').filter(|word| !word.is_empty()) {
         match word {
             "vmx" => vmx(),
             "fail" => exit(3),
@@ -61,6 +68,14 @@ extern "C" fn test_image_main(magic: u32, info: u64) -> ! {
         }
     }
     exit(0)
+}
+
+/// The first word of an item.
+fn firmware_configuration(item: u16) -> u16 {
+    const SELECTOR: u16 = 0x510;
+    const DATA: u16 = 0x511;
+    outw(SELECTOR, item);
+    u16::from_le_bytes([inb(DATA), inb(DATA)])
 }
 
 /// A dword of physical memory.

@@ -1,11 +1,13 @@
 //! Port I/O.
 
+#![allow(dead_code, reason = "no guest uses all of it")]
+
 use core::arch::asm;
 
 /// Reads a byte.
 pub fn inb(port: u16) -> u8 {
     let value;
-    // SAFETY: the callers name ports of the console and of the interrupt controllers, which touch no memory.
+    // SAFETY: the guests name ports of the console, of the interrupt controllers and of the emulator, which touch no memory.
     unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags)) };
     value
 }
@@ -14,6 +16,12 @@ pub fn inb(port: u16) -> u8 {
 pub fn outb(port: u16, value: u8) {
     // SAFETY: as for `inb`.
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
+}
+
+/// Writes a word.
+pub fn outw(port: u16, value: u16) {
+    // SAFETY: as for `inb`.
+    unsafe { asm!("out dx, ax", in("dx") port, in("ax") value, options(nomem, nostack, preserves_flags)) };
 }
 
 /// Writes a dword.
