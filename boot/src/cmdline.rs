@@ -15,16 +15,22 @@ pub struct Options {
     pub vmcs_shadowing: bool,
     /// Memory kept for the host instead of the computed default, in MiB: `host-memory=MIB`.
     pub host_memory_mib: Option<u32>,
+    /// The most tables that the EPTs of the machine and of all nested guests may have, if not all that there is memory for:
+    /// `ept-tables=COUNT`.
+    pub ept_tables: Option<u32>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { log: LevelFilter::Info, stats: false, vmcs_shadowing: true, host_memory_mib: None }
+        Self { log: LevelFilter::Info, stats: false, vmcs_shadowing: true, host_memory_mib: None, ept_tables: None }
     }
 }
 
 /// The smallest and the largest `host-memory`.
 pub const HOST_MEMORY_MIB: core::ops::RangeInclusive<u32> = 8..=1024;
+
+/// The smallest and the largest `ept-tables`.
+pub const EPT_TABLES: core::ops::RangeInclusive<u32> = 16..=262_144;
 
 /// How an option is recognised and applied.
 enum Apply {
@@ -34,11 +40,12 @@ enum Apply {
 }
 
 /// All options. One row each: the error messages and the parser read the same table.
-const TABLE: [(&str, Apply); 4] = [
+const TABLE: [(&str, Apply); 5] = [
     ("log", Apply::Value(set_log, "error, warn, info, debug or trace")),
     ("stats", Apply::Flag(|options| options.stats = true)),
     ("vmcs-shadowing", Apply::Value(set_vmcs_shadowing, "on or off")),
     ("host-memory", Apply::Value(set_host_memory, "a number of MiB from 8 to 1024")),
+    ("ept-tables", Apply::Value(set_ept_tables, "a number from 16 to 262144")),
 ];
 
 fn set_log(options: &mut Options, value: &str) -> bool {
@@ -64,6 +71,11 @@ fn set_vmcs_shadowing(options: &mut Options, value: &str) -> bool {
 fn set_host_memory(options: &mut Options, value: &str) -> bool {
     options.host_memory_mib = value.parse().ok().filter(|mib| HOST_MEMORY_MIB.contains(mib));
     options.host_memory_mib.is_some()
+}
+
+fn set_ept_tables(options: &mut Options, value: &str) -> bool {
+    options.ept_tables = value.parse().ok().filter(|count| EPT_TABLES.contains(count));
+    options.ept_tables.is_some()
 }
 
 /// What is wrong with the command line.
@@ -138,8 +150,14 @@ mod tests {
     #[test]
     fn every_option_is_read_and_the_last_word_wins() {
         assert_eq!(
-            Options::parse("log=trace  stats vmcs-shadowing=off host-memory=64 log=warn"),
-            Ok(Options { log: LevelFilter::Warn, stats: true, vmcs_shadowing: false, host_memory_mib: Some(64) })
+            Options::parse("log=trace  stats vmcs-shadowing=off host-memory=64 ept-tables=99 log=warn"),
+            Ok(Options {
+                log: LevelFilter::Warn,
+                stats: true,
+                vmcs_shadowing: false,
+                host_memory_mib: Some(64),
+                ept_tables: Some(99)
+            })
         );
     }
 
@@ -149,13 +167,22 @@ mod tests {
         assert_eq!(error, OptionError::Unknown("frobnicate=1"));
         assert_eq!(
             error.to_string(),
-            "unknown option \"frobnicate=1\": the options are log=, stats, vmcs-shadowing=, host-memory="
+            "unknown option \"frobnicate=1\": the options are log=, stats, vmcs-shadowing=, host-memory=, ept-tables="
         );
     }
 
     #[test]
     fn a_bad_value_is_named_with_those_that_exist() {
-        for word in ["log", "log=", "log=loud", "host-memory", "host-memory=7", "host-memory=1025", "host-memory=-1"] {
+        for word in [
+            "log",
+            "log=",
+            "log=loud",
+            "host-memory",
+            "host-memory=7",
+            "host-memory=1025",
+            "host-memory=-1",
+            "ept-tables=15",
+        ] {
             let error = Options::parse(word).unwrap_err();
             assert!(matches!(error, OptionError::BadValue { word: named, .. } if named == word), "{word}: {error:?}");
             assert!(error.to_string().contains(word));

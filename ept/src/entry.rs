@@ -2,7 +2,7 @@
 
 use crate::PageSize;
 
-/// Access rights: bits 2:0 of an entry.
+/// Access rights, each at its bit of an entry: bits 2:0, and bit 10 where fetches are controlled by mode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Rights(u64);
 
@@ -13,17 +13,19 @@ impl Rights {
     pub const READ: Self = Self(1);
     /// Data writes.
     pub const WRITE: Self = Self(2);
-    /// Instruction fetches.
+    /// Instruction fetches; from supervisor-mode linear addresses only where fetches are controlled by mode.
     pub const EXECUTE: Self = Self(4);
+    /// Fetches from user-mode linear addresses, where they are controlled by mode.
+    pub const USER_EXECUTE: Self = Self(1 << 10);
     /// Reads, writes and fetches.
     pub const ALL: Self = Self(7);
 
-    /// From bits 2:0; others are dropped.
+    /// From bits 2:0 of an exit qualification or of an entry; others are dropped.
     pub const fn from_bits(bits: u64) -> Self {
         Self(bits & 7)
     }
 
-    /// As bits 2:0.
+    /// As bits of an entry.
     pub const fn bits(self) -> u64 {
         self.0
     }
@@ -46,6 +48,34 @@ impl Rights {
     /// Whether all of `other` are among these.
     pub const fn contain(self, other: Self) -> bool {
         self.0 & other.0 == other.0
+    }
+}
+
+/// Who controls instruction fetches: the VM-execution control "mode-based execute control for EPT".
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ExecuteControl {
+    /// Bit 2 of an entry decides for all; bit 10 is ignored.
+    #[default]
+    Uniform,
+    /// Bit 2 decides for supervisor-mode linear addresses, bit 10 for user-mode ones.
+    ByMode,
+}
+
+impl ExecuteControl {
+    /// All rights that there are.
+    pub const fn all(self) -> Rights {
+        match self {
+            Self::Uniform => Rights::ALL,
+            Self::ByMode => Rights::ALL.or(Rights::USER_EXECUTE),
+        }
+    }
+
+    /// Rights of a table without this control, as one with it has them: who may fetch may fetch in both modes.
+    pub const fn widen(self, uniform: Rights) -> Rights {
+        match self {
+            Self::ByMode if uniform.contain(Rights::EXECUTE) => uniform.or(Rights::USER_EXECUTE),
+            _ => uniform,
+        }
     }
 }
 
@@ -84,15 +114,18 @@ impl Entry {
     /// Dirty, likewise; leaves only.
     pub const DIRTY: u64 = 1 << 9;
 
+    /// Suppress #VE: an EPT violation that this entry ends causes a VM exit even with "EPT-violation #VE".
+    pub const SUPPRESS_VE: u64 = 1 << 63;
+
     const IGNORE_PAT: u64 = 1 << 6;
     const LARGE: u64 = 1 << 7;
     /// Bits that are a leaf's memory type and ignore-PAT, and reserved in a pointer to a table.
     const LOW_OF_TABLE: u64 = 0x78;
     const ADDRESS: u64 = ((1 << 52) - 1) & !0xfff;
 
-    /// Points to a table and restricts nothing.
+    /// Points to a table and restricts nothing, whoever controls fetches.
     pub const fn table(address: u64) -> Self {
-        Self(address & Self::ADDRESS | Rights::ALL.0)
+        Self(address & Self::ADDRESS | ExecuteControl::ByMode.all().0)
     }
 
     /// Maps a page.
@@ -104,14 +137,14 @@ impl Entry {
         )
     }
 
-    /// Whether any right is granted (without mode-based execute control).
+    /// Whether any right is granted, in a table of the host's own: there bit 10 is a right or 0.
     pub const fn is_present(self) -> bool {
-        self.0 & Rights::ALL.0 != 0
+        self.0 & ExecuteControl::ByMode.all().0 != 0
     }
 
     /// The same entry with other rights.
     pub const fn with_rights(self, rights: Rights) -> Self {
-        Self(self.0 & !Rights::ALL.0 | rights.0)
+        Self(self.0 & !ExecuteControl::ByMode.all().0 | rights.0)
     }
 
     /// The same entry with the accessed and dirty flags set.
@@ -120,8 +153,13 @@ impl Entry {
     }
 
     /// Its rights.
-    pub const fn rights(self) -> Rights {
-        Rights::from_bits(self.0)
+    pub const fn rights(self, execute: ExecuteControl) -> Rights {
+        Rights(self.0 & execute.all().0)
+    }
+
+    /// Whether a violation that it ends is to cause a VM exit in any case.
+    pub const fn suppresses_ve(self) -> bool {
+        self.0 & Self::SUPPRESS_VE != 0
     }
 
     /// Whether it maps a page: always at level 1, by bit 7 at levels 2 and 3.
@@ -144,6 +182,16 @@ impl Entry {
         self.0 & Self::IGNORE_PAT != 0
     }
 
+    /// The same entry with the dirty flag clear.
+    pub const fn without_dirty(self) -> Self {
+        Self(self.0 & !Self::DIRTY)
+    }
+
+    /// Whether the accessed flag is set.
+    pub const fn is_accessed(self) -> bool {
+        self.0 & Self::ACCESSED != 0
+    }
+
     /// Whether the dirty flag is set.
     pub const fn is_dirty(self) -> bool {
         self.0 & Self::DIRTY != 0
@@ -151,13 +199,15 @@ impl Entry {
 
     /// Whether the processor reports this entry, met at `level`, as an EPT misconfiguration (SDM 29.3.3.1 "EPT Misconfigurations").
     /// An entry that is not present is never one.
-    pub const fn is_misconfigured(self, level: u32, features: &Features) -> bool {
-        if !self.is_present() {
+    pub const fn is_misconfigured(self, level: u32, features: &Features, execute: ExecuteControl) -> bool {
+        let rights = self.rights(execute);
+        if rights.0 == 0 {
             return false;
         }
-        let rights = self.rights();
-        let write_without_read = rights.contain(Rights::WRITE) && !rights.contain(Rights::READ);
-        let execute_only = rights.0 == Rights::EXECUTE.0 && !features.execute_only;
+        let readable = rights.contain(Rights::READ);
+        let write_without_read = rights.contain(Rights::WRITE) && !readable;
+        // Nothing but fetches of one kind or the other.
+        let execute_only = !readable && !features.execute_only;
         let reserved = self.0 & self.reserved(level, features) != 0;
         let bad_type = self.is_leaf(level) && !self.memory_type().is_defined();
         write_without_read || execute_only || reserved || bad_type
@@ -166,8 +216,9 @@ impl Entry {
     /// Whether this entry, met above level 1, points to a table and restricts nothing: all rights, and no bit set that is reserved in
     /// some processor's. A quick answer for most entries; the others need the long one.
     #[inline(always)]
-    pub const fn is_open_table(self, features: &Features) -> bool {
-        self.0 & (Rights::ALL.0 | Self::LOW_OF_TABLE | Self::LARGE | Self::beyond(features)) == Rights::ALL.0
+    pub const fn is_open_table(self, features: &Features, execute: ExecuteControl) -> bool {
+        let all = execute.all().0;
+        self.0 & (all | Self::LOW_OF_TABLE | Self::LARGE | Self::beyond(features)) == all
     }
 
     const fn reserved(self, level: u32, features: &Features) -> u64 {
@@ -210,13 +261,14 @@ mod tests {
 
     #[test]
     fn an_open_table_restricts_nothing_and_is_no_misconfiguration() {
-        for level in 2..=4 {
-            for bit in 0..64 {
-                let entry = Entry(0x5000 | Rights::ALL.0 ^ 1 << bit);
-                let expected =
-                    entry.rights() == Rights::ALL && !entry.is_leaf(level) && !entry.is_misconfigured(level, &FEATURES);
-                // Bit 7 of a level-4 entry is reserved, at the others it makes a leaf.
-                assert_eq!(entry.is_open_table(&FEATURES), expected, "level {level}, bit {bit}");
+        for execute in [ExecuteControl::Uniform, ExecuteControl::ByMode] {
+            for (level, bit) in (2..=5).flat_map(|level| (0..64).map(move |bit| (level, bit))) {
+                let entry = Entry(0x5000 | execute.all().0 ^ 1 << bit);
+                let expected = entry.rights(execute) == execute.all()
+                    && !entry.is_leaf(level)
+                    && !entry.is_misconfigured(level, &FEATURES, execute);
+                // Bit 7 of an entry above level 3 is reserved, at the others it makes a leaf.
+                assert_eq!(entry.is_open_table(&FEATURES, execute), expected, "{execute:?}, level {level}, bit {bit}");
             }
         }
     }
@@ -240,6 +292,7 @@ mod tests {
             ("memory type is not one of a table", 0x1011, 2, true),
             ("table", 0x1007, 4, false),
             ("PML4E with bit 7", 0x1087, 4, true),
+            ("PML5E with bit 7", 0x1087, 5, true),
             ("1-GiB page, not supported", 0x4000_00b7, 3, true),
             ("2-MiB page", 0x20_00b7, 2, false),
             ("2-MiB page with bit 12", 0x20_10b7, 2, true),
@@ -248,9 +301,24 @@ mod tests {
             ("ignored bits", 0xfff0_0000_0000_1837, 1, false),
         ];
         for (name, bits, level, expected) in cases {
-            assert_eq!(Entry(bits).is_misconfigured(level, &FEATURES), expected, "{name}");
+            assert_eq!(Entry(bits).is_misconfigured(level, &FEATURES, ExecuteControl::Uniform), expected, "{name}");
         }
-        assert!(!Entry(0x1034).is_misconfigured(1, &Features { execute_only: true, ..FEATURES }));
-        assert!(!Entry(0x4000_00b7).is_misconfigured(3, &Features { page_1g: true, ..FEATURES }));
+        let is_misconfigured =
+            |bits, level, features| Entry(bits).is_misconfigured(level, &features, ExecuteControl::Uniform);
+        assert!(!is_misconfigured(0x1034, 1, Features { execute_only: true, ..FEATURES }));
+        assert!(!is_misconfigured(0x4000_00b7, 3, Features { page_1g: true, ..FEATURES }));
+    }
+
+    #[test]
+    fn with_control_by_mode_bit_10_is_a_right_that_needs_what_the_other_needs() {
+        let user_only = Entry(0x1430);
+        assert!(!user_only.is_misconfigured(1, &FEATURES, ExecuteControl::Uniform), "bit 10 is ignored: not present");
+        assert!(user_only.is_misconfigured(1, &FEATURES, ExecuteControl::ByMode));
+        let execute_only = Features { execute_only: true, ..FEATURES };
+        assert!(!user_only.is_misconfigured(1, &execute_only, ExecuteControl::ByMode));
+        assert!(Entry(0x1432).is_misconfigured(1, &execute_only, ExecuteControl::ByMode), "write without read");
+        assert_eq!(user_only.rights(ExecuteControl::ByMode), Rights::USER_EXECUTE);
+        let widened = ExecuteControl::ByMode.widen(Rights::ALL);
+        assert_eq!((widened, ExecuteControl::Uniform.widen(Rights::ALL)), (ExecuteControl::ByMode.all(), Rights::ALL));
     }
 }

@@ -32,5 +32,5 @@ pub mod violation;
 pub mod walk;
 
 pub use addr::{Gpa, Hpa, NestedGpa, PageSize};
-pub use entry::{Entry, MemoryType, Rights};
-pub use eptp::Eptp;
+pub use entry::{Entry, ExecuteControl, MemoryType, Rights};
+pub use eptp::{Eptp, Levels};

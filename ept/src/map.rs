@@ -1,13 +1,12 @@
 //! Writing the host's own tables: pages, ranges, and taking tables down.
 
+use crate::entry::ExecuteControl;
 use crate::table::{ENTRIES, TableMemory, index};
-use crate::{Entry, Hpa, PageSize, Rights};
+use crate::{Entry, Eptp, Hpa, Levels, PageSize, Rights};
 
 /// The table budget is spent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OutOfTables;
-
-const ROOT_LEVEL: u32 = 4;
 
 /// The level at which pages of a size are mapped.
 pub const fn leaf_level(size: PageSize) -> u32 {
@@ -18,7 +17,8 @@ pub const fn leaf_level(size: PageSize) -> u32 {
     }
 }
 
-const fn page_size(level: u32) -> PageSize {
+/// The size of pages that are mapped at a level.
+pub(crate) const fn page_size(level: u32) -> PageSize {
     match level {
         1 => PageSize::Size4K,
         2 => PageSize::Size2M,
@@ -26,16 +26,20 @@ const fn page_size(level: u32) -> PageSize {
     }
 }
 
+const fn root_table(root: Eptp) -> (Hpa, u32) {
+    (Hpa(root.root()), root.levels().root())
+}
+
 /// Maps the page of `size` that holds `address`. What was mapped there before is replaced, tables included. Returns the table that has
 /// the leaf now.
 pub fn map_page(
     memory: &mut impl TableMemory,
-    root: Hpa,
+    root: Eptp,
     address: u64,
     size: PageSize,
     leaf: Entry,
 ) -> Result<Hpa, OutOfTables> {
-    let (mut table, mut level) = (root, ROOT_LEVEL);
+    let (mut table, mut level) = root_table(root);
     while level > leaf_level(size) {
         let at = index(address, level);
         let entry = memory.read(table, at);
@@ -58,8 +62,8 @@ pub fn map_page(
 }
 
 /// Changes the rights of one 4-KiB page, splitting the large page that it may be part of. A page that is not mapped stays so.
-pub fn set_rights(memory: &mut impl TableMemory, root: Hpa, address: u64, rights: Rights) -> Result<(), OutOfTables> {
-    let (mut table, mut level) = (root, ROOT_LEVEL);
+pub fn set_rights(memory: &mut impl TableMemory, root: Eptp, address: u64, rights: Rights) -> Result<(), OutOfTables> {
+    let (mut table, mut level) = root_table(root);
     loop {
         let at = index(address, level);
         let entry = memory.read(table, at);
@@ -81,7 +85,8 @@ fn split(memory: &mut impl TableMemory, table: Hpa, at: u64, level: u32, leaf: E
     let size = page_size(level - 1);
     for part in 0..ENTRIES {
         let address = leaf.address() + part * size.bytes();
-        let entry = Entry::leaf(address, size, leaf.rights(), leaf.memory_type(), leaf.ignores_pat());
+        let entry =
+            Entry::leaf(address, size, leaf.rights(ExecuteControl::ByMode), leaf.memory_type(), leaf.ignores_pat());
         memory.write(below, part, entry);
     }
     memory.write(table, at, Entry::table(below.0));
@@ -91,7 +96,7 @@ fn split(memory: &mut impl TableMemory, table: Hpa, at: u64, level: u32, leaf: E
 /// Maps `[start, end)` (both page-aligned) with the largest pages up to `largest`. `leaf` gives the entry for an address and a size.
 pub fn map_range(
     memory: &mut impl TableMemory,
-    root: Hpa,
+    root: Eptp,
     start: u64,
     end: u64,
     largest: PageSize,
@@ -120,11 +125,19 @@ pub struct Mapping {
 
 /// What an address is mapped to.
 #[inline]
-pub fn lookup(memory: &impl TableMemory, root: Hpa, address: u64) -> Option<Mapping> {
-    if address >> 48 != 0 {
+pub fn lookup(memory: &impl TableMemory, root: Eptp, address: u64) -> Option<Mapping> {
+    if !root.levels().reach(address) {
         return None;
     }
-    let (mut table, mut level) = (root, ROOT_LEVEL);
+    match root.levels() {
+        Levels::Four => lookup_from::<4>(memory, Hpa(root.root()), address),
+        Levels::Five => lookup_from::<5>(memory, Hpa(root.root()), address),
+    }
+}
+
+#[inline(always)]
+fn lookup_from<const LEVEL: u32>(memory: &impl TableMemory, mut table: Hpa, address: u64) -> Option<Mapping> {
+    let mut level = LEVEL;
     loop {
         let entry = memory.read(table, index(address, level));
         if !entry.is_present() {
@@ -156,6 +169,10 @@ mod tests {
     use crate::MemoryType;
     use crate::fake::FakeTables;
 
+    fn root_of(tables: &mut FakeTables) -> Eptp {
+        Eptp::new(tables.allocate().unwrap().0, Levels::Four)
+    }
+
     fn identity(address: u64, size: PageSize) -> Entry {
         Entry::leaf(address, size, Rights::ALL, MemoryType::WRITE_BACK, false)
     }
@@ -163,7 +180,7 @@ mod tests {
     #[test]
     fn a_range_is_mapped_with_the_largest_pages_that_fit() {
         let mut tables = FakeTables::new(16);
-        let root = tables.allocate().unwrap();
+        let root = root_of(&mut tables);
         map_range(&mut tables, root, 0x1f_f000, 0x8020_0000, PageSize::Size1G, identity).unwrap();
         let size = |address| lookup(&tables, root, address).map(|mapping| mapping.size);
         assert_eq!(size(0x1f_efff), None);
@@ -178,25 +195,27 @@ mod tests {
     #[test]
     fn replacing_a_table_by_a_large_page_gives_the_table_back() {
         let mut tables = FakeTables::new(5);
-        let root = tables.allocate().unwrap();
+        let root = root_of(&mut tables);
         map_page(&mut tables, root, 0x1000, PageSize::Size4K, identity(0x1000, PageSize::Size4K)).unwrap();
         assert_eq!(tables.in_use(), 4);
         map_page(&mut tables, root, 0, PageSize::Size2M, identity(0, PageSize::Size2M)).unwrap();
         assert_eq!(tables.in_use(), 3);
         map_page(&mut tables, root, 0x1000, PageSize::Size4K, identity(0x1000, PageSize::Size4K)).unwrap();
         assert_eq!(lookup(&tables, root, 0), None, "a page table starts empty");
-        free_tables(&mut tables, root, ROOT_LEVEL);
+        free_tables(&mut tables, Hpa(root.root()), root.levels().root());
         assert_eq!(tables.in_use(), 0);
     }
 
     #[test]
     fn one_page_of_a_large_one_changes_its_rights_and_the_others_keep_theirs() {
         let mut tables = FakeTables::new(8);
-        let root = tables.allocate().unwrap();
+        let root = root_of(&mut tables);
         map_page(&mut tables, root, 0, PageSize::Size1G, identity(0, PageSize::Size1G)).unwrap();
         set_rights(&mut tables, root, 0x20_3000, Rights::READ).unwrap();
-        let rights =
-            |address| lookup(&tables, root, address).map(|mapping| (mapping.leaf.rights(), mapping.leaf.address()));
+        let rights = |address| {
+            lookup(&tables, root, address)
+                .map(|mapping| (mapping.leaf.rights(ExecuteControl::Uniform), mapping.leaf.address()))
+        };
         assert_eq!(rights(0x20_3000), Some((Rights::READ, 0x20_3000)));
         assert_eq!(rights(0x20_4000), Some((Rights::ALL, 0x20_4000)));
         assert_eq!(rights(0x40_0000), Some((Rights::ALL, 0x40_0000)));
@@ -208,7 +227,7 @@ mod tests {
     #[test]
     fn a_spent_budget_is_an_error() {
         let mut tables = FakeTables::new(2);
-        let root = tables.allocate().unwrap();
+        let root = root_of(&mut tables);
         assert_eq!(map_page(&mut tables, root, 0, PageSize::Size4K, Entry(7)), Err(OutOfTables));
     }
 }

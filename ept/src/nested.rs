@@ -1,24 +1,30 @@
-//! EPT02: the cache of compositions of EPT12 over EPT01, one root for each EPTP12 in use.
+//! EPT02: the cache of compositions of EPT12 over EPT01, one root for each EPT12 in use.
+
+mod resync;
 
 use crate::entry::Features;
 use crate::map::{Mapping, OutOfTables, free_tables, lookup, map_page};
 use crate::table::{TableMemory, index};
-use crate::violation::Qualification;
-use crate::walk::{GuestTables, Translation, WalkError, walk};
-use crate::{Entry, Eptp, Hpa, NestedGpa, PageSize};
+use crate::violation::EptViolation;
+use crate::walk::{Ept12, GuestTables, Refusal, Translation, WalkError, walk};
+use crate::{Entry, Eptp, ExecuteControl, Hpa, NestedGpa, PageSize, Rights};
 use arrayvec::ArrayVec;
 
 /// How many EPT02s are kept.
-pub const ROOTS: usize = 16;
-const ROOT_LEVEL: u32 = 4;
+pub const ROOTS: usize = 32;
 
 /// What became of a violation of EPT02.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fill {
     /// EPT02 has the translation now; the nested guest can go on.
     Mapped,
-    /// EPT12 forbids the access: an EPT violation for the guest hypervisor, with this qualification.
-    Violation(Qualification),
+    /// EPT12 forbids the access: an EPT violation for the guest hypervisor.
+    Violation {
+        /// Its exit qualification.
+        qualification: EptViolation,
+        /// The entry that decided has "suppress #VE" set.
+        suppresses_ve: bool,
+    },
     /// EPT12 is misconfigured: an EPT misconfiguration for the guest hypervisor.
     Misconfiguration,
     /// EPT12 permits it, but EPT01 does not permit it at the address that it leads to.
@@ -37,18 +43,31 @@ pub enum Dropped {
     All,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Root {
-    eptp12: Eptp,
-    table: Hpa,
-    last_used: u64,
+impl Dropped {
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Nothing, dropped) | (dropped, Self::Nothing) => dropped,
+            _ => Self::All,
+        }
+    }
 }
 
-impl Root {
-    fn eptp02(&self) -> Eptp {
-        // With the same flag in EPT02 the processor treats accesses to guest paging structures as EPT12's owner expects.
-        Eptp::new(self.table.0, self.eptp12.accessed_dirty())
-    }
+/// What the cache has been through.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counters {
+    /// Times that tables were given back because the budget was spent.
+    pub reclaims: u64,
+    /// Translations that an INVEPT found still true, or true with other attributes.
+    pub kept: u64,
+    /// Translations that an INVEPT dropped.
+    pub dropped: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Root {
+    ept12: Ept12,
+    eptp02: Eptp,
+    last_used: u64,
 }
 
 /// The cache.
@@ -58,173 +77,192 @@ pub struct NestedPaging {
     clock: u64,
     features: Features,
     recent: Option<Recent>,
+    counters: Counters,
 }
 
-/// The table that got the last 4-KiB page: neighbours are touched one after the other. Every operation that frees tables forgets it.
+/// The table that got the last 4-KiB page: neighbours are touched one after the other.
 #[derive(Clone, Copy, Debug)]
 struct Recent {
-    root: Hpa,
+    eptp02: Eptp,
     /// The address whose 2 MiB the table maps.
     address: u64,
     table: Hpa,
 }
 
 impl NestedPaging {
+    /// The most tables that one translation needs, roots included: with fewer, nothing can be cached.
+    pub const LEAST_TABLES: usize = 5;
+
     /// Nothing cached. `features` are those offered to the guest hypervisor.
     pub const fn new(features: Features) -> Self {
-        Self { roots: ArrayVec::new_const(), clock: 0, features, recent: None }
+        let counters = Counters { reclaims: 0, kept: 0, dropped: 0 };
+        Self { roots: ArrayVec::new_const(), clock: 0, features, recent: None, counters }
     }
 
-    /// The EPT02 for an EPTP12, made empty if there is none yet.
-    pub fn activate(&mut self, tables: &mut impl TableMemory, eptp12: Eptp) -> Result<(Eptp, Dropped), OutOfTables> {
+    /// What it has been through.
+    pub const fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// The EPT02 for an EPT12, made empty if there is none yet.
+    pub fn activate(&mut self, tables: &mut impl TableMemory, ept12: Ept12) -> Result<(Eptp, Dropped), OutOfTables> {
         self.clock += 1;
-        if let Some(root) = self.roots.iter_mut().find(|root| root.eptp12 == eptp12) {
+        if let Some(root) = self.roots.iter_mut().find(|root| root.ept12 == ept12) {
             root.last_used = self.clock;
-            return Ok((root.eptp02(), Dropped::Nothing));
+            return Ok((root.eptp02, Dropped::Nothing));
         }
-        let mut dropped = Dropped::Nothing;
-        if self.roots.is_full() {
-            dropped = self.drop_least_recent(tables);
-        }
-        let table = match tables.allocate() {
-            Some(table) => table,
-            None => {
-                dropped = self.drop_all(tables);
-                tables.allocate().ok_or(OutOfTables)?
+        let mut dropped = if self.roots.is_full() { self.reclaim(tables, None)? } else { Dropped::Nothing };
+        let table = loop {
+            match tables.allocate() {
+                Some(table) => break table,
+                None => dropped = dropped.and(self.reclaim(tables, None)?),
             }
         };
-        let root = Root { eptp12, table, last_used: self.clock };
-        self.roots.push(root);
-        Ok((root.eptp02(), dropped))
+        // With the same flag in EPT02 the processor treats accesses to guest paging structures as EPT12's owner expects.
+        let eptp02 = ept12.eptp.with_root(table.0);
+        self.roots.push(Root { ept12, eptp02, last_used: self.clock });
+        Ok((eptp02, dropped))
     }
 
-    /// Repairs a violation of the EPT02 of `eptp12`, if it is the host's to repair. When the table budget is spent, all cached
-    /// translations of this EPT02 go first.
+    /// Repairs a violation of the EPT02 of `ept12`, if it is the host's to repair.
+    ///
+    /// # Errors
+    ///
+    /// The table budget does not suffice for this one translation, or `ept12` was not activated.
     pub fn fill(
         &mut self,
         tables: &mut impl TableMemory,
         guest: &mut impl GuestTables,
-        ept01: Hpa,
-        eptp12: Eptp,
+        ept01: Eptp,
+        ept12: Ept12,
         address: NestedGpa,
-        qualification: Qualification,
-    ) -> (Fill, Dropped) {
-        let translation = match walk(guest, eptp12, &self.features, address, qualification.access()) {
+        qualification: EptViolation,
+    ) -> Result<(Fill, Dropped), OutOfTables> {
+        let (access, or_else) = qualification.needs(ept12.execute);
+        let mut translation = walk(guest, ept12, &self.features, address, access);
+        if let (Err(WalkError::Violation(_)), Some(access)) = (translation, or_else) {
+            translation = walk(guest, ept12, &self.features, address, access);
+        }
+        let translation = match translation {
             Ok(translation) => translation,
-            Err(WalkError::Violation(rights)) => {
-                return (Fill::Violation(qualification.against(rights)), Dropped::Nothing);
+            Err(WalkError::Violation(Refusal { rights, suppresses_ve })) => {
+                let qualification = qualification.against(rights);
+                return Ok((Fill::Violation { qualification, suppresses_ve }, Dropped::Nothing));
             }
-            Err(WalkError::Misconfiguration) => return (Fill::Misconfiguration, Dropped::Nothing),
+            Err(WalkError::Misconfiguration) => return Ok((Fill::Misconfiguration, Dropped::Nothing)),
         };
         let gpa = translation.page + address.offset_in(translation.size);
         let below = match lookup(tables, ept01, gpa.0) {
-            Some(below) if below.leaf.rights().contain(qualification.access()) => below,
-            _ => return (Fill::Ept01Forbids(gpa), Dropped::Nothing),
+            Some(below) if permits(&below, access) => below,
+            _ => return Ok((Fill::Ept01Forbids(gpa), Dropped::Nothing)),
         };
-        let (leaf, size) = compose(&translation, &below, address);
-        let Some(root) = self.roots.iter().find(|root| root.eptp12 == eptp12).copied() else {
-            return (Fill::Mapped, Dropped::All);
-        };
-        if self.map(tables, root.table, address.0, size, leaf).is_ok() {
-            return (Fill::Mapped, Dropped::Nothing);
+        let (leaf, size) = compose(&translation, &below, address, ept12.execute, PageSize::Size1G);
+        let root = self.roots.iter().find(|root| root.ept12 == ept12).copied().ok_or(OutOfTables)?;
+        let own = Dropped::One(root.eptp02);
+        let (mut dropped, mut last) = (Dropped::Nothing, Dropped::Nothing);
+        while let Err(error) = self.map(tables, root.eptp02, address.0, size, leaf) {
+            if last == own {
+                // It is empty, and still there is no room.
+                return Err(error);
+            }
+            last = self.reclaim(tables, Some(root.eptp02))?;
+            dropped = dropped.and(last);
         }
-        self.empty_all(tables);
-        // An empty EPT02 needs at most three tables for one page; the budget is checked at boot to have them.
-        let _ = self.map(tables, root.table, address.0, size, leaf);
-        (Fill::Mapped, Dropped::All)
+        Ok((Fill::Mapped, dropped))
     }
 
+    #[inline]
     fn map(
         &mut self,
         tables: &mut impl TableMemory,
-        root: Hpa,
+        eptp02: Eptp,
         address: u64,
         size: PageSize,
         leaf: Entry,
     ) -> Result<(), OutOfTables> {
-        let same_table = |recent: &Recent| recent.root == root && (recent.address ^ address) < PageSize::Size2M.bytes();
+        let same_table =
+            |recent: &Recent| recent.eptp02 == eptp02 && (recent.address ^ address) < PageSize::Size2M.bytes();
         if let (PageSize::Size4K, Some(recent)) = (size, self.recent.filter(same_table)) {
             tables.write(recent.table, index(address, 1), leaf);
             return Ok(());
         }
         // A larger page may replace the table.
         self.recent = None;
-        let table = map_page(tables, root, address, size, leaf)?;
+        let table = map_page(tables, eptp02, address, size, leaf)?;
         if size == PageSize::Size4K {
-            self.recent = Some(Recent { root, address: address & !(PageSize::Size2M.bytes() - 1), table });
+            self.recent = Some(Recent { eptp02, address: address & !(PageSize::Size2M.bytes() - 1), table });
         }
         Ok(())
     }
 
-    /// INVEPT, single-context: by address bits, whatever the EPTP's flags.
-    pub fn invalidate(&mut self, tables: &mut impl TableMemory, eptp12: Eptp) -> Dropped {
-        let mut dropped = Dropped::Nothing;
-        self.recent = None;
-        for root in self.roots.iter().filter(|root| root.eptp12.root() == eptp12.root()) {
-            empty(tables, root.table);
-            dropped = match dropped {
-                Dropped::Nothing => Dropped::One(root.eptp02()),
-                _ => Dropped::All,
-            };
+    /// Gives tables back because there are no more: those of the root that was used least recently, or, if no other is left than `needed`,
+    /// all but the root table of that.
+    ///
+    /// # Errors
+    ///
+    /// There is nothing to give back.
+    #[cold]
+    pub fn reclaim(&mut self, tables: &mut impl TableMemory, needed: Option<Eptp>) -> Result<Dropped, OutOfTables> {
+        self.counters.reclaims += 1;
+        let roots = self.roots_to_free_in();
+        let others = roots.iter().enumerate().filter(|(_, root)| Some(root.eptp02) != needed);
+        let oldest = others.min_by_key(|(_, root)| root.last_used).map(|(at, _)| at);
+        if let Some(at) = oldest {
+            let root = roots.swap_remove(at);
+            free_tables(tables, Hpa(root.eptp02.root()), root.eptp02.levels().root());
+            return Ok(Dropped::One(root.eptp02));
         }
-        dropped
-    }
-
-    /// INVEPT, global.
-    pub fn invalidate_all(&mut self, tables: &mut impl TableMemory) -> Dropped {
-        self.empty_all(tables);
-        if self.roots.is_empty() { Dropped::Nothing } else { Dropped::All }
-    }
-
-    fn empty_all(&mut self, tables: &mut impl TableMemory) {
-        self.recent = None;
-        for root in &self.roots {
-            empty(tables, root.table);
+        match roots.first() {
+            Some(root) if empty(tables, root.eptp02) => Ok(Dropped::One(root.eptp02)),
+            _ => Err(OutOfTables),
         }
     }
 
-    fn drop_least_recent(&mut self, tables: &mut impl TableMemory) -> Dropped {
+    /// The roots, for whoever may free tables below them: the recent one may be among these.
+    fn roots_to_free_in(&mut self) -> &mut ArrayVec<Root, ROOTS> {
         self.recent = None;
-        let oldest = self.roots.iter().enumerate().min_by_key(|(_, root)| root.last_used).map(|(at, _)| at);
-        match oldest {
-            None => Dropped::Nothing,
-            Some(at) => {
-                let root = self.roots.swap_remove(at);
-                free_tables(tables, root.table, ROOT_LEVEL);
-                Dropped::One(root.eptp02())
-            }
-        }
-    }
-
-    fn drop_all(&mut self, tables: &mut impl TableMemory) -> Dropped {
-        self.recent = None;
-        for root in self.roots.drain(..) {
-            free_tables(tables, root.table, ROOT_LEVEL);
-        }
-        Dropped::All
+        &mut self.roots
     }
 }
 
-/// The leaf of EPT02 for an address: rights of both, the smaller page, EPT12's memory type (with EPT on, a processor looks at no MTRR).
-fn compose(above: &Translation, below: &Mapping, address: NestedGpa) -> (Entry, PageSize) {
-    let size = above.size.min(below.size);
+/// Whether EPT01, which does not control fetches by mode, permits an access.
+fn permits(below: &Mapping, access: Rights) -> bool {
+    ExecuteControl::ByMode.widen(below.leaf.rights(ExecuteControl::Uniform)).contain(access)
+}
+
+/// The leaf of EPT02 for an address: rights of both, the smaller page but no larger one than `largest`, EPT12's memory type (with EPT on, a
+/// processor looks at no MTRR).
+#[inline]
+fn compose(
+    above: &Translation,
+    below: &Mapping,
+    address: NestedGpa,
+    execute: ExecuteControl,
+    largest: PageSize,
+) -> (Entry, PageSize) {
+    let size = above.size.min(below.size).min(largest);
     let gpa = above.page + address.offset_in(above.size);
     let hpa = Hpa(below.leaf.address()).align_down(below.size) + gpa.offset_in(below.size);
-    let rights = above.rights.and(below.leaf.rights());
+    let rights = above.rights.and(execute.widen(below.leaf.rights(ExecuteControl::Uniform)));
     let leaf = Entry::leaf(hpa.align_down(size).0, size, rights, above.memory_type, above.ignore_pat);
     // PML logs a page when its dirty flag becomes set. A page that is dirty in EPT12 was logged already; one that this access makes dirty
     // is left clean here, so that the processor, which tries again, sets the flag and logs it.
     (if above.was_dirty { leaf.with_dirty() } else { leaf }, size)
 }
 
-fn empty(tables: &mut impl TableMemory, root: Hpa) {
+/// Gives back all tables below a root; whether there was one.
+fn empty(tables: &mut impl TableMemory, eptp02: Eptp) -> bool {
+    let (root, level) = (Hpa(eptp02.root()), eptp02.levels().root());
+    let mut any = false;
     for at in 0..crate::table::ENTRIES {
         let entry = tables.read(root, at);
         if entry.is_present() {
+            any = true;
             tables.write(root, at, Entry::NOT_PRESENT);
-            free_tables(tables, Hpa(entry.address()), ROOT_LEVEL - 1);
+            free_tables(tables, Hpa(entry.address()), level - 1);
         }
     }
+    any
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! Walking EPT12, as the processor would (SDM 29.3.2, 29.3.3).
 
-use crate::entry::Features;
+use crate::entry::{ExecuteControl, Features};
+use crate::map::page_size;
 use crate::table::index;
-use crate::{Entry, Eptp, Gpa, MemoryType, NestedGpa, PageSize, Rights};
+use crate::{Entry, Eptp, Gpa, Levels, MemoryType, NestedGpa, PageSize, Rights};
 
 /// The guest hypervisor's memory, for its tables.
 pub trait GuestTables {
@@ -10,6 +11,15 @@ pub trait GuestTables {
     fn read(&self, entry: Gpa) -> u64;
     /// Sets flags in an entry that was read as `seen`; one that has changed since is left alone.
     fn set_flags(&mut self, entry: Gpa, seen: u64, flags: u64);
+}
+
+/// A guest hypervisor's EPT as VMCS12 uses it. What tells one from another needs an EPT02 of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ept12 {
+    /// Where it is.
+    pub eptp: Eptp,
+    /// What its execute permissions mean.
+    pub execute: ExecuteControl,
 }
 
 /// A translation by EPT12.
@@ -29,28 +39,76 @@ pub struct Translation {
     pub was_dirty: bool,
 }
 
+impl Translation {
+    /// By a leaf at `level`, below entries that grant `rights` together with it, for an access that sets the dirty flag if it is a write.
+    #[inline(always)]
+    pub(crate) fn new(leaf: Entry, level: u32, rights: Rights, eptp: Eptp, access: Rights) -> Self {
+        let was_dirty = !eptp.has_flags() || leaf.is_dirty();
+        let size = page_size(level);
+        Self {
+            page: Gpa(leaf.address()).align_down(size),
+            size,
+            rights: if was_dirty || access.contain(Rights::WRITE) { rights } else { rights.without(Rights::WRITE) },
+            memory_type: leaf.memory_type(),
+            ignore_pat: leaf.ignores_pat(),
+            was_dirty,
+        }
+    }
+}
+
 /// Why there is none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WalkError {
-    /// EPT violation; what the tables permit.
-    Violation(Rights),
+    /// EPT violation.
+    Violation(Refusal),
     /// EPT misconfiguration.
     Misconfiguration,
 }
 
+/// An EPT violation: what the tables permit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Refusal {
+    /// The rights that all levels grant; none if an entry is not present.
+    pub rights: Rights,
+    /// The entry that decided has "suppress #VE" set (SDM 26.5.7.1 "Convertible EPT Violations").
+    pub suppresses_ve: bool,
+}
+
+impl Refusal {
+    /// Nothing is mapped, and this entry says so.
+    const fn not_present(entry: Entry) -> WalkError {
+        WalkError::Violation(Self { rights: Rights::NONE, suppresses_ve: entry.suppresses_ve() })
+    }
+}
+
 /// Translates an address for an access, setting accessed and dirty flags if the EPTP enables them.
+#[inline]
 pub fn walk(
     tables: &mut impl GuestTables,
-    eptp: Eptp,
+    ept12: Ept12,
     features: &Features,
     address: NestedGpa,
     access: Rights,
 ) -> Result<Translation, WalkError> {
-    const LEVELS: usize = 4;
+    // A number of levels that the compiler knows makes a loop that it unrolls.
+    match ept12.eptp.levels() {
+        Levels::Four => walk_levels::<4>(tables, ept12, features, address, access),
+        Levels::Five => walk_levels::<5>(tables, ept12, features, address, access),
+    }
+}
+
+#[inline(always)]
+fn walk_levels<const LEVELS: usize>(
+    tables: &mut impl GuestTables,
+    Ept12 { eptp, execute }: Ept12,
+    features: &Features,
+    address: NestedGpa,
+    access: Rights,
+) -> Result<Translation, WalkError> {
     let mut path = [(Gpa(0), 0); LEVELS];
-    let (mut table, mut level, mut rights) = (Gpa(eptp.root()), LEVELS as u32, Rights::ALL);
-    if address.0 >> 48 != 0 {
-        return Err(WalkError::Violation(Rights::NONE));
+    let (mut table, mut level, mut rights) = (Gpa(eptp.root()), LEVELS as u32, execute.all());
+    if !eptp.levels().reach(address.0) {
+        return Err(Refusal::not_present(Entry(Entry::SUPPRESS_VE)));
     }
     let mut common = u64::MAX;
     let leaf = loop {
@@ -59,16 +117,17 @@ pub fn walk(
         path[level as usize - 1] = (at, entry.0);
         common &= entry.0;
         // Nearly every entry above a leaf.
-        if level > 1 && entry.is_open_table(features) {
+        if level > 1 && entry.is_open_table(features, execute) {
             (table, level) = (Gpa(entry.address()), level - 1);
             continue;
         }
-        if entry.is_misconfigured(level, features) {
+        if entry.is_misconfigured(level, features, execute) {
             return Err(WalkError::Misconfiguration);
         }
-        rights = rights.and(entry.rights());
-        if !entry.is_present() {
-            return Err(WalkError::Violation(Rights::NONE));
+        let own = entry.rights(execute);
+        rights = rights.and(own);
+        if own == Rights::NONE {
+            return Err(Refusal::not_present(entry));
         }
         if entry.is_leaf(level) {
             break entry;
@@ -76,31 +135,13 @@ pub fn walk(
         (table, level) = (Gpa(entry.address()), level - 1);
     };
     if !rights.contain(access) {
-        return Err(WalkError::Violation(rights));
+        return Err(WalkError::Violation(Refusal { rights, suppresses_ve: leaf.suppresses_ve() }));
     }
-    let mut granted = rights;
-    if eptp.accessed_dirty() {
-        let write = access.contain(Rights::WRITE);
-        if common & Entry::ACCESSED == 0 || write && !leaf.is_dirty() {
-            set_flags(tables, &path[level as usize - 1..], write);
-        }
-        if !write && !leaf.is_dirty() {
-            granted = granted.without(Rights::WRITE);
-        }
+    let write = access.contain(Rights::WRITE);
+    if eptp.has_flags() && (common & Entry::ACCESSED == 0 || write && !leaf.is_dirty()) {
+        set_flags(tables, &path[level as usize - 1..], write);
     }
-    let size = match level {
-        1 => PageSize::Size4K,
-        2 => PageSize::Size2M,
-        _ => PageSize::Size1G,
-    };
-    Ok(Translation {
-        page: Gpa(leaf.address()).align_down(size),
-        size,
-        rights: granted,
-        memory_type: leaf.memory_type(),
-        ignore_pat: leaf.ignores_pat(),
-        was_dirty: !eptp.accessed_dirty() || leaf.is_dirty(),
-    })
+    Ok(Translation::new(leaf, level, rights, eptp, access))
 }
 
 /// Sets the accessed flags of the entries of a path, whose first is the leaf, and the dirty flag of that for a write.
@@ -120,8 +161,9 @@ mod tests {
     use crate::fake::FakeGuest;
 
     const FEATURES: Features = Features { physical_bits: 40, execute_only: true, page_2m: true, page_1g: true };
-    const EPTP: Eptp = Eptp::new(0x1000, false);
-    const EPTP_AD: Eptp = Eptp::new(0x1000, true);
+    const PLAIN: Ept12 = Ept12 { eptp: Eptp::new(0x1000, Levels::Four), execute: ExecuteControl::Uniform };
+    const FLAGGED: Ept12 = Ept12 { eptp: PLAIN.eptp.with_flags(), ..PLAIN };
+    const BY_MODE: Ept12 = Ept12 { execute: ExecuteControl::ByMode, ..PLAIN };
 
     /// 0x1000 -> 0x2000 -> 0x3000 -> {0x4000, 2 MiB at 0x80_0000}; 0x4000 -> 0x9000 read-only.
     fn guest() -> FakeGuest {
@@ -137,40 +179,70 @@ mod tests {
     #[test]
     fn a_page_is_found_with_the_rights_of_all_levels() {
         let mut guest = guest();
-        let found = walk(&mut guest, EPTP, &FEATURES, NestedGpa(0x1abc), Rights::READ).unwrap();
+        let found = walk(&mut guest, PLAIN, &FEATURES, NestedGpa(0x1abc), Rights::READ).unwrap();
         assert_eq!((found.page, found.size, found.rights), (Gpa(0x9000), PageSize::Size4K, Rights::READ));
-        let found = walk(&mut guest, EPTP, &FEATURES, NestedGpa(0x2f_ffff), Rights::WRITE).unwrap();
+        let found = walk(&mut guest, PLAIN, &FEATURES, NestedGpa(0x2f_ffff), Rights::WRITE).unwrap();
         assert_eq!((found.page, found.size, found.rights), (Gpa(0x80_0000), PageSize::Size2M, Rights::ALL));
         guest.set(0x2000, 0, 0x3001);
-        let found = walk(&mut guest, EPTP, &FEATURES, NestedGpa(0x20_0000), Rights::READ).unwrap();
+        let found = walk(&mut guest, PLAIN, &FEATURES, NestedGpa(0x20_0000), Rights::READ).unwrap();
         assert_eq!(found.rights, Rights::READ);
     }
 
     #[test]
     fn violations_say_what_is_permitted() {
         let mut guest = guest();
-        let mut refused = |address, access| walk(&mut guest, EPTP, &FEATURES, NestedGpa(address), access).unwrap_err();
-        assert_eq!(refused(0x1000, Rights::WRITE), WalkError::Violation(Rights::READ));
-        assert_eq!(refused(0x2000, Rights::READ), WalkError::Violation(Rights::NONE));
-        assert_eq!(refused(1 << 48, Rights::READ), WalkError::Violation(Rights::NONE));
+        let mut refused = |address, access| walk(&mut guest, PLAIN, &FEATURES, NestedGpa(address), access).unwrap_err();
+        let violation = |rights, suppresses_ve| WalkError::Violation(Refusal { rights, suppresses_ve });
+        assert_eq!(refused(0x1000, Rights::WRITE), violation(Rights::READ, false));
+        assert_eq!(refused(0x2000, Rights::READ), violation(Rights::NONE, false));
+        assert_eq!(refused(1 << 48, Rights::READ), violation(Rights::NONE, true));
+        guest.set(0x4000, 1, Entry::SUPPRESS_VE | 0x9031);
+        guest.set(0x4000, 2, Entry::SUPPRESS_VE);
+        let mut refused = |address, access| walk(&mut guest, PLAIN, &FEATURES, NestedGpa(address), access).unwrap_err();
+        assert_eq!(refused(0x1000, Rights::WRITE), violation(Rights::READ, true));
+        assert_eq!(refused(0x2000, Rights::READ), violation(Rights::NONE, true));
+    }
+
+    #[test]
+    fn a_fifth_level_translates_nine_bits_more() {
+        let mut guest = guest();
+        guest.set(0xa000, 1, 0x1007);
+        let five = Ept12 { eptp: Eptp::new(0xa000, Levels::Five), ..PLAIN };
+        let found = walk(&mut guest, five, &FEATURES, NestedGpa(1 << 48 | 0x1000), Rights::READ).unwrap();
+        assert_eq!(found.page, Gpa(0x9000));
+        assert!(walk(&mut guest, five, &FEATURES, NestedGpa(0x1000), Rights::READ).is_err());
+    }
+
+    #[test]
+    fn fetches_are_controlled_by_mode_at_every_level() {
+        let mut guest = guest();
+        for (table, entry) in [(0x1000, 0x2407), (0x2000, 0x3407), (0x3000, 0x4407)] {
+            guest.set(table, 0, entry);
+        }
+        guest.set(0x4000, 1, 0x9431);
+        let mut rights = |access| walk(&mut guest, BY_MODE, &FEATURES, NestedGpa(0x1000), access).map(|t| t.rights);
+        assert_eq!(rights(Rights::USER_EXECUTE), Ok(Rights::READ.or(Rights::USER_EXECUTE)));
+        assert!(rights(Rights::EXECUTE).is_err());
+        guest.set(0x3000, 0, 0x4007);
+        assert!(walk(&mut guest, BY_MODE, &FEATURES, NestedGpa(0x1000), Rights::USER_EXECUTE).is_err());
     }
 
     #[test]
     fn a_misconfiguration_is_not_a_violation() {
         let mut guest = guest();
         guest.set(0x4000, 1, 0x9032);
-        let refused = walk(&mut guest, EPTP, &FEATURES, NestedGpa(0x1000), Rights::WRITE);
+        let refused = walk(&mut guest, PLAIN, &FEATURES, NestedGpa(0x1000), Rights::WRITE);
         assert_eq!(refused, Err(WalkError::Misconfiguration));
     }
 
     #[test]
     fn accessed_and_dirty_are_set_as_the_processor_sets_them() {
         let mut guest = guest();
-        let read = walk(&mut guest, EPTP_AD, &FEATURES, NestedGpa(0x20_0000), Rights::READ).unwrap();
+        let read = walk(&mut guest, FLAGGED, &FEATURES, NestedGpa(0x20_0000), Rights::READ).unwrap();
         assert!(!read.rights.contain(Rights::WRITE), "the first write must be seen");
         assert_eq!(guest.get(0x1000, 0), 0x2107);
         assert_eq!(guest.get(0x3000, 1), 0x80_01b7);
-        let written = walk(&mut guest, EPTP_AD, &FEATURES, NestedGpa(0x20_0000), Rights::WRITE).unwrap();
+        let written = walk(&mut guest, FLAGGED, &FEATURES, NestedGpa(0x20_0000), Rights::WRITE).unwrap();
         assert_eq!(written.rights, Rights::ALL);
         assert_eq!(guest.get(0x3000, 1), 0x80_03b7);
         assert_eq!(guest.get(0x2000, 0), 0x3107, "only a leaf gets dirty");
@@ -179,7 +251,7 @@ mod tests {
     #[test]
     fn a_refused_access_sets_no_flag() {
         let mut guest = guest();
-        walk(&mut guest, EPTP_AD, &FEATURES, NestedGpa(0x1000), Rights::WRITE).unwrap_err();
+        walk(&mut guest, FLAGGED, &FEATURES, NestedGpa(0x1000), Rights::WRITE).unwrap_err();
         assert_eq!(guest.get(0x1000, 0), 0x2007);
     }
 }

@@ -55,9 +55,9 @@ impl GuestMemory for GuestPhysical {
 }
 
 /// EPT12, read through EPT01.
-pub struct Ept12<'a>(pub &'a GuestPhysical);
+pub struct Ept12Memory<'a>(pub &'a GuestPhysical);
 
-impl GuestTables for Ept12<'_> {
+impl GuestTables for Ept12Memory<'_> {
     fn read(&self, entry: Gpa) -> u64 {
         self.0.read_u64(entry)
     }
@@ -76,6 +76,10 @@ pub struct TablePool {
     fresh: usize,
     /// The first table of the list of those given back; its first word is the number of the next.
     free: Option<usize>,
+    /// Tables handed out and not given back.
+    in_use: usize,
+    /// The most that there were of these.
+    most_in_use: usize,
 }
 
 const END_OF_LIST: u64 = u64::MAX;
@@ -83,7 +87,22 @@ const END_OF_LIST: u64 = u64::MAX;
 impl TablePool {
     /// All of `pages` as tables.
     pub fn new(pages: HostPages) -> Self {
-        Self { base: pages.phys(), tables: pages.into_tables(), fresh: 0, free: None }
+        Self { base: pages.phys(), tables: pages.into_tables(), fresh: 0, free: None, in_use: 0, most_in_use: 0 }
+    }
+
+    /// How many tables there are: the budget.
+    pub const fn budget(&self) -> usize {
+        self.tables.len()
+    }
+
+    /// How many are in use.
+    pub const fn in_use(&self) -> usize {
+        self.in_use
+    }
+
+    /// The most that were ever in use.
+    pub const fn most_in_use(&self) -> usize {
+        self.most_in_use
     }
 
     fn number(&self, table: Hpa) -> usize {
@@ -117,11 +136,14 @@ impl TableMemory for TablePool {
             }
             None => return None,
         };
+        self.in_use += 1;
+        self.most_in_use = self.most_in_use.max(self.in_use);
         Some(self.base + number as u64 * PAGE_BYTES)
     }
 
     fn free(&mut self, table: Hpa) {
         let number = self.number(table);
+        self.in_use -= 1;
         self.tables[number][0] = self.free.map_or(END_OF_LIST, |next| next as u64);
         self.free = Some(number);
     }

@@ -1,11 +1,12 @@
 //! Everything that the run loop works with, allocated once.
 
 use boot::memory_map::RegionKind;
+use boot::stop::StopKind;
 use ept::entry::Features;
 use ept::map::{OutOfTables, map_range};
 use ept::nested::NestedPaging;
 use ept::table::TableMemory;
-use ept::{Entry, Eptp, Hpa, MemoryType, PageSize, Rights};
+use ept::{Entry, Eptp, Hpa, Levels, MemoryType, PageSize, Rights};
 use shadow::VmxCaps;
 use shadow::caps::ept_vpid;
 use shadow::check::HostMode;
@@ -25,7 +26,7 @@ use crate::exit::control_register_masks;
 use crate::hw::{GuestPhysical, TablePool};
 use crate::mem::{HostPages, HostRegion, PAGE_BYTES, PhysAllocator};
 use crate::stats::Stats;
-use crate::stop::stop_internal;
+use crate::stop::{StopReason, stop, stop_internal};
 use crate::vcpu::{Level, MsrArea, MsrBitmap, Nested, Vcpu};
 use crate::vmcs_setup;
 
@@ -63,13 +64,13 @@ pub fn build(setup: HostSetup) -> &'static mut Vcpu {
         exit_load: msr_area(&mut allocator),
     };
     let vcpu_pages = pages(&mut allocator, (size_of::<Vcpu>() as u64).div_ceil(PAGE_BYTES));
-    let table_pages = allocator.free_pages();
+    let table_pages = options.ept_tables.map_or(u64::MAX, u64::from).min(allocator.free_pages());
     let mut tables = TablePool::new(pages(&mut allocator, table_pages));
     let ept01 = match build_ept01(&mut tables, &caps, &memory_map, host_region, scratch) {
-        Ok(root) => root,
-        Err(OutOfTables) => stop_internal!("no table is left for EPT01: raise host-memory=MIB"),
+        Ok(root) if tables.budget() - tables.in_use() >= NestedPaging::LEAST_TABLES => root,
+        _ => stop_few_tables(table_pages),
     };
-    log::debug!("{table_pages} pages for EPT tables");
+    log::debug!("{table_pages} pages for EPT tables, {} of them for EPT01", tables.in_use());
 
     let vcpu = vcpu_pages.into_value(Vcpu {
         registers: GuestRegisters::new(),
@@ -78,7 +79,7 @@ pub fn build(setup: HostSetup) -> &'static mut Vcpu {
         offered_fields: offered.fields(),
         sync_sets: SyncSets::new(&offered, permissions.live()),
         vmx: VmxOperation::new(&offered),
-        nested: Nested { eptp02: Eptp::new(ept01.0, false), ..nested },
+        nested: Nested { eptp02: ept01, ..nested },
         memory: GuestPhysical::new(guest_ram, host_region, scratch),
         tables,
         ept01,
@@ -127,6 +128,13 @@ fn pages(allocator: &mut PhysAllocator, count: u64) -> HostPages {
     }
 }
 
+fn stop_few_tables(count: u64) -> ! {
+    let message = format_args!(
+        "{count} tables are not enough for the EPT of the machine and one of a nested guest: raise ept-tables=COUNT or host-memory=MIB, or leave them out"
+    );
+    stop(StopReason::new(StopKind::LowMemory, message))
+}
+
 fn msr_area(allocator: &mut PhysAllocator) -> MsrArea {
     let bytes = MSR_AREA_ENTRIES * size_of::<MsrEntry>();
     let pages = pages(allocator, bytes as u64 / PAGE_BYTES);
@@ -171,10 +179,10 @@ fn build_ept01(
     map: &boot::memory_map::MemoryMap,
     hole: HostRegion,
     scratch: Hpa,
-) -> Result<Hpa, OutOfTables> {
+) -> Result<Eptp, OutOfTables> {
     const LOW_END: u64 = 1 << 32;
     let largest = if caps.ept_vpid & ept_vpid::PAGE_1G != 0 { PageSize::Size1G } else { PageSize::Size2M };
-    let root = tables.allocate().ok_or(OutOfTables)?;
+    let root = Eptp::new(tables.allocate().ok_or(OutOfTables)?.0, Levels::Four);
     let identity = |kind: MemoryType| move |address, size| Entry::leaf(address, size, Rights::ALL, kind, false);
     let mut next = 0;
     let end = map.memory_end().max(LOW_END).next_multiple_of(PageSize::Size2M.bytes());

@@ -1,7 +1,9 @@
 //! What is counted: exits by reason at each level, and where those of nested guests went.
 
+use ept::nested::NestedPaging;
 use shadow::exit::ExitReason;
 
+use crate::hw::TablePool;
 use crate::vcpu::Level;
 
 const REASONS: usize = ExitReason::BASIC_COUNT;
@@ -41,7 +43,7 @@ impl Stats {
     }
 
     /// Writes the counters to the log, a line for each reason that occurred. The runner reads these lines.
-    pub fn print(&self) {
+    pub fn print(&self, tables: &TablePool, paging: &NestedPaging) {
         crate::log::write_line(format_args!("[l1hv STATS] reason guest-hypervisor nested reflected"));
         for number in 0..REASONS {
             let counts = (self.guest_hypervisor[number], self.nested[number], self.reflected[number]);
@@ -56,6 +58,16 @@ impl Stats {
             total(&self.guest_hypervisor),
             total(&self.nested),
             total(&self.reflected)
+        ));
+        let counters = paging.counters();
+        crate::log::write_line(format_args!(
+            "[l1hv STATS] ept-tables budget={} in-use={} most-in-use={} reclaims={} kept={} dropped={}",
+            tables.budget(),
+            tables.in_use(),
+            tables.most_in_use(),
+            counters.reclaims,
+            counters.kept,
+            counters.dropped
         ));
     }
 }

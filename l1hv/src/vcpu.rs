@@ -1,7 +1,7 @@
 //! A logical processor as the guest hypervisor sees it: its registers, its VMCSs, its VMX operation.
 
 use ept::nested::NestedPaging;
-use ept::violation::Qualification;
+use ept::violation::EptViolation;
 use ept::{Eptp, Hpa, NestedGpa};
 use shadow::check::HostMode;
 use shadow::controls::EntryControls;
@@ -74,7 +74,7 @@ pub struct Nested {
     pub host_mode: HostMode,
     /// The EPT violation that was reflected last: when the guest hypervisor has repaired EPT12, EPT02 gets the translation before the
     /// nested guest runs again.
-    pub violation: Option<(NestedGpa, Qualification)>,
+    pub violation: Option<(NestedGpa, EptViolation)>,
     /// VMLAUNCH or VMRESUME was carried out, and the processor has not said yet what it thinks of the VMCS.
     pub entering: bool,
     /// VMCS12's injection fields while vmcs02 has the host's.
@@ -124,8 +124,8 @@ pub struct Vcpu {
     pub memory: GuestPhysical,
     /// The tables of EPT01 and EPT02.
     pub tables: TablePool,
-    /// The root of EPT01.
-    pub ept01: Hpa,
+    /// EPT01.
+    pub ept01: Eptp,
     /// An INIT arrived in VMX root operation and waits for VM entry or VMXOFF.
     pub init_blocked: bool,
     /// Counters.

@@ -49,7 +49,7 @@ fn choose<W: ControlWord>(caps: &VmxCaps, on: W, off: W) -> W {
 }
 
 /// Controls of vmcs01: pass-through, with what nesting needs.
-pub fn controls01(vmcs01: &mut impl VmcsAccess, caps: &VmxCaps, ept01: Hpa, msr_bitmap01: Hpa) {
+pub fn controls01(vmcs01: &mut impl VmcsAccess, caps: &VmxCaps, ept01: Eptp, msr_bitmap01: Hpa) {
     let wanted = Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST | Secondary::ENABLE_VPID;
     // Instructions that are #UD in a guest unless a control says otherwise.
     let pass_through = Secondary::ENABLE_RDTSCP
@@ -66,7 +66,7 @@ pub fn controls01(vmcs01: &mut impl VmcsAccess, caps: &VmxCaps, ept01: Hpa, msr_
     vmcs01.write(SECONDARY_CONTROLS, choose(caps, secondary, Secondary::empty()).bits());
     vmcs01.write(EXIT_CONTROLS, choose(caps, ExitControls::FORCED, ExitControls::empty()).bits());
     vmcs01.write(ENTRY_CONTROLS, choose(caps, EntryControls::FORCED, EntryControls::empty()).bits());
-    vmcs01.write(EPT_POINTER, Eptp::new(ept01.0, false).0);
+    vmcs01.write(EPT_POINTER, ept01.0);
     vmcs01.write(MSR_BITMAP, msr_bitmap01.0);
     vmcs01.write(VPID, VPID01);
     if caps.has_secondary(Secondary::ENABLE_XSAVES) {
@@ -75,8 +75,8 @@ pub fn controls01(vmcs01: &mut impl VmcsAccess, caps: &VmxCaps, ept01: Hpa, msr_
 }
 
 /// What of vmcs02 no merge writes.
-pub fn constants02(vmcs02: &mut impl VmcsAccess, ept01: Hpa, msr_bitmap02: Hpa, entry_load: Hpa, exit_store: Hpa) {
-    vmcs02.write(EPT_POINTER, Eptp::new(ept01.0, false).0);
+pub fn constants02(vmcs02: &mut impl VmcsAccess, ept01: Eptp, msr_bitmap02: Hpa, entry_load: Hpa, exit_store: Hpa) {
+    vmcs02.write(EPT_POINTER, ept01.0);
     vmcs02.write(MSR_BITMAP, msr_bitmap02.0);
     vmcs02.write(VPID, VPID02);
     vmcs02.write(ENTRY_MSR_LOAD_ADDRESS, entry_load.0);

@@ -1,17 +1,22 @@
 use super::*;
 use crate::fake::{FakeGuest, FakeTables};
 use crate::map::{map_range, set_rights};
-use crate::{Gpa, MemoryType, Rights};
+use crate::{Gpa, Levels, MemoryType, Rights};
 
 const FEATURES: Features = Features { physical_bits: 40, execute_only: true, page_2m: true, page_1g: true };
-const EPTP12: Eptp = Eptp::new(0x1000, false);
-const READ: Qualification = Qualification(0x181);
-const WRITE: Qualification = Qualification(0x182);
+const EPT12: Ept12 = ept12(0x1000);
+const FLAGGED: Ept12 = Ept12 { eptp: EPT12.eptp.with_flags(), ..EPT12 };
+const READ: EptViolation = EptViolation(0x181);
+const WRITE: EptViolation = EptViolation(0x182);
+
+const fn ept12(root: u64) -> Ept12 {
+    Ept12 { eptp: Eptp::new(root, Levels::Four), execute: ExecuteControl::Uniform }
+}
 
 struct Machine {
     tables: FakeTables,
     guest: FakeGuest,
-    ept01: Hpa,
+    ept01: Eptp,
     nested: NestedPaging,
 }
 
@@ -19,7 +24,7 @@ impl Machine {
     /// EPT01: 1 GiB identity in 2-MiB pages, offset by 4 GiB so that a mix-up shows. EPT12: one 1-GiB page and one 4-KiB page.
     fn new(budget: u64) -> Self {
         let mut tables = FakeTables::new(budget);
-        let ept01 = tables.allocate().unwrap();
+        let ept01 = Eptp::new(tables.allocate().unwrap().0, Levels::Four);
         map_range(&mut tables, ept01, 0, 1 << 30, PageSize::Size2M, |address, size| {
             Entry::leaf(address + (4 << 30), size, Rights::ALL, MemoryType::WRITE_BACK, false)
         })
@@ -34,24 +39,33 @@ impl Machine {
         Self { tables, guest, ept01, nested: NestedPaging::new(FEATURES) }
     }
 
-    fn activate(&mut self, eptp12: Eptp) -> Eptp {
-        let (eptp02, _) = self.nested.activate(&mut self.tables, eptp12).unwrap();
+    fn activate(&mut self, ept12: Ept12) -> Eptp {
+        let (eptp02, _) = self.nested.activate(&mut self.tables, ept12).unwrap();
         eptp02
     }
 
-    fn fill(&mut self, address: u64, qualification: Qualification) -> (Fill, Dropped) {
-        self.nested.fill(&mut self.tables, &mut self.guest, self.ept01, EPTP12, NestedGpa(address), qualification)
+    fn fill(&mut self, address: u64, qualification: EptViolation) -> (Fill, Dropped) {
+        self.fill_for(EPT12, address, qualification)
+    }
+
+    fn fill_for(&mut self, ept12: Ept12, address: u64, qualification: EptViolation) -> (Fill, Dropped) {
+        let Self { tables, guest, ept01, nested } = self;
+        nested.fill(tables, guest, *ept01, ept12, NestedGpa(address), qualification).unwrap()
+    }
+
+    fn invept(&mut self, root: u64) -> Dropped {
+        self.nested.invalidate(&mut self.tables, &self.guest, self.ept01, Eptp::new(root, Levels::Four))
     }
 
     fn translate(&self, eptp02: Eptp, address: u64) -> Option<(u64, PageSize)> {
-        lookup(&self.tables, Hpa(eptp02.root()), address).map(|found| (found.leaf.address(), found.size))
+        lookup(&self.tables, eptp02, address).map(|found| (found.leaf.address(), found.size))
     }
 }
 
 #[test]
 fn a_page_is_as_large_as_both_tables_allow() {
     let mut machine = Machine::new(64);
-    let eptp02 = machine.activate(EPTP12);
+    let eptp02 = machine.activate(EPT12);
     assert_eq!(machine.fill(0x1234_5678, WRITE).0, Fill::Mapped);
     assert_eq!(machine.translate(eptp02, 0x1234_5678), Some((0x1_1220_0000, PageSize::Size2M)));
     assert_eq!(machine.fill(1 << 30, READ).0, Fill::Mapped);
@@ -60,10 +74,11 @@ fn a_page_is_as_large_as_both_tables_allow() {
 
 #[test]
 fn what_ept12_forbids_is_the_guest_hypervisors() {
+    let violation = |word| Fill::Violation { qualification: EptViolation(word), suppresses_ve: false };
     let mut machine = Machine::new(64);
-    machine.activate(EPTP12);
-    assert_eq!(machine.fill(1 << 30, WRITE).0, Fill::Violation(Qualification(0x1aa)));
-    assert_eq!(machine.fill(3 << 30, READ).0, Fill::Violation(Qualification(0x181)));
+    machine.activate(EPT12);
+    assert_eq!(machine.fill(1 << 30, WRITE).0, violation(0x1aa));
+    assert_eq!(machine.fill(3 << 30, READ).0, violation(0x181));
     machine.guest.set(0x4000, 0, 0x9032);
     assert_eq!(machine.fill(1 << 30, WRITE).0, Fill::Misconfiguration);
 }
@@ -71,7 +86,7 @@ fn what_ept12_forbids_is_the_guest_hypervisors() {
 #[test]
 fn what_ept01_forbids_is_the_hosts() {
     let mut machine = Machine::new(64);
-    machine.activate(EPTP12);
+    machine.activate(EPT12);
     set_rights(&mut machine.tables, machine.ept01, 0x5000, Rights::READ).unwrap();
     assert_eq!(machine.fill(0x5008, WRITE).0, Fill::Ept01Forbids(Gpa(0x5008)));
     assert_eq!(machine.fill(0x5008, READ).0, Fill::Mapped);
@@ -79,17 +94,74 @@ fn what_ept01_forbids_is_the_hosts() {
 }
 
 #[test]
-fn invept_goes_by_the_address_and_drops_only_its_own() {
+fn invept_goes_by_the_address() {
     let mut machine = Machine::new(64);
-    let with_flags = Eptp::new(0x1000, true);
-    let (plain, flagged) = (machine.activate(EPTP12), machine.activate(with_flags));
-    let other = machine.activate(Eptp::new(0x8000, false));
-    assert_eq!(machine.fill(0, READ).0, Fill::Mapped);
-    assert_eq!(machine.nested.invalidate(&mut machine.tables, Eptp::new(0x1000, true)), Dropped::All);
-    assert_eq!(machine.translate(plain, 0), None);
-    assert_eq!(machine.translate(flagged, 0), None);
-    assert_eq!(machine.nested.invalidate(&mut machine.tables, Eptp::new(0x8000, false)), Dropped::One(other));
-    assert_eq!(machine.nested.invalidate(&mut machine.tables, Eptp::new(0xf000, false)), Dropped::Nothing);
+    let by_mode = Ept12 { execute: ExecuteControl::ByMode, ..EPT12 };
+    let [plain, flagged, by_mode02] = [EPT12, FLAGGED, by_mode].map(|ept12| machine.activate(ept12));
+    let other = machine.activate(ept12(0x8000));
+    assert_eq!(machine.invept(0x8000), Dropped::One(other));
+    assert_eq!(machine.invept(0xf000), Dropped::Nothing);
+    for (ept12, eptp02) in [(EPT12, plain), (FLAGGED, flagged), (by_mode, by_mode02)] {
+        assert_eq!(machine.fill_for(ept12, 0, READ).0, Fill::Mapped);
+        assert!(machine.translate(eptp02, 0).is_some());
+    }
+    machine.guest.set(0x2000, 0, 0);
+    assert_eq!(machine.invept(0x1000), Dropped::All);
+    assert!([plain, flagged, by_mode02].iter().all(|&eptp02| machine.translate(eptp02, 0).is_none()));
+}
+
+#[test]
+fn invept_keeps_what_is_still_true() {
+    let mut machine = Machine::new(64);
+    machine.guest.set(0x4000, 1, 0xa037);
+    let eptp02 = machine.activate(EPT12);
+    for address in [0, 1 << 30, (1 << 30) + 0x1000] {
+        assert_eq!(machine.fill(address, READ).0, Fill::Mapped);
+    }
+    machine.guest.set(0x4000, 0, 0xb037);
+    machine.guest.set(0x4000, 1, 0);
+    assert_eq!(machine.invept(0x1000), Dropped::One(eptp02));
+    assert_eq!(machine.translate(eptp02, 0), Some((0x1_0000_0000, PageSize::Size2M)));
+    assert_eq!(machine.translate(eptp02, 1 << 30), Some((0x1_0000_b000, PageSize::Size4K)), "moved");
+    assert_eq!(machine.translate(eptp02, (1 << 30) + 0x1000), None, "removed");
+    assert_eq!((machine.nested.counters().kept, machine.nested.counters().dropped), (2, 1));
+    // A table above that is gone takes along what is below it, and a large page that is a table now goes.
+    machine.guest.set(0x2000, 0, 0x3007);
+    machine.guest.set(0x2000, 1, 0);
+    assert_eq!(machine.invept(0x1000), Dropped::One(eptp02));
+    assert!([0, 1 << 30].iter().all(|&address| machine.translate(eptp02, address).is_none()));
+}
+
+#[test]
+fn invept_drops_what_would_set_a_flag_again() {
+    let mut machine = Machine::new(64);
+    machine.guest.set(0x4000, 0, 0x9037);
+    let eptp02 = machine.activate(FLAGGED);
+    assert_eq!(machine.fill_for(FLAGGED, 1 << 30, WRITE).0, Fill::Mapped);
+    let rights =
+        |machine: &Machine| lookup(&machine.tables, eptp02, 1 << 30).map(|m| m.leaf.rights(ExecuteControl::Uniform));
+    machine.guest.set(0x4000, 0, 0x9137);
+    assert_eq!(machine.invept(0x1000), Dropped::One(eptp02));
+    assert_eq!(rights(&machine), Some(Rights::READ.or(Rights::EXECUTE)), "the next write is to set the dirty flag");
+    machine.guest.set(0x4000, 0, 0x9037);
+    assert_eq!(machine.invept(0x1000), Dropped::One(eptp02));
+    assert_eq!(rights(&machine), None);
+}
+
+#[test]
+fn one_invept_looks_at_so_many_tables_and_no_more() {
+    let mut machine = Machine::new(512);
+    let eptp02 = machine.activate(EPT12);
+    machine.guest.set(0x3000, 0, 0x4007);
+    let pages = u64::from(resync::TABLES_AT_ONCE) + 16;
+    for page in 0..pages {
+        machine.guest.set(0x3000, page, 0x4007);
+        assert_eq!(machine.fill((1 << 30) + (page << 21), READ).0, Fill::Mapped);
+    }
+    assert_eq!(machine.invept(0x1000), Dropped::One(eptp02));
+    let kept = (0..pages).filter(|page| machine.translate(eptp02, (1 << 30) + (page << 21)).is_some()).count();
+    // The root and two more are on the way to the page tables.
+    assert_eq!(kept, resync::TABLES_AT_ONCE as usize - 3);
 }
 
 #[test]
@@ -99,29 +171,65 @@ fn a_spent_budget_drops_translations_and_goes_on() {
     for gib in 4..8 {
         machine.guest.set(0x2000, gib, 0x3007);
     }
-    let eptp02 = machine.activate(EPTP12);
+    let eptp02 = machine.activate(EPT12);
     let mut drops = 0;
     for gib in [1, 4, 5, 6, 7, 1] {
         let (fill, dropped) = machine.fill(gib << 30, READ);
         assert_eq!(fill, Fill::Mapped);
         assert!(machine.translate(eptp02, gib << 30).is_some());
-        drops += usize::from(dropped == Dropped::All);
+        drops += u64::from(dropped == Dropped::One(eptp02));
     }
-    assert!(drops > 0);
+    assert!(drops > 0 && machine.nested.counters().reclaims == drops);
+}
+
+#[test]
+fn a_spent_budget_takes_the_least_recently_used_root_first() {
+    let mut machine = Machine::new(3 + 4 + 4 + 1);
+    let [old, new] = [ept12(0x8000), EPT12].map(|ept12| machine.activate(ept12));
+    for (table, next) in [(0x8000, 0x9000), (0x9000, 0xa000), (0xa000, 0xb000), (0xb000, 0xc030)] {
+        machine.guest.set(table, 0, next | 7);
+    }
+    assert_eq!(machine.fill_for(ept12(0x8000), 0, READ).0, Fill::Mapped);
+    assert_eq!(machine.fill(1 << 30, READ), (Fill::Mapped, Dropped::Nothing));
+    machine.guest.set(0x2000, 4, 0x3007);
+    assert_eq!(machine.fill(4 << 30, READ), (Fill::Mapped, Dropped::One(old)));
+    assert!(machine.translate(new, 1 << 30).is_some(), "what is in use stays");
+}
+
+#[test]
+fn a_budget_too_small_for_one_translation_is_an_error() {
+    let mut machine = Machine::new(3 + 3);
+    machine.activate(EPT12);
+    let Machine { tables, guest, ept01, nested } = &mut machine;
+    assert_eq!(nested.fill(tables, guest, *ept01, EPT12, NestedGpa(1 << 30), READ), Err(OutOfTables));
+}
+
+#[test]
+fn a_fetch_whose_mode_is_not_known_gets_what_one_of_the_modes_may() {
+    let by_mode = Ept12 { execute: ExecuteControl::ByMode, ..EPT12 };
+    let mut machine = Machine::new(64);
+    for (table, at, entry) in [(0x1000, 0, 0x2407), (0x2000, 1, 0x3407), (0x3000, 0, 0x4407), (0x4000, 0, 0x9431)] {
+        machine.guest.set(table, at, entry);
+    }
+    machine.activate(by_mode);
+    assert_eq!(machine.fill_for(by_mode, 1 << 30, EptViolation(0x184)).0, Fill::Mapped);
+    let refused = Fill::Violation { qualification: EptViolation(0x1cc), suppresses_ve: false };
+    assert_eq!(
+        machine.fill_for(by_mode, 1 << 30, EptViolation(0x1cc)).0,
+        refused,
+        "the processor has user mode already"
+    );
 }
 
 #[test]
 fn a_page_is_clean_in_ept02_only_for_the_write_that_makes_it_dirty_in_ept12() {
     let mut machine = Machine::new(64);
-    let flagged = Eptp::new(0x1000, true);
     machine.guest.set(0x4000, 0, 0x9037);
-    let eptp02 = machine.activate(flagged);
+    let eptp02 = machine.activate(FLAGGED);
     let mut dirty_after = |access| {
-        let address = NestedGpa(1 << 30);
-        let (fill, _) =
-            machine.nested.fill(&mut machine.tables, &mut machine.guest, machine.ept01, flagged, address, access);
-        assert_eq!(fill, Fill::Mapped);
-        lookup(&machine.tables, Hpa(eptp02.root()), address.0).map(|found| (found.leaf.rights(), found.leaf.is_dirty()))
+        let address = 1 << 30;
+        assert_eq!(machine.fill_for(FLAGGED, address, access).0, Fill::Mapped);
+        lookup(&machine.tables, eptp02, address).map(|m| (m.leaf.rights(ExecuteControl::Uniform), m.leaf.is_dirty()))
     };
     assert_eq!(dirty_after(READ), Some((Rights::READ.or(Rights::EXECUTE), false)));
     assert_eq!(dirty_after(WRITE), Some((Rights::ALL, false)), "the processor sets it, and logs");
@@ -131,34 +239,36 @@ fn a_page_is_clean_in_ept02_only_for_the_write_that_makes_it_dirty_in_ept12() {
 #[test]
 fn the_least_recently_used_root_makes_room() {
     let mut machine = Machine::new(64);
-    let first = machine.activate(EPTP12);
+    let first = machine.activate(EPT12);
     for root in 1..ROOTS as u64 {
-        machine.activate(Eptp::new(0x10_0000 * root, false));
+        machine.activate(ept12(0x10_0000 * root));
     }
-    assert_eq!(machine.activate(EPTP12), first);
-    let (_, dropped) = machine.nested.activate(&mut machine.tables, Eptp::new(0xff00_0000, false)).unwrap();
+    assert_eq!(machine.activate(EPT12), first);
+    let (_, dropped) = machine.nested.activate(&mut machine.tables, ept12(0xff00_0000)).unwrap();
     assert!(matches!(dropped, Dropped::One(eptp) if eptp != first));
-    assert_eq!(machine.activate(EPTP12), first);
+    assert_eq!(machine.activate(EPT12), first);
 }
 
 #[test]
 fn a_neighbour_goes_into_the_table_of_the_page_before_it_until_that_is_freed() {
     let mut machine = Machine::new(64);
     machine.guest.set(0x4000, 1, 0xa037);
-    let eptp02 = machine.activate(EPTP12);
+    let eptp02 = machine.activate(EPT12);
     let (first, second) = (1 << 30, (1 << 30) + 0x1000);
     assert_eq!(machine.fill(first, READ).0, Fill::Mapped);
     assert_eq!(machine.fill(second, READ).0, Fill::Mapped);
     assert_eq!(machine.translate(eptp02, second), Some((0x1_0000_a000, PageSize::Size4K)));
     // The freed tables are handed out again for something else: nothing may be written to them as if they were still of EPT02.
-    assert_eq!(machine.nested.invalidate(&mut machine.tables, EPTP12), Dropped::One(eptp02));
-    let others: [Hpa; 3] = core::array::from_fn(|_| machine.tables.allocate().unwrap());
+    machine.guest.set(0x3000, 0, 0);
+    assert_eq!(machine.invept(0x1000), Dropped::One(eptp02));
+    machine.guest.set(0x3000, 0, 0x4007);
+    let others: [Hpa; 1] = core::array::from_fn(|_| machine.tables.allocate().unwrap());
     assert_eq!(machine.fill(second, READ).0, Fill::Mapped);
     assert_eq!(machine.translate(eptp02, second), Some((0x1_0000_a000, PageSize::Size4K)));
     assert!(others.iter().all(|&table| (0..512).all(|at| machine.tables.read(table, at) == Entry::NOT_PRESENT)));
-    let other = Eptp::new(0x2000, false);
+    let other = ept12(0x2000);
     let other02 = machine.activate(other);
-    let _ = machine.nested.fill(&mut machine.tables, &mut machine.guest, machine.ept01, other, NestedGpa(second), READ);
+    assert_eq!(machine.fill_for(other, second, READ).1, Dropped::Nothing);
     assert_ne!(other02.root(), eptp02.root());
     assert_eq!(
         machine.translate(eptp02, second),

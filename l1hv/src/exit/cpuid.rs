@@ -25,7 +25,7 @@ const STATISTICS_LEAF: u32 = 0x6c31_6876;
 pub fn handle(vcpu: &mut Vcpu) -> Action {
     let (leaf, subleaf) = (vcpu.registers.gpr[0] as u32, vcpu.ecx());
     if leaf == STATISTICS_LEAF && subleaf == 1 && vcpu.prints_stats {
-        vcpu.stats.print();
+        vcpu.stats.print(&vcpu.tables, &vcpu.nested.paging);
     }
     let mut answer = __cpuid_count(leaf, subleaf);
     match (leaf, subleaf) {

@@ -6,7 +6,6 @@ use shadow::fields::*;
 use shadow::hw::VmcsAccess;
 
 use super::Action;
-use crate::arch::vmx::{Invept, invept};
 use crate::nested;
 use crate::vcpu::Vcpu;
 
@@ -28,11 +27,9 @@ pub fn map_beyond(vcpu: &mut Vcpu, address: Gpa) {
     }
     let size = PageSize::Size2M;
     let leaf = Entry::leaf(address.0, size, Rights::ALL, MemoryType::UNCACHEABLE, false);
-    if map_page(&mut vcpu.tables, vcpu.ept01, address.0, size, leaf).is_err() {
-        let _ = vcpu.nested.paging.invalidate_all(&mut vcpu.tables);
-        invept(Invept::Global);
-        if map_page(&mut vcpu.tables, vcpu.ept01, address.0, size, leaf).is_err() {
-            crate::stop::stop_internal!("no table is left to map {address}: raise host-memory=MIB");
+    while map_page(&mut vcpu.tables, vcpu.ept01, address.0, size, leaf).is_err() {
+        if nested::make_room(vcpu).is_err() {
+            crate::stop::stop_internal!("no table is left to map {address}: raise ept-tables=COUNT or host-memory=MIB");
         }
     }
     log::debug!("mapped {size:?} at {}", Hpa(address.0).align_down(size));

@@ -1,6 +1,6 @@
 //! VMLAUNCH and VMRESUME of the guest hypervisor (SDM 27 "VM Entries").
 
-use ept::{Eptp, Gpa};
+use ept::Gpa;
 use shadow::check::{self, GuestStateError, Violation};
 use shadow::controls::{EntryControls, Secondary};
 use shadow::exit::ExitReason;
@@ -186,9 +186,4 @@ fn copy_msr_areas(vcpu: &mut Vcpu, counts: AreaCounts) {
     nested.exit_store =
         merge::copy_in(&vcpu.memory, store, counts.exit_store, is_storable, nested.exit_store_area.entries)
             .map(|()| counts.exit_store);
-}
-
-/// The EPTP of vmcs02 for a nested guest without EPT12: EPT01's.
-pub const fn eptp01(vcpu: &Vcpu) -> Eptp {
-    Eptp::new(vcpu.ept01.0, false)
 }

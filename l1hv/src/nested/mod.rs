@@ -19,7 +19,7 @@ pub use enter::enter;
 pub use exit::{handle, handle_failed_entry};
 pub use injection::Displaced;
 pub use msr_bitmap::unwatch;
-pub use paging::drop_translations;
+pub use paging::{drop_translations, make_room};
 pub use reflect::{abort, nmi};
 pub use shadowing::bind_current;
 pub use short::resume;

@@ -7,10 +7,11 @@ mod interruption;
 mod qualification;
 mod reason;
 
+pub use ept::violation::EptViolation;
 pub use instruction::{AddressSize, DescriptorTableInsn, Gpr, InsnInfo, OperandSize, SegmentTableInsn};
 pub use interruption::{InterruptionInfo, interruption_type};
 pub use qualification::{
-    ApicAccess, ApicAccessKind, CrAccess, CrAccessKind, DebugConditions, DrAccess, EptViolation, InstructionTimeout,
-    IoAccess, Qualification, TaskSwitch, TaskSwitchSource, entry_failure_qualification,
+    ApicAccess, ApicAccessKind, CrAccess, CrAccessKind, DebugConditions, DrAccess, InstructionTimeout, IoAccess,
+    Qualification, TaskSwitch, TaskSwitchSource, entry_failure_qualification,
 };
 pub use reason::{Cause, ExitReason, Fills, InsnLayout, QualificationKind, ReasonInfo};

@@ -1,5 +1,7 @@
 //! The exit qualification (SDM 28.2.1 "Basic VM-Exit Information", Tables 28-1 to 28-7).
 
+use ept::violation::EptViolation;
+
 use super::interruption::{InterruptionInfo, interruption_type};
 use super::reason::{ExitReason, QualificationKind};
 
@@ -331,53 +333,6 @@ impl ApicAccess {
     }
 }
 
-/// An EPT violation (SDM Table 28-7). Bits 11:9 mean something only where [`Self::linear_address_is_valid`] and
-/// [`Self::is_translation`] are both true, and the processor reports advanced information (IA32_VMX_EPT_VPID_CAP\[22\]).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(transparent)]
-pub struct EptViolation(pub u64);
-
-impl EptViolation {
-    const NMI_UNBLOCKING: u64 = 1 << 12;
-
-    bits! {
-        /// A data read.
-        is_read = 0;
-        /// A data write.
-        is_write = 1;
-        /// An instruction fetch.
-        is_fetch = 2;
-        /// The guest-physical address is readable.
-        readable = 3;
-        /// It is writeable.
-        writable = 4;
-        /// It is executable; with mode-based execute control, from supervisor-mode linear addresses.
-        executable = 5;
-        /// It is executable from user-mode linear addresses, with mode-based execute control.
-        user_executable = 6;
-        /// The guest-linear address is valid.
-        linear_address_is_valid = 7;
-        /// The access was to the translation of a linear address, not to a paging-structure entry.
-        is_translation = 8;
-        /// Advanced: the linear address is a user-mode one.
-        is_user_address = 9;
-        /// Advanced: it translates to a writable page.
-        is_writable_page = 10;
-        /// Advanced: it translates to an execute-disable page.
-        is_execute_disable_page = 11;
-        /// NMI unblocking due to IRET.
-        nmi_unblocking = 12;
-        /// A shadow-stack access.
-        is_shadow_stack_access = 13;
-        /// The guest-physical address has supervisor shadow-stack rights (bit 60 of its EPT entry).
-        has_shadow_stack_rights = 14;
-        /// Guest-paging verification caused it.
-        is_guest_paging_verification = 15;
-        /// Asynchronous to instruction execution.
-        is_asynchronous = 16;
-    }
-}
-
 /// An instruction timeout.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(transparent)]
@@ -443,10 +398,9 @@ mod tests {
     }
 
     #[test]
-    fn an_ept_violation_comes_apart() {
-        let walk_write = EptViolation(0x8b);
-        assert!(walk_write.is_read() && walk_write.is_write() && walk_write.readable());
-        assert!(walk_write.linear_address_is_valid() && !walk_write.is_translation() && !walk_write.writable());
+    fn an_ept_violation_is_told_from_a_full_log() {
+        let write = Qualification::of(ExitReason::EPT_VIOLATION, 0x18a, InterruptionInfo::default());
+        assert_eq!(write, Qualification::EptViolation(EptViolation(0x18a)));
         assert_eq!(
             Qualification::of(ExitReason::PML_FULL, 1 << 12, InterruptionInfo::default()),
             Qualification::NmiUnblocking(true)
