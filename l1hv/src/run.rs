@@ -12,7 +12,7 @@ use shadow::outcome::Fault;
 use crate::arch::idt::PENDING_NMI;
 use crate::arch::on_behalf::{run_guest, set_cr2};
 use crate::boot_flow::HostSetup;
-use crate::exit::{self, Action};
+use crate::exit::{self, Action, short};
 use crate::nested;
 use crate::setup;
 use crate::stop::stop_internal;
@@ -43,16 +43,21 @@ fn step(vcpu: &mut Vcpu) {
 fn step_guest_hypervisor(vcpu: &mut Vcpu) {
     // Whose VMCS is current decides who runs.
     let _ = vcpu.vmcs.vmcs01();
-    if run_guest(&mut vcpu.registers, &mut vcpu.vmcs).is_err() {
-        return handle_vmfail(vcpu);
-    }
-    let reason = ExitReason(vcpu.vmcs.vmcs01().read(EXIT_REASON));
+    let Ok(reason) = run_guest(&mut vcpu.registers, &mut vcpu.vmcs) else { return handle_vmfail(vcpu) };
     vcpu.stats.exit(Level::GuestHypervisor, reason);
     if reason == ExitReason::VMRESUME && nested::resume(vcpu) {
         return;
     }
     if vcpu.nested.loading_host_msrs {
         end_of_host_msr_load(vcpu, reason);
+    }
+    let is_done = match reason {
+        ExitReason::VMREAD => short::vmread(vcpu),
+        ExitReason::VMWRITE => short::vmwrite(vcpu),
+        _ => false,
+    };
+    if is_done {
+        return;
     }
     match exit::handle(vcpu, reason) {
         Action::Resume => (),
@@ -64,10 +69,7 @@ fn step_guest_hypervisor(vcpu: &mut Vcpu) {
 #[inline(always)]
 fn step_nested_guest(vcpu: &mut Vcpu) {
     let _ = vcpu.vmcs.vmcs02();
-    if run_guest(&mut vcpu.registers, &mut vcpu.vmcs).is_err() {
-        return handle_vmfail(vcpu);
-    }
-    let reason = ExitReason(vcpu.vmcs.vmcs02().read(EXIT_REASON));
+    let Ok(reason) = run_guest(&mut vcpu.registers, &mut vcpu.vmcs) else { return handle_vmfail(vcpu) };
     vcpu.stats.exit(Level::Nested, reason);
     nested::handle(vcpu, reason);
 }

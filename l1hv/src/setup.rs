@@ -12,6 +12,7 @@ use shadow::caps::ept_vpid;
 use shadow::check::HostMode;
 use shadow::controls::Secondary;
 use shadow::host_load::HostImage;
+use shadow::index::FieldTable;
 use shadow::insn::VmxOperation;
 use shadow::merge::{MSR_AREA_ENTRIES, MsrEntry};
 use shadow::msr::{BITMAP_BYTES, HOST_INTERCEPTS};
@@ -41,6 +42,8 @@ pub fn build(setup: HostSetup) -> &'static mut Vcpu {
     let msr_bitmap01_address = msr_bitmap01.phys();
     msr_bitmap01.into_bytes().copy_from_slice(&HOST_INTERCEPTS);
     let permissions = permissions(options.vmcs_shadowing, &caps, &offered);
+    let table_pages = (size_of::<FieldTable>() as u64).div_ceil(PAGE_BYTES);
+    let field_table = pages(&mut allocator, table_pages).into_value(FieldTable::of(&offered.fields()));
     let bitmaps = shadowing_bitmaps(&mut allocator, &permissions);
     let nested = Nested {
         eptp02: Eptp(0),
@@ -50,6 +53,7 @@ pub fn build(setup: HostSetup) -> &'static mut Vcpu {
         short_exit: false,
         host_image: HostImage::default(),
         host_mode: HostMode::Legacy,
+        operand_mask: u64::MAX,
         violation: None,
         displaced: None,
         entering: false,
@@ -77,6 +81,7 @@ pub fn build(setup: HostSetup) -> &'static mut Vcpu {
         vmcs,
         level: Level::GuestHypervisor,
         offered_fields: offered.fields(),
+        field_table,
         sync_sets: SyncSets::new(&offered, permissions.live()),
         vmx: VmxOperation::new(&offered),
         nested: Nested { eptp02: ept01, ..nested },

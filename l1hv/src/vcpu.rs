@@ -5,15 +5,17 @@ use ept::violation::EptViolation;
 use ept::{Eptp, Hpa, NestedGpa};
 use shadow::check::HostMode;
 use shadow::controls::EntryControls;
+use shadow::event::{BLOCKING_BY_MOV_SS, BLOCKING_BY_STI};
 use shadow::fields::*;
 use shadow::host_load::HostImage;
 use shadow::hw::VmcsAccess;
+use shadow::index::FieldTable;
 use shadow::insn::{SyncStale, VmxOperation};
 use shadow::linear::Paging;
 use shadow::merge::{MSR_AREA_ENTRIES, MsrEntry};
 use shadow::permission::Permissions;
-use shadow::registers::access_rights;
-use shadow::sync::{SyncSets, save_stale};
+use shadow::registers::{RFLAGS_TF, access_rights};
+use shadow::sync::{SyncSets, save_stale, save_stale_field};
 use shadow::{Field, FieldId, FieldSet, Vmcs12, VmxCaps};
 
 use crate::arch::enter::GuestRegisters;
@@ -72,6 +74,8 @@ pub struct Nested {
     pub host_image: HostImage,
     /// The mode of the guest hypervisor, which cannot change in VMX operation.
     pub host_mode: HostMode,
+    /// The bits of a register operand in that mode.
+    pub operand_mask: u64,
     /// The EPT violation that was reflected last: when the guest hypervisor has repaired EPT12, EPT02 gets the translation before the
     /// nested guest runs again.
     pub violation: Option<(NestedGpa, EptViolation)>,
@@ -114,6 +118,8 @@ pub struct Vcpu {
     pub offered: VmxCaps,
     /// The fields that go with that.
     pub offered_fields: FieldSet,
+    /// The same, for VMREAD and VMWRITE.
+    pub field_table: &'static FieldTable,
     /// The field sets that go with it.
     pub sync_sets: SyncSets,
     /// VMX operation of the guest hypervisor.
@@ -140,16 +146,22 @@ pub struct StaleIn<'a>(pub &'a mut VmcsPair);
 impl SyncStale for StaleIn<'_> {
     #[cold]
     fn sync_stale(&mut self, vmcs12: &mut Vmcs12) {
-        save_stale(&self.0.vmcs02(), vmcs12);
+        self.0.access_vmcs02(|vmcs02| save_stale(vmcs02, vmcs12));
+    }
+
+    #[cold]
+    fn sync_field(&mut self, vmcs12: &mut Vmcs12, id: FieldId) -> u64 {
+        self.0.access_vmcs02(|vmcs02| save_stale_field(vmcs02, vmcs12, id))
     }
 
     #[cold]
     fn write_live(&mut self, id: FieldId, word: u64) {
-        self.0.vmcs02().write_raw(id, word);
+        self.0.access_vmcs02(|vmcs02| vmcs02.write_raw(id, word));
     }
 }
 
-const RSP: usize = 4;
+/// The number of RSP, whose value is in the VMCS.
+pub const RSP: usize = 4;
 
 impl Vcpu {
     /// A general-purpose register of the guest hypervisor.
@@ -231,17 +243,21 @@ impl Vcpu {
     /// Moves the guest of the current level over the instruction that exited.
     pub fn advance(&mut self) {
         match self.level {
-            Level::GuestHypervisor => advance(&mut self.vmcs.vmcs01()),
-            Level::Nested => advance(&mut self.vmcs.vmcs02()),
+            Level::GuestHypervisor => advance(&mut self.vmcs.vmcs01(), |rflags| rflags),
+            Level::Nested => advance(&mut self.vmcs.vmcs02(), |rflags| rflags),
         }
+    }
+
+    /// The same for an instruction of the guest hypervisor that changes RFLAGS, but not TF.
+    pub fn advance_with_flags(&mut self, change: impl FnOnce(u64) -> u64) {
+        advance(&mut self.vmcs.vmcs01(), change);
     }
 }
 
 /// Completes an instruction in software: RIP moves on, the instruction's shadow ends, and a single step traps.
-#[inline]
-fn advance(vmcs: &mut impl VmcsAccess) {
-    const BLOCKING_BY_STI_OR_MOV_SS: u32 = 3;
-    const RFLAGS_TF: u64 = 1 << 8;
+#[inline(always)]
+fn advance(vmcs: &mut impl VmcsAccess, change_flags: impl FnOnce(u64) -> u64) {
+    const BLOCKING_BY_STI_OR_MOV_SS: u32 = BLOCKING_BY_STI | BLOCKING_BY_MOV_SS;
     const PENDING_BS: u64 = 1 << 14;
     let rip = vmcs.read(GUEST_RIP);
     let mut next = rip.wrapping_add(vmcs.read(EXIT_INSTRUCTION_LENGTH).into());
@@ -253,7 +269,12 @@ fn advance(vmcs: &mut impl VmcsAccess) {
     if interruptibility & BLOCKING_BY_STI_OR_MOV_SS != 0 {
         vmcs.write(GUEST_INTERRUPTIBILITY, interruptibility & !BLOCKING_BY_STI_OR_MOV_SS);
     }
-    if vmcs.read(GUEST_RFLAGS) & RFLAGS_TF != 0 {
+    let rflags = vmcs.read(GUEST_RFLAGS);
+    let changed = change_flags(rflags);
+    if changed != rflags {
+        vmcs.write(GUEST_RFLAGS, changed);
+    }
+    if rflags & RFLAGS_TF != 0 {
         let pending = vmcs.read(GUEST_PENDING_DEBUG);
         vmcs.write(GUEST_PENDING_DEBUG, pending | PENDING_BS);
     }

@@ -14,6 +14,8 @@ const NMI: u8 = 2;
 
 /// Blocking by NMI in the interruptibility state (SDM Table 25-3).
 pub const BLOCKING_BY_NMI: u32 = 1 << 3;
+/// Blocking by STI in the interruptibility state.
+pub const BLOCKING_BY_STI: u32 = 1 << 0;
 /// Blocking by MOV SS in the interruptibility state.
 pub const BLOCKING_BY_MOV_SS: u32 = 1 << 1;
 

@@ -111,6 +111,10 @@ impl SyncStale for NoStale {
         panic!("nothing is stale here");
     }
 
+    fn sync_field(&mut self, _: &mut Vmcs12, id: FieldId) -> u64 {
+        panic!("{id:?} is not stale here");
+    }
+
     fn write_live(&mut self, id: FieldId, _: u64) {
         panic!("{id:?} is not live here");
     }

@@ -1,37 +1,47 @@
 //! From an encoding to a dense field number, and sets of fields.
 
-use crate::encoding::Encoding;
+use crate::encoding::{Encoding, Width};
 use crate::fields::{FIELD_COUNT, FieldId};
 
-/// Indexes per width and area that the lookup table has room for; the highest one of the SDM is below.
-const INDEXES: usize = 64;
+/// Encodings have 15 bits, the lowest of which is the access type.
+const ENCODINGS: u32 = 0x8000;
 const NO_FIELD: u8 = u8::MAX;
 
-const fn slot(encoding: Encoding) -> usize {
-    ((encoding.width() as usize) << 2 | encoding.area() as usize) * INDEXES + encoding.index() as usize
+/// The fields of a set by their encodings: what VMREAD and VMWRITE look their operand up in. Large, and fast.
+#[derive(Clone, Debug)]
+pub struct FieldTable([u8; ENCODINGS as usize / 2]);
+
+static ALL: FieldTable = FieldTable::of(&FieldSet::ALL);
+
+impl FieldTable {
+    /// The fields of `set`.
+    pub const fn of(set: &FieldSet) -> Self {
+        let mut table = [NO_FIELD; ENCODINGS as usize / 2];
+        let mut row = 0;
+        while row < FIELD_COUNT {
+            let id = FieldId(row as u8);
+            let slot = id.encoding().0 as usize / 2;
+            assert!(table[slot] == NO_FIELD, "two fields with one encoding");
+            if set.contains(id) {
+                table[slot] = id.0;
+            }
+            row += 1;
+        }
+        Self(table)
+    }
+
+    /// The field that an encoding names, whichever half of it. The upper half is there for 64-bit fields only.
+    #[inline(always)]
+    pub fn find(&self, encoding: Encoding) -> Option<FieldId> {
+        let id = *self.0.get(encoding.0 as usize / 2)?;
+        let exists = id != NO_FIELD && (!encoding.is_high() || matches!(encoding.width(), Width::W64));
+        exists.then_some(FieldId(id))
+    }
 }
 
-static LOOKUP: [u8; 16 * INDEXES] = {
-    let mut table = [NO_FIELD; 16 * INDEXES];
-    let mut id = 0;
-    while id < FIELD_COUNT {
-        let encoding = FieldId(id as u8).encoding();
-        assert!((encoding.index() as usize) < INDEXES);
-        assert!(table[slot(encoding)] == NO_FIELD, "two fields with one encoding");
-        table[slot(encoding)] = id as u8;
-        id += 1;
-    }
-    table
-};
-
 /// The field that an encoding names, whichever half it accesses. `None` where the SDM defines none.
-#[inline]
 pub fn lookup(encoding: Encoding) -> Option<FieldId> {
-    if encoding.reserved() != 0 || encoding.index() as usize >= INDEXES {
-        return None;
-    }
-    let id = LOOKUP[slot(encoding)];
-    (id != NO_FIELD).then_some(FieldId(id))
+    ALL.find(encoding)
 }
 
 const WORDS: usize = FIELD_COUNT.div_ceil(64);
@@ -174,14 +184,25 @@ mod tests {
     #[test]
     fn every_field_is_found_by_its_encoding_and_nothing_else_is() {
         let mut found = 0;
-        for raw in 0..0x8000 {
-            if let Some(id) = lookup(Encoding(raw)) {
-                assert_eq!(id.encoding(), Encoding(raw).full());
-                found += usize::from(!Encoding(raw).is_high());
+        for raw in 0..0x2_0000 {
+            let encoding = Encoding(raw);
+            if let Some(id) = lookup(encoding) {
+                assert_eq!(id.encoding(), encoding.full());
+                assert!(!encoding.is_high() || encoding.width() == Width::W64, "{encoding:?}");
+                found += usize::from(!encoding.is_high());
             }
         }
         assert_eq!(found, FIELD_COUNT);
-        assert_eq!(lookup(Encoding(0x1_681e)), None);
+        assert_eq!(lookup(Encoding(u32::MAX)), None);
+    }
+
+    #[test]
+    fn a_table_has_the_fields_of_its_set_and_no_others() {
+        let set = FieldSet::of(&[FieldId(0), FieldId(17), FieldId(FIELD_COUNT as u8 - 1)]);
+        let table = FieldTable::of(&set);
+        for id in FieldId::all() {
+            assert_eq!(table.find(id.encoding()).is_some(), set.contains(id), "{id:?}");
+        }
     }
 
     #[test]

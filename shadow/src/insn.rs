@@ -5,10 +5,10 @@
 
 use crate::caps::{VMCS12_REVISION, VmxCaps, ept_vpid};
 use crate::controls::Secondary;
-use crate::encoding::{Area, Encoding, Width};
+use crate::encoding::{Area, Encoding};
 use crate::fields::FieldId;
 use crate::hw::GuestMemory;
-use crate::index::{FieldSet, lookup};
+use crate::index::FieldTable;
 use crate::outcome::{Failure, Fault, InsnError, VmFail};
 use crate::vmcs12::{LaunchState, Vmcs12, clear_region, region_revision};
 use ept::{Gpa, PageSize};
@@ -29,6 +29,8 @@ pub struct VmxOperation {
 pub trait SyncStale {
     /// Brings the stale fields up to date. Afterwards only live ones count as stale.
     fn sync_stale(&mut self, vmcs12: &mut Vmcs12);
+    /// Brings one stale field up to date, and returns its value. Afterwards it is stale only if it is live.
+    fn sync_field(&mut self, vmcs12: &mut Vmcs12, id: FieldId) -> u64;
     /// Writes a live field.
     fn write_live(&mut self, id: FieldId, word: u64);
 }
@@ -124,26 +126,26 @@ impl VmxOperation {
     }
 
     /// VMREAD of the field that a 64-bit register operand names.
-    #[inline]
-    pub fn vmread(&mut self, caps_fields: &FieldSet, sync: &mut impl SyncStale, encoding: u64) -> Result<u64, Failure> {
+    pub fn vmread(&mut self, offered: &FieldTable, sync: &mut impl SyncStale, encoding: u64) -> Result<u64, Failure> {
         if !self.has_current() {
             return Err(VmFail::Invalid.into());
         }
-        let (id, encoding) = supported(caps_fields, encoding)?;
-        self.vmcs12.settle();
-        if self.vmcs12.stale.contains(id) {
-            sync.sync_stale(&mut self.vmcs12);
-        }
-        let word = self.vmcs12.word(id);
+        let (id, encoding) = supported(offered, encoding)?;
+        let word = self.current_word(sync, id);
         Ok(if encoding.is_high() { word >> 32 } else { word })
     }
 
+    /// A field's value, wherever it is.
+    fn current_word(&mut self, sync: &mut impl SyncStale, id: FieldId) -> u64 {
+        self.vmcs12.settle();
+        if self.vmcs12.stale.contains(id) { sync.sync_field(&mut self.vmcs12, id) } else { self.vmcs12.word(id) }
+    }
+
     /// VMWRITE. `value` has been zero-extended from the operand.
-    #[inline]
     pub fn vmwrite(
         &mut self,
         caps: &VmxCaps,
-        caps_fields: &FieldSet,
+        offered: &FieldTable,
         sync: &mut impl SyncStale,
         encoding: u64,
         value: u64,
@@ -151,16 +153,13 @@ impl VmxOperation {
         if !self.has_current() {
             return Err(VmFail::Invalid.into());
         }
-        let (id, encoding) = supported(caps_fields, encoding)?;
+        let (id, encoding) = supported(offered, encoding)?;
         if encoding.area() == Area::ExitInfo && !caps.vmwrite_any() {
             return Err(InsnError::VMWRITE_READ_ONLY.into());
         }
         self.vmcs12.settle();
         let word = if encoding.is_high() {
-            if self.vmcs12.stale.contains(id) {
-                sync.sync_stale(&mut self.vmcs12);
-            }
-            self.vmcs12.word(id) & 0xffff_ffff | value << 32
+            self.current_word(sync, id) & 0xffff_ffff | value << 32
         } else {
             value & encoding.width().mask()
         };
@@ -205,14 +204,10 @@ fn region_address(caps: &VmxCaps, address: u64) -> Option<Gpa> {
     (region.is_aligned(PageSize::Size4K) && caps.is_physical(address)).then_some(region)
 }
 
-fn supported(caps_fields: &FieldSet, encoding: u64) -> Result<(FieldId, Encoding), InsnError> {
+fn supported(offered: &FieldTable, encoding: u64) -> Result<(FieldId, Encoding), InsnError> {
     let encoding = u32::try_from(encoding).map(Encoding).map_err(|_| InsnError::UNSUPPORTED_COMPONENT)?;
-    match lookup(encoding) {
-        Some(id) if caps_fields.contains(id) && (!encoding.is_high() || encoding.width() == Width::W64) => {
-            Ok((id, encoding))
-        }
-        _ => Err(InsnError::UNSUPPORTED_COMPONENT),
-    }
+    let id = offered.find(encoding).ok_or(InsnError::UNSUPPORTED_COMPONENT)?;
+    Ok((id, encoding))
 }
 
 /// What an INVEPT or INVVPID asks for, once its operands are valid.
@@ -292,7 +287,7 @@ mod tests {
     struct Machine {
         memory: FakeMemory,
         caps: VmxCaps,
-        fields: FieldSet,
+        fields: FieldTable,
         vmx: VmxOperation,
     }
 
@@ -304,7 +299,7 @@ mod tests {
             }
             let mut vmx = VmxOperation::new(&caps);
             vmx.vmxon(&memory, &caps, VMXON_REGION).unwrap();
-            Self { fields: caps.fields(), memory, caps, vmx }
+            Self { fields: FieldTable::of(&caps.fields()), memory, caps, vmx }
         }
         fn vmptrld(&mut self, region: u64) -> Result<bool, Failure> {
             self.vmx.vmptrld(&self.memory, &self.caps, &mut NoStale, region)

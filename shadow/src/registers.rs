@@ -5,6 +5,13 @@
 use crate::controls::EntryControls;
 use crate::fields::*;
 
+/// RFLAGS.TF.
+pub const RFLAGS_TF: u64 = 1 << 8;
+/// RFLAGS.RF.
+pub const RFLAGS_RF: u64 = 1 << 16;
+/// RFLAGS.VM: virtual-8086 mode.
+pub const RFLAGS_VM: u64 = 1 << 17;
+
 /// CR0.PE: protected mode.
 pub const CR0_PE: u64 = 1 << 0;
 /// CR0.MP.

@@ -143,6 +143,15 @@ pub fn save_stale(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12) {
     }
 }
 
+/// Brings one stale field up to date, and returns its value. A live one can be stale again at any time.
+pub fn save_stale_field(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, id: FieldId) -> u64 {
+    save_field(vmcs02, vmcs12, id);
+    if !vmcs12.live.contains(id) {
+        vmcs12.stale.remove(id);
+    }
+    vmcs12.word(id)
+}
+
 /// Brings the controls that exits change up to date: checks and merge look at them.
 #[inline]
 pub fn save_stale_controls(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12) {

@@ -30,7 +30,8 @@ pub enum LaunchState {
 /// The current VMCS12.
 #[derive(Clone, Debug)]
 pub struct Vmcs12 {
-    words: [u64; FIELD_COUNT],
+    /// By [`FieldId`]: as many as there are values of it, so that no access needs a check of its bounds.
+    words: [u64; 256],
     /// The current-VMCS pointer.
     pub pointer: Gpa,
     /// Its launch state.
@@ -65,7 +66,7 @@ impl Vmcs12 {
     /// A VMCS whose fields are all 0.
     pub fn new(pointer: Gpa, caps: &VmxCaps) -> Self {
         Self {
-            words: [0; FIELD_COUNT],
+            words: [0; 256],
             pointer,
             launch_state: LaunchState::Clear,
             dirty: caps.fields(),
@@ -134,7 +135,8 @@ impl Vmcs12 {
     /// Does what the last exit has left to do. To be called before anything here is looked at.
     #[inline]
     pub fn settle(&mut self) {
-        if core::mem::take(&mut self.exit_is_unsettled) {
+        if self.exit_is_unsettled {
+            self.exit_is_unsettled = false;
             self.stale = *self.exit_effects.stale();
             self.dirty = self.dirty.or(self.exit_effects.reloaded());
         }

@@ -1,6 +1,6 @@
 //! VM entry and VM exit: the few instructions between the host and a guest.
 
-use core::arch::naked_asm;
+use core::arch::{asm, naked_asm};
 use core::mem::offset_of;
 
 /// General-purpose registers of whoever runs in VMX non-root operation, and where the host's stack was when it entered.
@@ -10,7 +10,7 @@ use core::mem::offset_of;
 #[derive(Debug)]
 #[repr(C, align(16))]
 pub struct GuestRegisters {
-    /// By register number: RAX, RCX, RDX, RBX, (RSP: in the VMCS), RBP, RSI, RDI, R8 to R15.
+    /// By register number: RAX, RCX, RDX, RBX, (RSP: in the VMCS), RBP, RSI, RDI, R8 to R15. The place of RSP holds all ones.
     pub gpr: [u64; 16],
     host_rsp: u64,
 }
@@ -18,8 +18,11 @@ pub struct GuestRegisters {
 impl GuestRegisters {
     /// All zero.
     pub const fn new() -> Self {
-        Self { gpr: [0; 16], host_rsp: 0 }
+        Self { gpr: Self::ZERO, host_rsp: 0 }
     }
+
+    /// General-purpose registers that are all zero.
+    pub const ZERO: [u64; 16] = [0, 0, 0, 0, u64::MAX, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
     /// What goes into the host RSP field.
     pub fn exit_stack(&self) -> u64 {
@@ -34,7 +37,9 @@ pub fn exit_address() -> u64 {
 
 /// What [`enter`] returns when the guest ran, or when the entry failed late: there is an exit reason. Everything else is VMfail.
 pub const EXITED: u32 = 0;
-const VMFAIL: u32 = 1;
+/// VMfail of a VMLAUNCH: the VMCS is still clear.
+pub const VMLAUNCH_FAILED: u32 = 1;
+const VMRESUME_FAILED: u32 = 2;
 
 /// Runs the guest of the current VMCS until its next exit.
 ///
@@ -42,10 +47,29 @@ const VMFAIL: u32 = 1;
 ///
 /// The current VMCS has its host state set to come back here with this very `registers`, and its guest state and controls confine
 /// the guest to what is not the host's.
+#[inline(always)]
+pub unsafe fn enter(registers: &mut GuestRegisters, launched: bool) -> u32 {
+    let how;
+    // SAFETY: the caller's promise. What a guest does to the registers is declared, or undone by `vm_entry` and `vm_exit`.
+    unsafe {
+        asm!(
+            "call {vm_entry}",
+            vm_entry = sym vm_entry,
+            in("rdi") registers,
+            in("esi") u32::from(launched),
+            lateout("eax") how,
+            lateout("r12") _, lateout("r13") _, lateout("r14") _, lateout("r15") _,
+            clobber_abi("sysv64"),
+        );
+    }
+    how
+}
+
+/// RDI: the registers; SIL: whether to resume. Saves the two registers that inline assembly cannot declare.
 #[unsafe(naked)]
-pub unsafe extern "sysv64" fn enter(registers: *mut GuestRegisters, launched: bool) -> u32 {
+unsafe extern "sysv64" fn vm_entry() {
     naked_asm!(
-        "push rbx; push rbp; push r12; push r13; push r14; push r15",
+        "push rbx; push rbp",
         "mov [rdi + {host_rsp}], rsp",
         "test sil, sil",
         "mov rax, [rdi]",
@@ -65,13 +89,16 @@ pub unsafe extern "sysv64" fn enter(registers: *mut GuestRegisters, launched: bo
         "mov rdi, [rdi + 7*8]",
         "jz 2f",
         "vmresume",
+        "mov eax, {vmresume_failed}", // not reached after a guest ran
         "jmp 3f",
         "2: vmlaunch",
-        "3: mov eax, {vmfail}", // not reached after a guest ran
-        "pop r15; pop r14; pop r13; pop r12; pop rbp; pop rbx",
+        "mov eax, {vmlaunch_failed}",
+        "3:",
+        "pop rbp; pop rbx",
         "ret",
         host_rsp = const offset_of!(GuestRegisters, host_rsp),
-        vmfail = const VMFAIL,
+        vmresume_failed = const VMRESUME_FAILED,
+        vmlaunch_failed = const VMLAUNCH_FAILED,
     )
 }
 
@@ -85,7 +112,7 @@ unsafe extern "sysv64" fn vm_exit() {
         "push rbx; push rdx; push rcx; push rax",
         "mov rsp, [rsp + {host_rsp}]",
         "mov eax, {exited}",
-        "pop r15; pop r14; pop r13; pop r12; pop rbp; pop rbx",
+        "pop rbp; pop rbx",
         "ret",
         host_rsp = const offset_of!(GuestRegisters, host_rsp),
         exited = const EXITED,

@@ -8,10 +8,13 @@ use core::arch::asm;
 use core::arch::x86_64::__cpuid;
 
 use shadow::VmxCaps;
+use shadow::exit::ExitReason;
+use shadow::fields::EXIT_REASON;
+use shadow::hw::VmcsAccess;
 
 use crate::mem::HostPages;
 
-use super::enter::{EXITED, GuestRegisters, enter};
+use super::enter::{EXITED, GuestRegisters, VMLAUNCH_FAILED, enter};
 use super::msr::{self, GpFault};
 use super::{cpu, vmx};
 
@@ -19,20 +22,24 @@ use super::{cpu, vmx};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct EntryRefused;
 
-/// Runs the guest of the current VMCS until its next exit.
-#[inline]
-pub fn run_guest(registers: &mut GuestRegisters, vmcs: &mut vmx::VmcsPair) -> Result<(), EntryRefused> {
+/// Runs the guest of the current VMCS until its next exit; says why that was.
+#[inline(always)]
+pub fn run_guest(registers: &mut GuestRegisters, vmcs: &mut vmx::VmcsPair) -> Result<ExitReason, EntryRefused> {
     let launched = vmcs.launch_or_resume();
     // SAFETY: both VMCSs got their host state from `vmcs_setup`, with the exit stack of these registers. EPT01 and every EPT02
     // derived from it leave the host's memory out, which confines the guest.
-    let entered = unsafe { enter(registers, launched) };
-    if entered == EXITED {
-        return Ok(());
+    match unsafe { enter(registers, launched) } {
+        EXITED => Ok(ExitReason(vmcs.current().read(EXIT_REASON))),
+        how => Err(refused(vmcs, how)),
     }
-    if !launched {
+}
+
+#[cold]
+fn refused(vmcs: &mut vmx::VmcsPair, how: u32) -> EntryRefused {
+    if how == VMLAUNCH_FAILED {
         vmcs.launch_failed();
     }
-    Err(EntryRefused)
+    EntryRefused
 }
 
 /// XSETBV for a guest hypervisor, whose XCR0 is the machine's.

@@ -45,10 +45,17 @@ pub struct Vmcs01;
 #[derive(Debug)]
 pub struct Vmcs02;
 
+/// vmcs01 or vmcs02.
+#[derive(Debug)]
+pub struct Either;
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
 enum Which {
     Vmcs01,
     Vmcs02,
+    /// Either, or none: the next access loads the one that it wants.
+    Unknown,
 }
 
 /// The VMCSs of a logical processor and which of them is current. Nothing else on this processor executes VMPTRLD or VMCLEAR.
@@ -59,7 +66,7 @@ enum Which {
 pub struct VmcsPair {
     regions: [Hpa; 2],
     revision: u32,
-    current: Option<Which>,
+    current: Which,
     launched: [bool; 2],
     /// vmcs02 becomes a shadow VMCS whenever vmcs01 becomes current.
     linked: bool,
@@ -92,13 +99,13 @@ impl VmcsPair {
             unsafe { instruction_on_region!("vmclear", region) };
         }
         let regions = [vmcs01, vmcs02];
-        Self { regions, revision, current: None, launched: [false; 2], linked: false, is_shadow: false }
+        Self { regions, revision, current: Which::Unknown, launched: [false; 2], linked: false, is_shadow: false }
     }
 
     /// Makes vmcs01 current, if it is not.
     #[inline(always)]
     pub fn vmcs01(&mut self) -> CurrentVmcs<'_, Vmcs01> {
-        if self.current != Some(Which::Vmcs01) {
+        if self.current != Which::Vmcs01 {
             self.load(Which::Vmcs01, self.linked);
         }
         CurrentVmcs { pair: PhantomData, kind: PhantomData }
@@ -107,16 +114,35 @@ impl VmcsPair {
     /// Makes vmcs02 current, if it is not.
     #[inline(always)]
     pub fn vmcs02(&mut self) -> CurrentVmcs<'_, Vmcs02> {
-        if self.current != Some(Which::Vmcs02) {
+        if self.current != Which::Vmcs02 {
             self.load(Which::Vmcs02, false);
         }
         CurrentVmcs { pair: PhantomData, kind: PhantomData }
     }
 
+    /// The one that a guest has just run on.
+    #[inline(always)]
+    pub fn current(&mut self) -> CurrentVmcs<'_, Either> {
+        debug_assert!(self.current != Which::Unknown);
+        CurrentVmcs { pair: PhantomData, kind: PhantomData }
+    }
+
+    /// Accesses fields of vmcs02 while the guest hypervisor runs, in whatever form it is, and returns to the VMCS that is current.
+    pub fn access_vmcs02<T>(&mut self, access: impl FnOnce(&mut CurrentVmcs<'_, Vmcs02>) -> T) -> T {
+        // SAFETY: the region was initialised by `new`; a shadow VMCS is loaded like any other.
+        unsafe { instruction_on_region!("vmptrld", self.regions[1]) };
+        let result = access(&mut CurrentVmcs { pair: PhantomData, kind: PhantomData });
+        if let Some(&region) = self.regions.get(self.current as usize) {
+            // SAFETY: as above.
+            unsafe { instruction_on_region!("vmptrld", region) };
+        }
+        result
+    }
+
     /// Whether vmcs02 is to be a shadow VMCS while vmcs01 is current. Takes effect when vmcs01 becomes current the next time.
     pub fn set_linked(&mut self, linked: bool) {
         self.linked = linked;
-        self.current = None;
+        self.current = Which::Unknown;
     }
 
     /// Address of vmcs02, for vmcs01's VMCS link pointer.
@@ -131,7 +157,7 @@ impl VmcsPair {
         }
         // SAFETY: the region was initialised by `new`.
         unsafe { instruction_on_region!("vmptrld", self.regions[which as usize]) };
-        self.current = Some(which);
+        self.current = which;
     }
 
     /// Turns vmcs02 into a shadow VMCS or back. VMCLEAR first: the processor may keep an active VMCS on the chip.
@@ -150,13 +176,13 @@ impl VmcsPair {
     /// Whether the current VMCS was launched; from now on it counts as launched.
     #[inline]
     pub fn launch_or_resume(&mut self) -> bool {
-        self.current.is_some_and(|which| core::mem::replace(&mut self.launched[which as usize], true))
+        self.launched.get_mut(self.current as usize).is_some_and(|launched| core::mem::replace(launched, true))
     }
 
     /// Forgets a launch that failed.
     pub fn launch_failed(&mut self) {
-        if let Some(which) = self.current {
-            self.launched[which as usize] = false;
+        if let Some(launched) = self.launched.get_mut(self.current as usize) {
+            *launched = false;
         }
     }
 }
@@ -171,23 +197,31 @@ fn field_failed(instruction: &str, id: FieldId) -> ! {
     stop_internal!("{instruction} of {id:?} failed")
 }
 
+/// Where VMREAD jumps to when it fails: an instruction with outputs cannot name a label in Rust.
+#[cold]
+extern "sysv64" fn vmread_failed(encoding: u64) -> ! {
+    stop_internal!("VMREAD of {encoding:#x} failed")
+}
+
 impl<Kind> VmcsAccess for CurrentVmcs<'_, Kind> {
     #[inline(always)]
     fn read_raw(&self, id: FieldId) -> u64 {
-        let (value, failed): (u64, u8);
-        // SAFETY: a VMCS is current. VMREAD writes nothing but its operands, and the flags are taken at once.
+        let value: u64;
+        // SAFETY: a VMCS is current. VMREAD writes nothing but its operand; if it fails, nothing comes back here.
         unsafe {
             asm!(
                 "vmread {value}, {encoding}",
-                "setbe {failed}",
-                value = out(reg) value,
+                "jbe 2f",
+                ".pushsection .text.unlikely, \"ax\", @progbits",
+                "2: mov rdi, {encoding}",
+                "and rsp, -16",
+                "call {failed}",
+                ".popsection",
+                value = lateout(reg) value,
                 encoding = in(reg) u64::from(id.encoding().0),
-                failed = out(reg_byte) failed,
-                options(nomem, nostack)
+                failed = sym vmread_failed,
+                options(nomem)
             );
-        }
-        if failed != 0 {
-            field_failed("VMREAD", id);
         }
         value
     }

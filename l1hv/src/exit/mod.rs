@@ -5,6 +5,7 @@ mod cr;
 mod memory;
 mod msr;
 mod reset;
+pub mod short;
 mod vmx_insn;
 
 pub use cr::masks as control_register_masks;

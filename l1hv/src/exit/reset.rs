@@ -8,6 +8,7 @@ use shadow::msr::IA32_APIC_BASE;
 use shadow::registers::*;
 
 use super::{Action, cr};
+use crate::arch::enter::GuestRegisters;
 use crate::arch::vmx::{Invvpid, invvpid};
 use crate::arch::{apic, msr, on_behalf};
 use crate::vcpu::{VPID01, Vcpu};
@@ -60,7 +61,7 @@ fn reset_registers(vcpu: &mut Vcpu) {
     const LDT: u32 = 0x82;
     let (cr0_mask, cr4_mask) = cr::masks(vcpu);
     let signature = on_behalf::signature();
-    vcpu.registers.gpr = [0; 16];
+    vcpu.registers.gpr = GuestRegisters::ZERO;
     vcpu.registers.gpr[2] = signature.into();
     let mut vmcs01 = vcpu.vmcs.vmcs01();
     let cache = vmcs01.read(GUEST_CR0) & (CR0_CD | CR0_NW);

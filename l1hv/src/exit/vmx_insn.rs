@@ -8,7 +8,7 @@ use shadow::insn::{self, Invalidation};
 use shadow::msr::Access;
 use shadow::operand::{InsnInfo, Segment, linear_address};
 use shadow::outcome::{Failure, Fault, InsnError, VmFail, rflags_fail_invalid, rflags_fail_valid, rflags_succeed};
-use shadow::registers::{CR4_VMXE, GUEST_SEGMENTS, access_rights};
+use shadow::registers::{CR4_VMXE, GUEST_SEGMENTS, RFLAGS_VM, access_rights};
 use shadow::vmcs12::LaunchState;
 
 use super::{Action, cr, reset};
@@ -16,7 +16,7 @@ use crate::arch::vmx::{Invvpid, invvpid};
 use crate::nested;
 use crate::vcpu::{StaleIn, VPID02, Vcpu};
 
-/// VMREAD. On its own, because guest hypervisors execute it more often than all others together.
+/// VMREAD.
 pub fn vmread(vcpu: &mut Vcpu) -> Action {
     let outcome = do_vmread(vcpu);
     finish(vcpu, outcome)
@@ -26,9 +26,9 @@ fn do_vmread(vcpu: &mut Vcpu) -> Result<(), Failure> {
     privileged(vcpu)?;
     let info = insn_info(vcpu);
     let encoding = operand_register(vcpu, info.reg2());
-    let value = vcpu.vmx.vmread(&vcpu.offered_fields, &mut StaleIn(&mut vcpu.vmcs), encoding)?;
+    let value = vcpu.vmx.vmread(vcpu.field_table, &mut StaleIn(&mut vcpu.vmcs), encoding)?;
     if info.is_register() {
-        let value = if vcpu.in_ia32e_mode() { value } else { value & 0xffff_ffff };
+        let value = value & vcpu.nested.operand_mask;
         vcpu.set_gpr(info.reg1(), value);
         return Ok(());
     }
@@ -58,7 +58,7 @@ fn do_vmwrite(vcpu: &mut Vcpu) -> Result<(), Failure> {
         u64::from_le_bytes(bytes)
     };
     let encoding = operand_register(vcpu, info.reg2());
-    vcpu.vmx.vmwrite(&vcpu.offered, &vcpu.offered_fields, &mut StaleIn(&mut vcpu.vmcs), encoding, value)
+    vcpu.vmx.vmwrite(&vcpu.offered, vcpu.field_table, &mut StaleIn(&mut vcpu.vmcs), encoding, value)
 }
 
 /// VMLAUNCH and VMRESUME. Success does not come back here: the nested guest runs next.
@@ -103,7 +103,6 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
 
 /// VMCALL in VMX root operation. Unlike the other instructions it exits before the processor has looked at the mode.
 fn vmcall(vcpu: &mut Vcpu) -> Result<(), Failure> {
-    const RFLAGS_VM: u64 = 1 << 17;
     let ia32e = vcpu.in_ia32e_mode();
     let vmcs01 = vcpu.vmcs.vmcs01();
     let compatibility = ia32e && vmcs01.read(GUEST_CS_ACCESS_RIGHTS) & access_rights::LONG == 0;
@@ -121,19 +120,28 @@ fn privileged(vcpu: &mut Vcpu) -> Result<(), Failure> {
 
 /// Ends an instruction as SDM 31.2 "Conventions" says.
 fn finish(vcpu: &mut Vcpu, outcome: Result<(), Failure>) -> Action {
-    let new_flags = match outcome {
-        Ok(()) => rflags_succeed,
-        Err(Failure::Fault(fault)) => return Action::Inject(fault),
-        Err(Failure::VmFail(VmFail::Valid(error))) if vcpu.vmx.has_current() => {
+    match outcome {
+        Ok(()) => {
+            vcpu.advance_with_flags(rflags_succeed);
+            Action::Resume
+        }
+        Err(failure) => fail(vcpu, failure),
+    }
+}
+
+/// An instruction that did not succeed.
+#[cold]
+fn fail(vcpu: &mut Vcpu, failure: Failure) -> Action {
+    let flags = match failure {
+        Failure::Fault(fault) => return Action::Inject(fault),
+        Failure::VmFail(VmFail::Valid(error)) if vcpu.vmx.has_current() => {
             vcpu.vmx.vmcs12.set(VM_INSTRUCTION_ERROR, error.0);
             rflags_fail_valid
         }
-        Err(Failure::VmFail(_)) => rflags_fail_invalid,
+        Failure::VmFail(_) => rflags_fail_invalid,
     };
-    let mut vmcs01 = vcpu.vmcs.vmcs01();
-    let rflags = vmcs01.read(GUEST_RFLAGS);
-    vmcs01.write(GUEST_RFLAGS, new_flags(rflags));
-    Action::Advance
+    vcpu.advance_with_flags(flags);
+    Action::Resume
 }
 
 fn vmxon(vcpu: &mut Vcpu) -> Result<(), Failure> {
@@ -153,7 +161,9 @@ fn vmxon(vcpu: &mut Vcpu) -> Result<(), Failure> {
     let info = insn_info(vcpu);
     let region = read_quadword(vcpu, info)?;
     vcpu.vmx.vmxon(&vcpu.memory, &vcpu.offered, region)?;
-    vcpu.nested.host_mode = if vcpu.in_ia32e_mode() { HostMode::Ia32e } else { HostMode::Legacy };
+    // In compatibility mode VMX instructions are #UD.
+    (vcpu.nested.host_mode, vcpu.nested.operand_mask) =
+        if vcpu.in_ia32e_mode() { (HostMode::Ia32e, u64::MAX) } else { (HostMode::Legacy, 0xffff_ffff) };
     update_masks(vcpu, cr0, cr4);
     Ok(())
 }
@@ -229,15 +239,17 @@ fn insn_info(vcpu: &mut Vcpu) -> InsnInfo {
     InsnInfo(vcpu.vmcs.vmcs01().read(EXIT_INSTRUCTION_INFO))
 }
 
-/// A register operand: 64 bits in 64-bit mode, else 32. (In compatibility mode VMX instructions are #UD.)
+/// A register operand.
 fn operand_register(vcpu: &mut Vcpu, number: usize) -> u64 {
-    let value = vcpu.gpr(number);
-    if vcpu.in_ia32e_mode() { value } else { value & 0xffff_ffff }
+    vcpu.gpr(number) & vcpu.nested.operand_mask
 }
 
 /// Size of the operands of VMREAD and VMWRITE.
-fn operand_bytes(vcpu: &mut Vcpu) -> usize {
-    if vcpu.in_ia32e_mode() { 8 } else { 4 }
+fn operand_bytes(vcpu: &Vcpu) -> usize {
+    match vcpu.nested.host_mode {
+        HostMode::Ia32e => 8,
+        HostMode::Legacy => 4,
+    }
 }
 
 fn operand_address(vcpu: &mut Vcpu, info: InsnInfo, bytes: u64, access: Access) -> Result<u64, Fault> {

@@ -10,6 +10,7 @@ use shadow::host_load::{LeftBehind, VmxAbort, load_host_state};
 use shadow::hw::VmcsAccess;
 use shadow::merge::{self, MsrEntry};
 use shadow::msr::{Access, host_owns};
+use shadow::registers::RFLAGS_RF;
 use shadow::sync::{save_exit_info, save_guest_state};
 use shadow::vmcs12::write_abort_indicator;
 
@@ -43,7 +44,6 @@ pub fn reflect(vcpu: &mut Vcpu, exit: Reflected) {
 /// Reflects a fault that an instruction raised which the host emulated. RFLAGS.RF is saved as delivering the fault would have saved it (SDM
 /// 28.3.3 "Saving RIP, RSP, RFLAGS, and SSP").
 pub fn reflect_fault(vcpu: &mut Vcpu, info: InterruptionInfo, error_code: Option<u32>) {
-    const RFLAGS_RF: u64 = 1 << 16;
     let mut vmcs02 = vcpu.vmcs.vmcs02();
     let rflags = vmcs02.read(GUEST_RFLAGS);
     vmcs02.write(GUEST_RFLAGS, rflags | RFLAGS_RF);

@@ -18,12 +18,15 @@ pub struct Args {
     /// Write the numbers and a record per case.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// l1hv's command line.
+    #[arg(long, value_name = "STRING", default_value = "")]
+    hv_append: String,
 }
 
 /// Runs the suite; the exit status is 1 if anything differs.
 pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     let provisioned = provision::provision(layout, progress)?;
-    let report = conformance::run(layout, progress, &provisioned, args.filter.as_deref())?;
+    let report = conformance::run(layout, progress, &provisioned, args.filter.as_deref(), &args.hv_append)?;
     if let Some(file) = &args.json {
         conformance::write_json(&report, file)?;
     }

@@ -1,0 +1,94 @@
+//! VMREAD and VMWRITE when nothing about them is special: in 64-bit mode, between registers, of a whole field whose value VMCS12 holds.
+//! A guest hypervisor without VMCS shadowing executes them more often than everything else together. All other ones take the long way,
+//! in [`super::vmx_insn`], which each function here leaves them to before it has changed anything.
+
+use shadow::check::HostMode;
+use shadow::encoding::{Area, Encoding};
+use shadow::event::{BLOCKING_BY_MOV_SS, BLOCKING_BY_STI, privilege_level};
+use shadow::exit::InsnInfo;
+use shadow::fields::*;
+use shadow::hw::VmcsAccess;
+use shadow::index::FieldTable;
+use shadow::insn::VmxOperation;
+use shadow::outcome::rflags_succeed;
+use shadow::registers::RFLAGS_TF;
+
+use crate::vcpu::{RSP, Vcpu};
+
+/// VMREAD. Returns whether it was carried out.
+#[inline(never)]
+pub fn vmread(vcpu: &mut Vcpu) -> bool {
+    let Vcpu { vmcs, vmx, nested, registers, field_table, .. } = vcpu;
+    let mut vmcs01 = vmcs.vmcs01();
+    let Some(insn) = begin(&vmcs01, vmx, nested.host_mode) else { return false };
+    let Some(id) = whole_field(field_table, registers.gpr[insn.info.reg2()]) else { return false };
+    if vmx.vmcs12.stale.contains(id) {
+        return false;
+    }
+    registers.gpr[insn.info.reg1()] = vmx.vmcs12.word(id);
+    insn.succeed(&mut vmcs01);
+    true
+}
+
+/// VMWRITE. Returns whether it was carried out.
+#[inline(never)]
+pub fn vmwrite(vcpu: &mut Vcpu) -> bool {
+    let Vcpu { vmcs, vmx, nested, registers, field_table, .. } = vcpu;
+    let mut vmcs01 = vmcs.vmcs01();
+    let Some(insn) = begin(&vmcs01, vmx, nested.host_mode) else { return false };
+    let Some(id) = whole_field(field_table, registers.gpr[insn.info.reg2()]) else { return false };
+    let encoding = id.encoding();
+    if encoding.area() == Area::ExitInfo || vmx.vmcs12.live.contains(id) {
+        return false;
+    }
+    vmx.vmcs12.set_word(id, registers.gpr[insn.info.reg1()] & encoding.width().mask());
+    insn.succeed(&mut vmcs01);
+    true
+}
+
+/// An instruction that goes the short way.
+struct Insn {
+    info: InsnInfo,
+    rflags: u64,
+}
+
+#[inline(always)]
+fn begin(vmcs01: &impl VmcsAccess, vmx: &VmxOperation, mode: HostMode) -> Option<Insn> {
+    if mode != HostMode::Ia32e || !vmx.has_current() || vmx.vmcs12.exit_is_unsettled {
+        return None;
+    }
+    if privilege_level(vmcs01.read(GUEST_SS_ACCESS_RIGHTS)) != 0 {
+        return None;
+    }
+    if vmcs01.read(GUEST_INTERRUPTIBILITY) & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS) != 0 {
+        return None;
+    }
+    let rflags = vmcs01.read(GUEST_RFLAGS);
+    if rflags & RFLAGS_TF != 0 {
+        return None;
+    }
+    let info = InsnInfo(vmcs01.read(EXIT_INSTRUCTION_INFO));
+    // The place of RSP among the registers holds no encoding, so that Reg2 needs no look.
+    if !info.is_register() || info.reg1() == RSP {
+        return None;
+    }
+    Some(Insn { info, rflags })
+}
+
+#[inline(always)]
+fn whole_field(offered: &FieldTable, encoding: u64) -> Option<FieldId> {
+    let encoding = u32::try_from(encoding).map(Encoding).ok()?;
+    if encoding.is_high() { None } else { offered.find(encoding) }
+}
+
+impl Insn {
+    #[inline(always)]
+    fn succeed(&self, vmcs01: &mut impl VmcsAccess) {
+        let rflags = rflags_succeed(self.rflags);
+        if rflags != self.rflags {
+            vmcs01.write(GUEST_RFLAGS, rflags);
+        }
+        let length = vmcs01.read_raw(EXIT_INSTRUCTION_LENGTH.id());
+        vmcs01.write(GUEST_RIP, vmcs01.read(GUEST_RIP).wrapping_add(length));
+    }
+}
