@@ -59,12 +59,12 @@ pub fn build(setup: HostSetup) -> &'static mut Vcpu {
         entering: false,
         entry_load_count: 0,
         loading_host_msrs: false,
-        exit_store: Ok(0),
+        exit_store_count: 0,
         paging: NestedPaging::new(nested_features(&offered)),
         msr_bitmaps: core::array::from_fn(|_| msr_bitmap(&mut allocator)),
         msr_bitmap_slot: 0,
         entry_load: msr_area(&mut allocator),
-        exit_store_area: msr_area(&mut allocator),
+        exit_store: msr_area(&mut allocator),
         exit_load: msr_area(&mut allocator),
     };
     let vcpu_pages = pages(&mut allocator, (size_of::<Vcpu>() as u64).div_ceil(PAGE_BYTES));
@@ -97,7 +97,7 @@ pub fn build(setup: HostSetup) -> &'static mut Vcpu {
     let masks = control_register_masks(vcpu);
     let mut vmcs02 = vcpu.vmcs.vmcs02();
     vmcs_setup::host_state(&mut vmcs02, &segments, &vcpu.registers);
-    let (load, store) = (vcpu.nested.entry_load.address, vcpu.nested.exit_store_area.address);
+    let (load, store) = (vcpu.nested.entry_load.address, vcpu.nested.exit_store.address);
     let bitmap = vcpu.nested.msr_bitmaps[0].address;
     vmcs_setup::constants02(&mut vmcs02, ept01, bitmap, load, store);
     let mut vmcs01 = vcpu.vmcs.vmcs01();

@@ -83,8 +83,8 @@ pub struct Nested {
     pub entering: bool,
     /// VMCS12's injection fields while vmcs02 has the host's.
     pub displaced: Option<Displaced>,
-    /// Entries of the VM-exit MSR-store area in use, or that it has one which cannot be processed.
-    pub exit_store: Result<u32, shadow::merge::AreaError>,
+    /// Entries of the VM-exit MSR-store area that the processor stores.
+    pub exit_store_count: u32,
     /// The cache of EPT02s.
     pub paging: NestedPaging,
     /// Merged MSR bitmaps, by the slot of the watched page that they were merged from.
@@ -98,7 +98,7 @@ pub struct Nested {
     /// VM-entry MSR-load area of vmcs02.
     pub entry_load: MsrArea,
     /// VM-exit MSR-store area of vmcs02.
-    pub exit_store_area: MsrArea,
+    pub exit_store: MsrArea,
     /// VM-entry MSR-load area of vmcs01: the VM-exit MSR-load area of VMCS12.
     pub exit_load: MsrArea,
 }

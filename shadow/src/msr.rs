@@ -14,6 +14,10 @@ pub const IA32_SMM_MONITOR_CTL: u32 = 0x9b;
 pub const IA32_SMBASE: u32 = 0x9e;
 /// IA32_SYSENTER_CS.
 pub const IA32_SYSENTER_CS: u32 = 0x174;
+/// IA32_SYSENTER_ESP.
+pub const IA32_SYSENTER_ESP: u32 = 0x175;
+/// IA32_SYSENTER_EIP.
+pub const IA32_SYSENTER_EIP: u32 = 0x176;
 /// IA32_DEBUGCTL.
 pub const IA32_DEBUGCTL: u32 = 0x1d9;
 /// IA32_PAT.

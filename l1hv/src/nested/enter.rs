@@ -61,8 +61,11 @@ fn check_and_merge(vcpu: &mut Vcpu) -> Result<Result<(), GuestStateError>, Failu
             vcpu.nested.host_image = HostImage::of(vmcs12);
         }
     }
-    let pdptes = check::guest_state(vmcs12, &vcpu.offered, &vcpu.memory).and_then(|()| pdptes_from_memory(vcpu));
-    Ok(pdptes.map(|pdptes| merge(vcpu, inherited, pdptes)))
+    let checked = check::guest_state(vmcs12, &vcpu.offered, &vcpu.memory);
+    Ok(checked.map(|()| {
+        let pdptes = pdptes_from_memory(vcpu);
+        merge(vcpu, inherited, pdptes);
+    }))
 }
 
 #[cold]
@@ -78,15 +81,15 @@ fn pdptes_are_in_vmcs02(vmcs12: &Vmcs12) -> bool {
         || vmcs12.get(ENTRY_CONTROLS) & EntryControls::IA32E_MODE_GUEST.bits() != 0
 }
 
-/// Without EPT12 a PAE guest's PDPTEs come from memory at every entry.
-fn pdptes_from_memory(vcpu: &mut Vcpu) -> Result<Option<[u64; 4]>, GuestStateError> {
+/// Without EPT12 a PAE guest's PDPTEs come from memory at every entry. The processor checks them, after the rest of the guest state.
+fn pdptes_from_memory(vcpu: &mut Vcpu) -> Option<[u64; 4]> {
     let vmcs12 = &vcpu.vmx.vmcs12;
     if pdptes_are_in_vmcs02(vmcs12) {
-        return Ok(None);
+        return None;
     }
     let cr0 = vcpu.vmcs12_field(GUEST_CR0);
     let (cr3, cr4) = (vcpu.vmcs12_field(GUEST_CR3), vcpu.vmcs12_field(GUEST_CR4));
-    check::load_pdptes(&vcpu.memory, &vcpu.offered, cr0, cr3, cr4, false)
+    check::read_pdptes(&vcpu.memory, cr0, cr3, cr4, false)
 }
 
 fn merge(vcpu: &mut Vcpu, inherited: Inherited, pdptes: Option<[u64; 4]>) {
@@ -117,7 +120,7 @@ fn merge(vcpu: &mut Vcpu, inherited: Inherited, pdptes: Option<[u64; 4]>) {
     merge::prepare(&mut vmcs02, vmcs12, &Surroundings { caps, sets, memory, inherited, pdptes });
     if areas_changed || areas.any() {
         vmcs02.write(ENTRY_MSR_LOAD_COUNT, vcpu.nested.entry_load_count);
-        vmcs02.write(EXIT_MSR_STORE_COUNT, vcpu.nested.exit_store.unwrap_or(0));
+        vmcs02.write(EXIT_MSR_STORE_COUNT, vcpu.nested.exit_store_count);
     }
     if bitmap_changes {
         vmcs02.write(MSR_BITMAP, vcpu.nested.msr_bitmaps[vcpu.nested.msr_bitmap_slot].address.0);
@@ -181,9 +184,11 @@ fn copy_msr_areas(vcpu: &mut Vcpu, counts: AreaCounts) {
             }
         };
     let offered = &vcpu.offered;
-    // Storing an MSR that cannot be read would abort the host's own exit: such an entry aborts the guest hypervisor's, when that comes.
+    // Storing an MSR that cannot be read would abort the host's own exit: the processor gets the entries before it.
     let is_storable = |entry: &MsrEntry| entry.reserved == 0 && read_for_guest(offered, entry.index).is_ok();
-    nested.exit_store =
-        merge::copy_in(&vcpu.memory, store, counts.exit_store, is_storable, nested.exit_store_area.entries)
-            .map(|()| counts.exit_store);
+    nested.exit_store_count =
+        match merge::copy_in(&vcpu.memory, store, counts.exit_store, is_storable, nested.exit_store.entries) {
+            Ok(()) => counts.exit_store,
+            Err(merge::AreaError(number)) => number as u32 - 1,
+        };
 }

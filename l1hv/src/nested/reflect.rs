@@ -8,8 +8,8 @@ use shadow::exit::{ExitReason, InterruptionInfo};
 use shadow::fields::*;
 use shadow::host_load::{LeftBehind, VmxAbort, load_host_state};
 use shadow::hw::VmcsAccess;
-use shadow::merge::{self, MsrEntry};
-use shadow::msr::{Access, host_owns};
+use shadow::merge::{self, AreaError};
+use shadow::msr::*;
 use shadow::registers::RFLAGS_RF;
 use shadow::sync::{save_exit_info, save_guest_state};
 use shadow::vmcs12::write_abort_indicator;
@@ -91,21 +91,35 @@ fn leave(vcpu: &mut Vcpu, reason: ExitReason) {
     let was_blocked = !virtual_nmis && vcpu.vmcs12_field(GUEST_INTERRUPTIBILITY) & BLOCKING_BY_NMI != 0;
     let vmcs12 = &vcpu.vmx.vmcs12;
     let left = LeftBehind::read(&vcpu.vmcs.vmcs02(), vmcs12, by_nmi || was_blocked);
-    match vcpu.nested.exit_store {
-        Ok(0) => (),
-        Ok(count) => {
-            let area = Gpa(vmcs12.get(EXIT_MSR_STORE_ADDRESS));
-            let stored = &vcpu.nested.exit_store_area.entries[..count as usize];
-            // The processor has stored its own value of an MSR that the host emulates.
-            let value = |entry: &MsrEntry| match host_owns(entry.index, Access::Read) {
-                true => read_for_guest(&vcpu.offered, entry.index).unwrap_or(0),
-                false => entry.value,
-            };
-            merge::copy_out(&vcpu.memory, area, stored, value);
-        }
-        Err(_) => abort(vcpu, VmxAbort::SavingGuestMsrs),
+    if vmcs12.get(EXIT_MSR_STORE_COUNT) != 0 && store_msrs(vcpu).is_err() {
+        abort(vcpu, VmxAbort::SavingGuestMsrs);
     }
     resume_guest_hypervisor(vcpu, left);
+}
+
+/// Fills the VM-exit MSR-store area.
+fn store_msrs(vcpu: &mut Vcpu) -> Result<(), AreaError> {
+    let vmcs02 = vcpu.vmcs.vmcs02();
+    let vmcs12 = &vcpu.vmx.vmcs12;
+    let (area, count) = (Gpa(vmcs12.get(EXIT_MSR_STORE_ADDRESS)), vmcs12.get(EXIT_MSR_STORE_COUNT));
+    let stored = &vcpu.nested.exit_store.entries[..vcpu.nested.exit_store_count as usize];
+    let read = |msr| saved_msr(&vmcs02, msr).or_else(|| read_for_guest(&vcpu.offered, msr).ok());
+    merge::store(&vcpu.memory, area, count, stored, read)
+}
+
+/// An MSR of the nested guest that its exit has saved in vmcs02, so that the processor has the host's now.
+fn saved_msr(vmcs02: &impl VmcsAccess, msr: u32) -> Option<u64> {
+    Some(match msr {
+        IA32_SYSENTER_CS => u64::from(vmcs02.read(GUEST_SYSENTER_CS)),
+        IA32_SYSENTER_ESP => vmcs02.read(GUEST_SYSENTER_ESP),
+        IA32_SYSENTER_EIP => vmcs02.read(GUEST_SYSENTER_EIP),
+        IA32_DEBUGCTL => vmcs02.read(GUEST_DEBUGCTL),
+        IA32_PAT => vmcs02.read(GUEST_PAT),
+        IA32_EFER => vmcs02.read(GUEST_EFER),
+        IA32_FS_BASE => vmcs02.read(GUEST_FS_BASE),
+        IA32_GS_BASE => vmcs02.read(GUEST_GS_BASE),
+        _ => return None,
+    })
 }
 
 /// Reflects an entry failure of the late kind (SDM 27.8): of the exit information only reason and qualification are written, and guest

@@ -27,9 +27,19 @@ pub fn guest_state(vmcs12: &Vmcs12, caps: &VmxCaps, memory: &impl GuestMemory) -
     if valid { Ok(()) } else { Err(GuestStateError(qualification::LINK_POINTER)) }
 }
 
-/// The PDPTEs of a PAE guest, from memory, as MOV to CR3 would load them; `None` if the guest does not use PAE paging.
+/// The PDPTEs of a PAE guest, from memory; `None` if the guest does not use PAE paging.
 ///
-/// VM entry does this itself where EPT is off (SDM 27.3.1.6), but vmcs02 always has EPT on, and then it takes them from the VMCS.
+/// VM entry loads them itself where EPT is off (SDM 27.3.1.6 "Checks on Guest Page-Directory-Pointer-Table Entries"), but vmcs02 always
+/// has EPT on, and then it takes, and checks, those of the VMCS.
+pub fn read_pdptes(memory: &impl GuestMemory, cr0: u64, cr3: u64, cr4: u64, ia32e: bool) -> Option<[u64; 4]> {
+    if ia32e || cr0 & CR0_PG == 0 || cr4 & CR4_PAE == 0 {
+        return None;
+    }
+    let table = Gpa(cr3 & 0xffff_ffe0);
+    Some([0, 8, 16, 24].map(|offset| memory.read_u64(table + offset)))
+}
+
+/// The same, checked as MOV to CR3 checks them.
 pub fn load_pdptes(
     memory: &impl GuestMemory,
     caps: &VmxCaps,
@@ -40,13 +50,11 @@ pub fn load_pdptes(
 ) -> Result<Option<[u64; 4]>, GuestStateError> {
     const PRESENT: u64 = 1;
     const RESERVED: u64 = 0x1e6;
-    if ia32e || cr0 & CR0_PG == 0 || cr4 & CR4_PAE == 0 {
-        return Ok(None);
+    let is_valid = |entry: &u64| entry & PRESENT == 0 || entry & RESERVED == 0 && caps.is_physical(*entry);
+    match read_pdptes(memory, cr0, cr3, cr4, ia32e) {
+        Some(pdptes) if !pdptes.iter().all(is_valid) => Err(GuestStateError(qualification::PDPTE)),
+        pdptes => Ok(pdptes),
     }
-    let table = Gpa(cr3 & 0xffff_ffe0);
-    let pdptes = [0, 8, 16, 24].map(|offset| memory.read_u64(table + offset));
-    let valid = pdptes.iter().all(|&entry| entry & PRESENT == 0 || entry & RESERVED == 0 && caps.is_physical(entry));
-    if valid { Ok(Some(pdptes)) } else { Err(GuestStateError(qualification::PDPTE)) }
 }
 
 #[cfg(test)]

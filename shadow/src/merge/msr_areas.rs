@@ -2,7 +2,7 @@
 //!
 //! A copy in the host's memory is what vmcs02 (for the VM-entry load and VM-exit store areas) or vmcs01 (for the VM-exit load area, which
 //! becomes its VM-entry load area) points to. The processor applies every restriction of the SDM to it; the guest hypervisor cannot
-//! change it any more.
+//! change it any more. A VM-exit store area is one that its nested guest may change: its entries count as they are at the exit.
 
 use crate::hw::GuestMemory;
 use crate::msr::{Access, host_owns};
@@ -25,6 +25,15 @@ pub struct MsrEntry {
 
 const ENTRY_BYTES: u64 = 16;
 
+impl MsrEntry {
+    fn read(memory: &impl GuestMemory, at: Gpa) -> Self {
+        let mut bytes = [0; ENTRY_BYTES as usize];
+        memory.read(at, &mut bytes);
+        let words = u128::from_le_bytes(bytes);
+        Self { index: words as u32, reserved: (words >> 32) as u32, value: (words >> 64) as u64 }
+    }
+}
+
 /// An entry that cannot be processed: its number, from 1.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AreaError(pub u64);
@@ -39,11 +48,7 @@ pub fn copy_in(
     copy: &mut [MsrEntry; MSR_AREA_ENTRIES],
 ) -> Result<(), AreaError> {
     for number in 0..count as usize {
-        let at = address + number as u64 * ENTRY_BYTES;
-        let mut bytes = [0; ENTRY_BYTES as usize];
-        memory.read(at, &mut bytes);
-        let words = u128::from_le_bytes(bytes);
-        let entry = MsrEntry { index: words as u32, reserved: (words >> 32) as u32, value: (words >> 64) as u64 };
+        let entry = MsrEntry::read(memory, address + number as u64 * ENTRY_BYTES);
         let slot = copy.get_mut(number).ok_or(AreaError(number as u64 + 1))?;
         if !accept(&entry) {
             return Err(AreaError(number as u64 + 1));
@@ -65,12 +70,32 @@ pub const fn is_loadable(entry: &MsrEntry) -> bool {
     !host_owns(entry.index, Access::Write)
 }
 
-/// Copies values to the area in the guest hypervisor's memory: `value` gives that of an entry that the processor has stored.
-pub fn copy_out(memory: &impl GuestMemory, address: Gpa, stored: &[MsrEntry], value: impl Fn(&MsrEntry) -> u64) {
+/// Does what the processor does at a VM exit with the VM-exit store area in the guest hypervisor's memory: reads its entries (SDM 28.4
+/// "Saving MSRs") and stores. An entry that is still what was copied gets what the processor put in the copy, one of `stored`; the nested
+/// guest may have changed others since, and they get what `read` finds, as do those of MSRs that the host emulates.
+pub fn store(
+    memory: &impl GuestMemory,
+    address: Gpa,
+    count: u32,
+    stored: &[MsrEntry],
+    read: impl Fn(u32) -> Option<u64>,
+) -> Result<(), AreaError> {
     const VALUE_OFFSET: u64 = 8;
-    for (number, entry) in stored.iter().enumerate() {
-        memory.write_u64(address + number as u64 * ENTRY_BYTES + VALUE_OFFSET, value(entry));
+    for number in 0..count as usize {
+        let error = AreaError(number as u64 + 1);
+        if number == MSR_AREA_ENTRIES {
+            return Err(error);
+        }
+        let at = address + number as u64 * ENTRY_BYTES;
+        let entry = MsrEntry::read(memory, at);
+        let value = match stored.get(number) {
+            _ if entry.reserved != 0 => None,
+            Some(copy) if copy.index == entry.index && !host_owns(entry.index, Access::Read) => Some(copy.value),
+            _ => read(entry.index),
+        };
+        memory.write_u64(at + VALUE_OFFSET, value.ok_or(error)?);
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -94,9 +119,28 @@ mod tests {
         copy_in(&memory, AREA, 2, is_loadable, &mut copy).unwrap();
         assert_eq!(copy[1], MsrEntry { index: 0xc000_0082, reserved: 0, value: 8 });
         copy[1].value = 9;
-        copy_out(&memory, AREA, &copy[..2], |entry| entry.value);
+        store(&memory, AREA, 2, &copy[..2], |_| unreachable!()).unwrap();
         assert_eq!(memory.read_u64(AREA + 24), 9);
         assert_eq!(memory.read_u32(AREA + 16), 0xc000_0082);
+    }
+
+    #[test]
+    fn a_store_area_counts_as_it_is_at_the_exit() {
+        let (memory, mut copy) = (FakeMemory::new(0x4000), [MsrEntry::default(); MSR_AREA_ENTRIES]);
+        for number in 0..3 {
+            put(&memory, number, 0xc000_0081, 0);
+        }
+        copy_in(&memory, AREA, 3, is_loadable, &mut copy).unwrap();
+        put(&memory, 0, 0xc000_0084, 0);
+        put(&memory, 1, IA32_VMX_BASIC, 0);
+        copy[2].value = 9;
+        let read = |msr| (msr != IA32_VMX_BASIC).then_some(u64::from(msr));
+        assert_eq!(store(&memory, AREA, 3, &copy[..3], read), Err(AreaError(2)));
+        put(&memory, 1, 0xc000_0085, 0);
+        assert_eq!(store(&memory, AREA, 3, &copy[..3], read), Ok(()));
+        assert_eq!([8, 24, 40].map(|at| memory.read_u64(AREA + at)), [0xc000_0084, 0xc000_0085, 9]);
+        memory.write_u32(AREA + 4, 1);
+        assert_eq!(store(&memory, AREA, 3, &copy[..3], read), Err(AreaError(1)));
     }
 
     #[test]

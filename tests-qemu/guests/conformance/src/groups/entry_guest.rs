@@ -267,4 +267,16 @@ fn pdptes(suite: &mut Suite) {
         });
         suite.case(format_args!("memory-pdpte-bit-{bit}"), verdict);
     }
+    // Guest state that is wrong as well is what the processor finds.
+    for (name, field, bit) in [("rflags", GUEST_RFLAGS, 1), ("dr7", GUEST_DR7, 63), ("rip", GUEST_RIP, 32)] {
+        let verdict = enter(code!("cpuid"), |vm| {
+            pae(vm);
+            vm.clear(SECONDARY_CONTROLS, (Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST).bits());
+            SPARE.set(0, 2 | 1);
+            vm.set(GUEST_CR3, SPARE.address());
+            let value = vm.get(field) ^ 1 << bit;
+            vm.set(field, value);
+        });
+        suite.case(format_args!("memory-pdpte-and-{name}"), verdict);
+    }
 }

@@ -24,6 +24,7 @@ fn put(area: usize, index: usize, msr: u64, value: u64) {
 pub fn run(suite: &mut Suite) {
     round_trip(suite);
     stored_capabilities(suite);
+    changed_by_the_guest(suite);
     longest(suite);
     bad_loads(suite);
 }
@@ -85,6 +86,42 @@ fn stored_capabilities(suite: &mut Suite) {
         let is_what_rdmsr_reads = rdmsr(msr as u32) == Ok(MSR_AREAS.get(STORE + 3));
         suite.case(format_args!("store-{name}"), format_args!("{verdict} {is_what_rdmsr_reads}"));
     }
+}
+
+/// A nested guest that changes the VM-exit areas: they count as they are at the exit.
+fn changed_by_the_guest(suite: &mut Suite) {
+    const RUNS: &[(&str, u64)] = &[
+        ("kernel-gs-base", KERNEL_GS_BASE),
+        ("star", 0xc000_0081),
+        ("efer", 0xc000_0080),
+        ("pat", 0x277),
+        ("sysenter-cs", 0x174),
+        ("sysenter-esp", 0x175),
+        ("sysenter-eip", 0x176),
+        ("fs-base", 0xc000_0100),
+        ("gs-base", 0xc000_0101),
+        ("feature-control", 0x3a),
+    ];
+    for &(name, msr) in RUNS {
+        let mut vm = Vm::new(code!("mov [rbx], ecx"));
+        for index in 0..2 {
+            put(STORE, index, LSTAR, 0);
+        }
+        vm.registers.rbx = MSR_AREAS.address() + 8 * (STORE as u64 + 2);
+        vm.registers.rcx = msr;
+        vm.set(EXIT_MSR_STORE_COUNT, 2);
+        let verdict = vm.run();
+        let stored = [MSR_AREAS.get(STORE), MSR_AREAS.get(STORE + 2), MSR_AREAS.get(STORE + 3)];
+        suite.case(format_args!("changed-store-{name}"), format_args!("{verdict} {stored:x?}"));
+    }
+    let mut vm = Vm::new(code!("mov [rdi], ecx"));
+    put(EXIT_LOAD, 0, KERNEL_GS_BASE, 0x4444);
+    vm.registers.rdi = MSR_AREAS.address() + 8 * EXIT_LOAD as u64;
+    vm.registers.rcx = LSTAR;
+    vm.set(EXIT_MSR_LOAD_COUNT, 1);
+    let verdict = vm.run();
+    suite.case("changed-load", format_args!("{verdict} {:#x}", rdmsr(LSTAR as u32).unwrap_or(0)));
+    let _ = wrmsr(LSTAR as u32, 0);
 }
 
 /// Areas of as many entries as IA32_VMX_MISC[27:25] = 0 recommends at most.
