@@ -6,7 +6,7 @@ use log::LevelFilter;
 
 /// What the command line asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Options {
+pub struct Options<'a> {
     /// The least important messages that are logged: `log=error|warn|info|debug|trace`.
     pub log: LevelFilter,
     /// Whether exit statistics are printed at the end: `stats`.
@@ -18,11 +18,26 @@ pub struct Options {
     /// The most tables that the EPTs of the machine and of all nested guests may have, if not all that there is memory for:
     /// `ept-tables=COUNT`.
     pub ept_tables: Option<u32>,
+    /// Changes to what the guest hypervisor accesses in its VMCS without an exit: `shadow=FIELD:ACCESS,...`.
+    pub shadow: &'a str,
+    /// Whether accesses to VMCS fields are counted, for which all of them exit: `profile`.
+    pub profile: bool,
+    /// Whether the guest's kernel may ask the host for something: `hypercalls`.
+    pub hypercalls: bool,
 }
 
-impl Default for Options {
+impl Default for Options<'_> {
     fn default() -> Self {
-        Self { log: LevelFilter::Info, stats: false, vmcs_shadowing: true, host_memory_mib: None, ept_tables: None }
+        Self {
+            log: LevelFilter::Info,
+            stats: false,
+            vmcs_shadowing: true,
+            host_memory_mib: None,
+            ept_tables: None,
+            shadow: "",
+            profile: false,
+            hypercalls: false,
+        }
     }
 }
 
@@ -34,21 +49,24 @@ pub const EPT_TABLES: core::ops::RangeInclusive<u32> = 16..=262_144;
 
 /// How an option is recognised and applied.
 enum Apply {
-    Flag(fn(&mut Options)),
+    Flag(for<'a> fn(&mut Options<'a>)),
     /// The function says whether it took the value; the text says which values there are.
-    Value(fn(&mut Options, &str) -> bool, &'static str),
+    Value(for<'a> fn(&mut Options<'a>, &'a str) -> bool, &'static str),
 }
 
 /// All options. One row each: the error messages and the parser read the same table.
-const TABLE: [(&str, Apply); 5] = [
+const TABLE: [(&str, Apply); 8] = [
     ("log", Apply::Value(set_log, "error, warn, info, debug or trace")),
     ("stats", Apply::Flag(|options| options.stats = true)),
     ("vmcs-shadowing", Apply::Value(set_vmcs_shadowing, "on or off")),
     ("host-memory", Apply::Value(set_host_memory, "a number of MiB from 8 to 1024")),
     ("ept-tables", Apply::Value(set_ept_tables, "a number from 16 to 262144")),
+    ("shadow", Apply::Value(set_shadow, "FIELD:ACCESS,... with access none, r, w or rw")),
+    ("profile", Apply::Flag(|options| options.profile = true)),
+    ("hypercalls", Apply::Flag(|options| options.hypercalls = true)),
 ];
 
-fn set_log(options: &mut Options, value: &str) -> bool {
+fn set_log(options: &mut Options<'_>, value: &str) -> bool {
     const LEVELS: [(&str, LevelFilter); 5] = [
         ("error", LevelFilter::Error),
         ("warn", LevelFilter::Warn),
@@ -63,19 +81,25 @@ fn set_log(options: &mut Options, value: &str) -> bool {
     level.is_some()
 }
 
-fn set_vmcs_shadowing(options: &mut Options, value: &str) -> bool {
+fn set_vmcs_shadowing(options: &mut Options<'_>, value: &str) -> bool {
     options.vmcs_shadowing = value == "on";
     matches!(value, "on" | "off")
 }
 
-fn set_host_memory(options: &mut Options, value: &str) -> bool {
+fn set_host_memory(options: &mut Options<'_>, value: &str) -> bool {
     options.host_memory_mib = value.parse().ok().filter(|mib| HOST_MEMORY_MIB.contains(mib));
     options.host_memory_mib.is_some()
 }
 
-fn set_ept_tables(options: &mut Options, value: &str) -> bool {
+fn set_ept_tables(options: &mut Options<'_>, value: &str) -> bool {
     options.ept_tables = value.parse().ok().filter(|count| EPT_TABLES.contains(count));
     options.ept_tables.is_some()
+}
+
+/// What the list says is for those to judge who know the fields.
+fn set_shadow<'a>(options: &mut Options<'a>, value: &'a str) -> bool {
+    options.shadow = value;
+    !value.is_empty()
 }
 
 /// What is wrong with the command line.
@@ -111,13 +135,13 @@ impl fmt::Display for OptionError<'_> {
     }
 }
 
-impl Options {
+impl<'a> Options<'a> {
     /// Reads the words of `line`; a later word overrides an earlier one.
     ///
     /// # Errors
     ///
     /// The first word that is not an option, or whose value is not one of the option's.
-    pub fn parse(line: &str) -> Result<Self, OptionError<'_>> {
+    pub fn parse(line: &'a str) -> Result<Self, OptionError<'a>> {
         let mut options = Self::default();
         for word in line.split_ascii_whitespace() {
             let (name, value) = match word.split_once('=') {
@@ -150,13 +174,18 @@ mod tests {
     #[test]
     fn every_option_is_read_and_the_last_word_wins() {
         assert_eq!(
-            Options::parse("log=trace  stats vmcs-shadowing=off host-memory=64 ept-tables=99 log=warn"),
+            Options::parse(
+                "log=trace  stats vmcs-shadowing=off host-memory=64 ept-tables=99 shadow=A:r,B*:none profile hypercalls log=warn"
+            ),
             Ok(Options {
                 log: LevelFilter::Warn,
                 stats: true,
                 vmcs_shadowing: false,
                 host_memory_mib: Some(64),
-                ept_tables: Some(99)
+                ept_tables: Some(99),
+                shadow: "A:r,B*:none",
+                profile: true,
+                hypercalls: true,
             })
         );
     }
@@ -167,7 +196,8 @@ mod tests {
         assert_eq!(error, OptionError::Unknown("frobnicate=1"));
         assert_eq!(
             error.to_string(),
-            "unknown option \"frobnicate=1\": the options are log=, stats, vmcs-shadowing=, host-memory=, ept-tables="
+            "unknown option \"frobnicate=1\": the options are log=, stats, vmcs-shadowing=, host-memory=, ept-tables=, \
+             shadow=, profile, hypercalls"
         );
     }
 
@@ -182,6 +212,7 @@ mod tests {
             "host-memory=1025",
             "host-memory=-1",
             "ept-tables=15",
+            "shadow=",
         ] {
             let error = Options::parse(word).unwrap_err();
             assert!(matches!(error, OptionError::BadValue { word: named, .. } if named == word), "{word}: {error:?}");

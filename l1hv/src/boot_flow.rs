@@ -18,9 +18,9 @@ use crate::stop::{StopReason, stop};
 
 /// Everything that the boot hands to the run loop.
 #[derive(Debug)]
-pub struct HostSetup {
+pub struct HostSetup<'a> {
     /// The host's command line.
-    pub options: Options,
+    pub options: Options<'a>,
     /// The memory that is the host's: the hole in EPT01.
     pub host_region: HostRegion,
     /// The machine's memory, with the host's region reserved.
@@ -70,7 +70,7 @@ pub fn run(magic: u32, info: u32) -> ! {
     run::launch(HostSetup { options, host_region, memory_map, allocator, guest_ram, segments, entry })
 }
 
-fn read_options(line: &[u8]) -> Options {
+fn read_options(line: &[u8]) -> Options<'_> {
     let Ok(line) = str::from_utf8(line) else {
         stop(StopReason::new(StopKind::BadOption, format_args!("the command line is not UTF-8: use ASCII")));
     };

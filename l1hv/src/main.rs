@@ -24,6 +24,7 @@ mod panic;
 mod processors;
 mod run;
 mod setup;
+mod shadow_fields;
 mod stats;
 mod stop;
 mod vcpu;

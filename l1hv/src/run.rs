@@ -19,7 +19,7 @@ use crate::stop::stop_internal;
 use crate::vcpu::{Level, Vcpu};
 
 /// Takes over from the boot and never comes back.
-pub fn launch(setup: HostSetup) -> ! {
+pub fn launch(setup: HostSetup<'_>) -> ! {
     let vcpu = setup::build(setup);
     log::info!("the guest hypervisor starts");
     loop {

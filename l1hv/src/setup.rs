@@ -1,5 +1,6 @@
 //! Everything that the run loop works with, allocated once.
 
+use boot::cmdline::Options;
 use boot::memory_map::RegionKind;
 use boot::stop::StopKind;
 use ept::entry::Features;
@@ -7,10 +8,10 @@ use ept::map::{OutOfTables, map_range};
 use ept::nested::NestedPaging;
 use ept::table::TableMemory;
 use ept::{Entry, Eptp, Hpa, Levels, MemoryType, PageSize, Rights};
-use shadow::VmxCaps;
 use shadow::caps::ept_vpid;
 use shadow::check::HostMode;
 use shadow::controls::Secondary;
+use shadow::fields::FIELD_COUNT;
 use shadow::host_load::HostImage;
 use shadow::index::FieldTable;
 use shadow::insn::VmxOperation;
@@ -18,6 +19,7 @@ use shadow::merge::{MSR_AREA_ENTRIES, MsrEntry};
 use shadow::msr::{BITMAP_BYTES, HOST_INTERCEPTS};
 use shadow::permission::Permissions;
 use shadow::sync::SyncSets;
+use shadow::{FieldSet, VmxCaps};
 
 use crate::arch::enter::GuestRegisters;
 use crate::arch::vmx::VmcsPair;
@@ -26,13 +28,14 @@ use crate::boot_flow::{HostSetup, stop_host_memory};
 use crate::exit::control_register_masks;
 use crate::hw::{GuestPhysical, TablePool};
 use crate::mem::{HostPages, HostRegion, PAGE_BYTES, PhysAllocator};
+use crate::shadow_fields::{Accesses, Profile, ShadowFields};
 use crate::stats::Stats;
 use crate::stop::{StopReason, stop, stop_internal};
 use crate::vcpu::{Level, MsrArea, MsrBitmap, Nested, Vcpu};
 use crate::vmcs_setup;
 
 /// Builds the virtual cpu and enters VMX operation.
-pub fn build(setup: HostSetup) -> &'static mut Vcpu {
+pub fn build(setup: HostSetup<'_>) -> &'static mut Vcpu {
     let HostSetup { options, host_region, memory_map, mut allocator, guest_ram, segments, entry } = setup;
     let caps = VmxCaps::read(read_capability, on_behalf::physical_address_bits());
     let offered = caps.offered();
@@ -41,14 +44,10 @@ pub fn build(setup: HostSetup) -> &'static mut Vcpu {
     let msr_bitmap01 = pages(&mut allocator, 1);
     let msr_bitmap01_address = msr_bitmap01.phys();
     msr_bitmap01.into_bytes().copy_from_slice(&HOST_INTERCEPTS);
-    let permissions = permissions(options.vmcs_shadowing, &caps, &offered);
-    let table_pages = (size_of::<FieldTable>() as u64).div_ceil(PAGE_BYTES);
-    let field_table = pages(&mut allocator, table_pages).into_value(FieldTable::of(&offered.fields()));
-    let bitmaps = shadowing_bitmaps(&mut allocator, &permissions);
+    let (shadow_fields, bitmaps) = shadow_fields(&mut allocator, &options, &caps, &offered);
     let nested = Nested {
         eptp02: Eptp(0),
         vpid12: 0,
-        permissions,
         short_entry: false,
         short_exit: false,
         host_image: HostImage::default(),
@@ -81,8 +80,8 @@ pub fn build(setup: HostSetup) -> &'static mut Vcpu {
         vmcs,
         level: Level::GuestHypervisor,
         offered_fields: offered.fields(),
-        field_table,
-        sync_sets: SyncSets::new(&offered, permissions.live()),
+        sync_sets: SyncSets::new(&offered, shadow_fields.permissions().live()),
+        shadow_fields,
         vmx: VmxOperation::new(&offered),
         nested: Nested { eptp02: ept01, ..nested },
         memory: GuestPhysical::new(guest_ram, host_region, scratch),
@@ -91,6 +90,7 @@ pub fn build(setup: HostSetup) -> &'static mut Vcpu {
         init_blocked: false,
         stats: Stats::new(),
         prints_stats: options.stats,
+        takes_hypercalls: options.hypercalls,
         caps,
         offered,
     });
@@ -109,21 +109,38 @@ pub fn build(setup: HostSetup) -> &'static mut Vcpu {
     vcpu
 }
 
-/// What the guest hypervisor may access without an exit. Reflecting an exit that vmcs02 did not take needs VMWRITE to exit information.
-fn permissions(wanted: bool, caps: &VmxCaps, offered: &VmxCaps) -> Permissions {
+/// What the guest hypervisor may access without an exit, and where vmcs01's VMREAD and VMWRITE bitmaps are. Reflecting an exit that vmcs02
+/// did not take needs VMWRITE to exit information.
+fn shadow_fields(
+    allocator: &mut PhysAllocator,
+    options: &Options<'_>,
+    caps: &VmxCaps,
+    offered: &VmxCaps,
+) -> (ShadowFields, [Hpa; 2]) {
     let possible = caps.has_secondary(Secondary::VMCS_SHADOWING) && caps.vmwrite_any();
-    if wanted && !possible {
+    if options.vmcs_shadowing && !possible {
         log::info!("the processor has no VMCS shadowing that can be used: VMREAD and VMWRITE are emulated");
     }
-    if wanted && possible { Permissions::widest(offered) } else { Permissions::NONE }
-}
-
-/// The VMREAD and VMWRITE bitmaps of vmcs01.
-fn shadowing_bitmaps(allocator: &mut PhysAllocator, permissions: &Permissions) -> [Hpa; 2] {
-    let (vmread, vmwrite) = (pages(allocator, 1), pages(allocator, 1));
-    let addresses = [vmread.phys(), vmwrite.phys()];
-    permissions.fill_bitmaps(vmread.into_bytes(), vmwrite.into_bytes());
-    addresses
+    let mut permissions = match options.vmcs_shadowing && possible {
+        true => Permissions::widest(offered),
+        false => Permissions::without_shadowing(&offered.fields()),
+    };
+    if let Err(error) = permissions.apply(options.shadow) {
+        stop(StopReason::new(StopKind::BadOption, format_args!("option \"shadow={}\": {error}", options.shadow)));
+    }
+    let mut table = |fields: &FieldSet| -> &'static FieldTable {
+        pages(allocator, size_of::<FieldTable>() as u64 / PAGE_BYTES).into_value(FieldTable::of(fields))
+    };
+    let all = table(&offered.fields());
+    let short = if options.profile { table(&FieldSet::EMPTY) } else { all };
+    let profile: Option<&'static mut Profile> = options.profile.then(|| {
+        let count = (size_of::<Profile>() as u64).div_ceil(PAGE_BYTES);
+        pages(allocator, count).into_value([Accesses::default(); FIELD_COUNT])
+    });
+    let bitmaps = [pages(allocator, 1), pages(allocator, 1)];
+    let addresses = [bitmaps[0].phys(), bitmaps[1].phys()];
+    let bitmaps = bitmaps.map(HostPages::into_bytes);
+    (ShadowFields::new(permissions, [all, short], bitmaps, profile), addresses)
 }
 
 fn pages(allocator: &mut PhysAllocator, count: u64) -> HostPages {

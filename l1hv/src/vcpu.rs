@@ -9,11 +9,9 @@ use shadow::event::{BLOCKING_BY_MOV_SS, BLOCKING_BY_STI};
 use shadow::fields::*;
 use shadow::host_load::HostImage;
 use shadow::hw::VmcsAccess;
-use shadow::index::FieldTable;
 use shadow::insn::{SyncStale, VmxOperation};
 use shadow::linear::Paging;
 use shadow::merge::{MSR_AREA_ENTRIES, MsrEntry};
-use shadow::permission::Permissions;
 use shadow::registers::{RFLAGS_TF, access_rights};
 use shadow::sync::{SyncSets, save_stale, save_stale_field};
 use shadow::{Field, FieldId, FieldSet, Vmcs12, VmxCaps};
@@ -22,6 +20,7 @@ use crate::arch::enter::GuestRegisters;
 use crate::arch::vmx::VmcsPair;
 use crate::hw::{GuestPhysical, TablePool};
 use crate::nested::Displaced;
+use crate::shadow_fields::ShadowFields;
 use crate::stats::Stats;
 use crate::watch::SLOTS;
 
@@ -64,8 +63,6 @@ pub struct Nested {
     pub eptp02: Eptp,
     /// The VPID12 whose translations VPID02 has; 0: none that may be used.
     pub vpid12: u16,
-    /// What the guest hypervisor accesses without an exit; nothing without VMCS shadowing.
-    pub permissions: Permissions,
     /// The last merge found that entries need no more than `merge::prepare_unchanged` as long as VMCS12 is unchanged.
     pub short_entry: bool,
     /// And that exits need no more than VMCS12's host state.
@@ -118,8 +115,8 @@ pub struct Vcpu {
     pub offered: VmxCaps,
     /// The fields that go with that.
     pub offered_fields: FieldSet,
-    /// The same, for VMREAD and VMWRITE.
-    pub field_table: &'static FieldTable,
+    /// Those that it accesses without an exit.
+    pub shadow_fields: ShadowFields,
     /// The field sets that go with it.
     pub sync_sets: SyncSets,
     /// VMX operation of the guest hypervisor.
@@ -138,6 +135,8 @@ pub struct Vcpu {
     pub stats: Stats,
     /// Whether a guest may have them printed: the option `stats`.
     pub prints_stats: bool,
+    /// Whether VMCALL may be a hypercall: the option `hypercalls`.
+    pub takes_hypercalls: bool,
 }
 
 /// vmcs02 as the source of stale guest state.

@@ -7,7 +7,7 @@ mod explained;
 mod glob;
 mod verdict;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -29,31 +29,67 @@ const CASE_PREFIX: &str = "C ";
 const END_PREFIX: &str = "C-END ";
 const PANIC_PREFIX: &str = "C-PANIC";
 
-/// Runs the suite, with l1hv's command line `hv_append`; keeps the cases whose names match `filter`.
-pub fn run(
-    layout: &Layout,
-    progress: &Progress,
-    provisioned: &Provisioned,
-    filter: Option<&str>,
-    hv_append: &str,
-) -> Result<Report> {
-    let explained = Explained::read(&layout.workspace().join(explained::FILE))?;
-    let image = build::conformance(layout, progress)?;
-    let l1hv = build::l1hv(layout, progress)?;
-    let emulator = Emulator::for_nested_vmx();
-    let bare = Boot::Multiboot { kernel: Module::new(&image), modules: Vec::new() };
-    let under = Boot::L1hv { host: Module::with_args(l1hv, hv_append), guest: vec![Module::new(&image)] };
-    let bare = results("conformance-bare", "on the bare machine", emulator, bare, layout, progress, provisioned)?;
-    ensure!(bare.complete, "the suite does not end on the bare machine: {}", bare.end);
-    let under = results("conformance-l1hv", "under l1hv", emulator, under, layout, progress, provisioned)?;
-    let mut report = Report::compare(&bare.cases, &under.cases, &explained, filter);
-    if !under.complete {
-        report.note(format!("under l1hv the suite does not end: {}", under.end));
+/// How l1hv runs the suite.
+#[derive(Debug, Clone, Copy)]
+pub struct Mode<'a> {
+    /// The name of the run's logs.
+    pub name: &'a str,
+    /// l1hv's command line.
+    pub host: &'a str,
+    /// The image's command line, which it does not have on the bare machine.
+    pub image: &'a str,
+}
+
+impl Mode<'_> {
+    /// As l1hv is without options.
+    pub const DEFAULT: Self = Self { name: "conformance-l1hv", host: "", image: "" };
+}
+
+/// The suite with its results on the bare machine, which those under l1hv are compared with.
+pub struct Suite<'a> {
+    layout: &'a Layout,
+    progress: &'a Progress,
+    provisioned: &'a Provisioned,
+    explained: Explained,
+    image: PathBuf,
+    l1hv: PathBuf,
+    bare: Results,
+}
+
+impl<'a> Suite<'a> {
+    /// Builds what is needed, and runs the suite on the bare machine.
+    pub fn on_bare_machine(layout: &'a Layout, progress: &'a Progress, provisioned: &'a Provisioned) -> Result<Self> {
+        let explained = Explained::read(&layout.workspace().join(explained::FILE))?;
+        let image = build::conformance(layout, progress)?;
+        let l1hv = build::l1hv(layout, progress)?;
+        let bare = Results::default();
+        let mut suite = Self { layout, progress, provisioned, explained, image, l1hv, bare };
+        let boot = Boot::Multiboot { kernel: Module::new(&suite.image), modules: Vec::new() };
+        suite.bare = suite.run("conformance-bare", "on the bare machine", boot)?;
+        ensure!(suite.bare.complete, "the suite does not end on the bare machine: {}", suite.bare.end);
+        Ok(suite)
     }
-    Ok(report)
+
+    /// Runs the suite under l1hv, and compares the cases whose names match `filter`.
+    pub fn under_l1hv(&self, mode: Mode<'_>, filter: Option<&str>) -> Result<Report> {
+        let host = Module::with_args(&self.l1hv, mode.host);
+        let boot = Boot::L1hv { host, guest: vec![Module::with_args(&self.image, mode.image)] };
+        let place = format!("under l1hv {} {}", mode.host, mode.image);
+        let under = self.run(mode.name, place.trim(), boot)?;
+        let mut report = Report::compare(&self.bare.cases, &under.cases, &self.explained, filter);
+        if !under.complete {
+            report.note(format!("under l1hv the suite does not end: {}", under.end));
+        }
+        Ok(report)
+    }
+
+    fn run(&self, name: &str, place: &str, boot: Boot) -> Result<Results> {
+        results(name, place, boot, self.layout, self.progress, self.provisioned)
+    }
 }
 
 /// What one run printed.
+#[derive(Default)]
 struct Results {
     /// Name and result of each case, in order.
     cases: Vec<(String, String)>,
@@ -66,15 +102,15 @@ struct Results {
 fn results(
     name: &str,
     place: &str,
-    emulator: Emulator,
     boot: Boot,
     layout: &Layout,
     progress: &Progress,
     provisioned: &Provisioned,
 ) -> Result<Results> {
     let step = progress.step(format!("conformance {place}"));
-    let machine = Machine { timeout: TIMEOUT, silence: TIMEOUT, ..Machine::new(name, emulator, boot) };
-    let mut results = Results { cases: Vec::new(), complete: false, end: String::new() };
+    let machine =
+        Machine { timeout: TIMEOUT, silence: TIMEOUT, ..Machine::new(name, Emulator::for_nested_vmx(), boot) };
+    let mut results = Results::default();
     let mut panic = None;
     let outcome = machine.run(layout, provisioned, |line: Line<'_>| {
         if let Some(case) = line.text.strip_prefix(CASE_PREFIX) {

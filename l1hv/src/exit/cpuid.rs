@@ -26,6 +26,7 @@ pub fn handle(vcpu: &mut Vcpu) -> Action {
     let (leaf, subleaf) = (vcpu.registers.gpr[0] as u32, vcpu.ecx());
     if leaf == STATISTICS_LEAF && subleaf == 1 && vcpu.prints_stats {
         vcpu.stats.print(&vcpu.tables, &vcpu.nested.paging);
+        vcpu.shadow_fields.print();
     }
     let mut answer = __cpuid_count(leaf, subleaf);
     match (leaf, subleaf) {

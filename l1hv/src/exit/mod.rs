@@ -2,6 +2,7 @@
 
 mod cpuid;
 mod cr;
+mod hypercall;
 mod memory;
 mod msr;
 mod reset;
@@ -40,6 +41,7 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
         stop_on_failed_entry(vcpu, reason);
     }
     match reason.without_modifiers() {
+        ExitReason::VMCALL if hypercall::is_meant(vcpu) => hypercall::handle(vcpu),
         ExitReason::VMREAD => vmx_insn::vmread(vcpu),
         ExitReason::VMWRITE => vmx_insn::vmwrite(vcpu),
         ExitReason::VMCLEAR

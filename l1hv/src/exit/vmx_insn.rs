@@ -8,6 +8,7 @@ use shadow::insn::{self, Invalidation};
 use shadow::msr::Access;
 use shadow::operand::{InsnInfo, Segment, linear_address};
 use shadow::outcome::{Failure, Fault, InsnError, VmFail, rflags_fail_invalid, rflags_fail_valid, rflags_succeed};
+use shadow::permission::Access as FieldAccess;
 use shadow::registers::{CR4_VMXE, GUEST_SEGMENTS, RFLAGS_VM, access_rights};
 use shadow::vmcs12::LaunchState;
 
@@ -26,7 +27,8 @@ fn do_vmread(vcpu: &mut Vcpu) -> Result<(), Failure> {
     privileged(vcpu)?;
     let info = insn_info(vcpu);
     let encoding = operand_register(vcpu, info.reg2());
-    let value = vcpu.vmx.vmread(vcpu.field_table, &mut StaleIn(&mut vcpu.vmcs), encoding)?;
+    vcpu.shadow_fields.count(encoding, FieldAccess::READ);
+    let value = vcpu.vmx.vmread(vcpu.shadow_fields.table, &mut StaleIn(&mut vcpu.vmcs), encoding)?;
     if info.is_register() {
         let value = value & vcpu.nested.operand_mask;
         vcpu.set_gpr(info.reg1(), value);
@@ -58,7 +60,8 @@ fn do_vmwrite(vcpu: &mut Vcpu) -> Result<(), Failure> {
         u64::from_le_bytes(bytes)
     };
     let encoding = operand_register(vcpu, info.reg2());
-    vcpu.vmx.vmwrite(&vcpu.offered, vcpu.field_table, &mut StaleIn(&mut vcpu.vmcs), encoding, value)
+    vcpu.shadow_fields.count(encoding, FieldAccess::WRITE);
+    vcpu.vmx.vmwrite(&vcpu.offered, vcpu.shadow_fields.table, &mut StaleIn(&mut vcpu.vmcs), encoding, value)
 }
 
 /// VMLAUNCH and VMRESUME. Success does not come back here: the nested guest runs next.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::conformance;
+use crate::conformance::{self, Mode, Suite};
 use crate::layout::Layout;
 use crate::progress::Progress;
 use crate::provision;
@@ -21,12 +21,16 @@ pub struct Args {
     /// l1hv's command line.
     #[arg(long, value_name = "STRING", default_value = "")]
     hv_append: String,
+    /// The image's command line under l1hv: `permissions=SEED` changes shadow permissions after each case (with l1hv's `hypercalls`).
+    #[arg(long, value_name = "STRING", default_value = "")]
+    append: String,
 }
 
 /// Runs the suite; the exit status is 1 if anything differs.
 pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     let provisioned = provision::provision(layout, progress)?;
-    let report = conformance::run(layout, progress, &provisioned, args.filter.as_deref(), &args.hv_append)?;
+    let mode = Mode { host: &args.hv_append, image: &args.append, ..Mode::DEFAULT };
+    let report = Suite::on_bare_machine(layout, progress, &provisioned)?.under_l1hv(mode, args.filter.as_deref())?;
     if let Some(file) = &args.json {
         conformance::write_json(&report, file)?;
     }

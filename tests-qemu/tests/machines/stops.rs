@@ -85,9 +85,12 @@ fn truncated_kernel(context: &Context, name: &str) -> Result<()> {
 }
 
 fn bad_option(context: &Context, name: &str) -> Result<()> {
-    let guest = vec![Module::new(&context.programs.multiboot_guest)];
-    let boot = Boot::L1hv { host: context.host("colour=green"), guest };
-    context.run(&context.bochs(name, boot))?.must_stop("bad-option", "colour")
+    for (option, named) in [("colour=green", "colour"), ("shadow=HOST_RIP:r", "HOST_RIP cannot be granted")] {
+        let guest = vec![Module::new(&context.programs.multiboot_guest)];
+        let boot = Boot::L1hv { host: context.host(option), guest };
+        context.run(&context.bochs(name, boot))?.must_stop("bad-option", named)?;
+    }
+    Ok(())
 }
 
 fn low_memory(context: &Context, name: &str) -> Result<()> {

@@ -72,6 +72,7 @@ long_mode:
     movw %ax, %fs
     movw %ax, %gs
     movq $boot_stack_top, %rsp
+    movl %ebx, %edi                 # the loader's information
     call conformance_main
 8:  hlt
     jmp 8b

@@ -26,6 +26,7 @@ mod groups;
 mod memory;
 mod nested_paging;
 mod output;
+mod permissions;
 #[path = "../../port.rs"]
 mod port;
 mod vm;
@@ -34,19 +35,29 @@ use core::arch::global_asm;
 use core::panic::PanicInfo;
 
 use output::{Suite, power_off, print};
+use permissions::Permissions;
 
 global_asm!(include_str!("boot.S"), options(att_syntax));
 
 #[unsafe(no_mangle)]
-extern "C" fn conformance_main() -> ! {
+extern "C" fn conformance_main(info: u64) -> ! {
     memory::init();
     apic::init();
-    let mut suite = Suite::new();
+    let mut suite = Suite::new(Permissions::from_arguments(arguments(info)));
     for (name, run) in groups::ALL {
         suite.begin(name);
         run(&mut suite);
     }
     suite.end()
+}
+
+/// The command line (Multiboot Specification 0.6.96, 3.3).
+fn arguments(info: u64) -> &'static str {
+    const COMMAND_LINE: u64 = 16;
+    let at = |address: u64| core::ptr::with_exposed_provenance::<u8>(address as usize);
+    // SAFETY: the loader's information is mapped and stays as it is; its strings end with a zero.
+    let line = unsafe { core::ffi::CStr::from_ptr(at(at(info + COMMAND_LINE).cast::<u32>().read().into()).cast()) };
+    line.to_str().unwrap_or("")
 }
 
 #[panic_handler]

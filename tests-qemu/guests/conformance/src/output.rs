@@ -2,6 +2,7 @@
 
 use core::fmt::{self, Write};
 
+use crate::permissions::Permissions;
 use crate::port::{inb, outb, outl, write_bytes};
 
 const DEBUG_PORT: u16 = 0xe9;
@@ -15,12 +16,13 @@ const DEBUG_EXIT_PORT: u16 = 0xf4;
 pub struct Suite {
     group: &'static str,
     cases: usize,
+    permissions: Option<Permissions>,
 }
 
 impl Suite {
     /// No case yet.
-    pub const fn new() -> Self {
-        Self { group: "", cases: 0 }
+    pub const fn new(permissions: Option<Permissions>) -> Self {
+        Self { group: "", cases: 0, permissions }
     }
 
     /// The cases that follow belong to `group`.
@@ -35,6 +37,9 @@ impl Suite {
         let _ = write!(line, "C {}/{name} {result}", self.group);
         line.print();
         self.cases += 1;
+        if let Some(permissions) = &mut self.permissions {
+            permissions.change();
+        }
     }
 
     /// The last line; switches the machine off.
