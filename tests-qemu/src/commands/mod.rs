@@ -4,6 +4,7 @@ mod bench;
 mod conformance;
 mod demo;
 mod guest;
+mod profile;
 mod run;
 
 use std::process::ExitCode;
@@ -45,6 +46,8 @@ enum CliCommand {
     BenchNested(bench::Args),
     /// Compare what a guest hypervisor observes under l1hv and on the bare machine, case by case.
     Conformance(conformance::Args),
+    /// Count a guest hypervisor's accesses to VMCS fields, propose which to grant, and show what that is worth.
+    Profile(profile::Args),
     /// Fetch and build what the machines need.
     Provision,
     /// Boot a bzImage or a multiboot 1 image under l1hv.
@@ -95,6 +98,7 @@ fn dispatch(command: CliCommand) -> anyhow::Result<u8> {
         }
         CliCommand::BenchNested(args) => bench::run(&args, &layout, &progress),
         CliCommand::Conformance(args) => conformance::run(&args, &layout, &progress),
+        CliCommand::Profile(args) => profile::run(&args, &layout, &progress),
         CliCommand::Demo(args) => demo::run(&args, &layout, &progress),
         CliCommand::Guest(args) => guest::run(&args, &layout, &progress),
         CliCommand::Run(args) => run::run(&args, &layout, &progress),

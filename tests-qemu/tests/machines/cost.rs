@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, ensure};
-use tests_qemu::bench::measure;
+use tests_qemu::bench::measure::{self, Measurement};
 use tests_qemu::guest::{KvmEpt, Work};
+use tests_qemu::profile::Profiler;
+use tests_qemu::progress::Progress;
 
 use crate::context::{Context, Test};
 
@@ -16,7 +18,29 @@ const RECORDED: &str = include_str!("../recorded.json");
 const PERCENT: u64 = 2;
 
 pub fn tests() -> Vec<Test> {
-    vec![Test { name: "a_nested_exit_costs_no_more_host_instructions_than_recorded", run: host_instructions }]
+    vec![
+        Test { name: "a_nested_exit_costs_no_more_host_instructions_than_recorded", run: host_instructions },
+        Test { name: "a_profile_proposes_shadow_permissions_that_save_exits", run: profile },
+    ]
+}
+
+/// The proposal has what KVM's exit handler reads, nothing that cannot be granted, and brings CPUID down to two exits.
+fn profile(context: &Context, _: &str) -> Result<()> {
+    let Context { layout, provisioned, programs, .. } = context;
+    let progress = &Progress::silent();
+    let profiler = Profiler { layout, progress, provisioned, programs, series: "6.1", ept: KvmEpt::On };
+    let profile = profiler.run()?;
+    let granted: Vec<&str> = profile.proposal.split(',').collect();
+    for expected in ["GUEST_RIP:rw", "EXIT_REASON:r"] {
+        ensure!(granted.contains(&expected), "{expected} is not in {}", profile.proposal);
+    }
+    ensure!(!profile.proposal.contains("HOST_"), "{}", profile.proposal);
+    let exits = |measurements: &[Measurement]| {
+        measurements.iter().find(|measurement| measurement.operation == "CPUID").map(|cpuid| cpuid.hardware_exits)
+    };
+    let (before, after) = (exits(&profile.before), exits(&profile.after));
+    ensure!(before > after && after == Some(2), "CPUID: {before:?} exits before, {after:?} after");
+    Ok(())
 }
 
 fn host_instructions(context: &Context, name: &str) -> Result<()> {

@@ -1,0 +1,211 @@
+//! `cargo l1hv profile`: which VMCS fields a guest hypervisor accesses, which of them are worth granting, and what that is worth.
+//!
+//! The workload is the payload under Debian's KVM. It runs three times: with every access counted (l1hv's option `profile`), with nothing
+//! granted (`shadow=*:none`), and with the proposed list.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::bench::measure::{self, Measurement};
+use crate::build::{self, GuestPrograms};
+use crate::guest::{KvmEpt, Plan, Work};
+use crate::layout::Layout;
+use crate::machine::{DEFAULT_IPS, Emulator, Machine, Module, Outcome};
+use crate::progress::Progress;
+use crate::provision::Provisioned;
+use crate::table::Table;
+use crate::transcript::{Event, Transcript};
+
+/// What l1hv writes before a line of its profile: `FIELD READS WRITES GRANTED MOST`.
+const PROFILE_PREFIX: &str = "[l1hv PROFILE] ";
+
+/// Nothing granted.
+const NONE: &str = "shadow=*:none";
+
+/// Accesses to less than this share of all are not worth a place in the list.
+const LEAST_SHARE: f64 = 0.001;
+
+/// Longest run of one machine.
+const TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Accesses of the guest hypervisor to a field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accesses {
+    /// The field's name in the table.
+    pub field: String,
+    /// VMREADs.
+    pub reads: u64,
+    /// VMWRITEs.
+    pub writes: u64,
+    /// What l1hv grants without being asked: `none`, `r`, `w` or `rw`.
+    pub granted: String,
+    /// The most that can be granted.
+    pub most: String,
+}
+
+impl Accesses {
+    /// Parses l1hv's line.
+    pub fn parse(line: &str) -> Option<Self> {
+        let mut words = line.strip_prefix(PROFILE_PREFIX)?.split(' ').map(str::to_owned);
+        let field = words.next()?;
+        let (reads, writes) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        Some(Self { field, reads, writes, granted: words.next()?, most: words.next()? })
+    }
+
+    /// Accesses that exit although the field is what it is: those that are not granted.
+    pub fn exits(&self) -> u64 {
+        let exiting = |count, access| if self.granted.contains(access) { 0 } else { count };
+        exiting(self.reads, 'r') + exiting(self.writes, 'w')
+    }
+
+    /// What to grant: what is used and can be granted.
+    fn proposed(&self) -> Option<String> {
+        let wanted = [(self.reads, 'r'), (self.writes, 'w')];
+        let access: String = wanted
+            .iter()
+            .filter(|(count, letter)| *count > 0 && self.most.contains(*letter))
+            .map(|pair| pair.1)
+            .collect();
+        (!access.is_empty() && self.most != "none").then(|| format!("{}:{access}", self.field))
+    }
+
+    fn all(&self) -> u64 {
+        self.reads + self.writes
+    }
+}
+
+/// The list for l1hv's option `shadow` that grants what these accesses are worth, the most used first.
+pub fn proposal(accesses: &[Accesses]) -> String {
+    let total: u64 = accesses.iter().map(Accesses::all).sum();
+    let mut worth: Vec<&Accesses> =
+        accesses.iter().filter(|field| field.all() as f64 >= total as f64 * LEAST_SHARE).collect();
+    worth.sort_by(|a, b| b.all().cmp(&a.all()).then_with(|| a.field.cmp(&b.field)));
+    let granted = worth.iter().filter_map(|field| field.proposed());
+    std::iter::once("*:none".to_owned()).chain(granted).collect::<Vec<_>>().join(",")
+}
+
+/// Profile, proposal, and what it is worth.
+#[derive(Debug)]
+pub struct Profile {
+    /// Accesses by field, the most accessed first.
+    pub accesses: Vec<Accesses>,
+    /// The proposed value of l1hv's option `shadow`.
+    pub proposal: String,
+    /// The payload's operations with nothing granted.
+    pub before: Vec<Measurement>,
+    /// The same with the proposal.
+    pub after: Vec<Measurement>,
+}
+
+/// The workload and what runs it.
+#[derive(Debug)]
+pub struct Profiler<'a> {
+    /// Where things are.
+    pub layout: &'a Layout,
+    /// Shows what takes long.
+    pub progress: &'a Progress,
+    /// Kernels and emulators.
+    pub provisioned: &'a Provisioned,
+    /// Programs of the guest hypervisor.
+    pub programs: &'a GuestPrograms,
+    /// Debian kernel series of the guest hypervisor.
+    pub series: &'a str,
+    /// Whether its KVM uses EPT.
+    pub ept: KvmEpt,
+}
+
+impl Profiler<'_> {
+    /// Profiles the workload and measures it before and after.
+    pub fn run(&self) -> Result<Profile> {
+        let mut accesses = Vec::new();
+        self.run_payload("profile", "stats profile", |line| accesses.extend(Accesses::parse(line)))?;
+        ensure!(!accesses.is_empty(), "l1hv printed no profile");
+        accesses.sort_by(|a, b| b.all().cmp(&a.all()).then_with(|| a.field.cmp(&b.field)));
+        let proposal = proposal(&accesses);
+        let measured = |name, options: &str| {
+            let transcript = self.run_payload(name, options, |_| ())?;
+            measure::operations("l1hv", &transcript)
+        };
+        let before = measured("profile-before", NONE)?;
+        let after = measured("profile-after", &format!("shadow={proposal}"))?;
+        Ok(Profile { accesses, proposal, before, after })
+    }
+
+    fn run_payload(&self, name: &str, options: &str, mut line: impl FnMut(&str)) -> Result<Transcript> {
+        let kernel = self.provisioned.kernel(self.series)?;
+        let plan = Plan { kernel, work: Work::Payload, ept: self.ept };
+        let guest = plan.prepare(self.layout, self.provisioned, self.programs, Emulator::Bochs, DEFAULT_IPS)?;
+        let host = Module::with_args(build::l1hv(self.layout, self.progress)?, options);
+        let machine =
+            Machine { timeout: TIMEOUT, silence: TIMEOUT, ..Machine::new(name, Emulator::Bochs, guest.under(host)) };
+        let step = self.progress.step(format!("payload with {}", shortened(options)));
+        let mut transcript = Transcript::default();
+        let outcome = machine.run(self.layout, self.provisioned, |text| {
+            line(text.text);
+            Event::of(text).into_iter().for_each(|event| transcript.add(event));
+        })?;
+        step.done();
+        ensure!(outcome == Outcome::GuestShutdown && transcript.is_done("payload"), "{options}: {outcome}");
+        Ok(transcript)
+    }
+}
+
+fn shortened(options: &str) -> String {
+    const MOST: usize = 40;
+    if options.len() > MOST { format!("{}...", &options[..MOST]) } else { options.to_owned() }
+}
+
+impl Profile {
+    /// The fields as a table for people.
+    pub fn fields(&self) -> String {
+        let mut table = Table::new(&["field", "granted", "can be", "VMREAD", "VMWRITE", "of these exit"]);
+        for field in &self.accesses {
+            let numbers = [field.reads, field.writes, field.exits()].map(Some);
+            table.row_of(&[&field.field, &field.granted, &field.most], numbers);
+        }
+        table.render()
+    }
+
+    /// What the operations cost before and after.
+    pub fn worth(&self) -> Result<String> {
+        let headings = ["operation", "exits before", "after", "host instructions before", "after"];
+        let mut table = Table::new(&headings);
+        for before in &self.before {
+            let after = self.after.iter().find(|after| after.operation == before.operation);
+            let after = after.with_context(|| format!("{} was not measured again", before.operation))?;
+            let numbers =
+                [before.hardware_exits, after.hardware_exits, before.host_instructions, after.host_instructions];
+            table.row(&before.operation, numbers.map(Some));
+        }
+        Ok(table.render())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accesses(line: &str) -> Accesses {
+        Accesses::parse(&format!("{PROFILE_PREFIX}{line}")).unwrap()
+    }
+
+    #[test]
+    fn what_is_used_and_can_be_granted_is_proposed_the_most_used_first() {
+        let fields = [
+            accesses("GUEST_RIP 1000 900 rw rw"),
+            accesses("EXIT_REASON 2000 0 r rw"),
+            accesses("HOST_FS_BASE 0 500 none none"),
+            accesses("GUEST_CR3 1 0 rw rw"),
+            accesses("EXIT_QUALIFICATION 300 1 r r"),
+        ];
+        assert_eq!(proposal(&fields), "*:none,EXIT_REASON:r,GUEST_RIP:rw,EXIT_QUALIFICATION:r");
+        assert_eq!(fields.each_ref().map(Accesses::exits), [0, 0, 500, 0, 1]);
+    }
+
+    #[test]
+    fn other_lines_are_no_profile() {
+        assert_eq!(Accesses::parse("[l1hv STATS] CPUID 1 2 3"), None);
+        assert_eq!(Accesses::parse("[l1hv PROFILE] GUEST_RIP 1 x rw rw"), None);
+    }
+}
