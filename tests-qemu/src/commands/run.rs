@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     initrd: Vec<String>,
     /// The guest's command line [default for Linux: a serial console and what makes it quick].
-    #[arg(long, value_name = "STRING")]
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     append: Option<String>,
     /// l1hv's command line.
     #[arg(long, value_name = "STRING", default_value = "")]
