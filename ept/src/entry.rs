@@ -51,31 +51,25 @@ impl Rights {
     }
 }
 
-/// Who controls instruction fetches: the VM-execution control "mode-based execute control for EPT".
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum ExecuteControl {
-    /// Bit 2 of an entry decides for all; bit 10 is ignored.
-    #[default]
-    Uniform,
-    /// Bit 2 decides for supervisor-mode linear addresses, bit 10 for user-mode ones.
-    ByMode,
-}
+/// Who controls instruction fetches: the VM-execution control "mode-based execute control for EPT". As the rights that there are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ExecuteControl(Rights);
 
 impl ExecuteControl {
+    /// Bit 2 of an entry decides for all; bit 10 is ignored.
+    pub const UNIFORM: Self = Self(Rights::ALL);
+    /// Bit 2 decides for supervisor-mode linear addresses, bit 10 for user-mode ones.
+    pub const BY_MODE: Self = Self(Rights::ALL.or(Rights::USER_EXECUTE));
+
     /// All rights that there are.
     pub const fn all(self) -> Rights {
-        match self {
-            Self::Uniform => Rights::ALL,
-            Self::ByMode => Rights::ALL.or(Rights::USER_EXECUTE),
-        }
+        self.0
     }
 
     /// Rights of a table without this control, as one with it has them: who may fetch may fetch in both modes.
     pub const fn widen(self, uniform: Rights) -> Rights {
-        match self {
-            Self::ByMode if uniform.contain(Rights::EXECUTE) => uniform.or(Rights::USER_EXECUTE),
-            _ => uniform,
-        }
+        const TO_USER: u32 = Rights::USER_EXECUTE.0.trailing_zeros() - Rights::EXECUTE.0.trailing_zeros();
+        Rights(uniform.0 | uniform.0 << TO_USER & Rights::USER_EXECUTE.0 & self.0.0)
     }
 }
 
@@ -117,6 +111,8 @@ impl Entry {
     /// Suppress #VE: an EPT violation that this entry ends causes a VM exit even with "EPT-violation #VE".
     pub const SUPPRESS_VE: u64 = 1 << 63;
 
+    /// In a table of the host's own that is not present: it was unlinked, and its address is still here.
+    const UNLINKED: u64 = 1 << 62;
     const IGNORE_PAT: u64 = 1 << 6;
     const LARGE: u64 = 1 << 7;
     /// Bits that are a leaf's memory type and ignore-PAT, and reserved in a pointer to a table.
@@ -125,7 +121,7 @@ impl Entry {
 
     /// Points to a table and restricts nothing, whoever controls fetches.
     pub const fn table(address: u64) -> Self {
-        Self(address & Self::ADDRESS | ExecuteControl::ByMode.all().0)
+        Self(address & Self::ADDRESS | ExecuteControl::BY_MODE.all().0)
     }
 
     /// Maps a page.
@@ -139,17 +135,32 @@ impl Entry {
 
     /// Whether any right is granted, in a table of the host's own: there bit 10 is a right or 0.
     pub const fn is_present(self) -> bool {
-        self.0 & ExecuteControl::ByMode.all().0 != 0
+        self.0 & ExecuteControl::BY_MODE.all().0 != 0
     }
 
     /// The same entry with other rights.
     pub const fn with_rights(self, rights: Rights) -> Self {
-        Self(self.0 & !ExecuteControl::ByMode.all().0 | rights.0)
+        Self(self.0 & !ExecuteControl::BY_MODE.all().0 | rights.0)
     }
 
     /// The same entry with the accessed and dirty flags set.
     pub const fn with_dirty(self) -> Self {
         Self(self.0 | Self::ACCESSED | Self::DIRTY)
+    }
+
+    /// A pointer to a table that the processor is not to follow until the host has looked at the table.
+    pub const fn unlinked(self) -> Self {
+        Self(self.address() | Self::UNLINKED)
+    }
+
+    /// Whether it is such a pointer.
+    pub const fn is_unlinked(self) -> bool {
+        self.0 & Self::UNLINKED != 0
+    }
+
+    /// Whether, in a table of the host's own, it points to another, for the processor or for the host alone.
+    pub const fn links_table(self, level: u32) -> bool {
+        level > 1 && (self.is_present() || self.is_unlinked()) && !self.is_leaf(level)
     }
 
     /// Its rights.
@@ -251,17 +262,20 @@ pub struct Features {
     pub page_2m: bool,
     /// 1-GiB pages.
     pub page_1g: bool,
+    /// The processor's EPT violations say whether the linear address is one of the user.
+    pub advanced_violation: bool,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    pub const FEATURES: Features = Features { physical_bits: 40, execute_only: false, page_2m: true, page_1g: false };
+    pub const FEATURES: Features =
+        Features { physical_bits: 40, execute_only: false, page_2m: true, page_1g: false, advanced_violation: false };
 
     #[test]
     fn an_open_table_restricts_nothing_and_is_no_misconfiguration() {
-        for execute in [ExecuteControl::Uniform, ExecuteControl::ByMode] {
+        for execute in [ExecuteControl::UNIFORM, ExecuteControl::BY_MODE] {
             for (level, bit) in (2..=5).flat_map(|level| (0..64).map(move |bit| (level, bit))) {
                 let entry = Entry(0x5000 | execute.all().0 ^ 1 << bit);
                 let expected = entry.rights(execute) == execute.all()
@@ -301,10 +315,10 @@ mod tests {
             ("ignored bits", 0xfff0_0000_0000_1837, 1, false),
         ];
         for (name, bits, level, expected) in cases {
-            assert_eq!(Entry(bits).is_misconfigured(level, &FEATURES, ExecuteControl::Uniform), expected, "{name}");
+            assert_eq!(Entry(bits).is_misconfigured(level, &FEATURES, ExecuteControl::UNIFORM), expected, "{name}");
         }
         let is_misconfigured =
-            |bits, level, features| Entry(bits).is_misconfigured(level, &features, ExecuteControl::Uniform);
+            |bits, level, features| Entry(bits).is_misconfigured(level, &features, ExecuteControl::UNIFORM);
         assert!(!is_misconfigured(0x1034, 1, Features { execute_only: true, ..FEATURES }));
         assert!(!is_misconfigured(0x4000_00b7, 3, Features { page_1g: true, ..FEATURES }));
     }
@@ -312,13 +326,13 @@ mod tests {
     #[test]
     fn with_control_by_mode_bit_10_is_a_right_that_needs_what_the_other_needs() {
         let user_only = Entry(0x1430);
-        assert!(!user_only.is_misconfigured(1, &FEATURES, ExecuteControl::Uniform), "bit 10 is ignored: not present");
-        assert!(user_only.is_misconfigured(1, &FEATURES, ExecuteControl::ByMode));
+        assert!(!user_only.is_misconfigured(1, &FEATURES, ExecuteControl::UNIFORM), "bit 10 is ignored: not present");
+        assert!(user_only.is_misconfigured(1, &FEATURES, ExecuteControl::BY_MODE));
         let execute_only = Features { execute_only: true, ..FEATURES };
-        assert!(!user_only.is_misconfigured(1, &execute_only, ExecuteControl::ByMode));
-        assert!(Entry(0x1432).is_misconfigured(1, &execute_only, ExecuteControl::ByMode), "write without read");
-        assert_eq!(user_only.rights(ExecuteControl::ByMode), Rights::USER_EXECUTE);
-        let widened = ExecuteControl::ByMode.widen(Rights::ALL);
-        assert_eq!((widened, ExecuteControl::Uniform.widen(Rights::ALL)), (ExecuteControl::ByMode.all(), Rights::ALL));
+        assert!(!user_only.is_misconfigured(1, &execute_only, ExecuteControl::BY_MODE));
+        assert!(Entry(0x1432).is_misconfigured(1, &execute_only, ExecuteControl::BY_MODE), "write without read");
+        assert_eq!(user_only.rights(ExecuteControl::BY_MODE), Rights::USER_EXECUTE);
+        let widened = ExecuteControl::BY_MODE.widen(Rights::ALL);
+        assert_eq!((widened, ExecuteControl::UNIFORM.widen(Rights::ALL)), (ExecuteControl::BY_MODE.all(), Rights::ALL));
     }
 }

@@ -45,7 +45,7 @@ impl TableMemory for FakeTables {
 }
 
 /// A guest hypervisor's tables: entries by address, all others 0.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct FakeGuest(pub BTreeMap<u64, u64>);
 
 impl FakeGuest {
@@ -63,7 +63,11 @@ impl GuestTables for FakeGuest {
         self.0.get(&entry.0).copied().unwrap_or(0)
     }
 
-    fn set_flags(&mut self, entry: Gpa, seen: u64, flags: u64) {
-        self.0.insert(entry.0, seen | flags);
+    fn set_flags(&mut self, entry: Gpa, seen: u64, flags: u64) -> bool {
+        let is_unchanged = self.read(entry) == seen;
+        if is_unchanged {
+            self.0.insert(entry.0, seen | flags);
+        }
+        is_unchanged
     }
 }

@@ -26,19 +26,29 @@ pub(crate) const fn page_size(level: u32) -> PageSize {
     }
 }
 
+/// Where a page was mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LeafTable {
+    /// The table that has the leaf.
+    pub table: Hpa,
+    /// It was made for this page.
+    pub is_new: bool,
+}
+
 const fn root_table(root: Eptp) -> (Hpa, u32) {
     (Hpa(root.root()), root.levels().root())
 }
 
 /// Maps the page of `size` that holds `address`. What was mapped there before is replaced, tables included. Returns the table that has
-/// the leaf now.
+/// the leaf now, and whether that was made for it.
 pub fn map_page(
     memory: &mut impl TableMemory,
     root: Eptp,
     address: u64,
     size: PageSize,
     leaf: Entry,
-) -> Result<Hpa, OutOfTables> {
+) -> Result<LeafTable, OutOfTables> {
+    let mut is_new = false;
     let (mut table, mut level) = root_table(root);
     while level > leaf_level(size) {
         let at = index(address, level);
@@ -48,6 +58,7 @@ pub fn map_page(
         } else {
             let new = memory.allocate().ok_or(OutOfTables)?;
             memory.write(table, at, Entry::table(new.0));
+            is_new = true;
             new
         };
         level -= 1;
@@ -55,10 +66,10 @@ pub fn map_page(
     let at = index(address, level);
     let old = memory.read(table, at);
     memory.write(table, at, leaf);
-    if old.is_present() && !old.is_leaf(level) {
+    if old.links_table(level) {
         free_tables(memory, Hpa(old.address()), level - 1);
     }
-    Ok(table)
+    Ok(LeafTable { table, is_new })
 }
 
 /// Changes the rights of one 4-KiB page, splitting the large page that it may be part of. A page that is not mapped stays so.
@@ -86,7 +97,7 @@ fn split(memory: &mut impl TableMemory, table: Hpa, at: u64, level: u32, leaf: E
     for part in 0..ENTRIES {
         let address = leaf.address() + part * size.bytes();
         let entry =
-            Entry::leaf(address, size, leaf.rights(ExecuteControl::ByMode), leaf.memory_type(), leaf.ignores_pat());
+            Entry::leaf(address, size, leaf.rights(ExecuteControl::BY_MODE), leaf.memory_type(), leaf.ignores_pat());
         memory.write(below, part, entry);
     }
     memory.write(table, at, Entry::table(below.0));
@@ -129,22 +140,39 @@ pub fn lookup(memory: &impl TableMemory, root: Eptp, address: u64) -> Option<Map
     if !root.levels().reach(address) {
         return None;
     }
-    match root.levels() {
-        Levels::Four => lookup_from::<4>(memory, Hpa(root.root()), address),
-        Levels::Five => lookup_from::<5>(memory, Hpa(root.root()), address),
+    let mut table = Hpa(root.root());
+    if root.levels() == Levels::Five {
+        let entry = memory.read(table, index(address, 5));
+        if !entry.is_present() {
+            return None;
+        }
+        table = Hpa(entry.address());
     }
-}
-
-#[inline(always)]
-fn lookup_from<const LEVEL: u32>(memory: &impl TableMemory, mut table: Hpa, address: u64) -> Option<Mapping> {
-    let mut level = LEVEL;
-    loop {
+    // This loop is unrolled.
+    for level in (1..=4).rev() {
         let entry = memory.read(table, index(address, level));
         if !entry.is_present() {
             return None;
         }
         if entry.is_leaf(level) {
             return Some(Mapping { leaf: entry, size: page_size(level) });
+        }
+        table = Hpa(entry.address());
+    }
+    None
+}
+
+/// Removes the page that holds an address, if one is mapped.
+pub fn unmap(memory: &mut impl TableMemory, root: Eptp, address: u64) {
+    let (mut table, mut level) = root_table(root);
+    loop {
+        let at = index(address, level);
+        let entry = memory.read(table, at);
+        if !entry.is_present() {
+            return;
+        }
+        if entry.is_leaf(level) {
+            return memory.write(table, at, Entry::NOT_PRESENT);
         }
         (table, level) = (Hpa(entry.address()), level - 1);
     }
@@ -155,7 +183,7 @@ pub fn free_tables(memory: &mut impl TableMemory, table: Hpa, level: u32) {
     if level > 1 {
         for at in 0..ENTRIES {
             let entry = memory.read(table, at);
-            if entry.is_present() && !entry.is_leaf(level) {
+            if entry.links_table(level) {
                 free_tables(memory, Hpa(entry.address()), level - 1);
             }
         }
@@ -214,7 +242,7 @@ mod tests {
         set_rights(&mut tables, root, 0x20_3000, Rights::READ).unwrap();
         let rights = |address| {
             lookup(&tables, root, address)
-                .map(|mapping| (mapping.leaf.rights(ExecuteControl::Uniform), mapping.leaf.address()))
+                .map(|mapping| (mapping.leaf.rights(ExecuteControl::UNIFORM), mapping.leaf.address()))
         };
         assert_eq!(rights(0x20_3000), Some((Rights::READ, 0x20_3000)));
         assert_eq!(rights(0x20_4000), Some((Rights::ALL, 0x20_4000)));

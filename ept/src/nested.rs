@@ -3,12 +3,13 @@
 mod resync;
 
 use crate::entry::Features;
-use crate::map::{Mapping, OutOfTables, free_tables, lookup, map_page};
+use crate::map::{LeafTable, Mapping, OutOfTables, free_tables, lookup, map_page, unmap};
 use crate::table::{TableMemory, index};
 use crate::violation::EptViolation;
-use crate::walk::{Ept12, GuestTables, Refusal, Translation, WalkError, walk};
+use crate::walk::{Ept12, GuestTables, Refusal, Translation, WalkError, walk, walk_unusual};
 use crate::{Entry, Eptp, ExecuteControl, Hpa, NestedGpa, PageSize, Rights};
 use arrayvec::ArrayVec;
+use resync::Resync;
 
 /// How many EPT02s are kept.
 pub const ROOTS: usize = 32;
@@ -16,7 +17,7 @@ pub const ROOTS: usize = 32;
 /// What became of a violation of EPT02.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fill {
-    /// EPT02 has the translation now; the nested guest can go on.
+    /// EPT02 has the translation now, or EPT12 was just being changed: the nested guest tries again.
     Mapped,
     /// EPT12 forbids the access: an EPT violation for the guest hypervisor.
     Violation {
@@ -57,9 +58,9 @@ impl Dropped {
 pub struct Counters {
     /// Times that tables were given back because the budget was spent.
     pub reclaims: u64,
-    /// Translations that an INVEPT found still true, or true with other attributes.
+    /// Translations that were still true when they were needed after an INVEPT, or true with other attributes.
     pub kept: u64,
-    /// Translations that an INVEPT dropped.
+    /// Translations and whole tables that were not.
     pub dropped: u64,
 }
 
@@ -68,6 +69,26 @@ struct Root {
     ept12: Ept12,
     eptp02: Eptp,
     last_used: u64,
+}
+
+/// What EPT02 is made from, and of.
+#[derive(Debug)]
+pub struct Context<'a, T, G> {
+    /// The host's tables.
+    pub tables: &'a mut T,
+    /// The guest hypervisor's tables.
+    pub guest: &'a mut G,
+    /// EPT01.
+    pub ept01: Eptp,
+}
+
+/// How much a fill puts into EPT02.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Extent {
+    /// The translation that is missing. For a page that the guest hypervisor has just mapped: its neighbours are probably not mapped yet.
+    Page,
+    /// If that needs a new page table, all translations of that table. For a page that the guest hypervisor mapped some time ago.
+    Table,
 }
 
 /// The cache.
@@ -131,67 +152,99 @@ impl NestedPaging {
     /// The table budget does not suffice for this one translation, or `ept12` was not activated.
     pub fn fill(
         &mut self,
-        tables: &mut impl TableMemory,
-        guest: &mut impl GuestTables,
-        ept01: Eptp,
+        context: &mut Context<'_, impl TableMemory, impl GuestTables>,
         ept12: Ept12,
         address: NestedGpa,
         qualification: EptViolation,
+        extent: Extent,
     ) -> Result<(Fill, Dropped), OutOfTables> {
-        let (access, or_else) = qualification.needs(ept12.execute);
-        let mut translation = walk(guest, ept12, &self.features, address, access);
-        if let (Err(WalkError::Violation(_)), Some(access)) = (translation, or_else) {
-            translation = walk(guest, ept12, &self.features, address, access);
+        let (access, or_else) = qualification.needs(ept12.execute, &self.features);
+        let mut translation = walk(context.guest, ept12, &self.features, address, access);
+        if let Some(access) = or_else
+            && matches!(translation, Err(WalkError::Violation(_)))
+        {
+            translation = walk_unusual(context.guest, ept12, &self.features, address, access);
         }
         let translation = match translation {
             Ok(translation) => translation,
             Err(WalkError::Violation(Refusal { rights, suppresses_ve })) => {
+                if qualification.permits_something() {
+                    self.forget(context.tables, ept12, address);
+                }
                 let qualification = qualification.against(rights);
                 return Ok((Fill::Violation { qualification, suppresses_ve }, Dropped::Nothing));
             }
+            Err(WalkError::Changed) => return Ok((Fill::Mapped, Dropped::Nothing)),
             Err(WalkError::Misconfiguration) => return Ok((Fill::Misconfiguration, Dropped::Nothing)),
         };
         let gpa = translation.page + address.offset_in(translation.size);
-        let below = match lookup(tables, ept01, gpa.0) {
+        let below = match lookup(context.tables, context.ept01, gpa.0) {
             Some(below) if permits(&below, access) => below,
             _ => return Ok((Fill::Ept01Forbids(gpa), Dropped::Nothing)),
         };
-        let (leaf, size) = compose(&translation, &below, address, ept12.execute, PageSize::Size1G);
+        let composed = compose(&translation, &below, address, ept12.execute, PageSize::Size1G);
         let root = self.roots.iter().find(|root| root.ept12 == ept12).copied().ok_or(OutOfTables)?;
         let own = Dropped::One(root.eptp02);
         let (mut dropped, mut last) = (Dropped::Nothing, Dropped::Nothing);
-        while let Err(error) = self.map(tables, root.eptp02, address.0, size, leaf) {
+        while let Err(error) = self.map(context, root, address, composed, extent) {
             if last == own {
                 // It is empty, and still there is no room.
                 return Err(error);
             }
-            last = self.reclaim(tables, Some(root.eptp02))?;
+            last = self.reclaim(context.tables, Some(root.eptp02))?;
             dropped = dropped.and(last);
         }
         Ok((Fill::Mapped, dropped))
     }
 
+    /// An EPT violation ends what is cached for its address, without INVEPT (SDM 29.4.3.1 "Operations that Invalidate Cached Mappings").
+    fn forget(&mut self, tables: &mut impl TableMemory, ept12: Ept12, address: NestedGpa) {
+        if let Some(root) = self.roots.iter().find(|root| root.ept12 == ept12) {
+            unmap(tables, root.eptp02, address.0);
+        }
+    }
+
     #[inline]
     fn map(
         &mut self,
-        tables: &mut impl TableMemory,
-        eptp02: Eptp,
-        address: u64,
-        size: PageSize,
-        leaf: Entry,
+        context: &mut Context<'_, impl TableMemory, impl GuestTables>,
+        root: Root,
+        address: NestedGpa,
+        (leaf, size): (Entry, PageSize),
+        extent: Extent,
     ) -> Result<(), OutOfTables> {
         let same_table =
-            |recent: &Recent| recent.eptp02 == eptp02 && (recent.address ^ address) < PageSize::Size2M.bytes();
+            |recent: &Recent| recent.eptp02 == root.eptp02 && (recent.address ^ address.0) < PageSize::Size2M.bytes();
         if let (PageSize::Size4K, Some(recent)) = (size, self.recent.filter(same_table)) {
-            tables.write(recent.table, index(address, 1), leaf);
+            context.tables.write(recent.table, index(address.0, 1), leaf);
             return Ok(());
         }
+        self.map_elsewhere(context, root, address, (leaf, size), extent)
+    }
+
+    #[inline(never)]
+    fn map_elsewhere(
+        &mut self,
+        context: &mut Context<'_, impl TableMemory, impl GuestTables>,
+        root: Root,
+        address: NestedGpa,
+        (leaf, size): (Entry, PageSize),
+        extent: Extent,
+    ) -> Result<(), OutOfTables> {
         // A larger page may replace the table.
         self.recent = None;
-        let table = map_page(tables, eptp02, address, size, leaf)?;
+        let mut resync = Resync::new(context, self.features, root);
+        resync.relink(address);
+        let LeafTable { table, is_new } = map_page(resync.tables(), root.eptp02, address.0, size, leaf)?;
         if size == PageSize::Size4K {
-            self.recent = Some(Recent { eptp02, address: address & !(PageSize::Size2M.bytes() - 1), table });
+            if is_new && extent == Extent::Table {
+                resync.populate(table, address);
+                resync.tables().write(table, index(address.0, 1), leaf);
+            }
+            self.recent = Some(Recent { eptp02: root.eptp02, address: address.align_down(PageSize::Size2M).0, table });
         }
+        self.counters.kept += resync.kept;
+        self.counters.dropped += resync.dropped;
         Ok(())
     }
 
@@ -227,7 +280,7 @@ impl NestedPaging {
 
 /// Whether EPT01, which does not control fetches by mode, permits an access.
 fn permits(below: &Mapping, access: Rights) -> bool {
-    ExecuteControl::ByMode.widen(below.leaf.rights(ExecuteControl::Uniform)).contain(access)
+    ExecuteControl::BY_MODE.widen(below.leaf.rights(ExecuteControl::UNIFORM)).contain(access)
 }
 
 /// The leaf of EPT02 for an address: rights of both, the smaller page but no larger one than `largest`, EPT12's memory type (with EPT on, a
@@ -243,7 +296,7 @@ fn compose(
     let size = above.size.min(below.size).min(largest);
     let gpa = above.page + address.offset_in(above.size);
     let hpa = Hpa(below.leaf.address()).align_down(below.size) + gpa.offset_in(below.size);
-    let rights = above.rights.and(execute.widen(below.leaf.rights(ExecuteControl::Uniform)));
+    let rights = above.rights.and(execute.widen(below.leaf.rights(ExecuteControl::UNIFORM)));
     let leaf = Entry::leaf(hpa.align_down(size).0, size, rights, above.memory_type, above.ignore_pat);
     // PML logs a page when its dirty flag becomes set. A page that is dirty in EPT12 was logged already; one that this access makes dirty
     // is left clean here, so that the processor, which tries again, sets the flag and logs it.
@@ -256,7 +309,7 @@ fn empty(tables: &mut impl TableMemory, eptp02: Eptp) -> bool {
     let mut any = false;
     for at in 0..crate::table::ENTRIES {
         let entry = tables.read(root, at);
-        if entry.is_present() {
+        if entry.links_table(level) {
             any = true;
             tables.write(root, at, Entry::NOT_PRESENT);
             free_tables(tables, Hpa(entry.address()), level - 1);
@@ -265,5 +318,7 @@ fn empty(tables: &mut impl TableMemory, eptp02: Eptp) -> bool {
     any
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

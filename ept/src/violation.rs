@@ -1,7 +1,7 @@
 //! Exit qualification of an EPT violation (SDM Table 28-7 "Exit Qualification for EPT Violations").
 
 use crate::Rights;
-use crate::entry::ExecuteControl;
+use crate::entry::{ExecuteControl, Features};
 
 /// The qualification. Bits 11:9 mean something only where [`Self::linear_address_is_valid`] and [`Self::is_translation`] are both true,
 /// and the processor reports advanced information (IA32_VMX_EPT_VPID_CAP\[22\]).
@@ -62,10 +62,13 @@ impl EptViolation {
 
     /// The rights that the access needs. Where fetches are controlled by mode and nothing tells which mode it was, there are two answers,
     /// of which one is right: what the translation permits already was not refused.
-    pub const fn needs(self, execute: ExecuteControl) -> (Rights, Option<Rights>) {
+    pub const fn needs(self, execute: ExecuteControl, features: &Features) -> (Rights, Option<Rights>) {
         let data = Rights::from_bits(self.0);
-        if !self.is_fetch() || matches!(execute, ExecuteControl::Uniform) {
+        if !self.is_fetch() || !execute.all().contain(Rights::USER_EXECUTE) {
             return (data, None);
+        }
+        if features.advanced_violation && self.linear_address_is_valid() && self.is_translation() {
+            return (if self.is_user_address() { Rights::USER_EXECUTE } else { Rights::EXECUTE }, None);
         }
         match (self.executable(), self.user_executable()) {
             (false, true) => (Rights::EXECUTE, None),
@@ -74,9 +77,9 @@ impl EptViolation {
         }
     }
 
-    /// A data read in place of a write.
-    pub const fn as_read(self) -> Self {
-        if self.is_write() { Self(self.0 & !Rights::WRITE.bits() | Rights::READ.bits()) } else { self }
+    /// Whether the translation permits another access, so that it exists.
+    pub const fn permits_something(self) -> bool {
+        self.0 & Self::PERMITTED != 0
     }
 
     /// The same access, against other tables that permit `rights`.
@@ -91,13 +94,15 @@ impl EptViolation {
 mod tests {
     use super::*;
 
+    const FEATURES: Features =
+        Features { physical_bits: 40, execute_only: true, page_2m: true, page_1g: true, advanced_violation: false };
+
     #[test]
     fn what_is_permitted_is_replaced_and_the_rest_stays() {
         let nmi_unblocking = 1 << 12;
         let hardware = EptViolation(nmi_unblocking | 0x1fa);
         assert!(hardware.nmi_unblocking());
-        assert_eq!(hardware.needs(ExecuteControl::ByMode), (Rights::WRITE, None));
-        assert_eq!(hardware.as_read().needs(ExecuteControl::Uniform), (Rights::READ, None));
+        assert_eq!(hardware.needs(ExecuteControl::BY_MODE, &FEATURES), (Rights::WRITE, None));
         assert_eq!(hardware.against(Rights::READ), EptViolation(nmi_unblocking | 0x18a));
         assert_eq!(hardware.against(Rights::USER_EXECUTE), EptViolation(nmi_unblocking | 0x1c2));
         let of_walk = EptViolation(0x8b);
@@ -107,10 +112,13 @@ mod tests {
 
     #[test]
     fn a_fetch_needs_the_right_of_its_mode_as_far_as_that_is_known() {
-        let needs = |permitted: u64| EptViolation(0x184 | permitted).needs(ExecuteControl::ByMode);
+        let needs = |permitted: u64| EptViolation(0x184 | permitted).needs(ExecuteControl::BY_MODE, &FEATURES);
         assert_eq!(needs(0x20), (Rights::USER_EXECUTE, None));
         assert_eq!(needs(0x40), (Rights::EXECUTE, None));
         assert_eq!(needs(0), (Rights::EXECUTE, Some(Rights::USER_EXECUTE)));
-        assert_eq!(EptViolation(0x1a4).needs(ExecuteControl::Uniform), (Rights::EXECUTE, None));
+        assert_eq!(EptViolation(0x1a4).needs(ExecuteControl::UNIFORM, &FEATURES), (Rights::EXECUTE, None));
+        let advanced = Features { advanced_violation: true, ..FEATURES };
+        let needs = |word| EptViolation(word).needs(ExecuteControl::BY_MODE, &advanced).0;
+        assert_eq!([needs(0x384), needs(0x184)], [Rights::USER_EXECUTE, Rights::EXECUTE]);
     }
 }

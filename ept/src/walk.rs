@@ -9,8 +9,8 @@ use crate::{Entry, Eptp, Gpa, Levels, MemoryType, NestedGpa, PageSize, Rights};
 pub trait GuestTables {
     /// Reads an entry in one access.
     fn read(&self, entry: Gpa) -> u64;
-    /// Sets flags in an entry that was read as `seen`; one that has changed since is left alone.
-    fn set_flags(&mut self, entry: Gpa, seen: u64, flags: u64);
+    /// Sets flags in an entry that was read as `seen`, in one access. One that has changed since is left alone, and the answer is false.
+    fn set_flags(&mut self, entry: Gpa, seen: u64, flags: u64) -> bool;
 }
 
 /// A guest hypervisor's EPT as VMCS12 uses it. What tells one from another needs an EPT02 of its own.
@@ -63,6 +63,8 @@ pub enum WalkError {
     Violation(Refusal),
     /// EPT misconfiguration.
     Misconfiguration,
+    /// An entry changed while its flags were to be set: the access has to be tried again.
+    Changed,
 }
 
 /// An EPT violation: what the tables permit.
@@ -90,7 +92,23 @@ pub fn walk(
     address: NestedGpa,
     access: Rights,
 ) -> Result<Translation, WalkError> {
-    // A number of levels that the compiler knows makes a loop that it unrolls.
+    // A number of levels that the compiler knows makes a loop that it unrolls, and a mask that it knows makes cheaper tests.
+    const USUAL: ExecuteControl = ExecuteControl::UNIFORM;
+    if ept12.eptp.levels() == Levels::Four && ept12.execute == USUAL {
+        return walk_levels::<4>(tables, Ept12 { execute: USUAL, ..ept12 }, features, address, access);
+    }
+    walk_unusual(tables, ept12, features, address, access)
+}
+
+/// The same, for what is rare.
+#[inline(never)]
+pub(crate) fn walk_unusual(
+    tables: &mut impl GuestTables,
+    ept12: Ept12,
+    features: &Features,
+    address: NestedGpa,
+    access: Rights,
+) -> Result<Translation, WalkError> {
     match ept12.eptp.levels() {
         Levels::Four => walk_levels::<4>(tables, ept12, features, address, access),
         Levels::Five => walk_levels::<5>(tables, ept12, features, address, access),
@@ -105,22 +123,28 @@ fn walk_levels<const LEVELS: usize>(
     address: NestedGpa,
     access: Rights,
 ) -> Result<Translation, WalkError> {
-    let mut path = [(Gpa(0), 0); LEVELS];
-    let (mut table, mut level, mut rights) = (Gpa(eptp.root()), LEVELS as u32, execute.all());
     if !eptp.levels().reach(address.0) {
         return Err(Refusal::not_present(Entry(Entry::SUPPRESS_VE)));
     }
+    let mut path = [(Gpa(0), 0); LEVELS];
     let mut common = u64::MAX;
-    let leaf = loop {
+    let mut read = |tables: &_, table: Gpa, level: u32| {
         let at = table + index(address.0, level) * 8;
-        let entry = Entry(tables.read(at));
+        let entry = Entry(GuestTables::read(tables, at));
         path[level as usize - 1] = (at, entry.0);
         common &= entry.0;
-        // Nearly every entry above a leaf.
-        if level > 1 && entry.is_open_table(features, execute) {
-            (table, level) = (Gpa(entry.address()), level - 1);
-            continue;
+        entry
+    };
+    let (mut level, mut rights) = (LEVELS as u32, execute.all());
+    let mut entry = read(tables, Gpa(eptp.root()), level);
+    // Nearly every entry above a leaf restricts nothing. This loop is unrolled.
+    for below in (1..LEVELS as u32).rev() {
+        if !entry.is_open_table(features, execute) {
+            break;
         }
+        (level, entry) = (below, read(tables, Gpa(entry.address()), below));
+    }
+    let leaf = loop {
         if entry.is_misconfigured(level, features, execute) {
             return Err(WalkError::Misconfiguration);
         }
@@ -132,27 +156,28 @@ fn walk_levels<const LEVELS: usize>(
         if entry.is_leaf(level) {
             break entry;
         }
-        (table, level) = (Gpa(entry.address()), level - 1);
+        level -= 1;
+        entry = read(tables, Gpa(entry.address()), level);
     };
     if !rights.contain(access) {
         return Err(WalkError::Violation(Refusal { rights, suppresses_ve: leaf.suppresses_ve() }));
     }
     let write = access.contain(Rights::WRITE);
-    if eptp.has_flags() && (common & Entry::ACCESSED == 0 || write && !leaf.is_dirty()) {
-        set_flags(tables, &path[level as usize - 1..], write);
+    let flags_are_set = common & Entry::ACCESSED != 0 && (leaf.is_dirty() || !write);
+    if eptp.has_flags() && !flags_are_set && !set_flags(tables, &path[level as usize - 1..], write) {
+        return Err(WalkError::Changed);
     }
     Ok(Translation::new(leaf, level, rights, eptp, access))
 }
 
-/// Sets the accessed flags of the entries of a path, whose first is the leaf, and the dirty flag of that for a write.
+/// Sets the accessed flags of the entries of a path, whose first is the leaf, and the dirty flag of that for a write. Stops at an entry that
+/// has changed since.
 #[inline(never)]
-fn set_flags(tables: &mut impl GuestTables, path: &[(Gpa, u64)], write: bool) {
-    for (height, &(at, seen)) in path.iter().enumerate() {
+fn set_flags(tables: &mut impl GuestTables, path: &[(Gpa, u64)], write: bool) -> bool {
+    path.iter().enumerate().all(|(height, &(at, seen))| {
         let flags = Entry::ACCESSED | if height == 0 && write { Entry::DIRTY } else { 0 };
-        if seen & flags != flags {
-            tables.set_flags(at, seen, flags);
-        }
-    }
+        seen & flags == flags || tables.set_flags(at, seen, flags)
+    })
 }
 
 #[cfg(test)]
@@ -160,10 +185,11 @@ mod tests {
     use super::*;
     use crate::fake::FakeGuest;
 
-    const FEATURES: Features = Features { physical_bits: 40, execute_only: true, page_2m: true, page_1g: true };
-    const PLAIN: Ept12 = Ept12 { eptp: Eptp::new(0x1000, Levels::Four), execute: ExecuteControl::Uniform };
+    const FEATURES: Features =
+        Features { physical_bits: 40, execute_only: true, page_2m: true, page_1g: true, advanced_violation: false };
+    const PLAIN: Ept12 = Ept12 { eptp: Eptp::new(0x1000, Levels::Four), execute: ExecuteControl::UNIFORM };
     const FLAGGED: Ept12 = Ept12 { eptp: PLAIN.eptp.with_flags(), ..PLAIN };
-    const BY_MODE: Ept12 = Ept12 { execute: ExecuteControl::ByMode, ..PLAIN };
+    const BY_MODE: Ept12 = Ept12 { execute: ExecuteControl::BY_MODE, ..PLAIN };
 
     /// 0x1000 -> 0x2000 -> 0x3000 -> {0x4000, 2 MiB at 0x80_0000}; 0x4000 -> 0x9000 read-only.
     fn guest() -> FakeGuest {
@@ -233,6 +259,30 @@ mod tests {
         guest.set(0x4000, 1, 0x9032);
         let refused = walk(&mut guest, PLAIN, &FEATURES, NestedGpa(0x1000), Rights::WRITE);
         assert_eq!(refused, Err(WalkError::Misconfiguration));
+    }
+
+    /// A guest hypervisor whose other processor changes each entry right after it was read.
+    struct Racing(FakeGuest, core::cell::RefCell<std::vec::Vec<u64>>);
+
+    impl GuestTables for Racing {
+        fn read(&self, entry: Gpa) -> u64 {
+            self.1.borrow_mut().push(entry.0);
+            self.0.read(entry)
+        }
+
+        fn set_flags(&mut self, entry: Gpa, seen: u64, flags: u64) -> bool {
+            self.0.0.insert(entry.0, !seen);
+            self.0.set_flags(entry, seen, flags)
+        }
+    }
+
+    #[test]
+    fn an_entry_is_read_once_and_one_that_changes_meanwhile_keeps_its_change() {
+        let mut racing = Racing(guest(), Default::default());
+        let raced = walk(&mut racing, FLAGGED, &FEATURES, NestedGpa(0x1000), Rights::READ);
+        assert_eq!(raced, Err(WalkError::Changed));
+        assert_eq!(*racing.1.borrow(), [0x1000, 0x2000, 0x3000, 0x4008]);
+        assert_eq!(racing.0.get(0x4000, 1), !0x9031);
     }
 
     #[test]

@@ -62,8 +62,21 @@ impl GuestTables for Ept12Memory<'_> {
         self.0.read_u64(entry)
     }
 
-    fn set_flags(&mut self, entry: Gpa, seen: u64, flags: u64) {
-        self.0.ram.compare_exchange_u64(Hpa(entry.0), seen, seen | flags);
+    fn set_flags(&mut self, entry: Gpa, seen: u64, flags: u64) -> bool {
+        self.0.ram.compare_exchange_u64(Hpa(entry.0), seen, seen | flags)
+    }
+}
+
+/// EPT12 for a walk that no access of the nested guest has asked for: it finds no entry whose flags are still to be set.
+pub struct Ept12Unflagged<'a>(pub Ept12Memory<'a>);
+
+impl GuestTables for Ept12Unflagged<'_> {
+    fn read(&self, entry: Gpa) -> u64 {
+        self.0.read(entry)
+    }
+
+    fn set_flags(&mut self, _: Gpa, _: u64, _: u64) -> bool {
+        false
     }
 }
 

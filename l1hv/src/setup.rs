@@ -40,13 +40,18 @@ pub fn build(setup: HostSetup<'_>) -> &'static mut Vcpu {
     let caps = VmxCaps::read(read_capability, on_behalf::physical_address_bits());
     let offered = caps.offered();
     let vmcs = enter_vmx(&mut allocator, &caps);
-    let scratch = pages(&mut allocator, 1).phys();
+    let scratch_page = pages(&mut allocator, 1);
+    let scratch = scratch_page.phys();
+    // Where nobody answers, a read gives ones.
+    scratch_page.into_bytes().fill(0xff);
     let msr_bitmap01 = pages(&mut allocator, 1);
     let msr_bitmap01_address = msr_bitmap01.phys();
     msr_bitmap01.into_bytes().copy_from_slice(&HOST_INTERCEPTS);
     let (shadow_fields, bitmaps) = shadow_fields(&mut allocator, &options, &caps, &offered);
     let nested = Nested {
         eptp02: Eptp(0),
+        ept12: None,
+        converts_violations: false,
         vpid12: 0,
         short_entry: false,
         short_exit: false,
@@ -59,7 +64,7 @@ pub fn build(setup: HostSetup<'_>) -> &'static mut Vcpu {
         entry_load_count: 0,
         loading_host_msrs: false,
         exit_store_count: 0,
-        paging: NestedPaging::new(nested_features(&offered)),
+        paging: NestedPaging::new(nested_features(&caps, &offered)),
         msr_bitmaps: core::array::from_fn(|_| msr_bitmap(&mut allocator)),
         msr_bitmap_slot: 0,
         entry_load: msr_area(&mut allocator),
@@ -99,7 +104,7 @@ pub fn build(setup: HostSetup<'_>) -> &'static mut Vcpu {
     vmcs_setup::host_state(&mut vmcs02, &segments, &vcpu.registers);
     let (load, store) = (vcpu.nested.entry_load.address, vcpu.nested.exit_store.address);
     let bitmap = vcpu.nested.msr_bitmaps[0].address;
-    vmcs_setup::constants02(&mut vmcs02, ept01, bitmap, load, store);
+    vmcs_setup::constants02(&mut vmcs02, &vcpu.caps, ept01, bitmap, load, store);
     let mut vmcs01 = vcpu.vmcs.vmcs01();
     vmcs_setup::host_state(&mut vmcs01, &segments, &vcpu.registers);
     vmcs_setup::controls01(&mut vmcs01, &vcpu.caps, ept01, msr_bitmap01_address);
@@ -182,8 +187,9 @@ fn enter_vmx(allocator: &mut PhysAllocator, caps: &VmxCaps) -> VmcsPair {
     on_behalf::start_vmx(page(), page(), page(), revision, caps)
 }
 
-fn nested_features(offered: &VmxCaps) -> Features {
+fn nested_features(caps: &VmxCaps, offered: &VmxCaps) -> Features {
     Features {
+        advanced_violation: caps.ept_vpid & ept_vpid::ADVANCED_VIOLATION != 0,
         physical_bits: offered.physical_bits,
         execute_only: offered.ept_vpid & ept_vpid::EXECUTE_ONLY != 0,
         page_2m: offered.ept_vpid & ept_vpid::PAGE_2M != 0,
@@ -193,7 +199,7 @@ fn nested_features(offered: &VmxCaps) -> Features {
 
 /// EPT01: identity, memory write-back and devices uncacheable, with one scratch page behind the host's region.
 ///
-/// The scratch page is plain memory that belongs to nobody: whatever the guest hypervisor does to the region reaches nothing of the
+/// The scratch page is plain memory that belongs to nobody, all ones until a guest writes to it: whatever the guest hypervisor does to the region reaches nothing of the
 /// host's, causes no exit and costs one table for each 2 MiB.
 fn build_ept01(
     tables: &mut TablePool,

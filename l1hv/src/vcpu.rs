@@ -2,6 +2,7 @@
 
 use ept::nested::NestedPaging;
 use ept::violation::EptViolation;
+use ept::walk::Ept12;
 use ept::{Eptp, Hpa, NestedGpa};
 use shadow::check::HostMode;
 use shadow::controls::EntryControls;
@@ -61,6 +62,10 @@ pub struct MsrBitmap {
 pub struct Nested {
     /// Its EPTP field.
     pub eptp02: Eptp,
+    /// The EPT12 that this stands for; none if it is EPT01's.
+    pub ept12: Option<Ept12>,
+    /// VMCS12 wants #VE for what EPT12 refuses.
+    pub converts_violations: bool,
     /// The VPID12 whose translations VPID02 has; 0: none that may be used.
     pub vpid12: u16,
     /// The last merge found that entries need no more than `merge::prepare_unchanged` as long as VMCS12 is unchanged.

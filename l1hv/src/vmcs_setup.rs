@@ -75,12 +75,22 @@ pub fn controls01(vmcs01: &mut impl VmcsAccess, caps: &VmxCaps, ept01: Eptp, msr
 }
 
 /// What of vmcs02 no merge writes.
-pub fn constants02(vmcs02: &mut impl VmcsAccess, ept01: Eptp, msr_bitmap02: Hpa, entry_load: Hpa, exit_store: Hpa) {
+pub fn constants02(
+    vmcs02: &mut impl VmcsAccess,
+    caps: &VmxCaps,
+    ept01: Eptp,
+    msr_bitmap02: Hpa,
+    entry_load: Hpa,
+    exit_store: Hpa,
+) {
     vmcs02.write(EPT_POINTER, ept01.0);
     vmcs02.write(MSR_BITMAP, msr_bitmap02.0);
     vmcs02.write(VPID, VPID02);
     vmcs02.write(ENTRY_MSR_LOAD_ADDRESS, entry_load.0);
     vmcs02.write(EXIT_MSR_STORE_ADDRESS, exit_store.0);
+    if caps.has_secondary(Secondary::ENABLE_VM_FUNCTIONS) {
+        vmcs02.write(VM_FUNCTION_CONTROLS, 0);
+    }
 }
 
 /// How the guest hypervisor begins: flat segments, interrupts off.

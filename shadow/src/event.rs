@@ -10,6 +10,7 @@ const UD: u8 = 6;
 const SS: u8 = 12;
 const GP: u8 = 13;
 const PF: u8 = 14;
+const VE: u8 = 20;
 const NMI: u8 = 2;
 
 /// Blocking by NMI in the interruptibility state (SDM Table 25-3).
@@ -38,6 +39,7 @@ impl Fault {
             Self::InvalidOpcode => (exception(UD), None),
             Self::GeneralProtection => (exception(GP).with_error_code(), Some(0)),
             Self::StackSegment => (exception(SS).with_error_code(), Some(0)),
+            Self::Virtualization => (exception(VE), None),
             Self::Page { error_code, .. } => (exception(PF).with_error_code(), Some(error_code)),
         }
     }

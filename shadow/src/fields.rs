@@ -219,7 +219,7 @@ vmcs_fields! {
     /// Posted-interrupt descriptor address.
     POSTED_INTERRUPT_DESCRIPTOR_ADDRESS: W64 Control 11, Pin(P::PROCESS_POSTED_INTERRUPTS), Translated, Rarely;
     /// VM-function controls.
-    VM_FUNCTION_CONTROLS: W64 Control 12, Secondary(S::ENABLE_VM_FUNCTIONS), Copy, Rarely;
+    VM_FUNCTION_CONTROLS: W64 Control 12, Secondary(S::ENABLE_VM_FUNCTIONS), HostOnly, Rarely;
     /// EPT pointer. vmcs02 has that of ept02, or of ept01.
     EPT_POINTER: W64 Control 13, Secondary(S::ENABLE_EPT), HostOnly, Rarely;
     /// EOI-exit bitmap 0.
@@ -237,7 +237,7 @@ vmcs_fields! {
     /// VMWRITE-bitmap address.
     VMWRITE_BITMAP: W64 Control 20, Secondary(S::VMCS_SHADOWING), Translated, Rarely;
     /// Virtualization-exception information address.
-    VIRTUALIZATION_EXCEPTION_INFO: W64 Control 21, Secondary(S::EPT_VIOLATION_VE), Translated, Rarely;
+    VIRTUALIZATION_EXCEPTION_INFO: W64 Control 21, Secondary(S::EPT_VIOLATION_VE), HostOnly, Rarely;
     /// XSS-exiting bitmap.
     XSS_EXITING_BITMAP: W64 Control 22, Secondary(S::ENABLE_XSAVES), Copy, Rarely;
     /// ENCLS-exiting bitmap.

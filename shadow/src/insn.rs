@@ -382,7 +382,7 @@ mod tests {
     fn vmwrite_to_an_unsupported_field_fails_with_error_12() {
         let mut m = Machine::new();
         m.vmptrld(REGION).unwrap();
-        for encoding in [0x7ffe, 0x681f, 0x1_0000_681e, 0x202a] {
+        for encoding in [0x7ffe, 0x681f, 0x1_0000_681e, 0x2026] {
             assert_eq!(m.vmwrite(encoding, 0), Err(error(InsnError::UNSUPPORTED_COMPONENT)), "{encoding:#x}");
         }
     }

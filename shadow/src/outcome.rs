@@ -63,6 +63,8 @@ pub enum Fault {
         /// The error code.
         error_code: u32,
     },
+    /// #VE.
+    Virtualization,
 }
 
 /// Why a VMX instruction did not succeed.

@@ -20,6 +20,8 @@ pub enum Route {
     NestedPaging,
     /// An MSR that the guest hypervisor lets its nested guest access, and that the host emulates.
     HostMsr,
+    /// VMFUNC: the host emulates the function, if VMCS12 enables it.
+    VmFunction,
 }
 
 /// Whether [`route`] says `Reflect` whatever VMCS12 has, and the exit is by no event: a test of one bit for most exits that must be quick.
@@ -28,7 +30,8 @@ pub enum Route {
 pub const fn is_always_reflected(reason: ExitReason, rcx: u64) -> bool {
     const LOOKED_AT: u64 = 1 << ExitReason::EXCEPTION_OR_NMI.0
         | 1 << ExitReason::EPT_VIOLATION.0
-        | 1 << ExitReason::EPT_MISCONFIGURATION.0;
+        | 1 << ExitReason::EPT_MISCONFIGURATION.0
+        | 1 << ExitReason::VMFUNC.0;
     match reason {
         ExitReason::RDMSR => !host_owns(rcx as u32, Access::Read),
         ExitReason::WRMSR => !host_owns(rcx as u32, Access::Write),
@@ -41,6 +44,7 @@ pub const fn is_always_reflected(reason: ExitReason, rcx: u64) -> bool {
 pub fn route(reason: ExitReason, rcx: u64, vmcs12: &Vmcs12, memory: &impl GuestMemory) -> Route {
     match reason {
         ExitReason::EPT_VIOLATION | ExitReason::EPT_MISCONFIGURATION => Route::NestedPaging,
+        ExitReason::VMFUNC => Route::VmFunction,
         ExitReason::RDMSR if is_hosts_msr(vmcs12, memory, rcx as u32, Access::Read) => Route::HostMsr,
         ExitReason::WRMSR if is_hosts_msr(vmcs12, memory, rcx as u32, Access::Write) => Route::HostMsr,
         _ => Route::Reflect,

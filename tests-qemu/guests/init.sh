@@ -51,8 +51,7 @@ case $work in
     payload) start_kvm && run_payload ;;
     linux | nest) start_kvm && run_linux ;;
     demo) start_kvm && run_payload && run_linux ;;
-    minimal) start_kvm && vmm multiboot /minimal minimal ;;
-    *) echo "init: l1hv.run=$work is none of boot-only, payload, linux, demo, nest, minimal" ;;
+    *) echo "init: l1hv.run=$work is none of boot-only, payload, linux, demo, nest" ;;
 esac
 status=$?
 vmm stats

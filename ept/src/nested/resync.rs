@@ -1,56 +1,51 @@
-//! INVEPT: what is cached is composed anew, and only what is no longer true goes.
+//! INVEPT keeps what is still true.
 //!
-//! EPT02 and EPT12 are walked side by side, so that an entry of EPT12 is read once for all translations below it. A page that has lost its
-//! accessed flag goes too: the processor would set it again.
+//! It only unlinks the tables below the root: an unlinked table is not present for the processor and not forgotten by the host. The first
+//! violation below an unlinked table walks EPT02 and EPT12 side by side, composes what the table holds anew from the one table of EPT12 that
+//! it comes from, and links it again, with the tables below it unlinked. So an INVEPT costs a look at the root, and then one exit for each
+//! 2 MiB that are used again, not one for each page. A page that has lost its accessed flag goes: the processor would set it again.
 
-use super::{Dropped, NestedPaging, compose};
+use super::{Context, Dropped, NestedPaging, Root, compose};
 use crate::entry::Features;
 use crate::map::{Mapping, free_tables, lookup, page_size};
-use crate::table::{ENTRIES, TableMemory};
-use crate::walk::{Ept12, GuestTables, Translation};
-use crate::{Entry, Eptp, ExecuteControl, Gpa, Hpa, NestedGpa, Rights};
-
-/// Tables that one INVEPT looks at; the translations of all others go. This bounds the time that the guest hypervisor waits.
-pub const TABLES_AT_ONCE: u32 = 96;
+use crate::table::{ENTRIES, TableMemory, index};
+use crate::walk::{GuestTables, Translation};
+use crate::{Entry, Eptp, ExecuteControl, Gpa, Hpa, NestedGpa, PageSize, Rights};
 
 impl NestedPaging {
     /// INVEPT, single-context: by address bits, whatever the EPTP's flags.
-    pub fn invalidate(
-        &mut self,
-        tables: &mut impl TableMemory,
-        guest: &impl GuestTables,
-        ept01: Eptp,
-        eptp12: Eptp,
-    ) -> Dropped {
-        self.resync(tables, guest, ept01, |root| root.root() == eptp12.root())
+    pub fn invalidate(&mut self, tables: &mut impl TableMemory, eptp12: Eptp) -> Dropped {
+        self.unlink(tables, |root| root.root() == eptp12.root())
     }
 
     /// INVEPT, global; or EPT01 has changed.
-    pub fn invalidate_all(&mut self, tables: &mut impl TableMemory, guest: &impl GuestTables, ept01: Eptp) -> Dropped {
-        self.resync(tables, guest, ept01, |_| true)
+    pub fn invalidate_all(&mut self, tables: &mut impl TableMemory) -> Dropped {
+        self.unlink(tables, |_| true)
     }
 
-    fn resync(
-        &mut self,
-        tables: &mut impl TableMemory,
-        guest: &impl GuestTables,
-        ept01: Eptp,
-        is_meant: impl Fn(Eptp) -> bool,
-    ) -> Dropped {
-        let (features, mut counters) = (self.features, self.counters);
+    fn unlink(&mut self, tables: &mut impl TableMemory, is_meant: impl Fn(Eptp) -> bool) -> Dropped {
         let mut dropped = Dropped::Nothing;
-        let mut budget = TABLES_AT_ONCE;
         for root in self.roots_to_free_in().iter().filter(|root| is_meant(root.ept12.eptp)) {
-            let mut resync = Resync { tables, guest, features, ept12: root.ept12, ept01, below: None, budget, kept: 0 };
-            let (table, level) = (Hpa(root.eptp02.root()), root.eptp02.levels().root());
-            let source = Source::Table(Gpa(root.ept12.eptp.root()), root.ept12.execute.all());
-            counters.dropped += resync.table(table, level, NestedGpa(0), source);
-            (budget, counters.kept) = (resync.budget, counters.kept + resync.kept);
+            let table = Hpa(root.eptp02.root());
+            for at in 0..ENTRIES {
+                let entry = tables.read(table, at);
+                if entry.is_present() {
+                    tables.write(table, at, entry.unlinked());
+                }
+            }
             dropped = dropped.and(Dropped::One(root.eptp02));
         }
-        self.counters = counters;
         dropped
     }
+}
+
+/// Which entries of a table are composed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Entries {
+    /// Those that have a translation already.
+    Cached,
+    /// All for which EPT12 has one.
+    All,
 }
 
 /// Where the entries of a table of EPT02 come from.
@@ -62,84 +57,129 @@ enum Source {
     Page(Translation),
 }
 
-struct Resync<'a, T, G> {
-    tables: &'a mut T,
-    guest: &'a G,
+/// Composes many entries of one EPT02.
+pub(super) struct Resync<'a, 'b, T, G> {
+    context: &'a mut Context<'b, T, G>,
     features: Features,
-    ept12: Ept12,
-    ept01: Eptp,
-    /// What EPT01 maps the last address to, and that address's page: the next one is often on it.
+    root: Root,
+    /// What EPT01 maps the last address to, and the first byte of that page: the next address is often on it.
     below: Option<(Gpa, Mapping)>,
-    budget: u32,
-    kept: u64,
+    /// Translations that were still true.
+    pub kept: u64,
+    /// Translations and tables that were not.
+    pub dropped: u64,
 }
 
-impl<T: TableMemory, G: GuestTables> Resync<'_, T, G> {
-    /// Composes the translations in one table of EPT02 and all below it anew. Returns how many were dropped.
-    fn table(&mut self, table: Hpa, level: u32, start: NestedGpa, source: Source) -> u64 {
-        let mut dropped = 0;
-        let spent = self.budget == 0;
-        self.budget = self.budget.saturating_sub(1);
+impl<'a, 'b, T: TableMemory, G: GuestTables> Resync<'a, 'b, T, G> {
+    pub fn new(context: &'a mut Context<'b, T, G>, features: Features, root: Root) -> Self {
+        Self { context, features, root, below: None, kept: 0, dropped: 0 }
+    }
+
+    pub fn tables(&mut self) -> &mut T {
+        self.context.tables
+    }
+
+    /// Links the tables on the way to an address again.
+    pub fn relink(&mut self, address: NestedGpa) {
+        let (mut table, mut level) = (Hpa(self.root.eptp02.root()), self.root.eptp02.levels().root());
+        let mut source = self.whole();
+        while level > 1 {
+            let at = index(address.0, level);
+            let entry = self.context.tables.read(table, at);
+            if !entry.links_table(level) {
+                return;
+            }
+            let child = Hpa(entry.address());
+            let Some(below) = self.source(source, level, at) else {
+                self.context.tables.write(table, at, Entry::NOT_PRESENT);
+                free_tables(self.context.tables, child, level - 1);
+                self.dropped += 1;
+                return;
+            };
+            if entry.is_unlinked() {
+                let size = page_size(level).bytes();
+                self.compose_table(child, level - 1, NestedGpa(address.0 & !(size - 1)), below, Entries::Cached);
+                self.context.tables.write(table, at, Entry::table(child.0));
+            }
+            (table, level, source) = (child, level - 1, below);
+        }
+    }
+
+    /// Fills a page table with all that EPT12 has for it, now that the first page of it was wanted.
+    pub fn populate(&mut self, table: Hpa, address: NestedGpa) {
+        let mut source = self.whole();
+        for level in (2..=self.root.eptp02.levels().root()).rev() {
+            match self.source(source, level, index(address.0, level)) {
+                Some(below) => source = below,
+                None => return,
+            }
+        }
+        self.compose_table(table, 1, address.align_down(PageSize::Size2M), source, Entries::All);
+    }
+
+    fn whole(&self) -> Source {
+        let ept12 = self.root.ept12;
+        Source::Table(Gpa(ept12.eptp.root()), ept12.execute.all())
+    }
+
+    fn compose_table(&mut self, table: Hpa, level: u32, start: NestedGpa, source: Source, which: Entries) {
         for at in 0..ENTRIES {
-            let cached = self.tables.read(table, at);
-            if !cached.is_present() {
+            let cached = self.context.tables.read(table, at);
+            if !cached.is_present() && which == Entries::Cached {
+                continue;
+            }
+            if cached.links_table(level) {
+                self.context.tables.write(table, at, cached.unlinked());
                 continue;
             }
             let address = start + (at << (12 + 9 * (level - 1)));
-            let source = if spent { None } else { self.source(source, level, at) };
-            if cached.is_leaf(level) {
-                let leaf = source.and_then(|source| self.leaf(source, level, address));
-                // The write that made the page dirty in EPT12 has yet to be tried again, and logged.
-                let unlogged = cached.rights(ExecuteControl::Uniform).contain(Rights::WRITE) && !cached.is_dirty();
-                let leaf = if unlogged { leaf.map(Entry::without_dirty) } else { leaf };
-                self.tables.write(table, at, leaf.unwrap_or(Entry::NOT_PRESENT));
-                (self.kept, dropped) = (self.kept + u64::from(leaf.is_some()), dropped + u64::from(leaf.is_none()));
-                continue;
-            }
-            let child = Hpa(cached.address());
-            match source {
-                Some(source) => dropped += self.table(child, level - 1, address, source),
-                None => {
-                    self.tables.write(table, at, Entry::NOT_PRESENT);
-                    free_tables(self.tables, child, level - 1);
-                    dropped += 1;
-                }
+            let leaf = self.source(source, level, at).and_then(|source| self.leaf(source, level, address));
+            // The write that made the page dirty in EPT12 has yet to be tried again, and logged.
+            let unlogged = cached.rights(ExecuteControl::UNIFORM).contain(Rights::WRITE) && !cached.is_dirty();
+            let leaf = if unlogged { leaf.map(Entry::without_dirty) } else { leaf };
+            self.context.tables.write(table, at, leaf.unwrap_or(Entry::NOT_PRESENT));
+            if cached.is_present() {
+                (self.kept, self.dropped) =
+                    (self.kept + u64::from(leaf.is_some()), self.dropped + u64::from(leaf.is_none()));
             }
         }
-        dropped
     }
 
     /// What EPT12 has behind an entry of a table, if an access would find it without setting a flag.
+    #[inline]
     fn source(&self, source: Source, level: u32, at: u64) -> Option<Source> {
         let Source::Table(table, above) = source else { return Some(source) };
-        let entry = Entry(self.guest.read(table + at * 8));
-        let rights = entry.rights(self.ept12.execute);
+        let (eptp, execute) = (self.root.ept12.eptp, self.root.ept12.execute);
+        let entry = Entry(self.context.guest.read(table + at * 8));
+        let rights = entry.rights(execute);
         let usable = rights != Rights::NONE
-            && !entry.is_misconfigured(level, &self.features, self.ept12.execute)
-            && (entry.is_accessed() || !self.ept12.eptp.has_flags());
+            && (entry.is_accessed() || !eptp.has_flags())
+            && !entry.is_misconfigured(level, &self.features, execute);
         usable.then(|| match entry.is_leaf(level) {
-            true => Source::Page(Translation::new(entry, level, above.and(rights), self.ept12.eptp, Rights::NONE)),
+            true => Source::Page(Translation::new(entry, level, above.and(rights), eptp, Rights::NONE)),
             false => Source::Table(Gpa(entry.address()), above.and(rights)),
         })
     }
 
-    /// The leaf at `level` for an address, if both tables still have a page there that is large enough.
+    /// The leaf at `level` for an address, if both tables have a page there that is large enough.
+    #[inline]
     fn leaf(&mut self, source: Source, level: u32, address: NestedGpa) -> Option<Entry> {
         let Source::Page(translation) = source else { return None };
         let gpa = translation.page + address.offset_in(translation.size);
         let below = self.below(gpa)?;
         let wanted = page_size(level);
-        let (leaf, size) = compose(&translation, &below, address, self.ept12.execute, wanted);
+        let (leaf, size) = compose(&translation, &below, address, self.root.ept12.execute, wanted);
         (size == wanted && leaf.is_present()).then_some(leaf)
     }
 
+    #[inline]
     fn below(&mut self, gpa: Gpa) -> Option<Mapping> {
         if let Some((page, mapping)) = self.below
             && gpa.align_down(mapping.size) == page
         {
             return Some(mapping);
         }
-        let mapping = lookup(self.tables, self.ept01, gpa.0)?;
+        let mapping = lookup(self.context.tables, self.context.ept01, gpa.0)?;
         self.below = Some((gpa.align_down(mapping.size), mapping));
         Some(mapping)
     }

@@ -2,15 +2,17 @@ use super::*;
 use crate::fake::{FakeGuest, FakeTables};
 use crate::map::{map_range, set_rights};
 use crate::{Gpa, Levels, MemoryType, Rights};
+use std::vec::Vec;
 
-const FEATURES: Features = Features { physical_bits: 40, execute_only: true, page_2m: true, page_1g: true };
+const FEATURES: Features =
+    Features { physical_bits: 40, execute_only: true, page_2m: true, page_1g: true, advanced_violation: false };
 const EPT12: Ept12 = ept12(0x1000);
 const FLAGGED: Ept12 = Ept12 { eptp: EPT12.eptp.with_flags(), ..EPT12 };
 const READ: EptViolation = EptViolation(0x181);
 const WRITE: EptViolation = EptViolation(0x182);
 
 const fn ept12(root: u64) -> Ept12 {
-    Ept12 { eptp: Eptp::new(root, Levels::Four), execute: ExecuteControl::Uniform }
+    Ept12 { eptp: Eptp::new(root, Levels::Four), execute: ExecuteControl::UNIFORM }
 }
 
 struct Machine {
@@ -50,11 +52,12 @@ impl Machine {
 
     fn fill_for(&mut self, ept12: Ept12, address: u64, qualification: EptViolation) -> (Fill, Dropped) {
         let Self { tables, guest, ept01, nested } = self;
-        nested.fill(tables, guest, *ept01, ept12, NestedGpa(address), qualification).unwrap()
+        let mut context = Context { tables, guest, ept01: *ept01 };
+        nested.fill(&mut context, ept12, NestedGpa(address), qualification, Extent::Page).unwrap()
     }
 
     fn invept(&mut self, root: u64) -> Dropped {
-        self.nested.invalidate(&mut self.tables, &self.guest, self.ept01, Eptp::new(root, Levels::Four))
+        self.nested.invalidate(&mut self.tables, Eptp::new(root, Levels::Four))
     }
 
     fn translate(&self, eptp02: Eptp, address: u64) -> Option<(u64, PageSize)> {
@@ -96,7 +99,7 @@ fn what_ept01_forbids_is_the_hosts() {
 #[test]
 fn invept_goes_by_the_address() {
     let mut machine = Machine::new(64);
-    let by_mode = Ept12 { execute: ExecuteControl::ByMode, ..EPT12 };
+    let by_mode = Ept12 { execute: ExecuteControl::BY_MODE, ..EPT12 };
     let [plain, flagged, by_mode02] = [EPT12, FLAGGED, by_mode].map(|ept12| machine.activate(ept12));
     let other = machine.activate(ept12(0x8000));
     assert_eq!(machine.invept(0x8000), Dropped::One(other));
@@ -111,57 +114,71 @@ fn invept_goes_by_the_address() {
 }
 
 #[test]
-fn invept_keeps_what_is_still_true() {
+fn invept_keeps_what_is_still_true_when_it_is_used_again() {
     let mut machine = Machine::new(64);
     machine.guest.set(0x4000, 1, 0xa037);
+    machine.guest.set(0x4000, 2, 0xc037);
     let eptp02 = machine.activate(EPT12);
-    for address in [0, 1 << 30, (1 << 30) + 0x1000] {
+    let [moved, removed, used] = [0, 1, 2].map(|page| (1 << 30) + page * 4096);
+    for address in [0, moved, removed, used] {
         assert_eq!(machine.fill(address, READ).0, Fill::Mapped);
     }
     machine.guest.set(0x4000, 0, 0xb037);
     machine.guest.set(0x4000, 1, 0);
     assert_eq!(machine.invept(0x1000), Dropped::One(eptp02));
-    assert_eq!(machine.translate(eptp02, 0), Some((0x1_0000_0000, PageSize::Size2M)));
-    assert_eq!(machine.translate(eptp02, 1 << 30), Some((0x1_0000_b000, PageSize::Size4K)), "moved");
-    assert_eq!(machine.translate(eptp02, (1 << 30) + 0x1000), None, "removed");
+    assert!([0, moved, removed, used].iter().all(|&address| machine.translate(eptp02, address).is_none()));
+    assert_eq!(machine.fill(used, READ).0, Fill::Mapped);
+    assert_eq!(machine.translate(eptp02, moved), Some((0x1_0000_b000, PageSize::Size4K)));
+    assert_eq!(machine.translate(eptp02, removed), None);
     assert_eq!((machine.nested.counters().kept, machine.nested.counters().dropped), (2, 1));
+    assert_eq!(machine.translate(eptp02, 0), None, "nothing of its GiB was used yet");
+    assert_eq!(machine.fill(0x40_0000, READ).0, Fill::Mapped);
+    assert_eq!(machine.translate(eptp02, 0), Some((0x1_0000_0000, PageSize::Size2M)));
     // A table above that is gone takes along what is below it, and a large page that is a table now goes.
     machine.guest.set(0x2000, 0, 0x3007);
-    machine.guest.set(0x2000, 1, 0);
+    machine.guest.set(0x3000, 0, 0x5007);
+    machine.guest.set(0x5000, 2, 0xd037);
     assert_eq!(machine.invept(0x1000), Dropped::One(eptp02));
-    assert!([0, 1 << 30].iter().all(|&address| machine.translate(eptp02, address).is_none()));
+    assert_eq!(machine.fill(used, READ).0, Fill::Mapped);
+    assert_eq!(machine.translate(eptp02, used), Some((0x1_0000_d000, PageSize::Size4K)));
+    assert!([0, moved].iter().all(|&address| machine.translate(eptp02, address).is_none()));
 }
 
 #[test]
 fn invept_drops_what_would_set_a_flag_again() {
     let mut machine = Machine::new(64);
+    let (page, neighbour) = (1 << 30, (1 << 30) + 0x1000);
     machine.guest.set(0x4000, 0, 0x9037);
+    machine.guest.set(0x4000, 1, 0xa037);
     let eptp02 = machine.activate(FLAGGED);
-    assert_eq!(machine.fill_for(FLAGGED, 1 << 30, WRITE).0, Fill::Mapped);
-    let rights =
-        |machine: &Machine| lookup(&machine.tables, eptp02, 1 << 30).map(|m| m.leaf.rights(ExecuteControl::Uniform));
-    machine.guest.set(0x4000, 0, 0x9137);
-    assert_eq!(machine.invept(0x1000), Dropped::One(eptp02));
-    assert_eq!(rights(&machine), Some(Rights::READ.or(Rights::EXECUTE)), "the next write is to set the dirty flag");
-    machine.guest.set(0x4000, 0, 0x9037);
-    assert_eq!(machine.invept(0x1000), Dropped::One(eptp02));
-    assert_eq!(rights(&machine), None);
+    let mut rights_after = |entry| {
+        for address in [page, neighbour] {
+            assert_eq!(machine.fill_for(FLAGGED, address, WRITE).0, Fill::Mapped);
+        }
+        machine.guest.set(0x4000, 0, entry);
+        assert_eq!(machine.invept(0x1000), Dropped::One(eptp02));
+        assert_eq!(machine.fill_for(FLAGGED, neighbour, WRITE).0, Fill::Mapped);
+        lookup(&machine.tables, eptp02, page).map(|m| (m.leaf.rights(ExecuteControl::UNIFORM), m.leaf.is_dirty()))
+    };
+    assert_eq!(rights_after(0x9337), Some((Rights::ALL, false)), "the write has yet to be tried again, and logged");
+    assert_eq!(rights_after(0x9137), Some((Rights::READ.or(Rights::EXECUTE), false)), "the next write sets the flag");
+    assert_eq!(rights_after(0x9037), None);
 }
 
 #[test]
-fn one_invept_looks_at_so_many_tables_and_no_more() {
-    let mut machine = Machine::new(512);
-    let eptp02 = machine.activate(EPT12);
-    machine.guest.set(0x3000, 0, 0x4007);
-    let pages = u64::from(resync::TABLES_AT_ONCE) + 16;
-    for page in 0..pages {
-        machine.guest.set(0x3000, page, 0x4007);
-        assert_eq!(machine.fill((1 << 30) + (page << 21), READ).0, Fill::Mapped);
-    }
-    assert_eq!(machine.invept(0x1000), Dropped::One(eptp02));
-    let kept = (0..pages).filter(|page| machine.translate(eptp02, (1 << 30) + (page << 21)).is_some()).count();
-    // The root and two more are on the way to the page tables.
-    assert_eq!(kept, resync::TABLES_AT_ONCE as usize - 3);
+fn a_new_table_gets_all_that_ept12_has_for_it_if_that_is_asked_for() {
+    let mut machine = Machine::new(64);
+    machine.guest.set(0x4000, 7, 0xa137);
+    machine.guest.set(0x4000, 8, 0xb037);
+    machine.guest.set(0x4000, 9, 0xb133 ^ 1);
+    let eptp02 = machine.activate(FLAGGED);
+    let Machine { tables, guest, ept01, nested } = &mut machine;
+    let mut context = Context { tables, guest, ept01: *ept01 };
+    let filled = nested.fill(&mut context, FLAGGED, NestedGpa(1 << 30), READ, Extent::Table);
+    assert_eq!(filled, Ok((Fill::Mapped, Dropped::Nothing)));
+    let mapped: Vec<u64> =
+        (0..512).filter(|page| machine.translate(eptp02, (1 << 30) + (page << 12)).is_some()).collect();
+    assert_eq!(mapped, [0, 7], "not what has no accessed flag, and no misconfiguration");
 }
 
 #[test]
@@ -201,12 +218,13 @@ fn a_budget_too_small_for_one_translation_is_an_error() {
     let mut machine = Machine::new(3 + 3);
     machine.activate(EPT12);
     let Machine { tables, guest, ept01, nested } = &mut machine;
-    assert_eq!(nested.fill(tables, guest, *ept01, EPT12, NestedGpa(1 << 30), READ), Err(OutOfTables));
+    let mut context = Context { tables, guest, ept01: *ept01 };
+    assert_eq!(nested.fill(&mut context, EPT12, NestedGpa(1 << 30), READ, Extent::Page), Err(OutOfTables));
 }
 
 #[test]
 fn a_fetch_whose_mode_is_not_known_gets_what_one_of_the_modes_may() {
-    let by_mode = Ept12 { execute: ExecuteControl::ByMode, ..EPT12 };
+    let by_mode = Ept12 { execute: ExecuteControl::BY_MODE, ..EPT12 };
     let mut machine = Machine::new(64);
     for (table, at, entry) in [(0x1000, 0, 0x2407), (0x2000, 1, 0x3407), (0x3000, 0, 0x4407), (0x4000, 0, 0x9431)] {
         machine.guest.set(table, at, entry);
@@ -229,7 +247,7 @@ fn a_page_is_clean_in_ept02_only_for_the_write_that_makes_it_dirty_in_ept12() {
     let mut dirty_after = |access| {
         let address = 1 << 30;
         assert_eq!(machine.fill_for(FLAGGED, address, access).0, Fill::Mapped);
-        lookup(&machine.tables, eptp02, address).map(|m| (m.leaf.rights(ExecuteControl::Uniform), m.leaf.is_dirty()))
+        lookup(&machine.tables, eptp02, address).map(|m| (m.leaf.rights(ExecuteControl::UNIFORM), m.leaf.is_dirty()))
     };
     assert_eq!(dirty_after(READ), Some((Rights::READ.or(Rights::EXECUTE), false)));
     assert_eq!(dirty_after(WRITE), Some((Rights::ALL, false)), "the processor sets it, and logs");

@@ -131,14 +131,13 @@ impl GuestRam {
         }
     }
 
-    /// Replaces eight bytes that are still `seen`, in one locked access; `hpa` is a multiple of eight.
-    pub fn compare_exchange_u64(&self, hpa: Hpa, seen: u64, new: u64) {
-        if let Some(word) = self.word(hpa) {
-            // SAFETY: mapped, aligned and not the host's; guests write to it only from outside the abstract machine.
-            let word = unsafe { AtomicU64::from_ptr(word) };
-            // Another processor was faster: its entry stands.
-            let _ = word.compare_exchange(seen, new, Ordering::Relaxed, Ordering::Relaxed);
-        }
+    /// Replaces eight bytes that are still `seen`, in one locked access; `hpa` is a multiple of eight. Returns whether they were; where no
+    /// memory is, the write is dropped and that is as good.
+    pub fn compare_exchange_u64(&self, hpa: Hpa, seen: u64, new: u64) -> bool {
+        let Some(word) = self.word(hpa) else { return true };
+        // SAFETY: mapped, aligned and not the host's; guests write to it only from outside the abstract machine.
+        let word = unsafe { AtomicU64::from_ptr(word) };
+        word.compare_exchange(seen, new, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     fn word(&self, hpa: Hpa) -> Option<*mut u64> {

@@ -8,7 +8,7 @@ use shadow::policy::{Route, is_always_reflected, route};
 use shadow::vmcs12::LaunchState;
 
 use super::reflect::{Reflected, reflect, reflect_failed_entry};
-use super::{injection, paging, short};
+use super::{injection, paging, short, vm_function};
 use crate::exit::{read_for_guest, write_for_guest};
 use crate::stop::stop_internal;
 use crate::vcpu::{Level, Vcpu};
@@ -38,6 +38,7 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) {
         Route::Reflect => reflect(vcpu, Reflected { reason, qualification: None }),
         Route::NestedPaging => paging::handle(vcpu),
         Route::HostMsr => host_msr(vcpu, reason),
+        Route::VmFunction => vm_function::handle(vcpu),
     }
 }
 
@@ -54,8 +55,8 @@ fn host_msr(vcpu: &mut Vcpu, reason: ExitReason) {
     }
 }
 
-/// A fault of an instruction that the host emulates for a nested guest: the guest hypervisor's exit if its exception bitmap asks for it.
-fn raise(vcpu: &mut Vcpu, fault: Fault) {
+/// A fault of a nested guest that the host found: the guest hypervisor's exit if its exception bitmap asks for it.
+pub fn raise(vcpu: &mut Vcpu, fault: Fault) {
     let (info, error_code) = fault.interruption();
     if vcpu.vmcs12_field(EXCEPTION_BITMAP) >> info.vector() & 1 != 0 {
         super::reflect::reflect_fault(vcpu, info, error_code);

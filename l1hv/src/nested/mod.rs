@@ -14,6 +14,8 @@ mod paging;
 mod reflect;
 mod shadowing;
 mod short;
+mod virtualization_exception;
+mod vm_function;
 
 pub use enter::enter;
 pub use exit::{handle, handle_failed_entry};

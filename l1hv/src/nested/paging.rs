@@ -1,7 +1,7 @@
 //! EPT02 in action: which EPTP vmcs02 gets, what an EPT violation means, what an INVEPT drops.
 
 use ept::map::OutOfTables;
-use ept::nested::{Dropped, Fill};
+use ept::nested::{Context, Dropped, Extent, Fill};
 use ept::violation::EptViolation;
 use ept::walk::Ept12;
 use ept::{Eptp, ExecuteControl, NestedGpa};
@@ -14,14 +14,22 @@ use shadow::hw::VmcsAccess;
 use super::injection;
 use super::msr_bitmap::unwatch;
 use super::reflect::{Reflected, reflect};
+use super::virtualization_exception;
 use crate::arch::vmx::{Invept, invept};
 use crate::exit::map_beyond;
-use crate::hw::Ept12Memory;
+use crate::hw::{Ept12Memory, Ept12Unflagged};
 use crate::vcpu::Vcpu;
 
 /// The EPTP that vmcs02 needs for VMCS12.
 pub fn eptp02(vcpu: &mut Vcpu) -> Eptp {
-    let Some(ept12) = ept12(vcpu) else { return vcpu.ept01 };
+    let vmcs12 = &vcpu.vmx.vmcs12;
+    let by_mode = vmcs12.has_secondary(Secondary::MODE_BASED_EXECUTE);
+    let execute = if by_mode { ExecuteControl::BY_MODE } else { ExecuteControl::UNIFORM };
+    let ept12 =
+        vmcs12.has_secondary(Secondary::ENABLE_EPT).then(|| Ept12 { eptp: Eptp(vmcs12.get(EPT_POINTER)), execute });
+    vcpu.nested.converts_violations = vmcs12.has_secondary(Secondary::EPT_VIOLATION_VE);
+    vcpu.nested.ept12 = ept12;
+    let Some(ept12) = ept12 else { return vcpu.ept01 };
     let (eptp02, dropped) = vcpu.nested.paging.activate(&mut vcpu.tables, ept12).unwrap_or_else(|error| stop(error));
     flush(dropped);
     eptp02
@@ -32,11 +40,11 @@ fn stop(_: OutOfTables) -> ! {
     crate::stop::stop_internal!("no table is left for an EPT02: raise ept-tables=COUNT or host-memory=MIB")
 }
 
-fn ept12(vcpu: &Vcpu) -> Option<Ept12> {
-    let vmcs12 = &vcpu.vmx.vmcs12;
-    vmcs12
-        .has_secondary(Secondary::ENABLE_EPT)
-        .then(|| Ept12 { eptp: Eptp(vmcs12.get(EPT_POINTER)), execute: ExecuteControl::Uniform })
+/// VMCS12 has another EPTP than when its nested guest was entered.
+pub fn switch_eptp(vcpu: &mut Vcpu) {
+    let eptp02 = eptp02(vcpu);
+    vcpu.vmcs.vmcs02().write(EPT_POINTER, eptp02.0);
+    vcpu.nested.eptp02 = eptp02;
 }
 
 /// An EPT violation or misconfiguration of vmcs02.
@@ -44,7 +52,7 @@ pub fn handle(vcpu: &mut Vcpu) {
     let vmcs02 = vcpu.vmcs.vmcs02();
     let address = NestedGpa(vmcs02.read(GUEST_PHYSICAL_ADDRESS));
     let qualification = EptViolation(vmcs02.read(EXIT_QUALIFICATION));
-    let Some(ept12) = ept12(vcpu) else {
+    let Some(ept12) = vcpu.nested.ept12 else {
         // On EPT01 itself.
         permit(vcpu, ept::Gpa(address.0));
         return repaired(vcpu, qualification);
@@ -55,6 +63,8 @@ pub fn handle(vcpu: &mut Vcpu) {
             permit(vcpu, gpa);
             repaired(vcpu, qualification);
         }
+        Fill::Violation { qualification: of_ept12, suppresses_ve: false }
+            if vcpu.nested.converts_violations && virtualization_exception::convert(vcpu, address, of_ept12) => {}
         Fill::Violation { qualification: of_ept12, .. } => {
             vcpu.nested.violation = Some((address, of_ept12));
             // What EPT02 lacked may be just what EPT12 lacks: then vmcs02 has the right information already.
@@ -70,18 +80,23 @@ pub fn handle(vcpu: &mut Vcpu) {
 /// The guest hypervisor has seen a violation and resumes the nested guest: if it has repaired EPT12, the translation is in EPT02 before the
 /// nested guest tries again, which saves it a second exit.
 pub fn anticipate(vcpu: &mut Vcpu) {
-    let (Some((address, qualification)), Some(ept12)) = (vcpu.nested.violation.take(), ept12(vcpu)) else { return };
-    // The nested guest may do something else first, so this must not set a dirty flag; a leaf that is dirty already is writable even so.
-    let qualification = if ept12.eptp.has_flags() { qualification.as_read() } else { qualification };
-    let _ = fill(vcpu, ept12, address, qualification);
+    let (Some((address, qualification)), Some(ept12)) = (vcpu.nested.violation.take(), vcpu.nested.ept12) else {
+        return;
+    };
+    // The nested guest may do something else first, so this sets no flag: hypervisors map a page with its flags set.
+    let (tables, memory) = (&mut vcpu.tables, &mut Ept12Unflagged(Ept12Memory(&vcpu.memory)));
+    let mut context = Context { tables, guest: memory, ept01: vcpu.ept01 };
+    let filled = vcpu.nested.paging.fill(&mut context, ept12, address, qualification, Extent::Page);
+    flush(filled.unwrap_or_else(|error| stop(error)).1);
 }
 
 fn fill(vcpu: &mut Vcpu, ept12: Ept12, address: NestedGpa, qualification: EptViolation) -> Fill {
     let mut memory = Ept12Memory(&vcpu.memory);
+    let mut context = Context { tables: &mut vcpu.tables, guest: &mut memory, ept01: vcpu.ept01 };
     let (fill, dropped) = vcpu
         .nested
         .paging
-        .fill(&mut vcpu.tables, &mut memory, vcpu.ept01, ept12, address, qualification)
+        .fill(&mut context, ept12, address, qualification, Extent::Table)
         .unwrap_or_else(|error| stop(error));
     flush(dropped);
     fill
@@ -108,11 +123,10 @@ fn repaired(vcpu: &mut Vcpu, qualification: EptViolation) {
 /// INVEPT of the guest hypervisor, for one EPTP12 or for all; or EPT01 permits less than before.
 pub fn drop_translations(vcpu: &mut Vcpu, eptp12: Option<Eptp>) {
     vcpu.nested.violation = None;
-    let memory = Ept12Memory(&vcpu.memory);
-    let (paging, tables, ept01) = (&mut vcpu.nested.paging, &mut vcpu.tables, vcpu.ept01);
+    let (paging, tables) = (&mut vcpu.nested.paging, &mut vcpu.tables);
     flush(match eptp12 {
-        Some(eptp12) => paging.invalidate(tables, &memory, ept01, eptp12),
-        None => paging.invalidate_all(tables, &memory, ept01),
+        Some(eptp12) => paging.invalidate(tables, eptp12),
+        None => paging.invalidate_all(tables),
     });
 }
 

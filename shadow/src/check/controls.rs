@@ -2,7 +2,7 @@
 
 use super::{Check, Violation, require};
 use crate::caps::{VmxCaps, ept_vpid};
-use crate::controls::{ControlWords, EntryControls, ExitControls, Pin, Primary, Secondary, Tertiary};
+use crate::controls::{ControlWords, EntryControls, ExitControls, Pin, Primary, Secondary, Tertiary, VmFunctions};
 use crate::exit::InterruptionInfo;
 use crate::fields::*;
 use crate::hw::GuestMemory;
@@ -131,6 +131,25 @@ fn paging(words: &ControlWords, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
     if secondary.contains(Secondary::ENABLE_PML) {
         require(is_page(caps, vmcs12.get(PML_ADDRESS)), "PML address")?;
     }
+    if secondary.contains(Secondary::EPT_VIOLATION_VE) {
+        require(
+            is_page(caps, vmcs12.get(VIRTUALIZATION_EXCEPTION_INFO)),
+            "virtualization-exception information address",
+        )?;
+    }
+    if secondary.contains(Secondary::ENABLE_VM_FUNCTIONS) {
+        vm_functions(words, vmcs12, caps)?;
+    }
+    Ok(())
+}
+
+fn vm_functions(words: &ControlWords, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
+    let functions = vmcs12.get(VM_FUNCTION_CONTROLS);
+    require(functions & !caps.vmfunc == 0, "VM-function controls: reserved bits")?;
+    if functions & VmFunctions::EPTP_SWITCHING.bits() != 0 {
+        require(words.secondary.contains(Secondary::ENABLE_EPT), "EPTP switching without EPT")?;
+        require(is_page(caps, vmcs12.get(EPTP_LIST_ADDRESS)), "EPTP-list address")?;
+    }
     Ok(())
 }
 
@@ -247,6 +266,32 @@ mod tests {
     }
 
     #[test]
+    fn vm_functions_and_virtualization_exceptions_need_their_fields() {
+        let switching = |bits, functions, list| {
+            verdict(|v| {
+                with_secondary(v, bits | Secondary::ENABLE_VM_FUNCTIONS);
+                v.set(EPT_POINTER, 0x1e);
+                v.set(VM_FUNCTION_CONTROLS, functions);
+                v.set(EPTP_LIST_ADDRESS, list);
+            })
+        };
+        let (none, ept) = (Secondary::empty(), Secondary::ENABLE_EPT);
+        assert_eq!(switching(none, 0, 1), Ok(()));
+        assert_eq!(switching(ept, 2, 0x1000), Err(Violation("VM-function controls: reserved bits")));
+        assert_eq!(switching(none, 1, 0x1000), Err(Violation("EPTP switching without EPT")));
+        assert_eq!(switching(ept, 1, 0x1008), Err(Violation("EPTP-list address")));
+        assert_eq!(switching(ept, 1, 0x1000), Ok(()));
+        let area = |address| {
+            verdict(|v| {
+                with_secondary(v, Secondary::EPT_VIOLATION_VE);
+                v.set(VIRTUALIZATION_EXCEPTION_INFO, address);
+            })
+        };
+        assert_eq!(area(0x1000), Ok(()));
+        assert!(area(0x1008).is_err() && area(1 << 40).is_err());
+    }
+
+    #[test]
     fn the_least_valid_controls_pass() {
         assert_eq!(verdict(|_| ()), Ok(()));
     }
@@ -256,7 +301,7 @@ mod tests {
         for (field, bit) in [(PIN_CONTROLS, 1), (PRIMARY_CONTROLS, 1), (EXIT_CONTROLS, 0), (ENTRY_CONTROLS, 0)] {
             assert!(verdict(|v| v.set(field, v.get(field) & !(1 << bit))).is_err(), "{:?}", field.id());
         }
-        assert!(verdict(|v| with_secondary(v, Secondary::EPT_VIOLATION_VE)).is_err(), "a hidden control is reserved");
+        assert!(verdict(|v| with_secondary(v, Secondary::ENCLS_EXITING)).is_err(), "a hidden control is reserved");
         assert!(verdict(|v| v.set(SECONDARY_CONTROLS, u32::MAX)).is_ok(), "not looked at unless activated");
     }
 

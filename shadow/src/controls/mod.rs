@@ -233,8 +233,8 @@ control_word! {
         RDRAND_EXITING = 11, FromGuest;
         /// Enable INVPCID.
         ENABLE_INVPCID = 12, FromGuest;
-        /// Enable VM functions. Hidden: an EPTP list would name EPT12s that have no ept02 yet.
-        ENABLE_VM_FUNCTIONS = 13, Hidden;
+        /// Enable VM functions. vmcs02 enables none of them, so that each exits, and the host does what vmcs12 enables.
+        ENABLE_VM_FUNCTIONS = 13, FromGuest;
         /// VMCS shadowing. Hidden: vmcs02 is itself the shadow VMCS of the guest hypervisor.
         VMCS_SHADOWING = 14, Hidden;
         /// Enable ENCLS exiting. Hidden: the machine's SGX is not offered.
@@ -243,16 +243,16 @@ control_word! {
         RDSEED_EXITING = 16, FromGuest;
         /// Enable PML. ept02's dirty flags follow EPT12's, so that the processor logs what it would log on EPT12.
         ENABLE_PML = 17, FromGuest;
-        /// EPT-violation #VE. Hidden: an ept02 violation is not yet an EPT12 violation.
-        EPT_VIOLATION_VE = 18, Hidden;
+        /// EPT-violation #VE. 0 in vmcs02, as a violation of ept02 need not be one of EPT12: the host delivers the exception.
+        EPT_VIOLATION_VE = 18, Computed;
         /// Conceal VMX from PT. Hidden: Intel PT is not offered.
         CONCEAL_VMX_FROM_PT = 19, Hidden;
         /// Enable XSAVES/XRSTORS.
         ENABLE_XSAVES = 20, FromGuest;
         /// PASID translation. Hidden: its directories hold addresses that nobody would translate.
         PASID_TRANSLATION = 21, Hidden;
-        /// Mode-based execute control for EPT. Hidden: ept02 has one execute permission a page.
-        MODE_BASED_EXECUTE = 22, Hidden;
+        /// Mode-based execute control for EPT. An ept02 is made for an EPT12 with it, or for one without.
+        MODE_BASED_EXECUTE = 22, FromGuest;
         /// Sub-page write permissions for EPT. Hidden: ept02 has no sub-page tables.
         SUB_PAGE_WRITE_PERMISSIONS = 23, Hidden;
         /// Intel PT uses guest-physical addresses. Hidden: Intel PT is not offered.
@@ -391,8 +391,8 @@ control_word! {
 control_word! {
     /// VM-function controls (SDM 25.6.14 "VM-Function Controls").
     VmFunctions: u64, "VM-function controls", default1 0, vmfunc[1], {
-        /// EPTP switching. Hidden with "enable VM functions".
-        EPTP_SWITCHING = 0, Hidden;
+        /// EPTP switching. 0 in vmcs02: an EPTP list names EPT12s, and the host switches to their ept02s.
+        EPTP_SWITCHING = 0, Computed;
     }
 }
 

@@ -253,7 +253,7 @@ basic_exit_reasons! {
         Secondary::VIRTUAL_INTERRUPT_DELIVERY), Reflect;
     RDRAND = 57, None, SizedRegister, [LENGTH], Any(Secondary::RDRAND_EXITING), Reflect;
     INVPCID = 58, Displacement, MemoryAndRegister, [LENGTH], All(Secondary::ENABLE_INVPCID, Primary::INVLPG_EXITING), Reflect;
-    VMFUNC = 59, None, None, [LENGTH], Any(Secondary::ENABLE_VM_FUNCTIONS), Reflect;
+    VMFUNC = 59, None, None, [LENGTH], Any(Secondary::ENABLE_VM_FUNCTIONS), VmFunction;
     ENCLS = 60, None, None, [LENGTH], Any(Secondary::ENCLS_EXITING), Reflect;
     RDSEED = 61, None, SizedRegister, [LENGTH], Any(Secondary::RDSEED_EXITING), Reflect;
     PML_FULL = 62, NmiUnblocking, None, [], Any(Secondary::ENABLE_PML), Reflect;

@@ -101,8 +101,7 @@ fn a_field_of_a_feature_that_is_not_offered_does_not_exist_for_the_guest_hypervi
     let absent: std::vec::Vec<_> = FieldId::all().filter(|&id| !machine.has_field(id)).collect();
     assert_eq!(absent, [SHARED_EPT_POINTER.id(), EXTENDED_INSTRUCTION_INFO.id()]);
     let offered = machine.offered();
-    for field in
-        [GUEST_FRED_CONFIG, HOST_FRED_SSP3, GUEST_PKRS, GUEST_SSP, HLAT_POINTER, EPTP_LIST_ADDRESS, GUEST_DEADLINE]
+    for field in [GUEST_FRED_CONFIG, HOST_FRED_SSP3, GUEST_PKRS, GUEST_SSP, HLAT_POINTER, VMREAD_BITMAP, GUEST_DEADLINE]
     {
         assert!(!offered.has_field(field.id()), "{:?}", field.id());
     }

@@ -152,7 +152,7 @@ fn control_words(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12, caps: &VmxCaps) 
     let save_timer = if timer { ExitControls::SAVE_PREEMPTION_TIMER } else { ExitControls::empty() };
     vmcs02.write(PIN_CONTROLS, pin);
     vmcs02.write(PRIMARY_CONTROLS, primary | Primary::FORCED.bits());
-    vmcs02.write(SECONDARY_CONTROLS, secondary | Secondary::FORCED.bits());
+    vmcs02.write(SECONDARY_CONTROLS, secondary & !Secondary::COMPUTED.bits() | Secondary::FORCED.bits());
     vmcs02.write(EXIT_CONTROLS, vmcs12.get(EXIT_CONTROLS) | (ExitControls::FORCED | save_timer).bits());
     vmcs02.write(ENTRY_CONTROLS, vmcs12.get(ENTRY_CONTROLS) | EntryControls::FORCED.bits());
 }

@@ -55,7 +55,6 @@ enum WorkChoice {
     Linux,
     Demo,
     Nest,
-    Minimal,
 }
 
 impl From<WorkChoice> for Work {
@@ -66,7 +65,6 @@ impl From<WorkChoice> for Work {
             WorkChoice::Linux => Self::Linux,
             WorkChoice::Demo => Self::Demo,
             WorkChoice::Nest => Self::Nest,
-            WorkChoice::Minimal => Self::Minimal,
         }
     }
 }

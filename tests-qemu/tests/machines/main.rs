@@ -8,6 +8,7 @@ mod cli;
 mod context;
 mod cost;
 mod images;
+mod memory;
 mod nesting;
 mod stops;
 
@@ -19,8 +20,16 @@ use context::{Context, Test};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let tests =
-        [cli::tests(), boot::tests(), stops::tests(), nesting::tests(), cost::tests(), images::tests()].concat();
+    let tests = [
+        cli::tests(),
+        boot::tests(),
+        stops::tests(),
+        nesting::tests(),
+        cost::tests(),
+        images::tests(),
+        memory::tests(),
+    ]
+    .concat();
     let trials = tests.into_iter().map(trial).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -19,6 +19,12 @@ pub fn wrmsr(msr: u32, value: u64) -> Outcome {
     attempt!("wrmsr"; in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32)
 }
 
+/// Makes a host that was started with `stats` print its counters; any other processor has no such leaf, and says something.
+pub fn request_host_statistics() {
+    const LEAF: u32 = 0x6c31_6876;
+    let _ = core::arch::x86_64::__cpuid_count(LEAF, 1);
+}
+
 /// VMREAD.
 pub fn vmread(encoding: u64) -> Result<u64, Outcome> {
     let value;

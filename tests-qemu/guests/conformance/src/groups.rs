@@ -7,13 +7,19 @@ mod entry_events;
 mod entry_guest;
 mod entry_host;
 mod ept;
+mod ept_edits;
+mod ept_features;
+mod ept_random;
 mod events;
 mod exits;
 mod fields;
 mod insn;
+mod isolation;
+mod memory_load;
 mod operands;
 mod outside;
 mod page_log;
+mod paging_modes;
 mod stepping;
 mod virtual_apic;
 
@@ -28,10 +34,13 @@ use crate::vm::{Verdict, Vm};
 /// A group of cases and its name.
 pub type Group = (&'static str, fn(&mut Suite));
 
-/// All groups, in the order in which they run: the first ones before VMXON, which ends [`outside`].
+/// The group that executes VMXON, without which those after it cannot run.
+pub const WAY_IN: &str = "outside";
+
+/// All groups, in the order in which they run: the first ones before VMXON, which ends [`WAY_IN`].
 pub const ALL: &[Group] = &[
     ("caps", caps::run),
-    ("outside", outside::run),
+    (WAY_IN, outside::run),
     ("fields", fields::run),
     ("insn", insn::run),
     ("operands", operands::run),
@@ -46,6 +55,12 @@ pub const ALL: &[Group] = &[
     ("apic-accesses", apic_accesses::run),
     ("virtual-apic", virtual_apic::run),
     ("page-log", page_log::run),
+    ("paging-modes", paging_modes::run),
+    ("ept-edits", ept_edits::run),
+    ("ept-random", ept_random::run),
+    ("ept-features", ept_features::run),
+    ("isolation", isolation::run),
+    ("memory-load", memory_load::run),
 ];
 
 /// Code for the nested guest: its address. It ends with VMCALL, an exit whatever the controls say.
@@ -55,6 +70,18 @@ macro_rules! code {
         #[unsafe(naked)]
         extern "C" fn code() {
             core::arch::naked_asm!($($line,)* "vmcall", "hlt")
+        }
+        code as *const () as u64
+    }};
+}
+
+/// Code for a nested guest in a mode without 64-bit code, with 32-bit operands and addresses. It ends with VMCALL.
+#[macro_export]
+macro_rules! code_32 {
+    ($($line:literal),* $(,)?) => {{
+        #[unsafe(naked)]
+        extern "C" fn code() {
+            core::arch::naked_asm!(".code32", $($line,)* "vmcall", "hlt", ".code64")
         }
         code as *const () as u64
     }};

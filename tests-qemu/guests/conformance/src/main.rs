@@ -11,6 +11,7 @@
 //!
 //! ```text
 //!   groups/*  the cases         vm       a nested guest, changed and run until its first exit
+//!   arguments the command line and the memory map
 //!   fault     attempt!          memory   tables and pages      nested_paging   EPT12 and the nested guest's page tables
 //! ```
 
@@ -20,13 +21,11 @@
 #![allow(clippy::macro_metavars_in_unsafe, reason = "what attempt! takes are instructions and their operands")]
 
 mod apic;
+mod arguments;
 mod cpu;
 mod fault;
 mod groups;
-#[path = "../../mark.rs"]
-mod mark;
 mod memory;
-mod minimal;
 mod nested_paging;
 mod output;
 mod permissions;
@@ -43,28 +42,21 @@ use permissions::Permissions;
 global_asm!(include_str!("boot.S"), options(att_syntax));
 
 #[unsafe(no_mangle)]
-extern "C" fn conformance_main(info: u64) -> ! {
+extern "C" fn conformance_main(loader_information: u32) -> ! {
+    arguments::init(loader_information);
+    let only = arguments::only();
     memory::init();
     apic::init();
-    let arguments = arguments(info);
-    if arguments.split(' ').any(|word| word == minimal::WORD) {
-        minimal::run();
-    }
-    let mut suite = Suite::new(Permissions::from_arguments(arguments));
+    let mut suite = Suite::new(Permissions::from_arguments(arguments::command_line()));
     for (name, run) in groups::ALL {
         suite.begin(name);
-        run(&mut suite);
+        let wanted = only.is_none_or(|only| only == *name);
+        if wanted || *name == groups::WAY_IN {
+            suite.print_cases(wanted);
+            run(&mut suite);
+        }
     }
     suite.end()
-}
-
-/// The command line (Multiboot Specification 0.6.96, 3.3).
-fn arguments(info: u64) -> &'static str {
-    const COMMAND_LINE: u64 = 16;
-    let at = |address: u64| core::ptr::with_exposed_provenance::<u8>(address as usize);
-    // SAFETY: the loader's information is mapped and stays as it is; its strings end with a zero.
-    let line = unsafe { core::ffi::CStr::from_ptr(at(at(info + COMMAND_LINE).cast::<u32>().read().into()).cast()) };
-    line.to_str().unwrap_or("")
 }
 
 #[panic_handler]

@@ -134,6 +134,26 @@ pub static OPERANDS: Page = Page::new();
 static WINDOW_PD: Page = Page::new();
 static WINDOW_PT: Page = Page::new();
 
+/// First address above the image that cases may use as they like.
+const FREE_MEMORY: u64 = 128 << 20;
+
+fn free_memory(address: u64) -> *mut u64 {
+    assert!(address >= FREE_MEMORY && address.is_multiple_of(8), "memory of the image");
+    core::ptr::with_exposed_provenance_mut(address as usize)
+}
+
+/// A quadword of memory above the image.
+pub fn peek(address: u64) -> u64 {
+    // SAFETY: mapped to itself, and nothing of Rust's is there.
+    unsafe { free_memory(address).read_volatile() }
+}
+
+/// Changes a quadword of memory above the image.
+pub fn poke(address: u64, value: u64) {
+    // SAFETY: as for `peek`.
+    unsafe { free_memory(address).write_volatile(value) }
+}
+
 /// Top of the stack for exceptions at CPL 3.
 pub fn exception_stack() -> u64 {
     STACKS.address() + 0x2000

@@ -8,7 +8,7 @@
 //!                           LINEAR .. + 2 MiB     one page table; page n is WINDOW + n pages
 //! ```
 
-use crate::memory::{Page, Table};
+use crate::memory::{Page, Table, poke};
 
 /// Nested guest-physical address of the pages with an EPT entry each.
 pub const WINDOW: u64 = 1 << 30;
@@ -34,6 +34,9 @@ pub static WINDOW_PD: Page = Page::new();
 pub static WINDOW_PT: Page = Page::new();
 /// What the window maps.
 pub static PAGES: Table<{ 512 * WINDOW_PAGES }> = Table::new();
+
+/// Physical address of memory that is nobody's, for a page of 2 MiB.
+pub const LARGE_PAGE: u64 = 256 << 20;
 
 static GUEST_PML4: Page = Page::new();
 static GUEST_PDPT: Page = Page::new();
@@ -100,17 +103,59 @@ fn large_pages() {
     answer_calls();
 }
 
+/// The instruction, little-endian.
+pub const VMCALL: u64 = 0xc1010f;
+
 /// Every page of the window answers to a call: an access of any kind can be tried on it.
 pub fn answer_calls() {
-    const VMCALL: u64 = 0xc1010f;
     for page in 0..WINDOW_PAGES {
         PAGES.set(page * 512, VMCALL);
+    }
+}
+
+/// The first pages of [`LARGE_PAGE`] answer to a call too, and hold their number.
+pub fn fill_large_page() {
+    for page in 0..WINDOW_PAGES as u64 {
+        for (word, value) in [(0, VMCALL), (1, 0), (2, 0x100 + page)] {
+            poke(LARGE_PAGE + page * 4096 + word * 8, value);
+        }
     }
 }
 
 /// The guest's page table of [`LINEAR`], for a case that has one of its own.
 pub fn guest_linear_table(address: u64) {
     GUEST_LINEAR_PD.set(0, address | GUEST_TABLE);
+}
+
+/// An entry of the guest's PML4 table; 0 is that of the identity map.
+pub fn set_guest_pml4(index: usize, entry: u64) {
+    GUEST_PML4.set(index, entry);
+}
+
+/// Undoes what a group has done to tables that [`reset`] leaves alone.
+pub fn reset_guest() {
+    PAGES.fill(0);
+    answer_calls();
+    for index in 1..512 {
+        GUEST_PML4.set(index, 0);
+    }
+}
+
+/// Permits fetches from user-mode linear addresses on the way to the code and to the window: bit 10, ignored without mode-based execute
+/// control. A leaf of the window has it not.
+pub fn allow_user_execution() {
+    const USER_EXECUTE: u64 = 1 << 10;
+    for index in 0..512 {
+        LOW_PD.set(index, LOW_PD.get(index) | USER_EXECUTE);
+    }
+    for (table, index) in [(&PML4, 0), (&PDPT, 0), (&PDPT, 1), (&WINDOW_PD, 0)] {
+        table.set(index, table.get(index) | USER_EXECUTE);
+    }
+}
+
+/// EPT page directory of the first GiB, for other EPTs.
+pub fn low_directory() -> u64 {
+    LOW_PD.address()
 }
 
 /// The page directory of the guest's first GiB.

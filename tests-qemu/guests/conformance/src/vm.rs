@@ -11,7 +11,7 @@ use crate::cpu;
 use crate::fault::Outcome;
 use crate::memory::{Page, VMCS, guest_stack};
 
-pub use enter::{CR4, Registers, prepare_host};
+pub use enter::{Registers, prepare_host};
 pub use exit::{Exit, Verdict};
 
 /// The nested guest of one case.
@@ -56,6 +56,11 @@ impl Vm {
     /// Enters; the verdict prints itself.
     pub fn run(&mut self) -> Verdict {
         self.run_and_observe(|_| ()).0
+    }
+
+    /// Begins at `code` the next time.
+    pub fn set_entry_point(&mut self, code: u64) {
+        self.entry_point = code;
     }
 
     /// Enters again where the guest began.

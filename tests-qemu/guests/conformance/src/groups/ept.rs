@@ -15,10 +15,12 @@ use crate::nested_paging::*;
 use crate::output::Suite;
 use crate::vm::{Verdict, Vm};
 
-const ACCESSED_DIRTY: u64 = 1 << 6;
-const LARGE: u64 = 1 << 7;
+/// EPTP: accessed and dirty flags.
+pub const ACCESSED_DIRTY: u64 = 1 << 6;
+/// An entry that maps a page of 2 MiB or 1 GiB.
+pub const LARGE: u64 = 1 << 7;
 /// The page that most cases access: the second of the window.
-const TARGET: usize = 1;
+pub const TARGET: usize = 1;
 
 /// All of them.
 pub fn run(suite: &mut Suite) {
@@ -35,7 +37,7 @@ pub fn run(suite: &mut Suite) {
 }
 
 /// Ways to access [`TARGET`] through the identity map.
-fn accesses() -> [(&'static str, u64); 6] {
+pub fn accesses() -> [(&'static str, u64); 6] {
     [
         ("read", code!("mov rax, 0x40001000", "mov al, [rax]")),
         ("write", code!("mov rax, 0x40001000", "mov [rax + 8], al")),
@@ -47,7 +49,7 @@ fn accesses() -> [(&'static str, u64); 6] {
 }
 
 /// Prints the entries that lead to [`TARGET`] as well: their flags may have changed.
-struct WithEntries(Verdict);
+pub struct WithEntries(pub Verdict);
 
 impl fmt::Display for WithEntries {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -69,7 +71,8 @@ fn invalidate_all() {
     let _ = invept(2, [0; 2]);
 }
 
-fn replace_bits(table: &Page, index: usize, mask: u64, bits: u64) {
+/// Replaces the bits of `mask` in an entry.
+pub fn replace_bits(table: &Page, index: usize, mask: u64, bits: u64) {
     table.set(index, table.get(index) & !mask | bits);
 }
 

@@ -1,0 +1,55 @@
+//! What the loader passes: the command line and the memory map (Multiboot Specification 0.6.96, 3.3 "Boot information format").
+
+use core::ffi::CStr;
+use core::ops::Range;
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+static INFORMATION: AtomicU32 = AtomicU32::new(0);
+
+/// The loader's information is at `address`.
+pub fn init(address: u32) {
+    INFORMATION.store(address, Relaxed);
+}
+
+/// A dword of the loader's.
+fn dword(address: u32) -> u32 {
+    // SAFETY: callers ask for what the loader has said to be there; nothing changes it.
+    unsafe { core::ptr::with_exposed_provenance::<u32>(address as usize).read_unaligned() }
+}
+
+/// A dword of its information, if the flag that says so is set.
+fn information(flag: u32, offset: u32) -> Option<u32> {
+    let base = INFORMATION.load(Relaxed);
+    (dword(base) >> flag & 1 != 0).then(|| dword(base + offset))
+}
+
+/// The command line.
+pub fn command_line() -> &'static str {
+    let Some(address) = information(2, 16) else { return "" };
+    // SAFETY: a string of C, says the flag.
+    let text = unsafe { CStr::from_ptr(core::ptr::with_exposed_provenance(address as usize)) };
+    text.to_str().unwrap_or("")
+}
+
+/// The group that `only=GROUP` names: no other is printed.
+pub fn only() -> Option<&'static str> {
+    command_line().split_ascii_whitespace().find_map(|word| word.strip_prefix("only="))
+}
+
+/// Memory below 3 GiB that the map reserves in pieces of 2 MiB: that of a host. Firmware reserves less and elsewhere.
+pub fn reserved_memory() -> Option<Range<u64>> {
+    const RESERVED: u32 = 2;
+    const LIMIT: u64 = 3 << 30;
+    let (length, first) = (information(6, 44)?, information(6, 48)?);
+    let mut at = first;
+    while at < first + length {
+        let quadword = |offset| u64::from(dword(at + offset)) | u64::from(dword(at + offset + 4)) << 32;
+        let (start, bytes) = (quadword(4), quadword(12));
+        let whole = (start | bytes).is_multiple_of(2 << 20) && start > 0 && bytes > 0 && start + bytes <= LIMIT;
+        if dword(at + 20) == RESERVED && whole {
+            return Some(start..start + bytes);
+        }
+        at += dword(at) + 4;
+    }
+    None
+}

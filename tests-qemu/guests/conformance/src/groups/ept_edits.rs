@@ -1,0 +1,203 @@
+//! Edits of EPT12 and of the nested guest's page tables between two entries: with the invalidation that they need, or without where they
+//! need none (SDM 29.4.3.1 "Operations that Invalidate Cached Mappings", 29.4.3.3 "Guidelines for Use of the INVVPID Instruction", 29.4.3.4
+//! "Guidelines for Use of the INVEPT Instruction").
+
+use core::fmt;
+
+use shadow::controls::Secondary;
+use shadow::fields::*;
+
+use super::ept::{ACCESSED_DIRTY, LARGE, TARGET, WithEntries, accesses, replace_bits};
+use crate::code;
+use crate::cpu::{invept, invvpid};
+use crate::fault::Outcome;
+use crate::memory::Page;
+use crate::nested_paging::*;
+use crate::output::Suite;
+use crate::vm::Vm;
+
+/// All of them.
+pub fn run(suite: &mut Suite) {
+    more_rights_after_a_violation(suite);
+    present_without_a_violation(suite);
+    moved_before_a_violation(suite);
+    invept_after_edits(suite);
+    invvpid_after_edits(suite);
+    reset_guest();
+}
+
+const LEVELS: [(&str, &Page, usize); 3] = [("pt", &WINDOW_PT, TARGET), ("pd", &WINDOW_PD, 0), ("pdpt", &PDPT, 1)];
+
+/// Marks each page of the window, so that a read tells which one it reached.
+fn mark_pages() {
+    answer_calls();
+    fill_large_page();
+    for page in 0..WINDOW_PAGES {
+        PAGES.set(page * 512 + 1, 0x1111 * page as u64);
+    }
+}
+
+/// The entries of EPT12, what RCX was read as, and what a write left in the first two pages that a case may reach.
+struct Observed<T>(T, u64);
+
+impl<T: fmt::Display> fmt::Display for Observed<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let memory = [TARGET, TARGET + 1].map(|page| PAGES.get(page * 512 + 1) & 0xffff);
+        write!(f, "{} rcx={:#x} memory={memory:x?}", self.0, self.1)
+    }
+}
+
+fn step(suite: &mut Suite, vm: &mut Vm, name: impl fmt::Display) {
+    let verdict = vm.rerun();
+    suite.case(name, Observed(WithEntries(verdict), vm.registers.rcx));
+}
+
+/// More rights than before: after a violation they need no invalidation, whatever the access was.
+fn more_rights_after_a_violation(suite: &mut Suite) {
+    for (level, table, index) in LEVELS {
+        for (before, after) in (0..8).flat_map(|before| (0..8).map(move |after| (before, after))) {
+            // What is no superset needs INVEPT, and what is misconfigured is tried elsewhere.
+            if before & !after != 0 || before == after || after & 3 == 2 {
+                continue;
+            }
+            for (access, code) in &accesses()[..4] {
+                mark_pages();
+                let mut vm = Vm::new(*code);
+                replace_bits(table, index, 7, before);
+                let _ = invept(2, [0; 2]);
+                step(suite, &mut vm, format_args!("{level}-{before:03b}-before-{after:03b}-{access}"));
+                replace_bits(table, index, 7, after);
+                step(suite, &mut vm, format_args!("{level}-{before:03b}-then-{after:03b}-{access}"));
+            }
+        }
+    }
+}
+
+/// An entry that becomes present needs no invalidation even if nobody has met it before, next to pages that are in use.
+fn present_without_a_violation(suite: &mut Suite) {
+    type Step = fn();
+    let edits: [(&str, Step, Step); 4] = [
+        ("4k", || WINDOW_PT.set(TARGET, 0), || WINDOW_PT.set(TARGET, (PAGES.address() + 0x1000) | LEAF)),
+        ("table", || WINDOW_PD.set(0, 0), || WINDOW_PD.set(0, WINDOW_PT.address() | 7)),
+        ("2m", || WINDOW_PD.set(0, 0), || WINDOW_PD.set(0, LARGE_PAGE | LARGE | LEAF)),
+        ("directory", || PDPT.set(1, 0), || PDPT.set(1, WINDOW_PD.address() | 7)),
+    ];
+    for (name, absent, present) in edits {
+        for (access, code) in &accesses()[..4] {
+            for dirty in [0, ACCESSED_DIRTY] {
+                mark_pages();
+                let mut vm = Vm::new(code!("nop"));
+                vm.or(EPT_POINTER, dirty);
+                absent();
+                let _ = invept(2, [0; 2]);
+                step(suite, &mut vm, format_args!("absent-{name}-{access}-ad-{}-before", dirty >> 6));
+                present();
+                vm.set_entry_point(*code);
+                step(suite, &mut vm, format_args!("absent-{name}-{access}-ad-{}-present", dirty >> 6));
+            }
+        }
+    }
+}
+
+/// A violation ends what was cached for its address: what is read after it comes from where EPT12 leads now, without INVEPT.
+fn moved_before_a_violation(suite: &mut Suite) {
+    for dirty in [0, ACCESSED_DIRTY] {
+        for (refused, code) in &accesses()[1..4] {
+            mark_pages();
+            let read = code!("mov rax, 0x40001008", "mov rcx, [rax]");
+            let mut vm = Vm::new(read);
+            vm.or(EPT_POINTER, dirty);
+            replace_bits(&WINDOW_PT, TARGET, 7, 1);
+            let _ = invept(2, [0; 2]);
+            step(suite, &mut vm, format_args!("refused-{refused}-ad-{}-before", dirty >> 6));
+            WINDOW_PT.set(TARGET, (PAGES.address() + 0x2000) | LEAF & !6);
+            vm.set_entry_point(*code);
+            step(suite, &mut vm, format_args!("refused-{refused}-ad-{}", dirty >> 6));
+            vm.set_entry_point(read);
+            step(suite, &mut vm, format_args!("refused-{refused}-ad-{}-after", dirty >> 6));
+        }
+    }
+}
+
+/// What an edit does to the entry at a level.
+type Edit = fn(&Page, usize);
+
+/// Edits that need INVEPT. The access before them fills all caches.
+fn invept_after_edits(suite: &mut Suite) {
+    let edits: [(&str, Edit); 8] = [
+        ("unchanged", |_, _| ()),
+        ("removed", |table, index| table.set(index, 0)),
+        ("read-only", |table, index| replace_bits(table, index, 7, 1)),
+        ("no-fetch", |table, index| replace_bits(table, index, 7, 3)),
+        ("fetch-only", |table, index| replace_bits(table, index, 7, 4)),
+        ("write-only", |table, index| replace_bits(table, index, 7, 2)),
+        ("clean", |table, index| replace_bits(table, index, 3 << 8, 0)),
+        ("moved", |_, _| WINDOW_PT.set(TARGET, (PAGES.address() + 0x2000) | LEAF)),
+    ];
+    type Invalidate = fn() -> Outcome;
+    let ways: [(&str, Invalidate); 3] = [
+        ("single", || invept(1, [eptp(), 0])),
+        // The flag is no part of what INVEPT looks for.
+        ("single-with-flag", || invept(1, [eptp() ^ ACCESSED_DIRTY, 0])),
+        ("global", || invept(2, [0; 2])),
+    ];
+    for ((edit_name, edit), (way, invalidate)) in edits.iter().flat_map(|edit| ways.map(|way| (*edit, way))) {
+        for (level, table, index) in LEVELS {
+            for (access, code) in &accesses()[..4] {
+                for (dirty, vpid) in [(0, 0), (0, 1), (ACCESSED_DIRTY, 1)] {
+                    mark_pages();
+                    let mut vm = Vm::new(*code);
+                    vm.or(EPT_POINTER, dirty).or(SECONDARY_CONTROLS, vpid * Secondary::ENABLE_VPID.bits());
+                    let _ = invept(2, [0; 2]);
+                    let _ = vm.run();
+                    edit(table, index);
+                    let _ = invalidate();
+                    let ad = dirty >> 6;
+                    let name = format_args!("invept-{way}-{level}-{edit_name}-{access}-ad-{ad}-vpid-{vpid}");
+                    step(suite, &mut vm, name);
+                    if level == "pt" {
+                        step(suite, &mut vm, format_args!("{name}-again"));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Edits of the guest's page table behind its back, and the four types of INVVPID; for the type that retains global translations, the
+/// translation is not global.
+fn invvpid_after_edits(suite: &mut Suite) {
+    const OTHER: u64 = LINEAR + 0x2000;
+    let edits: [(&str, u64); 4] = [
+        ("unchanged", (WINDOW + 0x1000) | 7),
+        ("moved", (WINDOW + 0x2000) | 7),
+        ("read-only", (WINDOW + 0x1000) | 5),
+        ("removed", 0),
+    ];
+    let codes = [
+        ("read", code!("mov rax, 0x140001008", "mov rcx, [rax]")),
+        ("write", code!("mov rax, 0x140001008", "mov [rax], eax")),
+        ("fetch", code!("mov rax, 0x140001000", "jmp rax")),
+        ("read-write", code!("mov rax, 0x140001008", "lock inc dword ptr [rax]")),
+    ];
+    for kind in 0..4 {
+        for (edit, entry) in edits {
+            for (access, code) in codes {
+                for dirty in [0, ACCESSED_DIRTY] {
+                    mark_pages();
+                    let mut vm = Vm::new(code);
+                    vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID.bits()).set(VPID, 5).or(EPT_POINTER, dirty);
+                    let _ = (invept(2, [0; 2]), invvpid(2, [0; 2]));
+                    let _ = vm.run();
+                    GUEST_PT.set(TARGET, entry);
+                    // Translations of another VPID and, for the type that takes one, of another address are no concern of this one.
+                    let _ = (invvpid(kind, [6, LINEAR + 0x1000]), invvpid(kind, [5, LINEAR + 0x1000]));
+                    let name = format_args!("invvpid-{kind}-{edit}-{access}-ad-{}", dirty >> 6);
+                    step(suite, &mut vm, name);
+                    let _ = invvpid(kind, [5, OTHER]);
+                    step(suite, &mut vm, format_args!("{name}-again"));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Nested guests with more memory than the host has tables for.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, ensure};
+use tests_qemu::build;
+use tests_qemu::machine::{Boot, Module};
+use tests_qemu::progress::Progress;
+use tests_qemu::protocol::STATS_PREFIX;
+
+use crate::context::{Context, Finished, Test};
+
+/// The group of the conformance image that touches 2 GiB and takes turns with 16 EPTs.
+const GROUP: &str = "memory-load";
+
+/// About twice what EPT01 takes of the machine: 16 EPTs of four tables each, or 1024 page tables, do not fit at once.
+const TIGHT: u64 = 48;
+
+pub fn tests() -> Vec<Test> {
+    vec![Test { name: "2_gib_and_16_epts_run_right_within_a_budget_of_48_tables", run: within_a_budget }]
+}
+
+fn within_a_budget(context: &Context, name: &str) -> Result<()> {
+    let image = build::conformance(&context.layout, &Progress::stderr())?;
+    let guest = || Module::with_args(&image, format!("only={GROUP}"));
+    let bare = Boot::Multiboot { kernel: guest(), modules: Vec::new() };
+    let under = |arguments: &str| Boot::L1hv { host: context.host(arguments), guest: vec![guest()] };
+    let bare = context.run(&context.bochs(&format!("{name}-bare"), bare))?;
+    let tight = context.run(&context.bochs(name, under(&format!("stats ept-tables={TIGHT}"))))?;
+    let ample = context.run(&context.bochs(&format!("{name}-ample"), under("stats")))?;
+
+    let expected = cases(&bare)?;
+    ensure!(expected.len() > 40, "only {} cases on the bare machine", expected.len());
+    for (finished, budget) in [(&tight, "tight"), (&ample, "ample")] {
+        let found = cases(finished)?;
+        ensure!(found == expected, "with a {budget} budget: {found:#?}\nbare: {expected:#?}");
+    }
+    let (tight, ample) = (tables(&tight)?, tables(&ample)?);
+    ensure!(tight["budget"] == TIGHT && tight["most-in-use"] <= TIGHT, "more tables than the budget: {tight:?}");
+    ensure!(tight["reclaims"] > 0, "the budget was never tight: {tight:?}");
+    ensure!(ample["most-in-use"] > 1024, "2 GiB in pages of 4 KiB take 1024 tables, and there are more: {ample:?}");
+    Ok(())
+}
+
+/// The lines of the cases.
+fn cases(finished: &Finished) -> Result<Vec<&str>> {
+    finished.must_shut_down()?;
+    Ok(finished.debug.iter().filter_map(|line| line.strip_prefix("C ")).collect())
+}
+
+/// The counters of l1hv's tables: `NAME=COUNT NAME=COUNT`.
+fn tables(finished: &Finished) -> Result<BTreeMap<&str, u64>> {
+    let stats = |line: &'_ String| line.starts_with(STATS_PREFIX) && line.contains(" ept-tables ");
+    let line = finished.debug.iter().rfind(|line| stats(line)).context("l1hv printed no counters of its tables")?;
+    let counters = line.split(' ').filter_map(|word| word.split_once('='));
+    counters.map(|(name, count)| Ok((name, count.parse()?))).collect()
+}
