@@ -51,7 +51,8 @@ case $work in
     payload) start_kvm && run_payload ;;
     linux | nest) start_kvm && run_linux ;;
     demo) start_kvm && run_payload && run_linux ;;
-    *) echo "init: l1hv.run=$work is none of boot-only, payload, linux, demo, nest" ;;
+    minimal) start_kvm && vmm multiboot /minimal minimal ;;
+    *) echo "init: l1hv.run=$work is none of boot-only, payload, linux, demo, nest, minimal" ;;
 esac
 status=$?
 vmm stats

@@ -4,13 +4,17 @@
 //!   bare   payload <- Linux KVM                          one level less: what the guest hypervisor itself costs
 //!   l1hv   payload <- Linux KVM <- l1hv
 //!   kvm    payload <- Linux KVM <- Linux KVM
+//!
+//!   the same with the minimal guest hypervisor and its nested guest in place of the upper Linux KVM and the payload
 //! ```
 //!
 //! The counters are the emulator's ([`crate::counters`]), the machine is deterministic, and a payload's
 //! operation is the median of a thousand: timer interrupts do not show, and two runs are equal.
 
+pub mod chart;
 pub mod compare;
 pub mod measure;
+pub mod model;
 
 use std::fmt;
 use std::time::Duration;
@@ -20,7 +24,7 @@ use anyhow::{Result, bail};
 use crate::build::{self, GuestPrograms};
 use crate::guest::{KvmEpt, Plan, Work};
 use crate::layout::Layout;
-use crate::machine::{DEFAULT_IPS, Emulator, Machine, Module, Outcome};
+use crate::machine::{Boot, DEFAULT_IPS, Emulator, Machine, Module, Outcome};
 use crate::progress::Progress;
 use crate::protocol::RESULT_PREFIX;
 use crate::provision::Provisioned;
@@ -76,6 +80,48 @@ impl fmt::Display for System {
     }
 }
 
+/// A machine of the benchmark.
+#[derive(Debug, Clone, Copy)]
+struct Run<'a> {
+    system: System,
+    work: Work,
+    ept: KvmEpt,
+    /// l1hv's command line.
+    options: &'a str,
+    name: &'a str,
+}
+
+/// Operations that are measured once more, in another way.
+#[derive(Debug)]
+struct Variant {
+    name: &'static str,
+    /// What is added to the operations' names.
+    suffix: &'static str,
+    systems: &'static [System],
+    ept: KvmEpt,
+    options: &'static str,
+    operations: &'static [&'static str],
+}
+
+const VARIANTS: [Variant; 2] = [
+    Variant {
+        name: "ept-off",
+        suffix: ", guest hypervisor with ept=0",
+        systems: &[System::Bare, System::L1hv],
+        ept: KvmEpt::Off,
+        options: "",
+        operations: &["CPUID", "MOV to CR3"],
+    },
+    Variant {
+        name: "emulated",
+        suffix: ", without VMCS shadowing",
+        systems: &[System::L1hv],
+        ept: KvmEpt::On,
+        options: "vmcs-shadowing=off",
+        operations: &["CPUID", "first touch of a page, backed"],
+    },
+];
+
 /// What all runs of the benchmark share.
 #[derive(Debug)]
 pub struct Bench<'a> {
@@ -97,41 +143,76 @@ impl Bench<'_> {
     /// # Errors
     /// When the machine could not be started or did not do all its work.
     pub fn measure(&self, system: System) -> Result<Vec<Measurement>> {
-        let transcript = self.run(system)?;
-        let mut measurements = measure::operations(&system.to_string(), &transcript)?;
-        measurements.extend(measure::boots(&system.to_string(), &transcript)?);
+        let name = system.to_string();
+        let transcript = self.run(Run { system, work: system.work(), ept: KvmEpt::On, options: "", name: &name })?;
+        let mut measurements = measure::operations(&name, &measure::PAYLOAD, &transcript)?;
+        measurements.extend(measure::boots(&name, &transcript)?);
+        for variant in VARIANTS.iter().filter(|variant| variant.systems.contains(&system)) {
+            let name = format!("{system}-{}", variant.name);
+            let run = Run { system, work: Work::Payload, ept: variant.ept, options: variant.options, name: &name };
+            let operations = measure::operations(&system.to_string(), &measure::PAYLOAD, &self.run(run)?)?;
+            let wanted = operations.into_iter().filter(|measured| variant.operations.contains(&&*measured.operation));
+            measurements.extend(wanted.map(|measured| measured.renamed(variant.suffix)));
+        }
+        measurements.extend(self.minimal(system)?);
         Ok(measurements)
     }
 
-    fn run(&self, system: System) -> Result<Transcript> {
-        let plan = Plan { kernel: self.provisioned.kernel(self.series)?, work: system.work(), ept: KvmEpt::On };
+    /// The minimal guest hypervisor.
+    fn minimal(&self, system: System) -> Result<Vec<Measurement>> {
+        let image = Module::with_args(&self.programs.conformance, "minimal");
+        let boot = match system {
+            System::Bare => Boot::Multiboot { kernel: image, modules: Vec::new() },
+            System::L1hv => {
+                Boot::L1hv { host: Module::new(build::l1hv(self.layout, self.progress)?), guest: vec![image] }
+            }
+            System::Kvm => {
+                let kernel = self.provisioned.kernel(self.series)?;
+                let plan = Plan { kernel, work: Work::Minimal, ept: KvmEpt::On };
+                plan.prepare(self.layout, self.provisioned, self.programs, Emulator::Bochs, DEFAULT_IPS)?
+                    .on_bare_machine()
+            }
+        };
+        let transcript = self.boot(&format!("{system}-minimal"), boot, "", &[])?;
+        measure::operations(&system.to_string(), &measure::MINIMAL, &transcript)
+    }
+
+    fn run(&self, run: Run<'_>) -> Result<Transcript> {
+        let system = run.system;
+        let plan = Plan { kernel: self.provisioned.kernel(self.series)?, work: run.work, ept: run.ept };
         let guest = plan.prepare(self.layout, self.provisioned, self.programs, Emulator::Bochs, DEFAULT_IPS)?;
         let boot = match system {
-            System::L1hv => guest.under(Module::new(build::l1hv(self.layout, self.progress)?)),
+            System::L1hv => guest.under(Module::with_args(build::l1hv(self.layout, self.progress)?, run.options)),
             System::Bare | System::Kvm => guest.on_bare_machine(),
         };
-        let name = format!("bench-{system}");
+        let parts: &[&str] = if run.work == Work::Payload { &["payload"] } else { &["payload", "linux"] };
+        self.boot(run.name, boot, system.console_prefix(), parts)
+    }
+
+    /// Runs a machine, on whose console the lines of the guest hypervisor begin with `prefix`, until `parts` are done.
+    fn boot(&self, name: &str, boot: Boot, prefix: &str, parts: &[&str]) -> Result<Transcript> {
+        let name = format!("bench-{name}");
         let machine = Machine {
             memory_mib: MEMORY_MIB,
             timeout: TIMEOUT,
             silence: TIMEOUT,
             ..Machine::new(name.as_str(), Emulator::Bochs, boot)
         };
-        let step = self.progress.step(format!("measuring: {system}"));
+        let step = self.progress.step(format!("measuring: {}", &name["bench-".len()..]));
         let mut transcript = Transcript::default();
         let outcome = machine.run(self.layout, self.provisioned, |line| {
             // One level up, the guest hypervisor's console is a nested guest's.
-            let text = line.text.strip_prefix(system.console_prefix()).filter(|text| text.starts_with(RESULT_PREFIX));
+            let text = line.text.strip_prefix(prefix).filter(|text| text.starts_with(RESULT_PREFIX));
             let line = crate::machine::Line { text: text.unwrap_or(line.text), ..line };
             if let Some(event) = Event::of(line) {
                 transcript.add(event);
             }
         })?;
         step.done();
-        let is_done = ["payload", "linux"].iter().all(|nested| transcript.is_done(nested));
+        let is_done = parts.iter().all(|nested| transcript.is_done(nested));
         if outcome != Outcome::GuestShutdown || !is_done || transcript.error().is_some() {
             let what = transcript.error().map_or_else(|| outcome.to_string(), str::to_owned);
-            bail!("{system}: {what} (logs: {})", self.layout.root().join("logs").join(name).display());
+            bail!("{name}: {what} (logs: {})", self.layout.root().join("logs").join(&name).display());
         }
         Ok(transcript)
     }
@@ -139,19 +220,23 @@ impl Bench<'_> {
 
 /// The measurements as a table for people, the systems of an operation side by side.
 pub fn table(measurements: &[Measurement]) -> String {
-    let headings: Vec<&str> =
-        ["operation", "system"].into_iter().chain(NUMBERS.iter().map(|number| number.heading)).collect();
-    let mut operations: Vec<&str> = Vec::new();
+    let headings: Vec<&str> = ["operation", "guest hypervisor", "system"]
+        .into_iter()
+        .chain(NUMBERS.iter().map(|number| number.heading))
+        .collect();
+    let mut operations: Vec<(&str, &str)> = Vec::new();
     for measurement in measurements {
-        if !operations.contains(&measurement.operation.as_str()) {
-            operations.push(&measurement.operation);
+        let key = (measurement.operation.as_str(), measurement.guest_hypervisor.as_str());
+        if !operations.contains(&key) {
+            operations.push(key);
         }
     }
     let mut table = Table::new(&headings);
-    for operation in operations {
-        for measurement in measurements.iter().filter(|measurement| measurement.operation == operation) {
+    for key in operations {
+        let same = |m: &&Measurement| (m.operation.as_str(), m.guest_hypervisor.as_str()) == key;
+        for measurement in measurements.iter().filter(same) {
             let numbers = NUMBERS.iter().map(|number| Some((number.of)(measurement)));
-            table.row_of(&[operation, &measurement.system], numbers);
+            table.row_of(&[key.0, key.1, &measurement.system], numbers);
         }
     }
     table.render()

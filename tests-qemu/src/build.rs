@@ -42,12 +42,15 @@ pub struct GuestPrograms {
     pub multiboot_guest: PathBuf,
     /// A multiboot kernel that starts as test images of other projects do.
     pub test_image: PathBuf,
+    /// The image of the differential suite, which is the minimal guest hypervisor too.
+    pub conformance: PathBuf,
 }
 
 /// Builds the guest-side programs.
 pub fn guest_programs(layout: &Layout, progress: &Progress) -> Result<GuestPrograms> {
     let step = progress.step("building the guests");
-    cargo_build(layout, &["--package", "payload", "--package", "multiboot-guest", "--target", BARE_TARGET], "")?;
+    let bare = ["--package", "payload", "--package", "multiboot-guest", "--package", "conformance-guest"];
+    cargo_build(layout, &[&bare[..], &["--target", BARE_TARGET]].concat(), "")?;
     let is_static = "-C target-feature=+crt-static -C strip=symbols";
     cargo_build(layout, &["--package", "vmm", "--target", LINUX_TARGET], is_static)?;
     step.done();
@@ -57,6 +60,7 @@ pub fn guest_programs(layout: &Layout, progress: &Progress) -> Result<GuestProgr
         payload: built.join(BARE_TARGET).join("release/payload"),
         multiboot_guest: built.join(BARE_TARGET).join("release/multiboot-guest"),
         test_image: built.join(BARE_TARGET).join("release/test-image"),
+        conformance: built.join(BARE_TARGET).join("release/conformance-guest"),
     })
 }
 

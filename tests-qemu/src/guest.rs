@@ -54,6 +54,8 @@ pub enum Work {
     /// Boots a guest hypervisor of the same kernel, which does what [`Work::Demo`] says: KVM is then the
     /// nesting hypervisor.
     Nest,
+    /// Runs the minimal guest hypervisor with its nested guest: KVM is the nesting hypervisor.
+    Minimal,
 }
 
 impl Work {
@@ -64,6 +66,7 @@ impl Work {
             Self::Linux => "linux",
             Self::Demo => "demo",
             Self::Nest => "nest",
+            Self::Minimal => "minimal",
         }
     }
 
@@ -150,6 +153,9 @@ impl Plan<'_> {
             // The shell lists them in the order of their names: dependencies first.
             let path = format!("modules/{index:02}-{}.ko", module.name);
             initrd.file(&path, 0o644, &module.content);
+        }
+        if self.work == Work::Minimal {
+            initrd.copy("minimal", 0o644, &programs.conformance)?;
         }
         if self.work.nests_linux() {
             let nested = self.nested(provisioned, programs)?;

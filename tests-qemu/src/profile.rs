@@ -125,7 +125,7 @@ impl Profiler<'_> {
         let proposal = proposal(&accesses);
         let measured = |name, options: &str| {
             let transcript = self.run_payload(name, options, |_| ())?;
-            measure::operations("l1hv", &transcript)
+            measure::operations("l1hv", &measure::PAYLOAD, &transcript)
         };
         let before = measured("profile-before", NONE)?;
         let after = measured("profile-after", &format!("shadow={proposal}"))?;

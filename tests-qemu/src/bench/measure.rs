@@ -1,8 +1,12 @@
 //! From marks to measurements.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+use shadow::exit::ExitReason;
 
+use super::model;
 use crate::counters::{CountMark, Counters};
 use crate::protocol::KERNEL_STARTS;
 use crate::transcript::Transcript;
@@ -10,8 +14,35 @@ use crate::transcript::Transcript;
 #[path = "../../guests/payload/src/abi.rs"]
 #[expect(dead_code, reason = "ports and addresses are the payload's and its VMM's")]
 mod abi;
+#[path = "../../guests/minimal.rs"]
+mod minimal;
 
-use abi::{COUNT_MARK, OPERATIONS, REPEATS};
+/// A guest hypervisor with a nested guest that does each operation many times, with a mark of the emulator around each.
+#[derive(Debug)]
+pub struct Marked {
+    /// As in [`Measurement::guest_hypervisor`].
+    guest_hypervisor: &'static str,
+    /// The mark of the first operation; of the others the last character counts up.
+    mark: &'static [u8],
+    repeats: usize,
+    operations: &'static [&'static str],
+}
+
+/// Linux KVM with the payload.
+pub const PAYLOAD: Marked = Marked {
+    guest_hypervisor: "linux-kvm",
+    mark: abi::COUNT_MARK,
+    repeats: abi::REPEATS,
+    operations: &abi::OPERATIONS,
+};
+
+/// The minimal guest hypervisor with its own nested guest.
+pub const MINIMAL: Marked = Marked {
+    guest_hypervisor: "minimal",
+    mark: minimal::MARK,
+    repeats: minimal::REPEATS,
+    operations: &minimal::OPERATIONS,
+};
 
 /// What one operation costs on one system; an object of `--json`.
 ///
@@ -46,6 +77,12 @@ pub struct Measurement {
     pub rdmsr: u64,
     /// See `vmread`.
     pub wrmsr: u64,
+    /// An estimate for silicon ([`model`]).
+    #[serde(default)]
+    pub model_cycles: u64,
+    /// Hardware exits by the basic exit reason's name.
+    #[serde(default)]
+    pub exits: BTreeMap<String, u64>,
 }
 
 /// A number of a measurement.
@@ -58,7 +95,7 @@ pub struct Number {
 }
 
 /// All numbers, in the order of the columns.
-pub const NUMBERS: [Number; 11] = [
+pub const NUMBERS: [Number; 12] = [
     Number { heading: "instructions", of: |m| m.instructions },
     Number { heading: "of the host", of: |m| m.host_instructions },
     Number { heading: "exits", of: |m| m.hardware_exits },
@@ -70,15 +107,37 @@ pub const NUMBERS: [Number; 11] = [
     Number { heading: "INVVPID", of: |m| m.invvpid },
     Number { heading: "RDMSR", of: |m| m.rdmsr },
     Number { heading: "WRMSR", of: |m| m.wrmsr },
+    Number { heading: "model cycles", of: |m| m.model_cycles },
 ];
 
 impl Measurement {
+    /// The same with `suffix` after the operation's name.
+    pub fn renamed(mut self, suffix: &str) -> Self {
+        self.operation.push_str(suffix);
+        self
+    }
+
+    /// Whether the numbers are of a whole boot and not of one operation.
+    pub fn is_total(&self) -> bool {
+        [BOOT, NESTED_BOOT].contains(&self.operation.as_str())
+    }
+
     /// Takes each number from `number`, which gets the way to it from the counters.
-    fn new(system: &str, operation: &str, number: impl Fn(&dyn Fn(&Counters) -> u64) -> u64) -> Self {
+    fn new(
+        system: &str,
+        guest_hypervisor: &str,
+        operation: &str,
+        number: impl Fn(&dyn Fn(&Counters) -> u64) -> u64,
+    ) -> Self {
         let named = |name: &'static str| number(&move |counters: &Counters| counters.get(name));
-        Self {
+        let exits_for = |reason: u16| {
+            let count = number(&move |counters: &Counters| counters.exits.get(&reason).copied().unwrap_or(0));
+            let name = ExitReason(reason.into()).name().map_or_else(|| reason.to_string(), str::to_owned);
+            (count > 0).then_some((name, count))
+        };
+        let mut measurement = Self {
             system: system.to_owned(),
-            guest_hypervisor: "linux-kvm".to_owned(),
+            guest_hypervisor: guest_hypervisor.to_owned(),
             operation: operation.to_owned(),
             instructions: number(&Counters::instructions),
             host_instructions: number(&Counters::host_instructions),
@@ -91,24 +150,29 @@ impl Measurement {
             invvpid: named("invvpid"),
             rdmsr: named("rdmsr"),
             wrmsr: named("wrmsr"),
-        }
+            model_cycles: 0,
+            exits: (0..ExitReason::BASIC_COUNT as u16).filter_map(exits_for).collect(),
+        };
+        measurement.model_cycles = model::cycles(&measurement);
+        measurement
     }
 }
 
-/// The payload's operations: of each number the median over all repeats, the loop's handful of
+/// The operations between marks: of each number the median over all repeats, the loop's handful of
 /// instructions included.
-pub fn operations(system: &str, transcript: &Transcript) -> Result<Vec<Measurement>> {
-    OPERATIONS
+pub fn operations(system: &str, marked: &Marked, transcript: &Transcript) -> Result<Vec<Measurement>> {
+    let &Marked { guest_hypervisor, mark, repeats, operations } = marked;
+    operations
         .iter()
         .enumerate()
         .map(|(index, operation)| {
-            let mut mark = *COUNT_MARK;
-            mark[COUNT_MARK.len() - 1] += index as u8;
+            let mut mark = mark.to_vec();
+            mark[marked.mark.len() - 1] += index as u8;
             let mark = String::from_utf8_lossy(&mark);
             let marks: Vec<&CountMark> = transcript.counts.iter().filter(|count| count.name == mark).collect();
-            ensure!(marks.len() == REPEATS + 1, "{system}, {operation}: {} marks of {}", marks.len(), REPEATS + 1);
+            ensure!(marks.len() == repeats + 1, "{system}, {operation}: {} marks of {}", marks.len(), repeats + 1);
             let each: Vec<Counters> = marks.windows(2).map(|pair| &pair[1].counters - &pair[0].counters).collect();
-            Ok(Measurement::new(system, operation, |number| median(each.iter().map(number))))
+            Ok(Measurement::new(system, guest_hypervisor, operation, |number| median(each.iter().map(number))))
         })
         .collect()
 }
@@ -132,7 +196,7 @@ pub fn boots(system: &str, transcript: &Transcript) -> Result<[Measurement; 2]> 
     let nested_init = nested + at(nested_init, "nested-init")?;
     let whole = |operation: &str, from: usize, to: usize| {
         let difference = &counts[to].counters - &counts[from].counters;
-        Measurement::new(system, operation, |number| number(&difference))
+        Measurement::new(system, PAYLOAD.guest_hypervisor, operation, |number| number(&difference))
     };
     Ok([whole(BOOT, kernel, init), whole(NESTED_BOOT, nested, nested_init)])
 }
@@ -172,16 +236,16 @@ mod tests {
 
     #[test]
     fn a_timer_interrupt_does_not_change_the_median() {
-        let line = |total: u64| format!("payload-op0 root={total} exits=");
+        let line = |total: u64| format!("payload-opA root={total} exits=");
         let mut total = 0;
         let mut lines = vec![line(0)];
-        for n in 0..REPEATS {
+        for n in 0..PAYLOAD.repeats {
             total += if n == 7 { 5000 } else { 20 };
             lines.push(line(total));
         }
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
         // The first operation is whole; the second has no marks, and the error says so.
-        let error = operations("l1hv", &transcript(&lines)).unwrap_err();
+        let error = operations("l1hv", &PAYLOAD, &transcript(&lines)).unwrap_err();
         assert_eq!(error.to_string(), "l1hv, VMCALL: 0 marks of 1001");
         let values = lines.windows(2).map(|_| 20);
         assert_eq!(median(values), 20);

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use super::BadArgument;
-use crate::bench::{self, Bench, System, compare::compare, measure::Measurement};
+use crate::bench::{self, Bench, System, chart, compare::compare, measure::Measurement};
 use crate::build;
 use crate::layout::Layout;
 use crate::progress::Progress;
@@ -25,6 +25,9 @@ pub struct Args {
     /// Write the measurements here, as an array of objects.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw the instructions per operation here.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     /// Show what changed since the run that wrote this file.
     #[arg(long, value_name = "OLD.json")]
     compare: Option<PathBuf>,
@@ -64,6 +67,9 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     if let Some(file) = &args.json {
         let text = serde_json::to_string_pretty(&measurements)? + "\n";
         fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    if let Some(file) = &args.svg {
+        fs::write(file, chart::svg(&measurements)).with_context(|| format!("cannot write {}", file.display()))?;
     }
     if let Some(old) = &old {
         println!("\nAgainst the older run\n");

@@ -55,6 +55,7 @@ enum WorkChoice {
     Linux,
     Demo,
     Nest,
+    Minimal,
 }
 
 impl From<WorkChoice> for Work {
@@ -65,6 +66,7 @@ impl From<WorkChoice> for Work {
             WorkChoice::Linux => Self::Linux,
             WorkChoice::Demo => Self::Demo,
             WorkChoice::Nest => Self::Nest,
+            WorkChoice::Minimal => Self::Minimal,
         }
     }
 }

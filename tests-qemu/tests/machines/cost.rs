@@ -6,12 +6,13 @@ use std::fmt::Write as _;
 use anyhow::{Context as _, Result, ensure};
 use tests_qemu::bench::measure::{self, Measurement};
 use tests_qemu::guest::{KvmEpt, Work};
+use tests_qemu::machine::{Boot, Module};
 use tests_qemu::profile::Profiler;
 use tests_qemu::progress::Progress;
 
 use crate::context::{Context, Test};
 
-/// Host instructions of each operation of the payload under l1hv, with Linux 6.1 KVM as guest hypervisor.
+/// Host instructions of each operation by guest hypervisor: Linux 6.1 KVM, and the minimal one.
 const RECORDED: &str = include_str!("../recorded.json");
 
 /// Growth that the test lets pass.
@@ -44,17 +45,21 @@ fn profile(context: &Context, _: &str) -> Result<()> {
 }
 
 fn host_instructions(context: &Context, name: &str) -> Result<()> {
-    let recorded: BTreeMap<String, u64> = serde_json::from_str(RECORDED)?;
+    let recorded: BTreeMap<String, BTreeMap<String, u64>> = serde_json::from_str(RECORDED)?;
     let guest = context.guest_hypervisor("6.1", Work::Payload, KvmEpt::On)?;
-    let finished = context.run(&context.bochs(name, guest.under(context.host(""))))?;
-    finished.must_have_done(&["payload"])?;
+    let payload = context.run(&context.bochs(name, guest.under(context.host(""))))?;
+    payload.must_have_done(&["payload"])?;
+    let image = Module::with_args(&context.programs.conformance, "minimal");
+    let boot = Boot::L1hv { host: context.host(""), guest: vec![image] };
+    let minimal = context.run(&context.bochs(&format!("{name}-minimal"), boot))?;
+    let mut measurements = measure::operations("l1hv", &measure::PAYLOAD, &payload.transcript)?;
+    measurements.extend(measure::operations("l1hv", &measure::MINIMAL, &minimal.transcript)?);
     let mut grown = String::new();
-    for measurement in measure::operations("l1hv", &finished.transcript)? {
-        let operation = &measurement.operation;
-        let before = *recorded.get(operation).with_context(|| format!("recorded.json lacks \"{operation}\""))?;
-        let now = measurement.host_instructions;
+    for Measurement { guest_hypervisor, operation, host_instructions: now, .. } in measurements {
+        let before = recorded.get(&guest_hypervisor).and_then(|operations| operations.get(&operation));
+        let &before = before.with_context(|| format!("recorded.json lacks {guest_hypervisor}, {operation}"))?;
         if now * 100 > before * (100 + PERCENT) {
-            writeln!(grown, "  {operation}: {now}, recorded: {before}")?;
+            writeln!(grown, "  {guest_hypervisor}, {operation}: {now}, recorded: {before}")?;
         }
     }
     ensure!(

@@ -25,7 +25,10 @@ mod arguments;
 mod cpu;
 mod fault;
 mod groups;
+#[path = "../../mark.rs"]
+mod mark;
 mod memory;
+mod minimal;
 mod nested_paging;
 mod output;
 mod permissions;
@@ -47,6 +50,9 @@ extern "C" fn conformance_main(loader_information: u32) -> ! {
     let only = arguments::only();
     memory::init();
     apic::init();
+    if arguments::command_line().split(' ').any(|word| word == minimal::WORD) {
+        minimal::run();
+    }
     let mut suite = Suite::new(Permissions::from_arguments(arguments::command_line()));
     for (name, run) in groups::ALL {
         suite.begin(name);

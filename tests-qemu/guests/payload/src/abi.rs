@@ -9,6 +9,9 @@ pub const REPEATS: usize = 1000;
 /// `OUT` stores a dword, `IN` returns [`answer`] of the last one stored.
 pub const PIO_PORT: u16 = 0x510;
 
+/// `OUT` wakes an eventfd: KVM serves it without the VMM.
+pub const EVENT_PORT: u16 = 0x514;
+
 /// `OUT` of the address of the samples.
 pub const SAMPLES_PORT: u16 = 0x518;
 
@@ -36,8 +39,14 @@ pub const TOUCH_STRIDE: u64 = 0x8000;
 /// Pages for the second first-touch measure, likewise.
 pub const COUNTED_TOUCH_BASE: u64 = 0x0600_0000;
 
+/// First of the pages that nobody has written: memory behind them is found when they are touched.
+pub const FRESH_BASE: u64 = 0x0800_0000;
+
+/// Pages for the second measure of these, likewise.
+pub const COUNTED_FRESH_BASE: u64 = 0x0a00_0000;
+
 /// Name of the emulator's marks around operation 0; the last character counts up.
-pub const COUNT_MARK: &[u8; 11] = b"payload-op0";
+pub const COUNT_MARK: &[u8; 11] = b"payload-opA";
 
 /// The VMM's answer to `input`.
 pub const fn answer(input: u32) -> u32 {
@@ -59,7 +68,7 @@ pub struct Sample {
 }
 
 /// Names of the operations, in the order in which the payload does them.
-pub const OPERATIONS: [&str; 9] = [
+pub const OPERATIONS: [&str; 13] = [
     "CPUID",
     "VMCALL",
     "RDMSR",
@@ -69,4 +78,8 @@ pub const OPERATIONS: [&str; 9] = [
     "MMIO write to the VMM process",
     "MMIO read from the VMM process",
     "first touch of a page, backed",
+    "first touch of a page, fresh",
+    "OUT to an eventfd in the kernel",
+    "MOV to CR3",
+    "storm: CPUID, VMCALL, RDMSR, WRMSR, OUT",
 ];

@@ -81,6 +81,13 @@ pub fn load(address: u64) -> u32 {
     value
 }
 
+/// Loads CR3 with what it holds.
+#[inline(always)]
+pub fn reload_cr3() {
+    // SAFETY: the page tables stay the same.
+    unsafe { asm!("mov {0}, cr3", "mov cr3, {0}", out(reg) _, options(nostack, preserves_flags)) };
+}
+
 /// Our Bochs prints its counters under the name in `words`.
 #[inline(always)]
 pub fn count(words: (u64, u64)) {

@@ -16,10 +16,10 @@ mod mark;
 use core::panic::PanicInfo;
 
 use abi::{
-    COUNT_MARK, COUNTED_TOUCH_BASE, CPUID_LEAF, CPUID_SUBLEAVES, EXIT_PORT, MMIO_ANSWER, MMIO_STORE, OPERATIONS,
-    PIO_PORT, REPEATS, SAMPLES_PORT, Sample, TOUCH_BASE, TOUCH_STRIDE, answer,
+    COUNT_MARK, COUNTED_FRESH_BASE, COUNTED_TOUCH_BASE, CPUID_LEAF, CPUID_SUBLEAVES, EVENT_PORT, EXIT_PORT, FRESH_BASE,
+    MMIO_ANSWER, MMIO_STORE, OPERATIONS, PIO_PORT, REPEATS, SAMPLES_PORT, Sample, TOUCH_BASE, TOUCH_STRIDE, answer,
 };
-use instructions::{count, cpuid, halt, inl, load, outl, rdmsr, rdtsc, store, vmcall, wrmsr};
+use instructions::{count, cpuid, halt, inl, load, outl, rdmsr, rdtsc, reload_cr3, store, vmcall, wrmsr};
 
 /// IA32_MCG_STATUS: KVM intercepts it and keeps what is written.
 const INTERCEPTED_MSR: u32 = 0x17a;
@@ -59,8 +59,12 @@ pub extern "C" fn _start() -> ! {
             timed(|| load(MMIO_ANSWER) == answer(n))
         }),
         sample(8, |n| timed(|| load(TOUCH_BASE + u64::from(n) * TOUCH_STRIDE) == answer(n))),
+        sample(9, |n| timed(|| load(FRESH_BASE + u64::from(n) * TOUCH_STRIDE) == 0)),
+        sample(10, |n| (timed(|| outl(EVENT_PORT, n)).0, true)),
+        sample(11, |_| (timed(reload_cr3).0, true)),
+        sample(12, |n| timed(|| storm(n))),
     ];
-    const { assert!(OPERATIONS.len() == 9) };
+    const { assert!(OPERATIONS.len() == 13) };
     counted(0, |n| _ = cpuid(CPUID_LEAF, n % CPUID_SUBLEAVES));
     counted(1, |n| _ = vmcall(HYPERCALL, u64::from(n)));
     counted(2, |_| _ = rdmsr(INTERCEPTED_MSR));
@@ -70,9 +74,23 @@ pub extern "C" fn _start() -> ! {
     counted(6, |n| store(MMIO_STORE, n));
     counted(7, |_| _ = load(MMIO_ANSWER));
     counted(8, |n| _ = load(COUNTED_TOUCH_BASE + u64::from(n) * TOUCH_STRIDE));
+    counted(9, |n| _ = load(COUNTED_FRESH_BASE + u64::from(n) * TOUCH_STRIDE));
+    counted(10, |n| outl(EVENT_PORT, n));
+    counted(11, |_| reload_cr3());
+    counted(12, |n| _ = storm(n));
     outl(SAMPLES_PORT, (&raw const samples).addr() as u32);
     outl(EXIT_PORT, samples.len() as u32);
     halt()
+}
+
+/// Exits of five kinds, one after the other.
+fn storm(n: u32) -> bool {
+    let mut right = cpuid(CPUID_LEAF, n % CPUID_SUBLEAVES) == answer(n % CPUID_SUBLEAVES);
+    right &= vmcall(HYPERCALL, u64::from(n)) == HYPERCALL_REPLY;
+    wrmsr(INTERCEPTED_MSR, u64::from(n));
+    right &= rdmsr(INTERCEPTED_MSR) == u64::from(n);
+    outl(EVENT_PORT, n);
+    right
 }
 
 /// Ticks that `operation` takes, and its result.

@@ -24,7 +24,8 @@ const DATA_SELECTOR: u16 = 0x18;
 const PRESENT_WRITABLE: u64 = 0b11;
 const LARGE_PAGE: u64 = 1 << 7;
 
-const CR0_PE_ET_NE_PG: u64 = 1 | 1 << 4 | 1 << 5 | 1 << 31;
+const CR0_PG: u64 = 1 << 31;
+const CR0_PE_ET_NE_PG: u64 = 1 | 1 << 4 | 1 << 5 | CR0_PG;
 const CR4_PAE: u64 = 1 << 5;
 const EFER_LME_LMA: u64 = 1 << 8 | 1 << 10;
 const RFLAGS_FIXED: u64 = 1 << 1;
@@ -86,6 +87,18 @@ impl Vm {
         sregs.cr3 = PML4;
         sregs.cr4 = CR4_PAE;
         sregs.efer = EFER_LME_LMA;
+        self.vcpu.set_sregs(&sregs).context("KVM_SET_SREGS")?;
+        let registers = kvm_regs { rflags: RFLAGS_FIXED, ..registers };
+        self.vcpu.set_regs(&registers).context("KVM_SET_REGS")
+    }
+
+    /// Puts the processor into flat 32-bit protected mode without paging.
+    pub fn enter_protected_mode(&self, registers: kvm_regs) -> Result<()> {
+        let mut sregs = self.vcpu.get_sregs()?;
+        sregs.cs = segment(CODE_SELECTOR, 0xb, CodeSize::Legacy);
+        let data = segment(DATA_SELECTOR, 0x3, CodeSize::Legacy);
+        (sregs.ds, sregs.es, sregs.ss) = (data, data, data);
+        sregs.cr0 = CR0_PE_ET_NE_PG & !CR0_PG;
         self.vcpu.set_sregs(&sregs).context("KVM_SET_SREGS")?;
         let registers = kvm_regs { rflags: RFLAGS_FIXED, ..registers };
         self.vcpu.set_regs(&registers).context("KVM_SET_REGS")

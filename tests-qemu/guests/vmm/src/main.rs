@@ -3,6 +3,7 @@
 //! ```text
 //!   vmm payload FILE                         runs the bare-metal payload, reports each operation
 //!   vmm linux MIB KERNEL INITRD [ARGUMENTS]  boots a bzImage until its init has asked for a reset
+//!   vmm multiboot FILE [ARGUMENTS]           boots a multiboot 1 image until it ends the machine
 //!   vmm mark NAME                            prints NAME with the time-stamp counter
 //!   vmm stats                                asks l1hv for its statistics; nothing elsewhere
 //! ```
@@ -13,6 +14,7 @@ mod cpu;
 mod elf;
 mod kvm;
 mod linux;
+mod multiboot;
 mod payload;
 mod report;
 mod serial;
@@ -41,6 +43,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
             let mib: u64 = mib.parse().context("the memory is a number of MiB")?;
             linux::run(mib << 20, Path::new(kernel), Path::new(initrd), &arguments.join(" "))
         }
+        ["multiboot", file, arguments @ ..] => multiboot::run(Path::new(file), &arguments.join(" ")),
         ["mark", name] => {
             report::mark(name);
             Ok(())
@@ -49,6 +52,8 @@ fn dispatch(args: &[&str]) -> Result<()> {
             cpu::request_host_stats();
             Ok(())
         }
-        _ => bail!("usage: vmm payload FILE | linux KERNEL INITRD [ARGUMENTS] | mark NAME | stats"),
+        _ => bail!(
+            "usage: vmm payload FILE | linux MIB KERNEL INITRD [ARGUMENTS] | multiboot FILE [ARGUMENTS] | mark NAME | stats"
+        ),
     }
 }

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2, kvm_regs};
-use kvm_ioctls::VcpuExit;
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VcpuExit};
 use serde_json::json;
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::kvm::{Interrupts, Vm};
 use crate::{elf, report};
@@ -16,11 +17,14 @@ use crate::{elf, report};
 mod abi;
 
 use abi::{
-    COUNTED_TOUCH_BASE, CPUID_LEAF, CPUID_SUBLEAVES, EXIT_PORT, MMIO_ANSWER, MMIO_STORE, OPERATIONS, PIO_PORT, REPEATS,
-    SAMPLES_PORT, Sample, TOUCH_BASE, TOUCH_STRIDE, answer,
+    COUNTED_TOUCH_BASE, CPUID_LEAF, CPUID_SUBLEAVES, EVENT_PORT, EXIT_PORT, MMIO_ANSWER, MMIO_STORE, OPERATIONS,
+    PIO_PORT, REPEATS, SAMPLES_PORT, Sample, TOUCH_BASE, TOUCH_STRIDE, answer,
 };
 
-const MEMORY: u64 = 128 << 20;
+const MEMORY: u64 = 192 << 20;
+
+/// Operations that wake the eventfd are two, done twice.
+const EVENTS: u64 = 4 * REPEATS as u64;
 
 /// Below the payload's image. A call has just pushed eight bytes, says the calling convention.
 const STACK_TOP: u64 = 0x20_0000 - 8;
@@ -42,12 +46,17 @@ pub fn run(file: &Path) -> Result<()> {
             vm.memory.write_obj(answer(n), page)?;
         }
     }
+    let event = EventFd::new(0).context("eventfd")?;
+    let port = IoEventAddress::Pio(EVENT_PORT.into());
+    vm.fd.register_ioevent(&event, &port, NoDatamatch).context("KVM_IOEVENTFD")?;
     vm.vcpu.set_cpuid2(&cpuid()?).context("KVM_SET_CPUID2")?;
     vm.enter_long_mode(kvm_regs { rip, rsp: STACK_TOP, ..Default::default() })?;
     report::mark("payload-begin");
     let samples = serve(&mut vm)?;
     report::mark("payload-end");
     report::kvm_stats("payload");
+    let events = event.read().context("eventfd")?;
+    ensure!(events == EVENTS, "the eventfd was woken {events} times of {EVENTS}");
     judge(&samples)
 }
 
