@@ -5,6 +5,7 @@ use ept::nested::{Context, Dropped, Extent, Fill};
 use ept::violation::EptViolation;
 use ept::walk::Ept12;
 use ept::{Eptp, ExecuteControl, NestedGpa};
+use shadow::FieldSet;
 use shadow::controls::Secondary;
 use shadow::event::BLOCKING_BY_NMI;
 use shadow::exit::ExitReason;
@@ -20,8 +21,18 @@ use crate::exit::map_beyond;
 use crate::hw::{Ept12Memory, Ept12Unflagged};
 use crate::vcpu::Vcpu;
 
+/// What of VMCS12 decides which EPT12 its nested guest has.
+const SOURCE: FieldSet = FieldSet::of(&[PRIMARY_CONTROLS.id(), SECONDARY_CONTROLS.id(), EPT_POINTER.id()]);
+
 /// The EPTP that vmcs02 needs for VMCS12.
+#[inline]
 pub fn eptp02(vcpu: &mut Vcpu) -> Eptp {
+    // The EPT02 that vmcs02 has is never taken back.
+    if vcpu.vmx.vmcs12.dirty.intersects(&SOURCE) { find_eptp02(vcpu) } else { vcpu.nested.eptp02 }
+}
+
+#[inline(never)]
+fn find_eptp02(vcpu: &mut Vcpu) -> Eptp {
     let vmcs12 = &vcpu.vmx.vmcs12;
     let by_mode = vmcs12.has_secondary(Secondary::MODE_BASED_EXECUTE);
     let execute = if by_mode { ExecuteControl::BY_MODE } else { ExecuteControl::UNIFORM };
@@ -42,7 +53,7 @@ fn stop(_: OutOfTables) -> ! {
 
 /// VMCS12 has another EPTP than when its nested guest was entered.
 pub fn switch_eptp(vcpu: &mut Vcpu) {
-    let eptp02 = eptp02(vcpu);
+    let eptp02 = find_eptp02(vcpu);
     vcpu.vmcs.vmcs02().write(EPT_POINTER, eptp02.0);
     vcpu.nested.eptp02 = eptp02;
 }
