@@ -103,6 +103,9 @@ fn merge(vcpu: &mut Vcpu, inherited: Inherited, pdptes: Option<[u64; 4]>) {
     if areas.any() || areas_changed {
         copy_msr_areas(vcpu, areas);
     }
+    if !vcpu.vmx.vmcs12.has_secondary(Secondary::ENABLE_VPID) {
+        paging::walk_anew(vcpu);
+    }
     let eptp02 = paging::eptp02(vcpu);
     if vcpu.nested.violation.is_some() {
         paging::anticipate(vcpu);

@@ -141,6 +141,17 @@ pub fn drop_translations(vcpu: &mut Vcpu, eptp12: Option<Eptp>) {
     });
 }
 
+/// VM entry of a nested guest without a VPID, whose linear translations every entry drops. The processor may keep guest-physical ones (SDM
+/// 29.4.3 "Invalidating Cached Translation Information"), but as it walks EPT12 anew for what it dropped, software gets away with an edit of
+/// EPT12 and no INVEPT. So it does here.
+pub fn walk_anew(vcpu: &mut Vcpu) {
+    let vmcs12 = &vcpu.vmx.vmcs12;
+    if vmcs12.has_secondary(Secondary::ENABLE_EPT) {
+        let eptp12 = Eptp(vmcs12.get(EPT_POINTER));
+        flush(vcpu.nested.paging.invalidate(&mut vcpu.tables, eptp12));
+    }
+}
+
 /// Makes room for a table of EPT01, without touching the EPT02 that vmcs02 has.
 pub fn make_room(vcpu: &mut Vcpu) -> Result<(), OutOfTables> {
     flush(vcpu.nested.paging.reclaim(&mut vcpu.tables, Some(vcpu.nested.eptp02))?);
