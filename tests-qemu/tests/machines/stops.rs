@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tests_qemu::linux;
-use tests_qemu::machine::{Boot, DEFAULT_IPS, Emulator, FirmwareVmx, Machine, Module};
+use tests_qemu::machine::{Boot, DEFAULT_IPS, Emulator, FirmwareVmx, Machine, Module, Outcome};
 
 use crate::context::{Context, Test};
 
@@ -22,6 +23,7 @@ pub fn tests() -> Vec<Test> {
         Test { name: "an_unknown_option_is_named_as_the_reason", run: bad_option },
         Test { name: "too_little_memory_is_named_as_the_reason", run: low_memory },
         Test { name: "a_triple_fault_of_the_guest_stops_the_machine", run: triple_fault },
+        Test { name: "a_vmx_abort_stops_the_machine_with_its_number", run: vmx_abort },
     ]
 }
 
@@ -98,6 +100,20 @@ fn low_memory(context: &Context, name: &str) -> Result<()> {
     let boot = Boot::L1hv { host: context.host("host-memory=1024"), guest };
     let machine = Machine { memory_mib: 256, ..context.bochs(name, boot) };
     context.run(&machine)?.must_stop("low-memory", "memory")
+}
+
+/// The guest hypervisor's VM exit cannot load an MSR: abort 4 (SDM 28.7). The bare machine does not go on either.
+fn vmx_abort(context: &Context, name: &str) -> Result<()> {
+    let image = Module::with_args(&context.programs.conformance, "vmx-abort");
+    let finished = context.run(&context.bochs(name, with_guest(context, vec![image.clone()])))?;
+    finished.must_stop("vmx-abort", "VMX abort 4")?;
+    let bare = Boot::Multiboot { kernel: image, modules: Vec::new() };
+    // It is in shutdown state: nothing more is to come.
+    let limit = Duration::from_secs(20);
+    let machine = Machine { timeout: limit, silence: limit, ..context.bochs(&format!("{name}-bare"), bare) };
+    let bare = context.run(&machine)?;
+    ensure!(bare.outcome != Outcome::GuestShutdown, "the bare machine goes on after a VMX abort");
+    Ok(())
 }
 
 /// A Linux without a root file system panics, and `reboot=t` turns that into a triple fault.

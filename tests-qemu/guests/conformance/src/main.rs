@@ -20,6 +20,7 @@
 #![allow(unsafe_code, reason = "the image consists of privileged instructions")]
 #![allow(clippy::macro_metavars_in_unsafe, reason = "what attempt! takes are instructions and their operands")]
 
+mod abort;
 mod apic;
 mod arguments;
 mod cpu;
@@ -50,8 +51,10 @@ extern "C" fn conformance_main(loader_information: u32) -> ! {
     let only = arguments::only();
     memory::init();
     apic::init();
-    if arguments::command_line().split(' ').any(|word| word == minimal::WORD) {
-        minimal::run();
+    match arguments::command_line() {
+        minimal::WORD => minimal::run(),
+        abort::WORD => abort::run(),
+        _ => (),
     }
     let mut suite = Suite::new(Permissions::from_arguments(arguments::command_line()));
     for (name, run) in groups::ALL {
