@@ -36,8 +36,16 @@ pub enum Level {
 
 /// The VPID of the guest hypervisor.
 pub const VPID01: u16 = 1;
-/// The VPID of nested guests.
-pub const VPID02: u16 = 2;
+/// The VPID of nested guests that have none of their own: without VPID12, or with one of the two highest.
+pub const SHARED_VPID02: u16 = u16::MAX;
+
+/// The VPID of nested guests with a VPID12; 0 is none.
+pub const fn vpid02(vpid12: u16) -> u16 {
+    match vpid12 {
+        0 | u16::MAX => SHARED_VPID02,
+        _ => vpid12 + VPID01,
+    }
+}
 
 /// An MSR area of the host's own that the processor works through, and its address.
 #[derive(Debug)]
@@ -66,7 +74,7 @@ pub struct Nested {
     pub ept12: Option<Ept12>,
     /// VMCS12 wants #VE for what EPT12 refuses.
     pub converts_violations: bool,
-    /// The VPID12 whose translations VPID02 has; 0: none that may be used.
+    /// The VPID12 that its VPID stands for; 0 is none.
     pub vpid12: u16,
     /// The last merge found that entries need no more than `merge::prepare_unchanged` as long as VMCS12 is unchanged.
     pub short_entry: bool,

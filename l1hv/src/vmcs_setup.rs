@@ -12,7 +12,7 @@ use x86_64::registers::control::{Cr0, Cr3, Cr4, Cr4Flags, Efer};
 use crate::arch::enter::{GuestRegisters, exit_address};
 use crate::arch::gdt::HostSegments;
 use crate::stop::stop_internal;
-use crate::vcpu::{VPID01, VPID02};
+use crate::vcpu::{SHARED_VPID02, VPID01};
 
 /// The host state of both VMCSs.
 pub fn host_state(vmcs: &mut impl VmcsAccess, segments: &HostSegments, registers: &GuestRegisters) {
@@ -85,7 +85,7 @@ pub fn constants02(
 ) {
     vmcs02.write(EPT_POINTER, ept01.0);
     vmcs02.write(MSR_BITMAP, msr_bitmap02.0);
-    vmcs02.write(VPID, VPID02);
+    vmcs02.write(VPID, SHARED_VPID02);
     vmcs02.write(ENTRY_MSR_LOAD_ADDRESS, entry_load.0);
     vmcs02.write(EXIT_MSR_STORE_ADDRESS, exit_store.0);
     if caps.has_secondary(Secondary::ENABLE_VM_FUNCTIONS) {

@@ -307,6 +307,10 @@ pub enum Invvpid {
     },
     /// All of a VPID.
     Single(u16),
+    /// All of all VPIDs.
+    All,
+    /// Those of a VPID that are not global.
+    RetainingGlobals(u16),
 }
 
 /// INVVPID.
@@ -314,6 +318,8 @@ pub fn invvpid(what: Invvpid) {
     let (kind, descriptor) = match what {
         Invvpid::Address { vpid, linear } => (0, [u64::from(vpid), linear]),
         Invvpid::Single(vpid) => (1, [u64::from(vpid), 0]),
+        Invvpid::All => (2, [0; 2]),
+        Invvpid::RetainingGlobals(vpid) => (3, [u64::from(vpid), 0]),
     };
     // SAFETY: dropping cached translations is always sound.
     unsafe { invalidate!("invvpid", kind, descriptor) };

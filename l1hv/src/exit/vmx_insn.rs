@@ -15,7 +15,7 @@ use shadow::vmcs12::LaunchState;
 use super::{Action, cr, reset};
 use crate::arch::vmx::{Invvpid, invvpid};
 use crate::nested;
-use crate::vcpu::{StaleIn, VPID02, Vcpu};
+use crate::vcpu::{StaleIn, Vcpu, vpid02};
 
 /// VMREAD.
 pub fn vmread(vcpu: &mut Vcpu) -> Action {
@@ -217,7 +217,7 @@ fn emulate_invept(vcpu: &mut Vcpu) -> Result<(), Failure> {
     Ok(())
 }
 
-/// VPID02 holds the translations of one VPID12 at a time; those of all others are dropped when it comes to them.
+/// INVVPID of a type that the guest hypervisor is offered, and so the processor has, on the VPID02.
 fn emulate_invvpid(vcpu: &mut Vcpu) -> Result<(), Failure> {
     privileged(vcpu)?;
     let info = insn_info(vcpu);
@@ -226,13 +226,11 @@ fn emulate_invvpid(vcpu: &mut Vcpu) -> Result<(), Failure> {
         return Err(InsnError::INVALID_OPERAND.into());
     }
     let descriptor = read_descriptor(vcpu, info)?;
-    let loaded = vcpu.nested.vpid12;
     match insn::invvpid(kind, descriptor)? {
-        Invalidation::Address { vpid, linear } if vpid == loaded => invvpid(Invvpid::Address { vpid: VPID02, linear }),
-        Invalidation::Vpid(vpid) | Invalidation::VpidRetainingGlobals(vpid) if vpid == loaded => {
-            invvpid(Invvpid::Single(VPID02));
-        }
-        Invalidation::AllVpids => invvpid(Invvpid::Single(VPID02)),
+        Invalidation::Address { vpid, linear } => invvpid(Invvpid::Address { vpid: vpid02(vpid), linear }),
+        Invalidation::Vpid(vpid) => invvpid(Invvpid::Single(vpid02(vpid))),
+        Invalidation::VpidRetainingGlobals(vpid) => invvpid(Invvpid::RetainingGlobals(vpid02(vpid))),
+        Invalidation::AllVpids => invvpid(Invvpid::All),
         _ => (),
     }
     Ok(())

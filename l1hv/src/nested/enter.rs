@@ -18,7 +18,7 @@ use super::short::exits_are_short;
 use super::{msr_bitmap, paging};
 use crate::arch::vmx::{Invvpid, invvpid};
 use crate::exit::{give_back_blocked_init, read_for_guest};
-use crate::vcpu::{Level, VPID01, VPID02, Vcpu};
+use crate::vcpu::{Level, SHARED_VPID02, VPID01, Vcpu, vpid02};
 
 /// Enters, or fails as the instruction does. After an entry failure of the late kind the guest hypervisor runs again, at its exit handler.
 pub fn enter(vcpu: &mut Vcpu, wanted: LaunchState) -> Result<(), Failure> {
@@ -137,8 +137,8 @@ fn merge(vcpu: &mut Vcpu, inherited: Inherited, pdptes: Option<[u64; 4]>) {
     switch_vpid(vcpu);
 }
 
-/// VPID02 has the translations of one VPID12. A nested guest without a VPID shares VPID 0 with its hypervisor as far as that can see, so
-/// that entry and exit drop the translations of both (SDM 29.4.3.1).
+/// Each VPID12 has a VPID02, whose translations stay until INVVPID; a shared one is emptied for each that comes to it. A nested guest without a
+/// VPID shares VPID 0 with its hypervisor as far as that can see, so that entry and exit drop the translations of both (SDM 29.4.3.1).
 fn switch_vpid(vcpu: &mut Vcpu) {
     let vmcs12 = &vcpu.vmx.vmcs12;
     let vpid12 = if vmcs12.has_secondary(Secondary::ENABLE_VPID) { vmcs12.get(VPID) } else { 0 };
@@ -146,7 +146,11 @@ fn switch_vpid(vcpu: &mut Vcpu) {
         invvpid(Invvpid::Single(VPID01));
     }
     if vpid12 == 0 || vpid12 != vcpu.nested.vpid12 {
-        invvpid(Invvpid::Single(VPID02));
+        let vpid02 = vpid02(vpid12);
+        if vpid02 == SHARED_VPID02 {
+            invvpid(Invvpid::Single(SHARED_VPID02));
+        }
+        vcpu.vmcs.vmcs02().write(VPID, vpid02);
         vcpu.nested.vpid12 = vpid12;
     }
 }

@@ -18,7 +18,7 @@ use super::{injection, short};
 use crate::arch::vmx::{Invvpid, invvpid};
 use crate::exit::read_for_guest;
 use crate::stop::{StopReason, stop};
-use crate::vcpu::{Level, VPID01, VPID02, Vcpu};
+use crate::vcpu::{Level, SHARED_VPID02, VPID01, Vcpu};
 
 /// What differs from the exit that vmcs02 took.
 #[derive(Clone, Copy, Debug)]
@@ -140,7 +140,7 @@ pub fn reflect_failed_entry(vcpu: &mut Vcpu, reason: ExitReason, qualification: 
 fn resume_guest_hypervisor(vcpu: &mut Vcpu, left: LeftBehind) {
     if !vcpu.vmx.vmcs12.has_secondary(Secondary::ENABLE_VPID) {
         invvpid(Invvpid::Single(VPID01));
-        invvpid(Invvpid::Single(VPID02));
+        invvpid(Invvpid::Single(SHARED_VPID02));
     }
     vcpu.level = Level::GuestHypervisor;
     let loaded = {

@@ -23,6 +23,7 @@ pub fn run(suite: &mut Suite) {
     moved_before_a_violation(suite);
     invept_after_edits(suite);
     invvpid_after_edits(suite);
+    vpids_in_turn(suite);
     reset_guest();
 }
 
@@ -198,6 +199,28 @@ fn invvpid_after_edits(suite: &mut Suite) {
                     step(suite, &mut vm, format_args!("{name}-again"));
                 }
             }
+        }
+    }
+}
+
+/// VPIDs from one end of their range to the other take turns; each sees an edit of its page table after INVVPID for itself, and a nested guest
+/// without VPID sees it always.
+fn vpids_in_turn(suite: &mut Suite) {
+    const VPIDS: [u16; 6] = [1, 2, 0x8000, 0xfffd, 0xfffe, 0xffff];
+    let code = code!("mov rax, 0x140001008", "mov rcx, [rax]");
+    for kind in 0..4 {
+        mark_pages();
+        let mut vm = Vm::new(code);
+        let _ = invvpid(2, [0; 2]);
+        for (round, page) in [1, 2, 3, 0].into_iter().enumerate() {
+            GUEST_PT.set(TARGET, (WINDOW + page * 4096) | 7);
+            for vpid in VPIDS {
+                vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID.bits()).set(VPID, vpid);
+                let _ = invvpid(kind, [vpid.into(), LINEAR + 0x1000]);
+                step(suite, &mut vm, format_args!("vpid-{vpid:#x}-invvpid-{kind}-round-{round}"));
+            }
+            vm.clear(SECONDARY_CONTROLS, Secondary::ENABLE_VPID.bits());
+            step(suite, &mut vm, format_args!("no-vpid-invvpid-{kind}-round-{round}"));
         }
     }
 }
