@@ -96,12 +96,14 @@ fn take_turns(suite: &mut Suite) {
     }
 }
 
-/// Reads, writes and reads again the first word of every page of 2 GiB.
+/// Reads, writes and reads again the first word of every page of 2 GiB; of an eighth of it with accessed and dirty flags, where each page of
+/// 4 KiB is an exit of its own for each flag.
 fn touch_2_gib(suite: &mut Suite) {
     let read = code!("2: add rdx, [rax]", "add rax, 4096", "dec rcx", "jnz 2b");
     let write = code!("2: inc qword ptr [rax]", "add rax, 4096", "dec rcx", "jnz 2b");
     for (size, step) in [("4k", 4096), ("2m", 2 << 20)] {
         for flags in [0, ACCESSED_DIRTY] {
+            let touched = if flags == 0 { TOUCHED } else { TOUCHED / 8 };
             build_large(step);
             for page in 0..TARGET_PAGES {
                 poke(TARGET + page * 4096, page);
@@ -110,7 +112,7 @@ fn touch_2_gib(suite: &mut Suite) {
             vm.clear(PIN_CONTROLS, Pin::ACTIVATE_PREEMPTION_TIMER.bits()).set(EPT_POINTER, eptp(LARGE_EPT, flags));
             let _ = invept(2, [0; 2]);
             for (pass, code) in [("read", read), ("write", write), ("read-again", read)] {
-                (vm.registers.rax, vm.registers.rcx, vm.registers.rdx) = (WINDOW, TOUCHED / 4096, 0);
+                (vm.registers.rax, vm.registers.rcx, vm.registers.rdx) = (WINDOW, touched / 4096, 0);
                 vm.set_entry_point(code);
                 let verdict = vm.rerun();
                 suite.case(
