@@ -14,14 +14,22 @@ pub struct GuestPhysical {
     ram: GuestRam,
     hole: HostRegion,
     scratch: Hpa,
-    /// Pages whose content the host has merged.
+    /// Pages that the host has merged as MSR bitmaps.
     pub watches: Watches,
+    /// Those that it has merged as VMREAD bitmaps, and as VMWRITE bitmaps.
+    pub field_watches: [Watches; 2],
 }
 
 impl GuestPhysical {
     /// `scratch` is what the guest hypervisor finds wherever it looks into `hole`.
     pub fn new(ram: GuestRam, hole: HostRegion, scratch: Hpa) -> Self {
-        Self { ram, hole, scratch, watches: Watches::default() }
+        Self { ram, hole, scratch, watches: Watches::default(), field_watches: Default::default() }
+    }
+
+    /// The watched pages, whatever they are merged as.
+    pub fn all_watches(&self) -> [&Watches; 3] {
+        let [vmread, vmwrite] = &self.field_watches;
+        [&self.watches, vmread, vmwrite]
     }
 
     /// Whether an address is the host's.
@@ -37,7 +45,9 @@ impl GuestMemory for GuestPhysical {
 
     fn write(&self, to: Gpa, from: &[u8]) {
         self.ram.write(Hpa(to.0), from);
-        self.watches.note_write(to, from.len());
+        for watches in self.all_watches() {
+            watches.note_write(to, from.len());
+        }
     }
 
     fn translate(&self, address: Gpa) -> Hpa {

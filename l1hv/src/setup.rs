@@ -28,18 +28,24 @@ use crate::boot_flow::{HostSetup, stop_host_memory};
 use crate::exit::control_register_masks;
 use crate::hw::{GuestPhysical, TablePool};
 use crate::mem::{HostPages, HostRegion, PAGE_BYTES, PhysAllocator};
+use crate::nested::Onward;
 use crate::shadow_fields::{Accesses, Profile, ShadowFields};
 use crate::stats::Stats;
 use crate::stop::{StopReason, stop, stop_internal};
-use crate::vcpu::{Level, MsrArea, MsrBitmap, Nested, Vcpu};
+use crate::vcpu::{Level, MergedBitmap, MsrArea, Nested, Vcpu};
 use crate::vmcs_setup;
 
 /// Builds the virtual cpu and enters VMX operation.
 pub fn build(setup: HostSetup<'_>) -> &'static mut Vcpu {
     let HostSetup { options, host_region, memory_map, mut allocator, guest_ram, segments, entry } = setup;
     let caps = VmxCaps::read(read_capability, on_behalf::physical_address_bits());
-    let offered = caps.offered();
-    let vmcs = enter_vmx(&mut allocator, &caps);
+    let all_offered = caps.offered();
+    let offered = match options.vmcs_shadowing {
+        true => all_offered,
+        false => all_offered.without_secondary(Secondary::VMCS_SHADOWING),
+    };
+    let offers_shadowing = offered.has_secondary(Secondary::VMCS_SHADOWING);
+    let mut vmcs = enter_vmx(&mut allocator, &caps);
     let scratch_page = pages(&mut allocator, 1);
     let scratch = scratch_page.phys();
     // Where nobody answers, a read gives ones.
@@ -65,8 +71,9 @@ pub fn build(setup: HostSetup<'_>) -> &'static mut Vcpu {
         loading_host_msrs: false,
         exit_store_count: 0,
         paging: NestedPaging::new(nested_features(&caps, &offered)),
-        msr_bitmaps: core::array::from_fn(|_| msr_bitmap(&mut allocator)),
+        msr_bitmaps: core::array::from_fn(|_| merged_bitmap(&mut allocator)),
         msr_bitmap_slot: 0,
+        onward: offers_shadowing.then(|| onward(&mut allocator, &mut vmcs, shadow_fields.table)),
         entry_load: msr_area(&mut allocator),
         exit_store: msr_area(&mut allocator),
         exit_load: msr_area(&mut allocator),
@@ -162,6 +169,16 @@ fn stop_few_tables(count: u64) -> ! {
     stop(StopReason::new(StopKind::LowMemory, message))
 }
 
+/// VMCS shadowing offered onward.
+fn onward(allocator: &mut PhysAllocator, vmcs: &mut VmcsPair, offered: &FieldTable) -> &'static mut Onward {
+    let link02 = vmcs.add_linked(pages(allocator, 1));
+    let hidden = pages(allocator, 1).into_bytes();
+    Onward::fill_hidden(&vmcs.vmcs01(), offered, hidden);
+    let mut bitmaps = || core::array::from_fn(|_| merged_bitmap(allocator));
+    let bitmaps = [bitmaps(), bitmaps()];
+    pages(allocator, 1).into_value(Onward::new(link02, hidden, bitmaps))
+}
+
 fn msr_area(allocator: &mut PhysAllocator) -> MsrArea {
     let bytes = MSR_AREA_ENTRIES * size_of::<MsrEntry>();
     let pages = pages(allocator, bytes as u64 / PAGE_BYTES);
@@ -169,9 +186,9 @@ fn msr_area(allocator: &mut PhysAllocator) -> MsrArea {
     MsrArea { address, entries: pages.into_value([MsrEntry::default(); MSR_AREA_ENTRIES]) }
 }
 
-fn msr_bitmap(allocator: &mut PhysAllocator) -> MsrBitmap {
+fn merged_bitmap(allocator: &mut PhysAllocator) -> MergedBitmap {
     let pages = pages(allocator, BITMAP_BYTES as u64 / PAGE_BYTES);
-    MsrBitmap { address: pages.phys(), bytes: pages.into_bytes() }
+    MergedBitmap { address: pages.phys(), bytes: pages.into_bytes() }
 }
 
 fn read_capability(number: u32) -> u64 {

@@ -20,7 +20,7 @@ use shadow::{Field, FieldId, FieldSet, Vmcs12, VmxCaps};
 use crate::arch::enter::GuestRegisters;
 use crate::arch::vmx::VmcsPair;
 use crate::hw::{GuestPhysical, TablePool};
-use crate::nested::Displaced;
+use crate::nested::{Displaced, Onward};
 use crate::shadow_fields::ShadowFields;
 use crate::stats::Stats;
 use crate::watch::SLOTS;
@@ -56,9 +56,9 @@ pub struct MsrArea {
     pub address: Hpa,
 }
 
-/// A merged MSR bitmap.
+/// A bitmap of the host's, merged from one of the guest hypervisor's.
 #[derive(Debug)]
-pub struct MsrBitmap {
+pub struct MergedBitmap {
     /// Its content.
     pub bytes: &'static mut [u8],
     /// Where it is.
@@ -98,9 +98,11 @@ pub struct Nested {
     /// The cache of EPT02s.
     pub paging: NestedPaging,
     /// Merged MSR bitmaps, by the slot of the watched page that they were merged from.
-    pub msr_bitmaps: [MsrBitmap; SLOTS],
+    pub msr_bitmaps: [MergedBitmap; SLOTS],
     /// The one that vmcs02 has.
     pub msr_bitmap_slot: usize,
+    /// VMCS shadowing of nested hypervisors, where it is offered.
+    pub onward: Option<&'static mut Onward>,
     /// Entries of vmcs02's VM-entry MSR-load area in use.
     pub entry_load_count: u32,
     /// vmcs01's next entry loads the MSRs of VMCS12's VM-exit MSR-load area.

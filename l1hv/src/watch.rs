@@ -57,6 +57,11 @@ impl Watches {
         (slot, loser)
     }
 
+    /// Whether a page is watched.
+    pub fn contains(&self, page: Gpa) -> bool {
+        self.pages.iter().any(|watched| watched.get() == Some(page))
+    }
+
     /// Watches a page no more. Returns whether it was watched.
     pub fn remove(&self, page: Gpa) -> bool {
         let slot = self.pages.iter().find(|watched| watched.get() == Some(page));

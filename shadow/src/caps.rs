@@ -112,13 +112,15 @@ impl VmxCaps {
         const MISC_HIDDEN: u64 = 1 << 14 | 1 << 15 | 1 << 28;
         const BASIC_REVISION: u64 = 0x7fff_ffff;
         const BASIC_SIZE: u64 = 0x1fff << 32;
+        // The host keeps the content of a shadow VMCS in one of its own, which takes VMWRITE to exit information.
+        let unusable = if self.vmwrite_any() { Secondary::empty() } else { Secondary::VMCS_SHADOWING };
         Self {
             basic: self.basic & !(BASIC_REVISION | BASIC_SIZE | BASIC_DUAL_MONITOR)
                 | u64::from(VMCS12_REVISION)
                 | 4096 << 32,
             pin: self.pin.without(Pin::HIDDEN.bits()),
             primary: self.primary.without(Primary::HIDDEN.bits()),
-            secondary: self.secondary.without(Secondary::HIDDEN.bits()),
+            secondary: self.secondary.without((Secondary::HIDDEN | unusable).bits()),
             tertiary: self.tertiary & !Tertiary::HIDDEN.bits(),
             exit: self.exit.without(ExitControls::HIDDEN.bits()),
             secondary_exit: self.secondary_exit & !SecondaryExitControls::HIDDEN.bits(),
@@ -128,6 +130,12 @@ impl VmxCaps {
             vmfunc: self.vmfunc & !VmFunctions::HIDDEN.bits(),
             ..*self
         }
+    }
+
+    /// The same without some secondary controls.
+    #[must_use]
+    pub fn without_secondary(self, hidden: Secondary) -> Self {
+        Self { secondary: self.secondary.without(hidden.bits()), ..self }
     }
 
     /// The value of a capability MSR; `None` where the processor has no such MSR.
@@ -298,10 +306,23 @@ mod tests {
     #[test]
     fn a_hidden_control_takes_its_fields_with_it() {
         let (machine, offered) = (skylake_caps(), skylake_caps().offered());
-        assert!(machine.has_field(fields::VMREAD_BITMAP.id()));
-        assert!(!offered.has_field(fields::VMREAD_BITMAP.id()));
+        assert!(machine.has_field(fields::GUEST_BNDCFGS.id()));
+        assert!(!offered.has_field(fields::GUEST_BNDCFGS.id()));
         assert!(offered.has_field(fields::EPT_POINTER.id()));
         assert!(offered.fields().minus(&machine.fields()).is_empty());
+    }
+
+    #[test]
+    fn vmcs_shadowing_is_offered_where_the_host_can_fill_a_shadow_vmcs() {
+        let machine = skylake_caps();
+        assert!(machine.offered().has_field(fields::VMREAD_BITMAP.id()));
+        let read_only = VmxCaps { misc: machine.misc & !(1 << 29), ..machine.clone() };
+        for without in [read_only.offered(), machine.offered().without_secondary(Secondary::VMCS_SHADOWING)] {
+            assert!(
+                !without.has_secondary(Secondary::VMCS_SHADOWING) && !without.has_field(fields::VMREAD_BITMAP.id())
+            );
+            assert!(without.has_secondary(Secondary::ENABLE_EPT));
+        }
     }
 
     #[test]

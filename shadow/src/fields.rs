@@ -232,10 +232,10 @@ vmcs_fields! {
     EOI_EXIT_BITMAP_3: W64 Control 17, Secondary(S::VIRTUAL_INTERRUPT_DELIVERY), Copy, Rarely;
     /// EPTP-list address.
     EPTP_LIST_ADDRESS: W64 Control 18, VmFunction(F::EPTP_SWITCHING), HostOnly, Rarely;
-    /// VMREAD-bitmap address.
-    VMREAD_BITMAP: W64 Control 19, Secondary(S::VMCS_SHADOWING), Translated, Rarely;
+    /// VMREAD-bitmap address. vmcs02 has that of a bitmap in which fields that are not offered make every access exit.
+    VMREAD_BITMAP: W64 Control 19, Secondary(S::VMCS_SHADOWING), HostOnly, Rarely;
     /// VMWRITE-bitmap address.
-    VMWRITE_BITMAP: W64 Control 20, Secondary(S::VMCS_SHADOWING), Translated, Rarely;
+    VMWRITE_BITMAP: W64 Control 20, Secondary(S::VMCS_SHADOWING), HostOnly, Rarely;
     /// Virtualization-exception information address.
     VIRTUALIZATION_EXCEPTION_INFO: W64 Control 21, Secondary(S::EPT_VIOLATION_VE), HostOnly, Rarely;
     /// XSS-exiting bitmap.

@@ -10,11 +10,10 @@ use crate::fields::FieldId;
 use crate::hw::GuestMemory;
 use crate::index::FieldTable;
 use crate::outcome::{Failure, Fault, InsnError, VmFail};
-use crate::vmcs12::{LaunchState, Vmcs12, clear_region, region_revision};
+use crate::vmcs12::{LaunchState, SHADOW_INDICATOR, Vmcs12, VmcsKind, clear_region, region_revision};
 use ept::{Gpa, PageSize};
 
 const NO_VMCS: Gpa = Gpa(u64::MAX);
-const SHADOW_INDICATOR: u32 = 1 << 31;
 
 /// VMX operation of one of the guest hypervisor's logical processors.
 #[derive(Debug)]
@@ -108,8 +107,9 @@ impl VmxOperation {
             return Err(InsnError::VMPTRLD_VMXON_POINTER.into());
         }
         let revision = region_revision(memory, region);
-        let shadow_allowed = caps.has_secondary(Secondary::VMCS_SHADOWING);
-        if revision & !SHADOW_INDICATOR != VMCS12_REVISION || revision & SHADOW_INDICATOR != 0 && !shadow_allowed {
+        let kind = VmcsKind::of(revision);
+        let is_offered = kind == VmcsKind::Ordinary || caps.has_secondary(Secondary::VMCS_SHADOWING);
+        if revision & !SHADOW_INDICATOR != VMCS12_REVISION || !is_offered {
             return Err(InsnError::VMPTRLD_INCORRECT_REVISION.into());
         }
         if region == self.vmcs12.pointer {
@@ -117,6 +117,7 @@ impl VmxOperation {
         }
         self.release_current(memory, sync);
         self.vmcs12 = Vmcs12::load(memory, region, caps);
+        self.vmcs12.kind = kind;
         Ok(true)
     }
 
@@ -171,10 +172,10 @@ impl VmxOperation {
         Ok(())
     }
 
-    /// The checks of VMLAUNCH and VMRESUME that come before those of the VMCS's content.
+    /// The checks of VMLAUNCH and VMRESUME that come before those of the VMCS's content (SDM 27.1 "Basic VM-Entry Checks").
     pub fn check_launch(&self, wanted: LaunchState, interruptibility: u32) -> Result<(), Failure> {
         const BLOCKING_BY_MOV_SS: u32 = 1 << 1;
-        if !self.has_current() {
+        if !self.has_current() || self.vmcs12.kind == VmcsKind::Shadow {
             return Err(VmFail::Invalid.into());
         }
         if interruptibility & BLOCKING_BY_MOV_SS != 0 {
@@ -353,7 +354,21 @@ mod tests {
         assert_eq!(m.vmptrld(VMXON_REGION), Err(error(InsnError::VMPTRLD_VMXON_POINTER)));
         assert_eq!(m.vmptrld(1 << 52), Err(error(InsnError::VMPTRLD_INVALID_ADDRESS)));
         assert_eq!(m.vmptrld(0x4000), Err(error(InsnError::VMPTRLD_INCORRECT_REVISION)));
+    }
+
+    #[test]
+    fn a_shadow_vmcs_can_be_current_where_it_is_offered_and_never_enters() {
+        let mut m = Machine::new();
         m.memory.write_u32(Gpa(REGION), VMCS12_REVISION | SHADOW_INDICATOR);
+        assert_eq!(m.vmptrld(REGION), Ok(true));
+        m.vmwrite(0x681e, 0x1234).unwrap();
+        assert_eq!(m.vmread(0x681e), Ok(0x1234));
+        for wanted in [LaunchState::Clear, LaunchState::Launched] {
+            assert_eq!(m.vmx.check_launch(wanted, 1 << 1), Err(VmFail::Invalid.into()));
+        }
+        assert_eq!(m.vmptrld(OTHER), Ok(true));
+        assert_eq!(m.vmx.check_launch(LaunchState::Clear, 0), Ok(()));
+        m.caps = m.caps.without_secondary(Secondary::VMCS_SHADOWING);
         assert_eq!(m.vmptrld(REGION), Err(error(InsnError::VMPTRLD_INCORRECT_REVISION)));
     }
 
@@ -382,7 +397,7 @@ mod tests {
     fn vmwrite_to_an_unsupported_field_fails_with_error_12() {
         let mut m = Machine::new();
         m.vmptrld(REGION).unwrap();
-        for encoding in [0x7ffe, 0x681f, 0x1_0000_681e, 0x2026] {
+        for encoding in [0x7ffe, 0x681f, 0x1_0000_681e, 0x2812] {
             assert_eq!(m.vmwrite(encoding, 0), Err(error(InsnError::UNSUPPORTED_COMPONENT)), "{encoding:#x}");
         }
     }

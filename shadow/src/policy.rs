@@ -3,11 +3,12 @@
 //! The host intercepts next to nothing for itself, so nearly every exit is one that the guest hypervisor asked for. What the host looks
 //! at first is the list in [`route`]; everything else, known or not, is the guest hypervisor's.
 
-use crate::controls::Primary;
+use crate::controls::{Primary, Secondary};
 use crate::exit::ExitReason;
 use crate::fields::{MSR_BITMAP, PRIMARY_CONTROLS};
 use crate::hw::GuestMemory;
 use crate::msr::{Access, bitmap_bit, host_owns};
+use crate::permission::BITMAP_BYTES;
 use crate::vmcs12::Vmcs12;
 use ept::Gpa;
 
@@ -22,10 +23,12 @@ pub enum Route {
     HostMsr,
     /// VMFUNC: the host emulates the function, if VMCS12 enables it.
     VmFunction,
+    /// VMREAD or VMWRITE under VMCS shadowing: of a field that is not offered, the host may be the only one to want it.
+    ShadowedField,
 }
 
-/// Whether [`route`] says `Reflect` whatever VMCS12 has, and the exit is by no event: a test of one bit for most exits that must be quick.
-/// An entry failure is none. `rcx` is the nested guest's.
+/// Whether [`route`] says `Reflect` of any VMCS12 without VMCS shadowing, and the exit is by no event: a test of one bit for most exits
+/// that must be quick. An entry failure is none. `rcx` is the nested guest's.
 #[inline(always)]
 pub const fn is_always_reflected(reason: ExitReason, rcx: u64) -> bool {
     const LOOKED_AT: u64 = 1 << ExitReason::EXCEPTION_OR_NMI.0
@@ -47,6 +50,9 @@ pub fn route(reason: ExitReason, rcx: u64, vmcs12: &Vmcs12, memory: &impl GuestM
         ExitReason::VMFUNC => Route::VmFunction,
         ExitReason::RDMSR if is_hosts_msr(vmcs12, memory, rcx as u32, Access::Read) => Route::HostMsr,
         ExitReason::WRMSR if is_hosts_msr(vmcs12, memory, rcx as u32, Access::Write) => Route::HostMsr,
+        ExitReason::VMREAD | ExitReason::VMWRITE if vmcs12.has_secondary(Secondary::VMCS_SHADOWING) => {
+            Route::ShadowedField
+        }
         _ => Route::Reflect,
     }
 }
@@ -68,27 +74,51 @@ fn intercepts_msr(vmcs12: &Vmcs12, memory: &impl GuestMemory, msr: u32, access: 
     bits[0] >> bit & 1 != 0
 }
 
+/// Whether VMCS12, which has VMCS shadowing, makes a VMREAD or VMWRITE of this register operand exit (SDM 26.1.3, VMREAD and VMWRITE).
+pub fn intercepts_field(bitmap12: Gpa, memory: &impl GuestMemory, encoding: u64) -> bool {
+    const ENCODINGS: u64 = 8 * BITMAP_BYTES as u64;
+    if encoding >= ENCODINGS {
+        return true;
+    }
+    let mut bits = [0];
+    memory.read(bitmap12 + encoding / 8, &mut bits);
+    bits[0] >> (encoding % 8) & 1 != 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fake::{FakeMemory, skylake_caps};
+    use crate::fields::SECONDARY_CONTROLS;
     use crate::msr::IA32_FEATURE_CONTROL;
 
     #[test]
     fn every_reason_goes_where_its_row_says_and_an_unknown_one_is_reflected() {
         let memory = FakeMemory::new(0x2000);
         let mut vmcs12 = Vmcs12::new(Gpa(0), &skylake_caps());
-        vmcs12.set(PRIMARY_CONTROLS, Primary::USE_MSR_BITMAPS.bits());
+        vmcs12.set(PRIMARY_CONTROLS, (Primary::USE_MSR_BITMAPS | Primary::ACTIVATE_SECONDARY).bits());
         vmcs12.set(MSR_BITMAP, 0x1000);
+        let mut shadowing = vmcs12.clone();
+        shadowing.set(SECONDARY_CONTROLS, Secondary::VMCS_SHADOWING.bits());
+        let go = |reason, vmcs12| route(reason, IA32_FEATURE_CONTROL.into(), vmcs12, &memory);
         for number in 0..0x1_0000 {
             let reason = ExitReason(number);
             let declared = reason.info().map_or(Route::Reflect, |info| info.route);
-            assert_eq!(route(reason, IA32_FEATURE_CONTROL.into(), &vmcs12, &memory), declared, "{reason:?}");
-            assert!(
-                !is_always_reflected(reason, IA32_FEATURE_CONTROL.into()) || declared == Route::Reflect,
-                "{reason:?}"
-            );
+            assert_eq!(go(reason, &shadowing), declared, "{reason:?}");
+            let always = is_always_reflected(reason, IA32_FEATURE_CONTROL.into());
+            assert!(!always || go(reason, &vmcs12) == Route::Reflect, "{reason:?}");
         }
+    }
+
+    #[test]
+    fn a_bit_of_the_bitmap_or_an_encoding_beyond_it_makes_an_access_exit() {
+        let memory = FakeMemory::new(0x2000);
+        let intercepts = |encoding| intercepts_field(Gpa(0x1000), &memory, encoding);
+        memory.write(Gpa(0x1000 + 0x681e / 8), &[1 << 6]);
+        memory.write(Gpa(0x1fff), &[1 << 7]);
+        let exiting = (0..0x8000).filter(|&encoding| intercepts(encoding));
+        assert!(exiting.eq([0x681e, 0x7fff]));
+        assert!(intercepts(0x8000) && intercepts(1 << 32 | 0x6820));
     }
 
     #[test]

@@ -91,6 +91,10 @@ impl ExitEffects {
         if vmcs12.has_secondary(Secondary::ENABLE_EPT) {
             effects.stale = effects.stale.or(&PDPTES);
         }
+        if vmcs12.has_secondary(Secondary::VMCS_SHADOWING) {
+            // A VMREAD or VMWRITE of the nested guest that fails has its number there: vmcs02 is the current VMCS then.
+            effects.stale.insert(VM_INSTRUCTION_ERROR.id());
+        }
         if sets.stores_lma {
             effects.stale.insert(ENTRY_CONTROLS.id());
         }
@@ -150,6 +154,13 @@ pub fn save_stale_field(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, id: Field
         vmcs12.stale.remove(id);
     }
     vmcs12.word(id)
+}
+
+/// Brings those stale fields up to date that are not in `still`: vmcs02 is about to be given other values.
+pub fn save_stale_except(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, still: &FieldSet) {
+    for id in vmcs12.stale.minus(still).iter() {
+        save_stale_field(vmcs02, vmcs12, id);
+    }
 }
 
 /// Brings the controls that exits change up to date: checks and merge look at them.

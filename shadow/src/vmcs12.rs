@@ -27,6 +27,25 @@ pub enum LaunchState {
     Launched = 1,
 }
 
+/// SDM 25.10 "VMCS Types: Ordinary and Shadow".
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum VmcsKind {
+    /// VM entry uses it.
+    Ordinary,
+    /// Another VMCS can be linked to it.
+    Shadow,
+}
+
+impl VmcsKind {
+    /// From the first word of a region: bit 31 is the shadow-VMCS indicator.
+    pub const fn of(revision: u32) -> Self {
+        if revision & SHADOW_INDICATOR != 0 { Self::Shadow } else { Self::Ordinary }
+    }
+}
+
+/// The shadow-VMCS indicator in the first word of a VMCS region (SDM 25.2 "Format of the VMCS Region").
+pub const SHADOW_INDICATOR: u32 = 1 << 31;
+
 /// The current VMCS12.
 #[derive(Clone, Debug)]
 pub struct Vmcs12 {
@@ -36,6 +55,8 @@ pub struct Vmcs12 {
     pub pointer: Gpa,
     /// Its launch state.
     pub launch_state: LaunchState,
+    /// Whether it is a shadow VMCS.
+    pub kind: VmcsKind,
     /// Fields that were written since vmcs02 last got them.
     pub dirty: FieldSet,
     /// Fields for which vmcs02 has a newer value than `words`. Never shares a member with `dirty`.
@@ -69,6 +90,7 @@ impl Vmcs12 {
             words: [0; 256],
             pointer,
             launch_state: LaunchState::Clear,
+            kind: VmcsKind::Ordinary,
             dirty: caps.fields(),
             stale: FieldSet::EMPTY,
             live: FieldSet::EMPTY,

@@ -76,7 +76,8 @@ impl<'a> Suite<'a> {
         let boot = Boot::L1hv { host, guest: vec![Module::with_args(&self.image, mode.image)] };
         let place = format!("under l1hv {} {}", mode.host, mode.image);
         let under = self.run(mode.name, place.trim(), boot)?;
-        let mut report = Report::compare(&self.bare.cases, &under.cases, &self.explained, filter);
+        let explained = self.explained.under(mode.host);
+        let mut report = Report::compare(&self.bare.cases, &under.cases, &explained, filter);
         if !under.complete {
             report.note(format!("under l1hv the suite does not end: {}", under.end));
         }

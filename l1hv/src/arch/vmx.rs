@@ -5,8 +5,11 @@ use core::marker::PhantomData;
 
 use ept::{Eptp, Hpa};
 use shadow::FieldId;
+use shadow::encoding::Encoding;
 use shadow::hw::VmcsAccess;
+use shadow::vmcs12::SHADOW_INDICATOR;
 
+use crate::mem::HostPages;
 use crate::stop::stop_internal;
 
 /// A VMX instruction whose operand is the address of a region and whose failure is a defect of ours.
@@ -49,6 +52,10 @@ pub struct Vmcs02;
 #[derive(Debug)]
 pub struct Either;
 
+/// The shadow VMCS that vmcs02 can be linked to.
+#[derive(Debug)]
+pub struct Linked;
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 enum Which {
@@ -72,10 +79,9 @@ pub struct VmcsPair {
     linked: bool,
     /// It is one now.
     is_shadow: bool,
+    /// A shadow VMCS that vmcs02 can be linked to; only [`Self::access_linked`] makes it current.
+    beyond: Option<Hpa>,
 }
-
-/// Bit 31 of the first word of a VMCS region (SDM 25.2 "Format of the VMCS Region").
-const SHADOW_INDICATOR: u32 = 1 << 31;
 
 /// Access to the VMCS that is current, for as long as it is: the borrow keeps anybody from switching.
 pub struct CurrentVmcs<'cpu, Kind> {
@@ -99,7 +105,15 @@ impl VmcsPair {
             unsafe { instruction_on_region!("vmclear", region) };
         }
         let regions = [vmcs01, vmcs02];
-        Self { regions, revision, current: Which::Unknown, launched: [false; 2], linked: false, is_shadow: false }
+        Self {
+            regions,
+            revision,
+            current: Which::Unknown,
+            launched: [false; 2],
+            linked: false,
+            is_shadow: false,
+            beyond: None,
+        }
     }
 
     /// Makes vmcs01 current, if it is not.
@@ -129,8 +143,33 @@ impl VmcsPair {
 
     /// Accesses fields of vmcs02 while the guest hypervisor runs, in whatever form it is, and returns to the VMCS that is current.
     pub fn access_vmcs02<T>(&mut self, access: impl FnOnce(&mut CurrentVmcs<'_, Vmcs02>) -> T) -> T {
-        // SAFETY: the region was initialised by `new`; a shadow VMCS is loaded like any other.
-        unsafe { instruction_on_region!("vmptrld", self.regions[1]) };
+        self.visit(self.regions[1], access)
+    }
+
+    /// Takes over a page of zeros as the shadow VMCS that vmcs02 can be linked to. Returns its address, for vmcs02's VMCS link pointer.
+    pub fn add_linked(&mut self, page: HostPages) -> Hpa {
+        let region = page.phys();
+        // SAFETY: nobody else has the page; it is mapped, in the direct map.
+        unsafe { page.as_mut_ptr().cast::<u32>().write_volatile(self.revision | SHADOW_INDICATOR) };
+        // SAFETY: as above.
+        unsafe { instruction_on_region!("vmclear", region) };
+        self.beyond = Some(region);
+        region
+    }
+
+    /// Accesses fields of the shadow VMCS that vmcs02 can be linked to, and returns to the VMCS that is current. VMCLEAR at the end: what
+    /// was written must be in the region when a VM entry links it.
+    pub fn access_linked<T>(&mut self, access: impl FnOnce(&mut CurrentVmcs<'_, Linked>) -> T) -> T {
+        let Some(region) = self.beyond else { stop_internal!("there is no shadow VMCS for vmcs02") };
+        let result = self.visit(region, access);
+        // SAFETY: the region was initialised by `add_linked`.
+        unsafe { instruction_on_region!("vmclear", region) };
+        result
+    }
+
+    fn visit<Kind, T>(&mut self, region: Hpa, access: impl FnOnce(&mut CurrentVmcs<'_, Kind>) -> T) -> T {
+        // SAFETY: the region was initialised by `new` or `add_linked`; a shadow VMCS is loaded like any other.
+        unsafe { instruction_on_region!("vmptrld", region) };
         let result = access(&mut CurrentVmcs { pair: PhantomData, kind: PhantomData });
         if let Some(&region) = self.regions.get(self.current as usize) {
             // SAFETY: as above.
@@ -201,6 +240,25 @@ fn field_failed(instruction: &str, id: FieldId) -> ! {
 #[cold]
 extern "sysv64" fn vmread_failed(encoding: u64) -> ! {
     stop_internal!("VMREAD of {encoding:#x} failed")
+}
+
+impl<Kind> CurrentVmcs<'_, Kind> {
+    /// Whether the processor has a field of this encoding. It is the one to ask: it may have fields that no table of ours knows.
+    pub fn has_encoding(&self, encoding: Encoding) -> bool {
+        let failed: u8;
+        // SAFETY: a VMCS is current. VMREAD writes nothing but its operand, which nobody looks at.
+        unsafe {
+            asm!(
+                "vmread {value}, {encoding}",
+                "setbe {failed}",
+                value = lateout(reg) _,
+                failed = lateout(reg_byte) failed,
+                encoding = in(reg) u64::from(encoding.0),
+                options(nomem, nostack)
+            );
+        }
+        failed == 0
+    }
 }
 
 impl<Kind> VmcsAccess for CurrentVmcs<'_, Kind> {

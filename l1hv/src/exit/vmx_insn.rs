@@ -1,5 +1,6 @@
 //! The VMX instructions of the guest hypervisor: operands in, [`shadow::insn`], flags out.
 
+use ept::Gpa;
 use shadow::check::{HostMode, is_fixed};
 use shadow::exit::ExitReason;
 use shadow::fields::*;
@@ -80,11 +81,13 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
         ExitReason::VMXON => vmxon(vcpu),
         ExitReason::VMXOFF => vmxoff(vcpu),
         ExitReason::VMCLEAR => with_address(vcpu, |vcpu, region| {
+            nested::release_linked_region(vcpu, Gpa(region));
             vcpu.vmx.vmclear(&vcpu.memory, &vcpu.offered, &mut StaleIn(&mut vcpu.vmcs), region)?;
             nested::bind_current(vcpu);
             Ok(())
         }),
         ExitReason::VMPTRLD => with_address(vcpu, |vcpu, region| {
+            nested::release_linked_region(vcpu, Gpa(region));
             let mut sync = StaleIn(&mut vcpu.vmcs);
             let changed = vcpu.vmx.vmptrld(&vcpu.memory, &vcpu.offered, &mut sync, region)?;
             if changed {
@@ -174,6 +177,7 @@ fn vmxon(vcpu: &mut Vcpu) -> Result<(), Failure> {
 fn vmxoff(vcpu: &mut Vcpu) -> Result<(), Failure> {
     privileged(vcpu)?;
     let (cr0, cr4) = (vcpu.visible_cr0(), vcpu.visible_cr4());
+    nested::release_linked(vcpu);
     vcpu.vmx.vmxoff(&vcpu.memory, &mut StaleIn(&mut vcpu.vmcs));
     nested::bind_current(vcpu);
     update_masks(vcpu, cr0, cr4);

@@ -15,7 +15,7 @@ use shadow::{FieldSet, Vmcs12};
 
 use super::reflect::reflect_failed_entry;
 use super::short::exits_are_short;
-use super::{msr_bitmap, paging};
+use super::{msr_bitmap, onward, paging};
 use crate::arch::vmx::{Invvpid, invvpid};
 use crate::exit::{give_back_blocked_init, read_for_guest};
 use crate::vcpu::{Level, SHARED_VPID02, VPID01, Vcpu, vpid02};
@@ -98,6 +98,7 @@ fn merge(vcpu: &mut Vcpu, inherited: Inherited, pdptes: Option<[u64; 4]>) {
     if bitmap_changes {
         msr_bitmap::merge(vcpu);
     }
+    onward::prepare(vcpu);
     let areas = AreaCounts::of(vcpu);
     let areas_changed = vcpu.vmx.vmcs12.dirty.intersects(&AREA_COUNTS);
     if areas.any() || areas_changed {
@@ -118,7 +119,8 @@ fn merge(vcpu: &mut Vcpu, inherited: Inherited, pdptes: Option<[u64; 4]>) {
         && inherited.is_empty()
         && vmcs12.has_secondary(Secondary::ENABLE_VPID)
         && pdptes.is_none()
-        && vmcs12.get(VMCS_LINK_POINTER) == u64::MAX;
+        && vmcs12.get(VMCS_LINK_POINTER) == u64::MAX
+        && !vmcs12.has_secondary(Secondary::VMCS_SHADOWING);
     let short_exit = exits_are_short(vmcs12);
     merge::prepare(&mut vmcs02, vmcs12, &Surroundings { caps, sets, memory, inherited, pdptes });
     if areas_changed || areas.any() {

@@ -8,7 +8,7 @@ use shadow::policy::{Route, is_always_reflected, route};
 use shadow::vmcs12::LaunchState;
 
 use super::reflect::{Reflected, reflect, reflect_failed_entry};
-use super::{injection, paging, short, vm_function};
+use super::{injection, onward, paging, short, vm_function};
 use crate::exit::{read_for_guest, write_for_guest};
 use crate::stop::stop_internal;
 use crate::vcpu::{Level, Vcpu};
@@ -39,6 +39,7 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) {
         Route::NestedPaging => paging::handle(vcpu),
         Route::HostMsr => host_msr(vcpu, reason),
         Route::VmFunction => vm_function::handle(vcpu),
+        Route::ShadowedField => onward::handle(vcpu, reason),
     }
 }
 

@@ -1,14 +1,12 @@
 //! msr_bitmap02: what either the guest hypervisor or the host wants to see. It is merged again only after a write ([`crate::watch`]).
 
-use ept::map::set_rights;
-use ept::{Gpa, PageSize, Rights};
+use ept::Gpa;
 use shadow::controls::Primary;
 use shadow::fields::{MSR_BITMAP, PRIMARY_CONTROLS};
 use shadow::hw::GuestMemory;
 use shadow::msr::{BITMAP_BYTES, HOST_INTERCEPTS};
 
-use super::drop_translations;
-use crate::arch::vmx::{Invept, invept};
+use super::watching::watch;
 use crate::vcpu::Vcpu;
 
 /// Whether vmcs02's bitmap is what it must be, if there is to be one.
@@ -25,43 +23,11 @@ pub fn merge(vcpu: &mut Vcpu) {
     vcpu.nested.msr_bitmap_slot = match vcpu.memory.watches.find(bitmap12) {
         Some(slot) => slot,
         None => {
-            let slot = watch(vcpu, bitmap12);
+            let slot = watch(vcpu, |memory| &memory.watches, bitmap12);
             copy(&vcpu.memory, bitmap12, vcpu.nested.msr_bitmaps[slot].bytes);
             slot
         }
     };
-}
-
-/// Lets the guest hypervisor write to a page again: it is about to. Nothing happens if the page is not watched.
-pub fn unwatch(vcpu: &mut Vcpu, address: Gpa) {
-    let page = address.align_down(PageSize::Size4K);
-    if vcpu.memory.watches.remove(page) {
-        permit_writes(vcpu, page);
-        invept(Invept::Global);
-    }
-}
-
-fn permit_writes(vcpu: &mut Vcpu, page: Gpa) {
-    // The page is mapped by a table of its own since it was watched, so there is nothing to split.
-    let _ = set_rights(&mut vcpu.tables, vcpu.ept01, page.0, Rights::ALL);
-}
-
-/// Write-protects a page before it is read, so that no write is missed. A page that cannot be protected is merged at every entry.
-#[cold]
-fn watch(vcpu: &mut Vcpu, page: Gpa) -> usize {
-    let (slot, loser) = vcpu.memory.watches.assign(page);
-    if let Some(loser) = loser {
-        permit_writes(vcpu, loser);
-    }
-    let protectable = !vcpu.memory.is_host(page);
-    if protectable && set_rights(&mut vcpu.tables, vcpu.ept01, page.0, Rights::READ.or(Rights::EXECUTE)).is_ok() {
-        // What EPT02s have of the page may still be writable.
-        drop_translations(vcpu, None);
-        invept(Invept::Global);
-    } else {
-        vcpu.memory.watches.remove(page);
-    }
-    slot
 }
 
 fn copy(memory: &impl GuestMemory, bitmap12: Gpa, target: &mut [u8]) {

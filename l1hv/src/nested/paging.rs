@@ -13,9 +13,9 @@ use shadow::fields::*;
 use shadow::hw::VmcsAccess;
 
 use super::injection;
-use super::msr_bitmap::unwatch;
 use super::reflect::{Reflected, reflect};
 use super::virtualization_exception;
+use super::watching::unwatch;
 use crate::arch::vmx::{Invept, invept};
 use crate::exit::map_beyond;
 use crate::hw::{Ept12Memory, Ept12Unflagged};

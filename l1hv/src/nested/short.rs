@@ -16,10 +16,12 @@ use crate::vcpu::{Level, Vcpu};
 
 /// Whether exits of a nested guest need no more than VMCS12's host state.
 pub fn exits_are_short(vmcs12: &Vmcs12) -> bool {
-    // Without virtual NMIs the guest hypervisor inherits the blocking; without VPIDs translations are dropped.
+    // Without virtual NMIs the guest hypervisor inherits the blocking; without VPIDs translations are dropped; with VMCS shadowing an
+    // exit may be the host's.
     !vmcs12.live.is_empty()
         && is_self_contained(vmcs12)
         && vmcs12.has_secondary(Secondary::ENABLE_VPID)
+        && !vmcs12.has_secondary(Secondary::VMCS_SHADOWING)
         && vmcs12.get(PIN_CONTROLS) & Pin::VIRTUAL_NMIS.bits() != 0
         && vmcs12.get(EXIT_MSR_STORE_COUNT) == 0
         && vmcs12.get(EXIT_MSR_LOAD_COUNT) == 0

@@ -79,6 +79,10 @@ fn execution(words: &ControlWords, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
     if primary.contains(Primary::USE_MSR_BITMAPS) {
         require(is_page(caps, vmcs12.get(MSR_BITMAP)), "MSR bitmap address")?;
     }
+    if words.secondary.contains(Secondary::VMCS_SHADOWING) {
+        require(is_page(caps, vmcs12.get(VMREAD_BITMAP)), "VMREAD bitmap address")?;
+        require(is_page(caps, vmcs12.get(VMWRITE_BITMAP)), "VMWRITE bitmap address")?;
+    }
     Ok(())
 }
 
@@ -405,12 +409,14 @@ mod tests {
     fn an_address_that_a_control_uses_is_a_page_and_physical_and_any_other_is_not_looked_at() {
         type Use = (Field<u64>, Primary, Secondary, &'static str);
         let none = Secondary::empty();
-        let uses: [Use; 5] = [
+        let uses: [Use; 7] = [
             (IO_BITMAP_A, Primary::USE_IO_BITMAPS, none, "I/O bitmap A address"),
             (IO_BITMAP_B, Primary::USE_IO_BITMAPS, none, "I/O bitmap B address"),
             (MSR_BITMAP, Primary::USE_MSR_BITMAPS, none, "MSR bitmap address"),
             (VIRTUAL_APIC_ADDRESS, Primary::USE_TPR_SHADOW, none, "virtual-APIC address"),
             (APIC_ACCESS_ADDRESS, Primary::empty(), Secondary::VIRTUALIZE_APIC_ACCESSES, "APIC-access address"),
+            (VMREAD_BITMAP, Primary::empty(), Secondary::VMCS_SHADOWING, "VMREAD bitmap address"),
+            (VMWRITE_BITMAP, Primary::empty(), Secondary::VMCS_SHADOWING, "VMWRITE bitmap address"),
         ];
         for (field, primary, secondary, name) in uses {
             let with = |address| {

@@ -6,7 +6,7 @@ use crate::exit::entry_failure_qualification as qualification;
 use crate::fields::*;
 use crate::hw::GuestMemory;
 use crate::registers::{CR0_PG, CR4_PAE};
-use crate::vmcs12::{Vmcs12, region_revision};
+use crate::vmcs12::{SHADOW_INDICATOR, Vmcs12, region_revision};
 use ept::{Gpa, PageSize};
 
 /// An entry failure for guest state: the exit qualification.
@@ -19,7 +19,7 @@ pub fn guest_state(vmcs12: &Vmcs12, caps: &VmxCaps, memory: &impl GuestMemory) -
     if link == u64::MAX {
         return Ok(());
     }
-    let shadow_indicator = u32::from(vmcs12.has_secondary(Secondary::VMCS_SHADOWING)) << 31;
+    let shadow_indicator = if vmcs12.has_secondary(Secondary::VMCS_SHADOWING) { SHADOW_INDICATOR } else { 0 };
     let valid = Gpa(link).is_aligned(PageSize::Size4K)
         && caps.is_physical(link)
         && Gpa(link) != vmcs12.pointer

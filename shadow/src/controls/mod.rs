@@ -235,8 +235,9 @@ control_word! {
         ENABLE_INVPCID = 12, FromGuest;
         /// Enable VM functions. vmcs02 enables none of them, so that each exits, and the host does what vmcs12 enables.
         ENABLE_VM_FUNCTIONS = 13, FromGuest;
-        /// VMCS shadowing. Hidden: vmcs02 is itself the shadow VMCS of the guest hypervisor.
-        VMCS_SHADOWING = 14, Hidden;
+        /// VMCS shadowing, for a hypervisor that runs as a nested guest: vmcs02 is linked to a shadow VMCS of the host's, which holds the
+        /// content of the one that VMCS12 is linked to.
+        VMCS_SHADOWING = 14, FromGuest;
         /// Enable ENCLS exiting. Hidden: the machine's SGX is not offered.
         ENCLS_EXITING = 15, Hidden;
         /// RDSEED exiting.

@@ -217,9 +217,9 @@ basic_exit_reasons! {
     VMLAUNCH = 20, None, None, [LENGTH], Unconditional, Reflect;
     VMPTRLD = 21, Displacement, Memory, [LENGTH], Unconditional, Reflect;
     VMPTRST = 22, Displacement, Memory, [LENGTH], Unconditional, Reflect;
-    VMREAD = 23, Displacement, ReadWrite, [LENGTH], Unless(Secondary::VMCS_SHADOWING), Reflect;
+    VMREAD = 23, Displacement, ReadWrite, [LENGTH], Unless(Secondary::VMCS_SHADOWING), ShadowedField;
     VMRESUME = 24, None, None, [LENGTH], Unconditional, Reflect;
-    VMWRITE = 25, Displacement, ReadWrite, [LENGTH], Unless(Secondary::VMCS_SHADOWING), Reflect;
+    VMWRITE = 25, Displacement, ReadWrite, [LENGTH], Unless(Secondary::VMCS_SHADOWING), ShadowedField;
     VMXOFF = 26, None, None, [LENGTH], Unconditional, Reflect;
     VMXON = 27, Displacement, Memory, [LENGTH], Unconditional, Reflect;
     // And the guest/host masks and CR3-target values. The linear address is that of LMSW's memory operand.

@@ -13,7 +13,7 @@ use crate::fields::*;
 use crate::hw::{GuestMemory, VmcsAccess};
 use crate::index::FieldSet;
 use crate::registers::{CR0_PG, EFER_LMA, EFER_LME};
-use crate::sync::{ExitEffects, SyncSets};
+use crate::sync::{ExitEffects, SyncSets, save_stale_except};
 use crate::vmcs12::Vmcs12;
 use ept::Gpa;
 
@@ -110,7 +110,10 @@ pub fn prepare(
     }
     if dirty.intersects(&CONTROL_WORDS) {
         control_words(vmcs02, vmcs12, caps);
-        vmcs12.exit_effects = ExitEffects::of(vmcs12, sets);
+        let effects = ExitEffects::of(vmcs12, sets);
+        // What exits no longer make stale, nobody would bring back later.
+        save_stale_except(vmcs02, vmcs12, effects.stale());
+        vmcs12.exit_effects = effects;
     }
     loaded_registers(vmcs02, vmcs12, &dirty, inherited);
     page_directory_pointers(vmcs02, vmcs12, &dirty, *pdptes);

@@ -161,6 +161,39 @@ fn the_preemption_timer_starts_from_vmcs12_on_every_entry_and_is_saved_by_every_
 }
 
 #[test]
+fn what_exits_no_longer_save_keeps_the_value_that_the_last_one_saved() {
+    let mut nested = Nested::like_kvm();
+    let exit_controls = nested.vmcs12.get(EXIT_CONTROLS);
+    nested.vmcs12.set(PIN_CONTROLS, nested.vmcs12.get(PIN_CONTROLS) | Pin::ACTIVATE_PREEMPTION_TIMER.bits());
+    nested.vmcs12.set(EXIT_CONTROLS, exit_controls | ExitControls::SAVE_PREEMPTION_TIMER.bits());
+    nested.vmcs12.set(PREEMPTION_TIMER_VALUE, 1000);
+    nested.enter();
+    nested.vmcs02.poke(PREEMPTION_TIMER_VALUE.id(), 400);
+    nested.exit();
+    nested.vmcs12.set(EXIT_CONTROLS, exit_controls);
+    nested.enter();
+    assert_eq!(nested.vmcs02.read(PREEMPTION_TIMER_VALUE), 400);
+    nested.vmcs02.poke(PREEMPTION_TIMER_VALUE.id(), 100);
+    nested.exit();
+    save_stale(&nested.vmcs02, &mut nested.vmcs12);
+    assert_eq!(nested.vmcs12.get(PREEMPTION_TIMER_VALUE), 400);
+}
+
+#[test]
+fn the_error_of_a_nested_hypervisors_vmread_reaches_vmcs12_under_vmcs_shadowing_only() {
+    for (shadowing, expected) in [(Secondary::VMCS_SHADOWING, 12), (Secondary::empty(), 7)] {
+        let mut nested = Nested::like_kvm();
+        nested.vmcs12.set(SECONDARY_CONTROLS, nested.vmcs12.get(SECONDARY_CONTROLS) | shadowing.bits());
+        nested.vmcs12.set(VM_INSTRUCTION_ERROR, 7);
+        nested.enter();
+        nested.vmcs02.poke(VM_INSTRUCTION_ERROR.id(), 12);
+        nested.exit();
+        save_stale(&nested.vmcs02, &mut nested.vmcs12);
+        assert_eq!(nested.vmcs12.get(VM_INSTRUCTION_ERROR), expected);
+    }
+}
+
+#[test]
 fn a_nested_guest_without_ept_gets_the_pdptes_from_memory() {
     let mut nested = Nested::like_kvm();
     nested.vmcs12.set(SECONDARY_CONTROLS, 0);

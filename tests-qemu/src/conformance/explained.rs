@@ -12,7 +12,7 @@ use super::glob::matches;
 pub const FILE: &str = "tests-qemu/guests/conformance/explained.toml";
 
 /// All entries.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Explained {
     /// In the order of the file.
@@ -21,11 +21,13 @@ pub struct Explained {
 }
 
 /// A reason and the cases that differ because of it.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
     /// A feature that l1hv hides, or a defect of the machine with the SDM's section.
     pub reason: String,
+    /// The option of l1hv without which there is no difference.
+    pub only: Option<String>,
     /// Patterns of case names.
     pub cases: Vec<String>,
 }
@@ -41,6 +43,14 @@ impl Explained {
         Ok(list)
     }
 
+    /// The entries that count under l1hv with this command line.
+    #[must_use]
+    pub fn under(&self, host: &str) -> Self {
+        let has = |option: &String| host.split_whitespace().any(|word| word == option);
+        let counts = |entry: &&Entry| entry.only.as_ref().is_none_or(has);
+        Self { entry: self.entry.iter().filter(counts).cloned().collect() }
+    }
+
     /// The entry and the pattern that explain this case.
     pub fn of(&self, case: &str) -> Option<(&Entry, &str)> {
         self.entry.iter().find_map(|entry| {
@@ -52,5 +62,18 @@ impl Explained {
     /// All patterns.
     pub fn patterns(&self) -> impl Iterator<Item = &str> {
         self.entry.iter().flat_map(|entry| entry.cases.iter().map(String::as_str))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_for_an_option_counts_only_with_it() {
+        let entry = Entry { reason: "off".into(), only: Some("feature=off".into()), cases: vec!["a/*".into()] };
+        let list = Explained { entry: vec![entry] };
+        assert!(list.under("log=debug feature=off").of("a/1").is_some());
+        assert!(list.under("feature=offline").of("a/1").is_none());
     }
 }

@@ -22,6 +22,7 @@ mod page_log;
 mod paging_modes;
 mod stepping;
 mod virtual_apic;
+mod vmcs_shadowing;
 
 use core::fmt;
 
@@ -61,6 +62,7 @@ pub const ALL: &[Group] = &[
     ("ept-features", ept_features::run),
     ("isolation", isolation::run),
     ("memory-load", memory_load::run),
+    ("vmcs-shadowing", vmcs_shadowing::run),
 ];
 
 /// Code for the nested guest: its address. It ends with VMCALL, an exit whatever the controls say.

@@ -25,7 +25,12 @@ pub struct Vm {
 impl Vm {
     /// In 64-bit mode at `code`; see [`state`] for the rest.
     pub fn new(code: u64) -> Self {
-        load_fresh(&VMCS);
+        Self::at(&VMCS, code)
+    }
+
+    /// The same in a VMCS region of the case's choice.
+    pub fn at(region: &Page, code: u64) -> Self {
+        load_fresh(region);
         state::write(code);
         Self { registers: Registers::default(), launched: false, entry_point: code }
     }
@@ -67,6 +72,12 @@ impl Vm {
     pub fn rerun(&mut self) -> Verdict {
         self.set(GUEST_RIP, self.entry_point).set(GUEST_RSP, guest_stack()).set(GUEST_RFLAGS, 2);
         self.run()
+    }
+
+    /// The VMCS is clear now: the next entry launches it.
+    pub fn cleared(&mut self) -> &mut Self {
+        self.launched = false;
+        self
     }
 
     /// Enters, and looks at the host after the exit before anything is restored.
