@@ -26,7 +26,7 @@
 //! | check what VM entry checks | [`check`] |
 //! | emulate a VMX instruction | [`insn`], [`operand`], [`linear`], [`outcome`] |
 //! | run a nested guest | [`vmcs12`], [`merge`], [`sync`], [`host_load`], [`policy`] |
-//! | grant fields for VMCS shadowing | [`permission`] |
+//! | grant fields for VMCS shadowing, field by field | [`permission`] |
 //!
 //! Operations of Apple's Hypervisor framework that exist here:
 //!
@@ -37,6 +37,8 @@
 //! | `hv_vmx_read_capability` | [`VmxCaps::msr`] |
 //! | `hv_vmx_get_msr_info` | [`msr::host_owns`] |
 //! | `hv_vmx_vcpu_read_shadow_vmcs`, `hv_vmx_vcpu_write_shadow_vmcs` | [`Vmcs12::get`], [`Vmcs12::set`]; a live field is in vmcs02 |
+//! | `hv_vmx_vcpu_set_shadow_access` with `HV_SHADOW_VMCS_NONE`, `_READ`, `_WRITE` | [`permission::Permissions::set`] with [`permission::Access`]; a grant that would change results is refused |
+//! | `hv_vmx_vcpu_set_apic_address` | [`hw::VmcsAccess::write`] of [`fields::APIC_ACCESS_ADDRESS`] |
 //! | `VMX_REASON_*`, `IRQ_INFO_*` | [`exit::ExitReason`], [`exit::InterruptionInfo`] |
 //!
 //! ```

@@ -13,6 +13,7 @@
 
 pub mod chart;
 pub mod compare;
+pub mod markdown;
 pub mod measure;
 pub mod model;
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::measure::Measurement;
 
-const LABELS: f64 = 330.0;
+const LABELS: f64 = 430.0;
 const PLOT: f64 = 620.0;
 const RIGHT: f64 = 110.0;
 const TOP: f64 = 64.0;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use super::BadArgument;
-use crate::bench::{self, Bench, System, chart, compare::compare, measure::Measurement};
+use crate::bench::{self, Bench, System, chart, compare::compare, markdown, measure::Measurement};
 use crate::build;
 use crate::layout::Layout;
 use crate::progress::Progress;
@@ -25,6 +25,9 @@ pub struct Args {
     /// Write the measurements here, as an array of objects.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write the table of the README here.
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
     /// Draw the instructions per operation here.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
@@ -64,18 +67,20 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     }
     println!("\nPer operation: medians of 1,000; boots: totals. \"Host\" is the lowest hypervisor.\n");
     print!("{}", bench::table(&measurements));
-    if let Some(file) = &args.json {
-        let text = serde_json::to_string_pretty(&measurements)? + "\n";
-        fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    if let Some(file) = &args.svg {
-        fs::write(file, chart::svg(&measurements)).with_context(|| format!("cannot write {}", file.display()))?;
-    }
+    let json = serde_json::to_string_pretty(&measurements)?;
+    write(args.json.as_deref(), || json + "\n")?;
+    write(args.svg.as_deref(), || chart::svg(&measurements))?;
+    write(args.markdown.as_deref(), || markdown::table(&measurements))?;
     if let Some(old) = &old {
         println!("\nAgainst the older run\n");
         print!("{}", compare(old, &measurements));
     }
     Ok(0)
+}
+
+fn write(file: Option<&Path>, text: impl FnOnce() -> String) -> Result<()> {
+    let Some(file) = file else { return Ok(()) };
+    fs::write(file, text()).with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// The measurements of an older run; a file that holds none is a bad argument.
