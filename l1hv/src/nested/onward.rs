@@ -46,6 +46,10 @@ pub struct Onward {
     bitmaps: [[MergedBitmap; SLOTS]; 2],
 }
 
+/// Which of a pair of bitmaps.
+const VMREADS: usize = 0;
+const VMWRITES: usize = 1;
+
 /// A VMCS that is linked to none.
 const NO_LINK: Gpa = Gpa(u64::MAX);
 
@@ -142,8 +146,8 @@ pub fn prepare(vcpu: &mut Vcpu) {
 }
 
 fn bitmaps_and_error(vcpu: &mut Vcpu, onward: &mut Onward) {
-    let vmread = onward.merged(vcpu, 0, Gpa(vcpu.vmx.vmcs12.get(VMREAD_BITMAP)));
-    let vmwrite = onward.merged(vcpu, 1, Gpa(vcpu.vmx.vmcs12.get(VMWRITE_BITMAP)));
+    let vmread = onward.merged(vcpu, VMREADS, Gpa(vcpu.vmx.vmcs12.get(VMREAD_BITMAP)));
+    let vmwrite = onward.merged(vcpu, VMWRITES, Gpa(vcpu.vmx.vmcs12.get(VMWRITE_BITMAP)));
     let (mut vmcs02, vmcs12) = (vcpu.vmcs.vmcs02(), &vcpu.vmx.vmcs12);
     vmcs02.write(VMREAD_BITMAP, vmread.0);
     vmcs02.write(VMWRITE_BITMAP, vmwrite.0);

@@ -1,7 +1,9 @@
-//! Linux KVM as guest hypervisor, with nested guests that do real work.
+//! Guest hypervisors with nested guests that do real work: Linux KVM, and l1hv itself.
 
 use anyhow::{Context as _, Result, ensure};
+use tests_qemu::bench::measure;
 use tests_qemu::guest::{KvmEpt, Work};
+use tests_qemu::machine::{Boot, Module};
 
 use crate::context::{Context, Test};
 
@@ -18,6 +20,7 @@ pub fn tests() -> Vec<Test> {
             run: |c, n| nests(c, n, "6.12", KvmEpt::Off),
         },
         Test { name: "kvm_on_the_bare_machine_runs_payload", run: payload_on_the_bare_machine },
+        Test { name: "l1hv_under_l1hv_has_vmcs_shadowing_for_its_own_guest_hypervisor", run: under_itself },
     ]
 }
 
@@ -38,4 +41,20 @@ fn nests(context: &Context, name: &str, series: &str, ept: KvmEpt) -> Result<()>
 fn payload_on_the_bare_machine(context: &Context, name: &str) -> Result<()> {
     let guest = context.guest_hypervisor("6.1", Work::Payload, KvmEpt::On)?;
     context.run(&context.bochs(name, guest.on_bare_machine()))?.must_have_done(&["payload"])
+}
+
+/// Three deep: the minimal guest hypervisor and its nested guest, under l1hv, under l1hv.
+fn under_itself(context: &Context, name: &str) -> Result<()> {
+    let exits = |run: &str, option: &str| -> Result<u64> {
+        let image = Module::with_args(&context.programs.conformance, "minimal");
+        let boot = Boot::L1hv { host: context.host(option), guest: vec![context.host(""), image] };
+        let finished = context.run(&context.bochs(&format!("{name}-{run}"), boot))?;
+        finished.must_shut_down()?;
+        let measured = measure::operations("l1hv", &measure::MINIMAL, &finished.transcript)?;
+        let cpuid = measured.into_iter().find(|measurement| measurement.operation == "CPUID");
+        Ok(cpuid.context("CPUID was not measured")?.hardware_exits)
+    };
+    let (shadowed, exiting) = (exits("on", "")?, exits("off", "vmcs-shadowing=off")?);
+    ensure!(4 * shadowed < exiting, "CPUID: {shadowed} exits with VMCS shadowing, {exiting} without");
+    Ok(())
 }
