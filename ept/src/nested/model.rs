@@ -124,7 +124,7 @@ struct Machine {
     ept01: Eptp,
     nested: NestedPaging,
     levels: Levels,
-    /// The guest hypervisor's tables at each time since the last invalidation of each of the two roots.
+    /// The guest hypervisor's tables since the last invalidation of each of the two roots, and from which time on they were so.
     history: [Vec<(u64, FakeGuest)>; 2],
     /// The time of the last violation of a page: nothing older may be used for it.
     refused: BTreeMap<(usize, u64), u64>,
@@ -265,11 +265,13 @@ impl Machine {
         }
         if found != expected {
             let since = self.refused.get(&(number, address >> 12)).copied().unwrap_or(0);
-            let was_so = |(time, guest): &(u64, FakeGuest)| {
-                *time >= since && self.expected(guest, ept12, address, access) == found
+            // The tables were so until the next edit.
+            let ends = history.iter().skip(1).map(|(time, _)| *time).chain([u64::MAX]);
+            let was_so = |((_, guest), end): (&(u64, FakeGuest), u64)| {
+                end > since && self.expected(guest, ept12, address, access) == found
             };
             let explained = match found {
-                Found::Memory { .. } => history.iter().any(was_so),
+                Found::Memory { .. } => history.iter().zip(ends).any(was_so),
                 // The processor has not said in which mode it fetched; when EPT01 permits it, it says more.
                 Found::Nobody if access.bits() & Rights::EXECUTE.or(Rights::USER_EXECUTE).bits() != 0 => {
                     [Rights::EXECUTE, Rights::USER_EXECUTE]
