@@ -23,7 +23,7 @@ pub use glob::matches;
 pub use verdict::{Case, Report, Verdict};
 
 /// Limit on one of the two runs, for a machine that does other work too.
-const TIMEOUT: Duration = Duration::from_secs(400);
+const TIMEOUT: Duration = Duration::from_secs(600);
 
 const CASE_PREFIX: &str = "C ";
 const END_PREFIX: &str = "C-END ";

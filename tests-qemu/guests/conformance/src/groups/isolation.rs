@@ -17,7 +17,7 @@ use crate::fault::Outcome;
 use crate::memory::{OTHER_VMCS, Page, VMCS, VMXON};
 use crate::nested_paging::{self, LEAF, PDPT, PML4, WINDOW, WINDOW_PD, WINDOW_PT};
 use crate::output::Suite;
-use crate::vm::{Verdict, Vm, load_fresh};
+use crate::vm::{Verdict, Vm, load_fresh, revision};
 use crate::{attempt, code_32};
 
 const ACCESSED_DIRTY: u64 = 1 << 6;
@@ -41,6 +41,7 @@ pub fn run(suite: &mut Suite) {
         aim.pages();
         aim.guest_tables();
         aim.areas_and_bitmaps();
+        aim.structures_of_features();
     }
     // A host may have a page of memory there that is nobody's, and remembers what was written.
     for (place, target) in places {
@@ -195,6 +196,31 @@ impl Aim<'_> {
         self.case(format_args!("apic-access"), code!("mov ecx, [rax + 0x30]"), |vm, target| {
             vm.or(SECONDARY_CONTROLS, Secondary::VIRTUALIZE_APIC_ACCESSES.bits()).set(APIC_ACCESS_ADDRESS, target);
             WINDOW_PT.set(0, target | LEAF);
+        });
+    }
+
+    /// The structures of VMCS shadowing, VM functions and #VE.
+    fn structures_of_features(&mut self) {
+        const SHADOW_INDICATOR: u64 = 1 << 31;
+        load_fresh(&OTHER_VMCS);
+        OTHER_VMCS.set(0, revision() | SHADOW_INDICATOR);
+        let bitmaps = [
+            ("vmread", VMREAD_BITMAP, code!("mov eax, 0x681e", "vmread rcx, rax")),
+            ("vmwrite", VMWRITE_BITMAP, code!("mov eax, 0x681e", "vmwrite rax, rcx")),
+        ];
+        for (name, bitmap, code) in bitmaps {
+            self.case(format_args!("{name}-bitmap"), code, |vm, target| {
+                vm.or(SECONDARY_CONTROLS, Secondary::VMCS_SHADOWING.bits());
+                vm.set(VMCS_LINK_POINTER, OTHER_VMCS.address()).set(bitmap, target);
+            });
+        }
+        self.case(format_args!("eptp-list"), code!("xor eax, eax", "xor ecx, ecx", "vmfunc"), |vm, target| {
+            vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VM_FUNCTIONS.bits());
+            vm.set(VM_FUNCTION_CONTROLS, 1).set(EPTP_LIST_ADDRESS, target);
+        });
+        self.case(format_args!("ve-information"), code!("mov rcx, [rax]"), |vm, target| {
+            vm.or(SECONDARY_CONTROLS, Secondary::EPT_VIOLATION_VE.bits()).set(VIRTUALIZATION_EXCEPTION_INFO, target);
+            WINDOW_PT.set(0, 0);
         });
     }
 
