@@ -110,6 +110,9 @@ impl Entry {
 
     /// Suppress #VE: an EPT violation that this entry ends causes a VM exit even with "EPT-violation #VE".
     pub const SUPPRESS_VE: u64 = 1 << 63;
+    /// Bits that mean something only under controls that are not offered, and are ignored without them: verify guest paging, paging-write
+    /// access, supervisor shadow stack, sub-page write permissions (SDM 29.3.2 "EPT Translation Mechanism"). EPT02 has none of them.
+    pub const IGNORED: u64 = 1 << 57 | 1 << 58 | 1 << 60 | 1 << 61;
 
     /// In a table of the host's own that is not present: it was unlinked, and its address is still here.
     const UNLINKED: u64 = 1 << 62;

@@ -76,6 +76,19 @@ fn a_page_is_as_large_as_both_tables_allow() {
 }
 
 #[test]
+fn bits_of_features_that_are_not_offered_change_nothing_and_do_not_reach_ept02() {
+    let mut machine = Machine::new(64);
+    for (table, index, entry) in [(0x1000, 0, 0x2007), (0x2000, 1, 0x3007), (0x3000, 0, 0x4007), (0x4000, 0, 0x9035)] {
+        machine.guest.set(table, index, entry | Entry::IGNORED);
+    }
+    let eptp02 = machine.activate(EPT12);
+    assert_eq!(machine.fill(1 << 30, READ).0, Fill::Mapped);
+    assert_eq!(machine.translate(eptp02, 1 << 30), Some((0x1_0000_9000, PageSize::Size4K)));
+    let leaf = lookup(&machine.tables, eptp02, 1 << 30).unwrap().leaf;
+    assert_eq!(leaf.0 & Entry::IGNORED, 0);
+}
+
+#[test]
 fn what_ept12_forbids_is_the_guest_hypervisors() {
     let violation = |word| Fill::Violation { qualification: EptViolation(word), suppresses_ve: false };
     let mut machine = Machine::new(64);

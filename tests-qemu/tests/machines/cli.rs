@@ -48,7 +48,7 @@ fn shutdown(context: &Context, name: &str) -> Result<()> {
     let output = run(name, &["--bare", "--kernel", &guest, "--append", "colour=green"])?;
     must_end_with(&output, 0)?;
     let console = String::from_utf8_lossy(&output.stdout);
-    ensure!(console == "multiboot guest: command line: colour=green\n", "{console}");
+    ensure!(console == format!("multiboot guest: command line: {guest} colour=green\n"), "{console}");
     Ok(())
 }
 
