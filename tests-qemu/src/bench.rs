@@ -145,13 +145,14 @@ impl Bench<'_> {
     /// When the machine could not be started or did not do all its work.
     pub fn measure(&self, system: System) -> Result<Vec<Measurement>> {
         let name = system.to_string();
-        let transcript = self.run(Run { system, work: system.work(), ept: KvmEpt::On, options: "", name: &name })?;
+        let transcript =
+            self.run(Run { system, work: system.work(), ept: KvmEpt::On, options: "", name: &name }, |_| ())?;
         let mut measurements = measure::operations(&name, &measure::PAYLOAD, &transcript)?;
         measurements.extend(measure::boots(&name, &transcript)?);
         for variant in VARIANTS.iter().filter(|variant| variant.systems.contains(&system)) {
             let name = format!("{system}-{}", variant.name);
             let run = Run { system, work: Work::Payload, ept: variant.ept, options: variant.options, name: &name };
-            let operations = measure::operations(&system.to_string(), &measure::PAYLOAD, &self.run(run)?)?;
+            let operations = measure::operations(&system.to_string(), &measure::PAYLOAD, &self.run(run, |_| ())?)?;
             let wanted = operations.into_iter().filter(|measured| variant.operations.contains(&&*measured.operation));
             measurements.extend(wanted.map(|measured| measured.renamed(variant.suffix)));
         }
@@ -174,11 +175,25 @@ impl Bench<'_> {
                     .on_bare_machine()
             }
         };
-        let transcript = self.boot(&format!("{system}-minimal"), boot, "", &[])?;
+        let transcript = self.boot(&format!("{system}-minimal"), boot, "", &[], |_| ())?;
         measure::operations(&system.to_string(), &measure::MINIMAL, &transcript)
     }
 
-    fn run(&self, run: Run<'_>) -> Result<Transcript> {
+    /// Runs the payload under l1hv with `options`; `see` gets every line that anybody writes.
+    ///
+    /// # Errors
+    /// When the machine could not be started or did not do all its work.
+    pub fn payload_under_l1hv(
+        &self,
+        name: &str,
+        options: &str,
+        ept: KvmEpt,
+        see: impl FnMut(&str),
+    ) -> Result<Transcript> {
+        self.run(Run { system: System::L1hv, work: Work::Payload, ept, options, name }, see)
+    }
+
+    fn run(&self, run: Run<'_>, see: impl FnMut(&str)) -> Result<Transcript> {
         let system = run.system;
         let plan = Plan { kernel: self.provisioned.kernel(self.series)?, work: run.work, ept: run.ept };
         let guest = plan.prepare(self.layout, self.provisioned, self.programs, Emulator::Bochs, DEFAULT_IPS)?;
@@ -187,11 +202,18 @@ impl Bench<'_> {
             System::Bare | System::Kvm => guest.on_bare_machine(),
         };
         let parts: &[&str] = if run.work == Work::Payload { &["payload"] } else { &["payload", "linux"] };
-        self.boot(run.name, boot, system.console_prefix(), parts)
+        self.boot(run.name, boot, system.console_prefix(), parts, see)
     }
 
     /// Runs a machine, on whose console the lines of the guest hypervisor begin with `prefix`, until `parts` are done.
-    fn boot(&self, name: &str, boot: Boot, prefix: &str, parts: &[&str]) -> Result<Transcript> {
+    fn boot(
+        &self,
+        name: &str,
+        boot: Boot,
+        prefix: &str,
+        parts: &[&str],
+        mut see: impl FnMut(&str),
+    ) -> Result<Transcript> {
         let name = format!("bench-{name}");
         let machine = Machine {
             memory_mib: MEMORY_MIB,
@@ -202,6 +224,7 @@ impl Bench<'_> {
         let step = self.progress.step(format!("measuring: {}", &name["bench-".len()..]));
         let mut transcript = Transcript::default();
         let outcome = machine.run(self.layout, self.provisioned, |line| {
+            see(line.text);
             // One level up, the guest hypervisor's console is a nested guest's.
             let text = line.text.strip_prefix(prefix).filter(|text| text.starts_with(RESULT_PREFIX));
             let line = crate::machine::Line { text: text.unwrap_or(line.text), ..line };

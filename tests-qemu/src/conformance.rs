@@ -85,7 +85,29 @@ impl<'a> Suite<'a> {
     }
 
     fn run(&self, name: &str, place: &str, boot: Boot) -> Result<Results> {
-        results(name, place, boot, self.layout, self.progress, self.provisioned)
+        let step = self.progress.step(format!("conformance {place}"));
+        let machine =
+            Machine { timeout: TIMEOUT, silence: TIMEOUT, ..Machine::new(name, Emulator::for_nested_vmx(), boot) };
+        let mut results = Results::default();
+        let mut panic = None;
+        let outcome = machine.run(self.layout, self.provisioned, |line: Line<'_>| {
+            if let Some(case) = line.text.strip_prefix(CASE_PREFIX) {
+                let (case, result) = case.split_once(' ').unwrap_or((case, ""));
+                if results.cases.len().is_multiple_of(1000) {
+                    step.detail(case);
+                }
+                results.cases.push((case.to_owned(), result.to_owned()));
+            } else if let Some(count) = line.text.strip_prefix(END_PREFIX) {
+                results.complete = count.trim().parse() == Ok(results.cases.len());
+            } else if line.text.starts_with(PANIC_PREFIX) {
+                panic = Some(line.text.to_owned());
+            }
+        })?;
+        results.complete &= outcome == Outcome::GuestShutdown;
+        let last = results.cases.last().map_or("none", |(case, _)| case);
+        results.end = format!("{}; the last case was {last}", panic.unwrap_or_else(|| outcome.to_string()));
+        step.done();
+        Ok(results)
     }
 }
 
@@ -98,39 +120,6 @@ struct Results {
     complete: bool,
     /// How the machine ended.
     end: String,
-}
-
-fn results(
-    name: &str,
-    place: &str,
-    boot: Boot,
-    layout: &Layout,
-    progress: &Progress,
-    provisioned: &Provisioned,
-) -> Result<Results> {
-    let step = progress.step(format!("conformance {place}"));
-    let machine =
-        Machine { timeout: TIMEOUT, silence: TIMEOUT, ..Machine::new(name, Emulator::for_nested_vmx(), boot) };
-    let mut results = Results::default();
-    let mut panic = None;
-    let outcome = machine.run(layout, provisioned, |line: Line<'_>| {
-        if let Some(case) = line.text.strip_prefix(CASE_PREFIX) {
-            let (case, result) = case.split_once(' ').unwrap_or((case, ""));
-            if results.cases.len().is_multiple_of(1000) {
-                step.detail(case);
-            }
-            results.cases.push((case.to_owned(), result.to_owned()));
-        } else if let Some(count) = line.text.strip_prefix(END_PREFIX) {
-            results.complete = count.trim().parse() == Ok(results.cases.len());
-        } else if line.text.starts_with(PANIC_PREFIX) {
-            panic = Some(line.text.to_owned());
-        }
-    })?;
-    results.complete &= outcome == Outcome::GuestShutdown;
-    let last = results.cases.last().map_or("none", |(case, _)| case);
-    results.end = format!("{}; the last case was {last}", panic.unwrap_or_else(|| outcome.to_string()));
-    step.done();
-    Ok(results)
 }
 
 /// Writes the report as JSON.

@@ -3,19 +3,14 @@
 //! The workload is the payload under Debian's KVM. It runs three times: with every access counted (l1hv's option `profile`), with nothing
 //! granted (`shadow=*:none`), and with the proposed list.
 
-use std::time::Duration;
+use std::cmp::Ordering;
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::bench::Bench;
 use crate::bench::measure::{self, Measurement};
-use crate::build::{self, GuestPrograms};
-use crate::guest::{KvmEpt, Plan, Work};
-use crate::layout::Layout;
-use crate::machine::{DEFAULT_IPS, Emulator, Machine, Module, Outcome};
-use crate::progress::Progress;
-use crate::provision::Provisioned;
+use crate::guest::KvmEpt;
 use crate::table::Table;
-use crate::transcript::{Event, Transcript};
 
 /// What l1hv writes before a line of its profile: `FIELD READS WRITES GRANTED MOST`.
 const PROFILE_PREFIX: &str = "[l1hv PROFILE] ";
@@ -25,9 +20,6 @@ const NONE: &str = "shadow=*:none";
 
 /// Accesses to less than this share of all are not worth a place in the list.
 const LEAST_SHARE: f64 = 0.001;
-
-/// Longest run of one machine.
-const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Accesses of the guest hypervisor to a field.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +62,10 @@ impl Accesses {
         (!access.is_empty() && self.most != "none").then(|| format!("{}:{access}", self.field))
     }
 
+    fn most_used_first(&self, other: &Self) -> Ordering {
+        other.all().cmp(&self.all()).then_with(|| self.field.cmp(&other.field))
+    }
+
     fn all(&self) -> u64 {
         self.reads + self.writes
     }
@@ -80,7 +76,7 @@ pub fn proposal(accesses: &[Accesses]) -> String {
     let total: u64 = accesses.iter().map(Accesses::all).sum();
     let mut worth: Vec<&Accesses> =
         accesses.iter().filter(|field| field.all() as f64 >= total as f64 * LEAST_SHARE).collect();
-    worth.sort_by(|a, b| b.all().cmp(&a.all()).then_with(|| a.field.cmp(&b.field)));
+    worth.sort_by(|a, b| a.most_used_first(b));
     let granted = worth.iter().filter_map(|field| field.proposed());
     std::iter::once("*:none".to_owned()).chain(granted).collect::<Vec<_>>().join(",")
 }
@@ -98,62 +94,23 @@ pub struct Profile {
     pub after: Vec<Measurement>,
 }
 
-/// The workload and what runs it.
-#[derive(Debug)]
-pub struct Profiler<'a> {
-    /// Where things are.
-    pub layout: &'a Layout,
-    /// Shows what takes long.
-    pub progress: &'a Progress,
-    /// Kernels and emulators.
-    pub provisioned: &'a Provisioned,
-    /// Programs of the guest hypervisor.
-    pub programs: &'a GuestPrograms,
-    /// Debian kernel series of the guest hypervisor.
-    pub series: &'a str,
-    /// Whether its KVM uses EPT.
-    pub ept: KvmEpt,
-}
-
-impl Profiler<'_> {
-    /// Profiles the workload and measures it before and after.
-    pub fn run(&self) -> Result<Profile> {
-        let mut accesses = Vec::new();
-        self.run_payload("profile", "stats profile", |line| accesses.extend(Accesses::parse(line)))?;
-        ensure!(!accesses.is_empty(), "l1hv printed no profile");
-        accesses.sort_by(|a, b| b.all().cmp(&a.all()).then_with(|| a.field.cmp(&b.field)));
-        let proposal = proposal(&accesses);
-        let measured = |name, options: &str| {
-            let transcript = self.run_payload(name, options, |_| ())?;
-            measure::operations("l1hv", &measure::PAYLOAD, &transcript)
-        };
-        let before = measured("profile-before", NONE)?;
-        let after = measured("profile-after", &format!("shadow={proposal}"))?;
-        Ok(Profile { accesses, proposal, before, after })
-    }
-
-    fn run_payload(&self, name: &str, options: &str, mut line: impl FnMut(&str)) -> Result<Transcript> {
-        let kernel = self.provisioned.kernel(self.series)?;
-        let plan = Plan { kernel, work: Work::Payload, ept: self.ept };
-        let guest = plan.prepare(self.layout, self.provisioned, self.programs, Emulator::Bochs, DEFAULT_IPS)?;
-        let host = Module::with_args(build::l1hv(self.layout, self.progress)?, options);
-        let machine =
-            Machine { timeout: TIMEOUT, silence: TIMEOUT, ..Machine::new(name, Emulator::Bochs, guest.under(host)) };
-        let step = self.progress.step(format!("payload with {}", shortened(options)));
-        let mut transcript = Transcript::default();
-        let outcome = machine.run(self.layout, self.provisioned, |text| {
-            line(text.text);
-            Event::of(text).into_iter().for_each(|event| transcript.add(event));
-        })?;
-        step.done();
-        ensure!(outcome == Outcome::GuestShutdown && transcript.is_done("payload"), "{options}: {outcome}");
-        Ok(transcript)
-    }
-}
-
-fn shortened(options: &str) -> String {
-    const MOST: usize = 40;
-    if options.len() > MOST { format!("{}...", &options[..MOST]) } else { options.to_owned() }
+/// Profiles the payload under the `bench`'s guest hypervisor, and measures it before and after.
+///
+/// # Errors
+/// When a machine could not be started or did not do all its work.
+pub fn run(bench: &Bench<'_>, ept: KvmEpt) -> Result<Profile> {
+    let mut accesses = Vec::new();
+    bench.payload_under_l1hv("profile", "stats profile", ept, |line| accesses.extend(Accesses::parse(line)))?;
+    ensure!(!accesses.is_empty(), "l1hv printed no profile");
+    accesses.sort_by(Accesses::most_used_first);
+    let proposal = proposal(&accesses);
+    let measured = |name, options: &str| {
+        let transcript = bench.payload_under_l1hv(name, options, ept, |_| ())?;
+        measure::operations("l1hv", &measure::PAYLOAD, &transcript)
+    };
+    let before = measured("profile-before", NONE)?;
+    let after = measured("profile-after", &format!("shadow={proposal}"))?;
+    Ok(Profile { accesses, proposal, before, after })
 }
 
 impl Profile {

@@ -2,10 +2,11 @@
 
 use anyhow::Result;
 
+use crate::bench::Bench;
 use crate::build;
 use crate::guest::KvmEpt;
 use crate::layout::Layout;
-use crate::profile::Profiler;
+use crate::profile;
 use crate::progress::Progress;
 use crate::provision;
 
@@ -26,7 +27,7 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     let programs = build::guest_programs(layout, progress)?;
     let ept = if args.no_ept { KvmEpt::Off } else { KvmEpt::On };
     let (provisioned, programs, series) = (&provisioned, &programs, args.series.as_str());
-    let profile = Profiler { layout, progress, provisioned, programs, series, ept }.run()?;
+    let profile = profile::run(&Bench { layout, progress, provisioned, programs, series }, ept)?;
     println!("\nAccesses to VMCS fields, from power-on to the end of the payload; exits: as l1hv grants by default.\n");
     print!("{}", profile.fields());
     println!("\nProposal for l1hv's command line:\n\n  shadow={}\n", profile.proposal);

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, ensure};
+use tests_qemu::bench::Bench;
 use tests_qemu::bench::measure::{self, Measurement};
 use tests_qemu::guest::{KvmEpt, Work};
 use tests_qemu::machine::{Boot, Module};
-use tests_qemu::profile::Profiler;
+use tests_qemu::profile;
 use tests_qemu::progress::Progress;
 
 use crate::context::{Context, Test};
@@ -21,16 +22,16 @@ const PERCENT: u64 = 2;
 pub fn tests() -> Vec<Test> {
     vec![
         Test { name: "a_nested_exit_costs_no_more_host_instructions_than_recorded", run: host_instructions },
-        Test { name: "a_profile_proposes_shadow_permissions_that_save_exits", run: profile },
+        Test { name: "a_profile_proposes_shadow_permissions_that_save_exits", run: proposal },
     ]
 }
 
 /// The proposal has what KVM's exit handler reads, nothing that cannot be granted, and brings CPUID down to two exits.
-fn profile(context: &Context, _: &str) -> Result<()> {
+fn proposal(context: &Context, _: &str) -> Result<()> {
     let Context { layout, provisioned, programs, .. } = context;
     let progress = &Progress::silent();
-    let profiler = Profiler { layout, progress, provisioned, programs, series: "6.1", ept: KvmEpt::On };
-    let profile = profiler.run()?;
+    let bench = Bench { layout, progress, provisioned, programs, series: "6.1" };
+    let profile = profile::run(&bench, KvmEpt::On)?;
     let granted: Vec<&str> = profile.proposal.split(',').collect();
     for expected in ["GUEST_RIP:rw", "EXIT_REASON:r"] {
         ensure!(granted.contains(&expected), "{expected} is not in {}", profile.proposal);

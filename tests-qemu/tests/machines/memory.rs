@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
-use tests_qemu::build;
 use tests_qemu::machine::{Boot, Module};
-use tests_qemu::progress::Progress;
 use tests_qemu::protocol::STATS_PREFIX;
 
 use crate::context::{Context, Finished, Test};
@@ -21,8 +19,7 @@ pub fn tests() -> Vec<Test> {
 }
 
 fn within_a_budget(context: &Context, name: &str) -> Result<()> {
-    let image = build::conformance(&context.layout, &Progress::stderr())?;
-    let guest = || Module::with_args(&image, format!("only={GROUP}"));
+    let guest = || Module::with_args(&context.programs.conformance, format!("only={GROUP}"));
     let bare = Boot::Multiboot { kernel: guest(), modules: Vec::new() };
     let under = |arguments: &str| Boot::L1hv { host: context.host(arguments), guest: vec![guest()] };
     let bare = context.run(&context.bochs(&format!("{name}-bare"), bare))?;
