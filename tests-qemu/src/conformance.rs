@@ -51,23 +51,34 @@ pub struct Suite<'a> {
     progress: &'a Progress,
     provisioned: &'a Provisioned,
     explained: Explained,
+    cpus: u32,
     image: PathBuf,
     l1hv: PathBuf,
     bare: Results,
 }
 
 impl<'a> Suite<'a> {
-    /// Builds what is needed, and runs the suite on the bare machine.
-    pub fn on_bare_machine(layout: &'a Layout, progress: &'a Progress, provisioned: &'a Provisioned) -> Result<Self> {
+    /// Builds what is needed, and runs the suite on the bare machine with so many processors: the cases for one, or those for several.
+    pub fn on_bare_machine(
+        layout: &'a Layout,
+        progress: &'a Progress,
+        provisioned: &'a Provisioned,
+        cpus: u32,
+    ) -> Result<Self> {
         let explained = Explained::read(&layout.workspace().join(explained::FILE))?;
         let image = build::conformance(layout, progress)?;
         let l1hv = build::l1hv(layout, progress)?;
         let bare = Results::default();
-        let mut suite = Self { layout, progress, provisioned, explained, image, l1hv, bare };
+        let mut suite = Self { layout, progress, provisioned, explained, cpus, image, l1hv, bare };
         let boot = Boot::Multiboot { kernel: Module::new(&suite.image), modules: Vec::new() };
-        suite.bare = suite.run("conformance-bare", "on the bare machine", boot)?;
+        suite.bare = suite.run(&format!("conformance-{cpus}-bare"), "on the bare machine", boot)?;
         ensure!(suite.bare.complete, "the suite does not end on the bare machine: {}", suite.bare.end);
         Ok(suite)
+    }
+
+    /// Names and results of the cases on the bare machine, in order.
+    pub fn bare_cases(&self) -> &[(String, String)] {
+        &self.bare.cases
     }
 
     /// Runs the suite under l1hv, and compares the cases whose names match `filter`.
@@ -76,7 +87,7 @@ impl<'a> Suite<'a> {
         let boot = Boot::L1hv { host, guest: vec![Module::with_args(&self.image, mode.image)] };
         let place = format!("under l1hv {} {}", mode.host, mode.image);
         let under = self.run(mode.name, place.trim(), boot)?;
-        let explained = self.explained.under(mode.host);
+        let explained = self.explained.under(mode.host, self.cpus);
         let mut report = Report::compare(&self.bare.cases, &under.cases, &explained, filter);
         if !under.complete {
             report.note(format!("under l1hv the suite does not end: {}", under.end));
@@ -86,8 +97,12 @@ impl<'a> Suite<'a> {
 
     fn run(&self, name: &str, place: &str, boot: Boot) -> Result<Results> {
         let step = self.progress.step(format!("conformance {place}"));
-        let machine =
-            Machine { timeout: TIMEOUT, silence: TIMEOUT, ..Machine::new(name, Emulator::for_nested_vmx(), boot) };
+        let machine = Machine {
+            cpus: self.cpus,
+            timeout: TIMEOUT,
+            silence: TIMEOUT,
+            ..Machine::new(name, Emulator::for_nested_vmx(), boot)
+        };
         let mut results = Results::default();
         let mut panic = None;
         let outcome = machine.run(self.layout, self.provisioned, |line: Line<'_>| {

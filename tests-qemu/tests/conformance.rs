@@ -20,12 +20,17 @@ const MODES: [Mode<'_>; 3] = [
     Mode { name: "conformance-shadow-permissions", host: "hypercalls shadow=*:none", image: "permissions=20261121" },
 ];
 
+/// Processors of the machine for the groups that need several, and at least so many of their cases.
+const SEVERAL: u32 = 4;
+const CASES_OF_SEVERAL: usize = 80;
+
 #[test]
 fn a_guest_hypervisor_observes_under_l1hv_what_it_observes_on_the_bare_machine() {
     let layout = Layout::find().expect("the workspace is where it was built");
     let progress = Progress::stderr();
     let provisioned = provision::provision(&layout, &progress).expect("what the machines need is there");
-    let suite = Suite::on_bare_machine(&layout, &progress, &provisioned).expect("the suite runs on the bare machine");
+    let suite =
+        Suite::on_bare_machine(&layout, &progress, &provisioned, 1).expect("the suite runs on the bare machine");
     for mode in MODES {
         let report = suite.under_l1hv(mode, None).expect("the suite runs under l1hv");
         assert!(report.cases >= CASES, "only {} cases", report.cases);
@@ -34,4 +39,17 @@ fn a_guest_hypervisor_observes_under_l1hv_what_it_observes_on_the_bare_machine()
         assert!(memory >= MEMORY_CASES, "only {memory} cases about memory");
         assert_eq!(report.different, 0, "{mode:?}\n{report}");
     }
+}
+
+/// Interrupts that got lost, or an edit that another processor did not see, are no result to compare with.
+#[test]
+fn several_processors_find_nothing_wrong_on_the_bare_machine() {
+    let layout = Layout::find().expect("the workspace is where it was built");
+    let progress = Progress::stderr();
+    let provisioned = provision::provision(&layout, &progress).expect("what the machines need is there");
+    let suite = Suite::on_bare_machine(&layout, &progress, &provisioned, SEVERAL).expect("the suite runs");
+    let cases = suite.bare_cases();
+    assert!(cases.len() >= CASES_OF_SEVERAL, "only {} cases", cases.len());
+    let wrong: Vec<_> = cases.iter().filter(|(_, result)| result.starts_with("wrong")).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }

@@ -15,6 +15,9 @@ pub struct Args {
     /// Compare only cases whose names match; `*`, `?` and `{a,b}` as in a shell.
     #[arg(long, value_name = "GLOB")]
     filter: Option<String>,
+    /// Processors of the machine: with 1 the cases for one run, with more those for several.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
+    cpus: u32,
     /// Write the numbers and a record per case.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -30,7 +33,8 @@ pub struct Args {
 pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     let provisioned = provision::provision(layout, progress)?;
     let mode = Mode { host: &args.hv_append, image: &args.append, ..Mode::DEFAULT };
-    let report = Suite::on_bare_machine(layout, progress, &provisioned)?.under_l1hv(mode, args.filter.as_deref())?;
+    let suite = Suite::on_bare_machine(layout, progress, &provisioned, args.cpus)?;
+    let report = suite.under_l1hv(mode, args.filter.as_deref())?;
     if let Some(file) = &args.json {
         conformance::write_json(&report, file)?;
     }

@@ -28,6 +28,8 @@ pub struct Entry {
     pub reason: String,
     /// The option of l1hv without which there is no difference.
     pub only: Option<String>,
+    /// On the machine with so many processors; 1 if it does not say.
+    pub cpus: Option<u32>,
     /// Patterns of case names.
     pub cases: Vec<String>,
 }
@@ -43,11 +45,11 @@ impl Explained {
         Ok(list)
     }
 
-    /// The entries that count under l1hv with this command line.
+    /// The entries that count under l1hv with this command line on a machine with so many processors.
     #[must_use]
-    pub fn under(&self, host: &str) -> Self {
+    pub fn under(&self, host: &str, cpus: u32) -> Self {
         let has = |option: &String| host.split_whitespace().any(|word| word == option);
-        let counts = |entry: &&Entry| entry.only.as_ref().is_none_or(has);
+        let counts = |entry: &&Entry| entry.only.as_ref().is_none_or(has) && entry.cpus.unwrap_or(1) == cpus;
         Self { entry: self.entry.iter().filter(counts).cloned().collect() }
     }
 
@@ -71,9 +73,18 @@ mod tests {
 
     #[test]
     fn an_entry_for_an_option_counts_only_with_it() {
-        let entry = Entry { reason: "off".into(), only: Some("feature=off".into()), cases: vec!["a/*".into()] };
+        let entry = Entry { only: Some("feature=off".into()), cases: vec!["a/*".into()], ..Entry::default() };
         let list = Explained { entry: vec![entry] };
-        assert!(list.under("log=debug feature=off").of("a/1").is_some());
-        assert!(list.under("feature=offline").of("a/1").is_none());
+        assert!(list.under("log=debug feature=off", 1).of("a/1").is_some());
+        assert!(list.under("feature=offline", 1).of("a/1").is_none());
+    }
+
+    #[test]
+    fn an_entry_counts_on_the_machine_that_it_is_for() {
+        let entry = |cpus, case: &str| Entry { cpus, cases: vec![case.into()], ..Entry::default() };
+        let list = Explained { entry: vec![entry(None, "one"), entry(Some(4), "four")] };
+        let explains = |cpus| ["one", "four"].map(|case| list.under("", cpus).of(case).is_some());
+        assert_eq!(explains(1), [true, false]);
+        assert_eq!(explains(4), [false, true]);
     }
 }

@@ -151,7 +151,7 @@ mod tests {
 
     fn list(cases: &[&str]) -> Explained {
         let cases = cases.iter().map(|&case| case.to_owned()).collect();
-        Explained { entry: vec![Entry { reason: "hidden".to_owned(), only: None, cases }] }
+        Explained { entry: vec![Entry { reason: "hidden".to_owned(), cases, ..Entry::default() }] }
     }
 
     #[test]

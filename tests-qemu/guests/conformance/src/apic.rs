@@ -1,9 +1,11 @@
-//! The local APIC, for interrupts of our own, and the 8259s, which are masked.
+//! The local APIC, for interrupts of our own and those of other processors, and the 8259s, which are masked.
 
 use crate::cpu::rdmsr;
 use crate::port::outb;
 
 const IA32_APIC_BASE: u32 = 0x1b;
+/// The register that holds this processor's ID in its last byte.
+const ID: u64 = 0x20;
 const APIC: u64 = 0xfee0_0000;
 const EOI: u64 = 0xb0;
 const SPURIOUS: u64 = 0xf0;
@@ -27,6 +29,39 @@ pub fn init() {
     write(SPURIOUS, SOFTWARE_ENABLE_VECTOR_255);
 }
 
+fn read(register: u64) -> u32 {
+    // SAFETY: as for `write`.
+    unsafe { core::ptr::with_exposed_provenance::<u32>((APIC + register) as usize).read_volatile() }
+}
+
+/// This processor's APIC ID.
+pub fn id() -> usize {
+    (read(ID) >> 24) as usize
+}
+
+/// What a processor can be sent (SDM 12.6.1 "Interrupt Command Register (ICR)").
+#[derive(Clone, Copy)]
+pub enum Message {
+    /// An interrupt with this vector.
+    Interrupt(u8),
+    /// An INIT.
+    Init,
+    /// A start-up message: where to start, as the number of a page.
+    StartUp(u8),
+}
+
+/// Sends a message to the processor with this APIC ID.
+pub fn send(id: usize, message: Message) {
+    const ASSERT: u32 = 1 << 14;
+    let command = match message {
+        Message::Interrupt(vector) => u32::from(vector),
+        Message::Init => 5 << 8,
+        Message::StartUp(page) => 6 << 8 | u32::from(page),
+    };
+    write(ICR_HIGH, (id as u32) << 24);
+    write(ICR, ASSERT | command);
+}
+
 /// Sends an interrupt to this processor.
 pub fn interrupt_self(vector: u8) {
     const SELF: u32 = 1 << 18;
@@ -36,10 +71,7 @@ pub fn interrupt_self(vector: u8) {
 
 /// Sends an INIT to this processor.
 pub fn init_self() {
-    const INIT: u32 = 5 << 8;
-    const ASSERT: u32 = 1 << 14;
-    write(ICR_HIGH, 0);
-    write(ICR, INIT | ASSERT);
+    send(id(), Message::Init);
 }
 
 /// Ends the interrupt in service.

@@ -156,7 +156,11 @@ gdt_pointer:
     .section .bss.boot, "aw", @nobits
     .balign 4096
     .global host_pml4
+    .global supervisor_pdpt
+    .global supervisor_pd
     .global user_pdpt
+    .global user_pd
+    .global boot_stack_top
 host_pml4:
     .skip 4096
 supervisor_pdpt:

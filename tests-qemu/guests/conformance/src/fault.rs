@@ -10,6 +10,7 @@ use crate::apic;
 use crate::cpu;
 use crate::memory::{self, Table};
 use crate::output::{power_off, print};
+use crate::smp::taken;
 
 /// Where a fault goes on; 0 where none is expected.
 pub static RECOVERY: AtomicU64 = AtomicU64::new(0);
@@ -120,6 +121,7 @@ extern "C" fn handle_exception(frame: &mut Frame) {
     if frame.vector == NMI || frame.vector >= 32 {
         INTERRUPT.store(HAPPENED | frame.vector as u32, Relaxed);
         RIP.store(frame.rip, Relaxed);
+        taken::count(frame.vector as u8);
         if frame.vector >= 32 {
             apic::end_of_interrupt();
         }
@@ -127,7 +129,8 @@ extern "C" fn handle_exception(frame: &mut Frame) {
     }
     let recovery = RECOVERY.swap(0, Relaxed);
     if recovery == 0 {
-        print(format_args!("C-PANIC exception {} ({:#x}) at {:#x}", frame.vector, frame.error_code, frame.rip));
+        let Frame { vector, error_code, rip, .. } = frame;
+        print(format_args!("C-PANIC processor {}: exception {vector} ({error_code:#x}) at {rip:#x}", apic::id()));
         power_off();
     }
     VECTOR.store(HAPPENED | frame.vector as u32, Relaxed);

@@ -20,6 +20,7 @@ mod operands;
 mod outside;
 mod page_log;
 mod paging_modes;
+mod smp_start;
 mod stepping;
 mod virtual_apic;
 mod vmcs_shadowing;
@@ -30,6 +31,7 @@ use shadow::Field;
 use shadow::fields::FieldValue;
 
 use crate::output::Suite;
+use crate::smp::Processors;
 use crate::vm::{Verdict, Vm};
 
 /// A group of cases and its name.
@@ -64,6 +66,13 @@ pub const ALL: &[Group] = &[
     ("memory-load", memory_load::run),
     ("vmcs-shadowing", vmcs_shadowing::run),
 ];
+
+/// A group that needs several processors.
+pub type GroupOfSeveral = (&'static str, fn(&mut Suite, &Processors));
+
+/// The groups for machines with several processors. Each finds them in VMX operation with no work, and leaves them so; the first one gets them
+/// there.
+pub const OF_SEVERAL_PROCESSORS: &[GroupOfSeveral] = &[("smp-start", smp_start::run)];
 
 /// Code for the nested guest: its address. It ends with VMCALL, an exit whatever the controls say.
 #[macro_export]

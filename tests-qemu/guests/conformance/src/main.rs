@@ -13,7 +13,10 @@
 //!   groups/*  the cases         vm       a nested guest, changed and run until its first exit
 //!   arguments the command line and the memory map
 //!   fault     attempt!          memory   tables and pages      nested_paging   EPT12 and the nested guest's page tables
+//!   smp       the other processors
 //! ```
+//!
+//! On a machine with several processors the groups that need them run, and no others unless `only=GROUP` names one.
 
 #![no_std]
 #![no_main]
@@ -35,6 +38,7 @@ mod output;
 mod permissions;
 #[path = "../../port.rs"]
 mod port;
+mod smp;
 mod vm;
 
 use core::arch::global_asm;
@@ -42,6 +46,7 @@ use core::panic::PanicInfo;
 
 use output::{Suite, power_off, print};
 use permissions::Permissions;
+use smp::Processors;
 
 global_asm!(include_str!("boot.S"), options(att_syntax));
 
@@ -56,13 +61,22 @@ extern "C" fn conformance_main(loader_information: u32) -> ! {
         abort::WORD => abort::run(),
         _ => (),
     }
+    let processors = Processors::start();
+    let is_alone = processors.count() == 1;
     let mut suite = Suite::new(Permissions::from_arguments(arguments::command_line()));
     for (name, run) in groups::ALL {
         suite.begin(name);
-        let wanted = only.is_none_or(|only| only == *name);
+        let wanted = only.map_or(is_alone, |only| only == *name);
         if wanted || *name == groups::WAY_IN {
             suite.print_cases(wanted);
             run(&mut suite);
+        }
+    }
+    suite.print_cases(true);
+    for (name, run) in groups::OF_SEVERAL_PROCESSORS {
+        suite.begin(name);
+        if !is_alone && only.is_none_or(|only| only == *name) {
+            run(&mut suite, &processors);
         }
     }
     suite.end()
@@ -70,6 +84,6 @@ extern "C" fn conformance_main(loader_information: u32) -> ! {
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    print(format_args!("C-PANIC {info}"));
+    print(format_args!("C-PANIC processor {}: {info}", apic::id()));
     power_off()
 }

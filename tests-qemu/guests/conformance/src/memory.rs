@@ -1,7 +1,7 @@
 //! Static memory: the tables that the processor reads, and the pages that cases access.
 //!
 //! ```text
-//!   0                     4 GiB, identity
+//!   0                     4 GiB, identity, but for what each processor has of its own (smp/local.rs)
 //!   USER                  the same 4 GiB for CPL 3
 //!   WINDOW + n * 4 KiB    0 writable, 1 not present, 2 read-only, 3 reserved bit set
 //! ```
@@ -9,6 +9,7 @@
 use core::cell::UnsafeCell;
 
 use crate::cpu;
+use crate::smp::local;
 
 /// Selector of 64-bit code.
 pub const CODE: u16 = 0x08;
@@ -36,7 +37,8 @@ pub const WINDOW: u64 = USER + (4 << 30);
 #[repr(C, align(4096))]
 pub struct Table<const N: usize>(UnsafeCell<[u64; N]>);
 
-// SAFETY: there is one processor, and exception handlers do not touch tables.
+// SAFETY: each processor has its own, and exception handlers do not touch tables. The few that processors share are accessed a word at a
+// time, and their groups say what makes a word's value certain, or that it is not.
 #[allow(unsafe_code, reason = "shared with the processor")]
 unsafe impl<const N: usize> Sync for Table<N> {}
 
@@ -51,7 +53,7 @@ impl<const N: usize> Table<N> {
 
     /// Its address, physical and linear.
     pub fn address(&self) -> u64 {
-        self.0.get().addr() as u64
+        local::physical(self.0.get().addr() as u64)
     }
 
     fn pointer(&self, index: usize) -> *mut u64 {

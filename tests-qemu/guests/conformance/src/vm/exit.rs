@@ -74,7 +74,8 @@ impl Exit {
 }
 
 impl Verdict {
-    fn is(&self, reason: ExitReason) -> bool {
+    /// An exit for this reason.
+    pub fn is(&self, reason: ExitReason) -> bool {
         matches!(self, Self::Exited(exit) if exit.reason == u64::from(reason.0))
     }
 

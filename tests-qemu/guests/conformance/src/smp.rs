@@ -1,0 +1,188 @@
+//! The machine's other processors: started once, then each waits for work, halted.
+//!
+//! ```text
+//!   processor 0                                 processor n
+//!   start: INIT, SIPI  ───────────────────────> trampoline.S, processor_main
+//!   begin(n, work, argument)  ── interrupt ──>  work(argument)
+//!   finish(n)  <───────────────────── result ─  halted again
+//! ```
+//!
+//! Work is a function of a group, not a closure: each processor has statics and a stack of its own (see [`local`]). What several
+//! processors look at is in section `.shared`, or is named by its physical address.
+
+pub mod local;
+mod start;
+pub mod taken;
+
+use core::arch::{asm, global_asm};
+use core::hint::spin_loop;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
+
+use crate::apic::{self, Message};
+use crate::memory;
+use crate::minimal::enter_vmx_operation;
+
+global_asm!(include_str!("smp/trampoline.S"), options(att_syntax));
+
+/// Processors that there is room for.
+pub const MAX: usize = 8;
+
+/// The interrupt that brings work. Nothing else sends it.
+const WAKE: u8 = 0xf8;
+
+/// How often a waiting processor looks before it says that it waits in vain.
+const PATIENCE: u64 = 200_000_000;
+
+/// Rounds of a loop that take any processor longer than to notice a message.
+const SETTLING: u32 = 10_000;
+
+/// What a processor is asked to do: with an argument, to a result.
+pub type Work = fn(u64) -> u64;
+
+/// A processor's state, and its work.
+struct Slot {
+    state: AtomicU32,
+    work: AtomicPtr<()>,
+    argument: AtomicU64,
+    result: AtomicU64,
+}
+
+/// Not started.
+const DOWN: u32 = 0;
+/// Halted, the last result is valid.
+const IDLE: u32 = 1;
+/// Working, or about to.
+const AT_WORK: u32 = 2;
+
+#[unsafe(link_section = ".shared")]
+static SLOTS: [Slot; MAX] = [const {
+    Slot {
+        state: AtomicU32::new(DOWN),
+        work: AtomicPtr::new(core::ptr::null_mut()),
+        argument: AtomicU64::new(0),
+        result: AtomicU64::new(0),
+    }
+}; MAX];
+
+/// All processors. The first one, which runs the groups, is number 0; a processor's number is its APIC ID.
+pub struct Processors {
+    count: usize,
+}
+
+impl Processors {
+    /// Starts those that firmware knows of.
+    pub fn start() -> Self {
+        let count = start::count();
+        assert!(count <= MAX, "more processors than there is room for");
+        let processors = Self { count };
+        for number in processors.others() {
+            start::prepare(number);
+            processors.restart(number);
+        }
+        processors
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The numbers of all but the first.
+    pub fn others(&self) -> core::ops::Range<usize> {
+        1..self.count
+    }
+
+    /// Lets processor `number` do something, and returns at once.
+    pub fn begin(&self, number: usize, work: Work, argument: u64) {
+        let slot = &SLOTS[number];
+        assert!(slot.state.load(Acquire) == IDLE, "processor {number} has no time");
+        slot.work.store(work as *mut (), Relaxed);
+        slot.argument.store(argument, Relaxed);
+        slot.state.store(AT_WORK, Release);
+        apic::send(number, Message::Interrupt(WAKE));
+    }
+
+    /// Waits for the result.
+    pub fn finish(&self, number: usize) -> u64 {
+        let slot = &SLOTS[number];
+        assert!(wait_until(|| slot.state.load(Acquire) == IDLE), "processor {number} does not come to an end");
+        slot.result.load(Relaxed)
+    }
+
+    /// Both.
+    pub fn run_on(&self, number: usize, work: Work, argument: u64) -> u64 {
+        self.begin(number, work, argument);
+        self.finish(number)
+    }
+
+    /// Lets every processor do something at the same time, this one too, each with its number as argument.
+    pub fn run_on_all(&self, work: Work) -> [u64; MAX] {
+        for number in self.others() {
+            self.begin(number, work, number as u64);
+        }
+        let mut results = [0; MAX];
+        results[0] = work(0);
+        for number in self.others() {
+            results[number] = self.finish(number);
+        }
+        results
+    }
+
+    /// Sends INIT and SIPI to a processor, whatever it does, and waits until it is ready for work.
+    pub fn restart(&self, number: usize) {
+        SLOTS[number].state.store(DOWN, Release);
+        apic::send(number, Message::Init);
+        settle();
+        start::send_start_up(number);
+        self.wait_for_start(number);
+    }
+
+    /// Waits until a processor that a message has started is ready for work.
+    pub fn wait_for_start(&self, number: usize) {
+        let _ = self.finish(number);
+    }
+}
+
+/// Waits for something that other processors do; false if it does not come.
+pub fn wait_until(mut condition: impl FnMut() -> bool) -> bool {
+    for _ in 0..PATIENCE {
+        if condition() {
+            return true;
+        }
+        spin_loop();
+    }
+    false
+}
+
+/// Gives another processor time to notice a message.
+pub fn settle() {
+    for _ in 0..SETTLING {
+        spin_loop();
+    }
+}
+
+/// Where other processors come from the trampoline, on their own stack and page tables.
+#[unsafe(no_mangle)]
+extern "C" fn processor_main() -> ! {
+    memory::init();
+    apic::init();
+    let number = taken::init();
+    let slot = &SLOTS[number];
+    loop {
+        let wakes = taken::by(number, WAKE);
+        slot.state.store(IDLE, Release);
+        while taken::by(number, WAKE) == wakes {
+            // SAFETY: interrupts are only counted; one that comes before HLT ends it.
+            unsafe { asm!("sti", "hlt", "cli") };
+        }
+        // SAFETY: `begin` stored a `Work`.
+        let work: Work = unsafe { core::mem::transmute(slot.work.load(Acquire)) };
+        slot.result.store(work(slot.argument.load(Relaxed)), Relaxed);
+    }
+}
+
+/// Work: VMXON.
+pub fn enter_vmx(_: u64) -> u64 {
+    u64::from(enter_vmx_operation() == crate::fault::Outcome::Success)
+}

@@ -1,0 +1,74 @@
+//! What each processor has of its own: every static of the image that is not in `.shared`, at the same linear address on each.
+//!
+//! ```text
+//!   linear                       processor 0      processor n
+//!   local_start .. + 2 MiB       itself           COPIES + (n - 1) * 2 MiB
+//!   everything else              itself           itself
+//! ```
+//!
+//! A group's code therefore runs on any processor as it is. What it tells the processor or others are physical addresses, which are linear
+//! addresses too: [`physical`] is the only difference.
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::arguments;
+
+const LARGE_PAGE: u64 = 2 << 20;
+/// Memory for the copies: above the image and what loaders put behind it, below what cases use.
+const COPIES: u64 = 64 << 20;
+
+/// Physical minus linear address of this processor's own memory.
+static OFFSET: AtomicU64 = AtomicU64::new(0);
+
+unsafe extern "C" {
+    static local_start: u8;
+    static local_end: u8;
+    static host_pml4: u8;
+    static supervisor_pdpt: u8;
+    static supervisor_pd: u8;
+    static user_pdpt: u8;
+    static user_pd: u8;
+}
+
+fn start() -> u64 {
+    (&raw const local_start).addr() as u64
+}
+
+/// The physical address of a static.
+pub fn physical(linear: u64) -> u64 {
+    if linear >= start() { linear + OFFSET.load(Relaxed) } else { linear }
+}
+
+/// A copy of what this processor has of its own as it is now, for processor `number`: the physical address of its PML4 table.
+pub fn copy_for(number: usize) -> u64 {
+    let copy = COPIES + (number as u64 - 1) * LARGE_PAGE;
+    let hole = arguments::reserved_memory().unwrap_or(0..0);
+    assert!(!(hole.start < copy + LARGE_PAGE && copy < hole.end), "the host is where the copies belong");
+    let offset = copy - start();
+    let bytes = (&raw const local_end).addr() as u64 - start();
+    for at in (0..bytes).step_by(8) {
+        write(copy + at, read(start() + at));
+    }
+    write((&raw const OFFSET).addr() as u64 + offset, offset);
+    // The copied tables map the original through themselves: now through the copies, and the copy instead of the original.
+    let copied = |table: *const u8| table.addr() as u64 + offset;
+    let move_entry = |at: u64| write(at, read(at) + offset);
+    let pml4 = copied(&raw const host_pml4);
+    let views = [(&raw const supervisor_pdpt, &raw const supervisor_pd), (&raw const user_pdpt, &raw const user_pd)];
+    for (index, (pdpt, pd)) in (0..).zip(views) {
+        move_entry(pml4 + index * 8);
+        move_entry(copied(pdpt));
+        move_entry(copied(pd) + start() / LARGE_PAGE * 8);
+    }
+    pml4
+}
+
+fn read(address: u64) -> u64 {
+    // SAFETY: all memory is mapped, and the callers read what lies between the image's symbols or what they have written.
+    unsafe { core::ptr::with_exposed_provenance::<u64>(address as usize).read_volatile() }
+}
+
+fn write(address: u64, value: u64) {
+    // SAFETY: nothing of Rust's is in the copies until their processor runs.
+    unsafe { core::ptr::with_exposed_provenance_mut::<u64>(address as usize).write_volatile(value) };
+}
