@@ -44,6 +44,8 @@ pub fn id() -> usize {
 pub enum Message {
     /// An interrupt with this vector.
     Interrupt(u8),
+    /// A non-maskable interrupt.
+    Nmi,
     /// An INIT.
     Init,
     /// A start-up message: where to start, as the number of a page.
@@ -55,6 +57,7 @@ pub fn send(id: usize, message: Message) {
     const ASSERT: u32 = 1 << 14;
     let command = match message {
         Message::Interrupt(vector) => u32::from(vector),
+        Message::Nmi => 4 << 8,
         Message::Init => 5 << 8,
         Message::StartUp(page) => 6 << 8 | u32::from(page),
     };

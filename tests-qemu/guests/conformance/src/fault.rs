@@ -10,7 +10,7 @@ use crate::apic;
 use crate::cpu;
 use crate::memory::{self, Table};
 use crate::output::{power_off, print};
-use crate::smp::taken;
+use crate::smp::TAKEN;
 
 /// Where a fault goes on; 0 where none is expected.
 pub static RECOVERY: AtomicU64 = AtomicU64::new(0);
@@ -121,7 +121,7 @@ extern "C" fn handle_exception(frame: &mut Frame) {
     if frame.vector == NMI || frame.vector >= 32 {
         INTERRUPT.store(HAPPENED | frame.vector as u32, Relaxed);
         RIP.store(frame.rip, Relaxed);
-        taken::count(frame.vector as u8);
+        TAKEN.count(frame.vector as u8);
         if frame.vector >= 32 {
             apic::end_of_interrupt();
         }
@@ -156,6 +156,18 @@ pub fn take_interrupt() -> Option<u32> {
     // SAFETY: interrupts are only counted.
     unsafe { asm!("sti", "nop", "nop", "cli") };
     last_interrupt()
+}
+
+/// An exit leaves NMIs blocked if the nested guest's handler or an NMI exit blocked them: IRET ends that.
+pub fn unblock_nmis() {
+    // SAFETY: returns to the next instruction with the same stack and flags.
+    unsafe {
+        asm!(
+            "mov {scratch}, rsp", "push 0x10", "push {scratch}", "pushfq", "push 8",
+            "lea {scratch}, [rip + 22f]", "push {scratch}", "iretq", "22:",
+            scratch = out(reg) _
+        );
+    }
 }
 
 /// The vector of the last interrupt or NMI, once.

@@ -20,6 +20,7 @@ mod operands;
 mod outside;
 mod page_log;
 mod paging_modes;
+mod smp_interrupts;
 mod smp_start;
 mod stepping;
 mod virtual_apic;
@@ -70,9 +71,12 @@ pub const ALL: &[Group] = &[
 /// A group that needs several processors.
 pub type GroupOfSeveral = (&'static str, fn(&mut Suite, &Processors));
 
-/// The groups for machines with several processors. Each finds them in VMX operation with no work, and leaves them so; the first one gets them
-/// there.
-pub const OF_SEVERAL_PROCESSORS: &[GroupOfSeveral] = &[("smp-start", smp_start::run)];
+/// The group after which every processor is in VMX operation.
+pub const WAY_IN_OF_OTHERS: &str = "smp-start";
+
+/// The groups for machines with several processors. Each but the first finds them in VMX operation with no work, and leaves them so.
+pub const OF_SEVERAL_PROCESSORS: &[GroupOfSeveral] =
+    &[(WAY_IN_OF_OTHERS, smp_start::run), ("smp-interrupts", smp_interrupts::run)];
 
 /// Code for the nested guest: its address. It ends with VMCALL, an exit whatever the controls say.
 #[macro_export]

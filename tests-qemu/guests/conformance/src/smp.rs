@@ -11,17 +11,21 @@
 //! processors look at is in section `.shared`, or is named by its physical address.
 
 pub mod local;
+mod meeting;
 mod start;
-pub mod taken;
+mod taken;
 
 use core::arch::{asm, global_asm};
 use core::hint::spin_loop;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize};
 
 use crate::apic::{self, Message};
 use crate::memory;
 use crate::minimal::enter_vmx_operation;
+
+pub use meeting::Meeting;
+pub use taken::{Counters, TAKEN, number};
 
 global_asm!(include_str!("smp/trampoline.S"), options(att_syntax));
 
@@ -65,6 +69,14 @@ static SLOTS: [Slot; MAX] = [const {
     }
 }; MAX];
 
+#[unsafe(link_section = ".shared")]
+static COUNT: AtomicUsize = AtomicUsize::new(1);
+
+/// How many processors there are.
+pub fn count() -> usize {
+    COUNT.load(Relaxed)
+}
+
 /// All processors. The first one, which runs the groups, is number 0; a processor's number is its APIC ID.
 pub struct Processors {
     count: usize,
@@ -75,6 +87,7 @@ impl Processors {
     pub fn start() -> Self {
         let count = start::count();
         assert!(count <= MAX, "more processors than there is room for");
+        COUNT.store(count, Relaxed);
         let processors = Self { count };
         for number in processors.others() {
             start::prepare(number);
@@ -116,13 +129,13 @@ impl Processors {
         self.finish(number)
     }
 
-    /// Lets every processor do something at the same time, this one too, each with its number as argument.
-    pub fn run_on_all(&self, work: Work) -> [u64; MAX] {
+    /// Lets every processor do something at the same time, this one too.
+    pub fn run_on_all(&self, work: Work, argument: u64) -> [u64; MAX] {
         for number in self.others() {
-            self.begin(number, work, number as u64);
+            self.begin(number, work, argument);
         }
         let mut results = [0; MAX];
-        results[0] = work(0);
+        results[0] = work(argument);
         for number in self.others() {
             results[number] = self.finish(number);
         }
@@ -170,9 +183,9 @@ extern "C" fn processor_main() -> ! {
     let number = taken::init();
     let slot = &SLOTS[number];
     loop {
-        let wakes = taken::by(number, WAKE);
+        let wakes = TAKEN.by(number, WAKE);
         slot.state.store(IDLE, Release);
-        while taken::by(number, WAKE) == wakes {
+        while TAKEN.by(number, WAKE) == wakes {
             // SAFETY: interrupts are only counted; one that comes before HLT ends it.
             unsafe { asm!("sti", "hlt", "cli") };
         }

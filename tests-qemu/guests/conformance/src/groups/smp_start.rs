@@ -36,7 +36,7 @@ pub fn run(suite: &mut Suite, processors: &Processors) {
             suite.case(format_args!("{number}-nested-cpuid-{word}"), format_args!("{value:#x}"));
         }
     }
-    let results = processors.run_on_all(many_nested_cpuids);
+    let results = processors.run_on_all(many_nested_cpuids, 0);
     suite.case("all-at-once", format_args!("{:?}", &results[..processors.count()]));
 }
 

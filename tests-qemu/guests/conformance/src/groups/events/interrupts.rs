@@ -7,7 +7,7 @@ use super::super::Change;
 use super::{Delivered, IF, virtual_nmis};
 use crate::apic;
 use crate::code;
-use crate::fault::{last_interrupt, take_interrupt};
+use crate::fault::{last_interrupt, take_interrupt, unblock_nmis};
 use crate::output::Suite;
 use crate::vm::Vm;
 
@@ -117,18 +117,6 @@ fn nmis(suite: &mut Suite) {
                 suite.case(name, format_args!("{} after={:x?}", Delivered(verdict), last_interrupt()));
             }
         }
-    }
-}
-
-/// An exit leaves NMIs blocked if the nested guest's handler or an NMI exit blocked them: IRET ends that.
-fn unblock_nmis() {
-    // SAFETY: returns to the next instruction with the same stack and flags.
-    unsafe {
-        core::arch::asm!(
-            "mov {scratch}, rsp", "push 0x10", "push {scratch}", "pushfq", "push 8",
-            "lea {scratch}, [rip + 22f]", "push {scratch}", "iretq", "22:",
-            scratch = out(reg) _
-        );
     }
 }
 

@@ -1,0 +1,121 @@
+//! Interrupts between processors, each counted at its end: none is lost, none comes twice (SDM 12 "Advanced Programmable Interrupt
+//! Controller (APIC)", 26.2 "Other Causes of VM Exits", 27.6.1 "Vectored-Event Injection", 28.2 "Recording VM-Exit Information and Updating
+//! VM-entry Control Fields").
+
+mod hypervisor;
+mod nmi;
+mod traffic;
+
+use core::arch::global_asm;
+
+use crate::fault::take_interrupt;
+use crate::output::Suite;
+use crate::smp::{Counters, Meeting, Processors, TAKEN};
+
+use hypervisor::{Hypervisor, Level, Program, Way};
+use traffic::Traffic;
+
+global_asm!(include_str!("smp_interrupts/counting.S"), options(att_syntax));
+
+unsafe extern "C" {
+    static counting_handlers: u8;
+    static end_injected: u8;
+    static end_delivered: u8;
+}
+
+/// What the nested guests have counted.
+#[unsafe(link_section = ".shared")]
+static HANDLED: Counters = Counters::new();
+
+/// All are ready to receive; all have sent everything.
+#[unsafe(link_section = ".shared")]
+static READY: Meeting = Meeting::new();
+#[unsafe(link_section = ".shared")]
+static SENT: Meeting = Meeting::new();
+
+/// One way to receive.
+struct Case {
+    name: &'static str,
+    level: Level,
+    way: Option<(Way, Program)>,
+}
+
+const CASES: &[Case] = &[
+    Case { name: "host-without-guest", level: Level::Host, way: None },
+    Case { name: "host-later", level: Level::Host, way: Some((Way::Waits, Program::Busy)) },
+    Case { name: "host-exits", level: Level::Host, way: Some((Way::Exits, Program::Busy)) },
+    Case { name: "host-exits-halted", level: Level::Host, way: Some((Way::Exits, Program::Halts)) },
+    Case { name: "host-acknowledged", level: Level::Host, way: Some((Way::ExitsAcknowledged, Program::Busy)) },
+    Case { name: "nested-delivered", level: Level::NestedGuest, way: Some((Way::Delivered, Program::Busy)) },
+    Case { name: "nested-delivered-halted", level: Level::NestedGuest, way: Some((Way::Delivered, Program::Halts)) },
+    Case { name: "nested-injected", level: Level::NestedGuest, way: Some((Way::Exits, Program::Busy)) },
+    Case { name: "nested-injected-halted", level: Level::NestedGuest, way: Some((Way::Exits, Program::Halts)) },
+    Case { name: "nested-acknowledged", level: Level::NestedGuest, way: Some((Way::ExitsAcknowledged, Program::Busy)) },
+    Case {
+        name: "nested-acknowledged-halted",
+        level: Level::NestedGuest,
+        way: Some((Way::ExitsAcknowledged, Program::Halts)),
+    },
+];
+
+impl Case {
+    /// Where this case's interrupts are counted.
+    fn counters(&self) -> &'static Counters {
+        match self.level {
+            Level::Host => &TAKEN,
+            Level::NestedGuest => &HANDLED,
+        }
+    }
+}
+
+/// All of them.
+pub fn run(suite: &mut Suite, processors: &Processors) {
+    interrupts(suite, processors);
+    nmi::run(suite, processors);
+}
+
+fn interrupts(suite: &mut Suite, processors: &Processors) {
+    for (index, case) in CASES.iter().enumerate() {
+        for vector in traffic::vectors() {
+            TAKEN.forget(vector);
+            HANDLED.forget(vector);
+        }
+        READY.clear();
+        SENT.clear();
+        let defects = processors.run_on_all(take_part, index as u64);
+        let total = traffic::total(case.counters());
+        if traffic::is_right(case.counters()) && defects.iter().all(|&defect| defect == 0) {
+            suite.case(case.name, format_args!("{total} sent, {total} counted"));
+        } else {
+            suite.case(case.name, format_args!("wrong: {total} counted, defects {defects:x?}"));
+        }
+    }
+}
+
+/// Sends and receives until everybody has sent everything.
+fn take_part(index: u64) -> u64 {
+    let case = &CASES[index as usize];
+    let mut traffic = Traffic::new(case.counters());
+    let mut hypervisor = case.way.map(|(way, program)| Hypervisor::new(way, case.level, program, &HANDLED));
+    let mut is_over = false;
+    READY.join();
+    while !SENT.is_complete() {
+        traffic.send();
+        let defect = hypervisor.as_ref().and_then(|hypervisor| hypervisor.defect);
+        if !is_over && (defect.is_some() || traffic.is_over()) {
+            is_over = true;
+            SENT.arrive();
+        }
+        if let Some(defect) = defect {
+            return defect.code();
+        }
+        match &mut hypervisor {
+            Some(hypervisor) => hypervisor.round(),
+            None => {
+                let _ = take_interrupt();
+                let _ = core::arch::x86_64::__cpuid(0);
+            }
+        }
+    }
+    0
+}

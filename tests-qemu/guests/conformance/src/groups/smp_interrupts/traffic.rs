@@ -1,0 +1,67 @@
+//! Who sends what: each processor its own vectors to every processor, itself among them, one at a time.
+
+use crate::apic::{self, Message};
+use crate::smp::{self, Counters, MAX};
+
+/// Vectors of one sender.
+const STREAMS: usize = 2;
+/// Interrupts of one vector from one sender to one receiver.
+const QUOTA: u64 = 800;
+/// Rounds without any progress after which an interrupt counts as lost.
+const PATIENCE: u64 = 2_000_000;
+
+/// The vector of a sender's stream: a priority class for each sender.
+fn vector(sender: usize, stream: usize) -> u8 {
+    (0x40 + 0x10 * sender + 5 * stream) as u8
+}
+
+/// Every vector that is sent.
+pub fn vectors() -> impl Iterator<Item = u8> {
+    (0..smp::count()).flat_map(|sender| (0..STREAMS).map(move |stream| vector(sender, stream)))
+}
+
+/// What this processor sends.
+pub struct Traffic {
+    counters: &'static Counters,
+    sent: [[u64; STREAMS]; MAX],
+    rounds_without_progress: u64,
+}
+
+impl Traffic {
+    /// Nothing yet; the receivers count there.
+    pub fn new(counters: &'static Counters) -> Self {
+        Self { counters, sent: [[0; STREAMS]; MAX], rounds_without_progress: 0 }
+    }
+
+    /// Sends each vector to each processor that has counted the last one.
+    pub fn send(&mut self) {
+        self.rounds_without_progress += 1;
+        for (receiver, streams) in self.sent.iter_mut().enumerate().take(smp::count()) {
+            for (stream, sent) in streams.iter_mut().enumerate() {
+                let vector = vector(smp::number(), stream);
+                if *sent < QUOTA && self.counters.by(receiver, vector) == *sent {
+                    *sent += 1;
+                    self.rounds_without_progress = 0;
+                    apic::send(receiver, Message::Interrupt(vector));
+                }
+            }
+        }
+    }
+
+    /// Whether everything is sent and counted, or no more will be.
+    pub fn is_over(&self) -> bool {
+        let is_counted = |receiver, stream| self.counters.by(receiver, vector(smp::number(), stream)) >= QUOTA;
+        let mut all = (0..smp::count()).flat_map(|receiver| (0..STREAMS).map(move |stream| (receiver, stream)));
+        self.rounds_without_progress > PATIENCE || all.all(|(receiver, stream)| is_counted(receiver, stream))
+    }
+}
+
+/// How many interrupts each processor should have counted, and whether each has counted each vector that often and no other.
+pub fn is_right(counters: &Counters) -> bool {
+    (0..smp::count()).all(|receiver| vectors().all(|vector| counters.by(receiver, vector) == QUOTA))
+}
+
+/// All of them together.
+pub fn total(counters: &Counters) -> u64 {
+    (0..smp::count()).flat_map(|receiver| vectors().map(move |vector| counters.by(receiver, vector))).sum()
+}

@@ -1,0 +1,37 @@
+//! Where processors wait for each other.
+
+use core::sync::atomic::AtomicUsize;
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+
+use super::{count, wait_until};
+
+/// A point that every processor comes to once; for section `.shared`.
+pub struct Meeting(AtomicUsize);
+
+impl Meeting {
+    /// Nobody is there.
+    pub const fn new() -> Self {
+        Self(AtomicUsize::new(0))
+    }
+
+    /// All leave. Nobody may be on the way.
+    pub fn clear(&self) {
+        self.0.store(0, Release);
+    }
+
+    /// This processor is there.
+    pub fn arrive(&self) {
+        self.0.fetch_add(1, AcqRel);
+    }
+
+    /// Whether all are there.
+    pub fn is_complete(&self) -> bool {
+        self.0.load(Acquire) >= count()
+    }
+
+    /// Arrives, and waits for the others.
+    pub fn join(&self) {
+        self.arrive();
+        assert!(wait_until(|| self.is_complete()), "a processor does not come to the meeting");
+    }
+}
