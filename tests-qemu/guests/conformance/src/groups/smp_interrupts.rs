@@ -4,10 +4,12 @@
 
 mod hypervisor;
 mod nmi;
+mod posted;
 mod traffic;
 
 use core::arch::global_asm;
 
+use crate::apic::{self, Message};
 use crate::fault::take_interrupt;
 use crate::output::Suite;
 use crate::smp::{Counters, Meeting, Processors, TAKEN};
@@ -21,6 +23,7 @@ unsafe extern "C" {
     static counting_handlers: u8;
     static end_injected: u8;
     static end_delivered: u8;
+    static end_virtual: u8;
 }
 
 /// What the nested guests have counted.
@@ -72,6 +75,7 @@ impl Case {
 pub fn run(suite: &mut Suite, processors: &Processors) {
     interrupts(suite, processors);
     nmi::run(suite, processors);
+    posted::run(suite, processors);
 }
 
 fn interrupts(suite: &mut Suite, processors: &Processors) {
@@ -95,7 +99,8 @@ fn interrupts(suite: &mut Suite, processors: &Processors) {
 /// Sends and receives until everybody has sent everything.
 fn take_part(index: u64) -> u64 {
     let case = &CASES[index as usize];
-    let mut traffic = Traffic::new(case.counters());
+    let mut traffic =
+        Traffic::new(case.counters(), |receiver, vector| apic::send(receiver, Message::Interrupt(vector)));
     let mut hypervisor = case.way.map(|(way, program)| Hypervisor::new(way, case.level, program, &HANDLED));
     let mut is_over = false;
     READY.join();

@@ -1,6 +1,5 @@
 //! Who sends what: each processor its own vectors to every processor, itself among them, one at a time.
 
-use crate::apic::{self, Message};
 use crate::smp::{self, Counters, MAX};
 
 /// Vectors of one sender.
@@ -23,14 +22,15 @@ pub fn vectors() -> impl Iterator<Item = u8> {
 /// What this processor sends.
 pub struct Traffic {
     counters: &'static Counters,
+    send: fn(usize, u8),
     sent: [[u64; STREAMS]; MAX],
     rounds_without_progress: u64,
 }
 
 impl Traffic {
-    /// Nothing yet; the receivers count there.
-    pub fn new(counters: &'static Counters) -> Self {
-        Self { counters, sent: [[0; STREAMS]; MAX], rounds_without_progress: 0 }
+    /// Nothing yet; the receivers count there, and get it that way.
+    pub fn new(counters: &'static Counters, send: fn(usize, u8)) -> Self {
+        Self { counters, send, sent: [[0; STREAMS]; MAX], rounds_without_progress: 0 }
     }
 
     /// Sends each vector to each processor that has counted the last one.
@@ -42,7 +42,7 @@ impl Traffic {
                 if *sent < QUOTA && self.counters.by(receiver, vector) == *sent {
                     *sent += 1;
                     self.rounds_without_progress = 0;
-                    apic::send(receiver, Message::Interrupt(vector));
+                    (self.send)(receiver, vector);
                 }
             }
         }
