@@ -1,8 +1,9 @@
 #!/bin/sh
 # Init of the guest hypervisor. The kernel command line says what to do:
 #   l1hv.ept=0|1   the ept parameter of kvm-intel; without it KVM's own default
-#   l1hv.run=WORK  boot-only, payload, linux, demo (payload and linux), or nest (a guest hypervisor with this
-#                  init and work of its own)
+#   l1hv.kvm=P=V   any other parameter of kvm-intel; repeatable
+#   l1hv.run=WORK  boot-only, payload, linux, demo (payload and linux), minimal (the minimal guest
+#                  hypervisor), nest (a guest hypervisor with this init and the demo as its work), or nest-payload
 #   l1hv.end=reset resets the machine at the end, where there is no power to switch off
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -19,10 +20,14 @@ for word in $(cat /proc/cmdline); do
     case $word in
         l1hv.run=*) work=${word#*=} ;;
         l1hv.end=*) end=${word#*=} ;;
-        l1hv.ept=*) kvm_parameters=ept=${word#*=} ;;
+        l1hv.ept=*) kvm_parameters="$kvm_parameters ept=${word#*=}" ;;
+        l1hv.kvm=*) kvm_parameters="$kvm_parameters ${word#*=}" ;;
         tsc_early_khz=*) nested_arguments=$word ;;
     esac
 done
+
+# One level up, a guest hypervisor is a nested guest too.
+[ $end != reset ] || echo "L1HV-NESTED-INIT $(uname -sr)"
 
 start_kvm() {
     for module in /modules/*.ko; do
@@ -31,7 +36,9 @@ start_kvm() {
             *) insmod "$module" || return 1 ;;
         esac
     done
-    echo "kvm-intel: ept=$(cat /sys/module/kvm_intel/parameters/ept)"
+    for parameter in ept enable_apicv enable_shadow_vmcs; do
+        echo "kvm-intel: $parameter=$(cat /sys/module/kvm_intel/parameters/$parameter)"
+    done
     vmm mark kvm-loaded
 }
 
@@ -49,10 +56,10 @@ run_linux() {
 case $work in
     boot-only) ;;
     payload) start_kvm && run_payload ;;
-    linux | nest) start_kvm && run_linux ;;
+    linux | nest | nest-payload) start_kvm && run_linux ;;
     demo) start_kvm && run_payload && run_linux ;;
     minimal) start_kvm && vmm multiboot /minimal minimal ;;
-    *) echo "init: l1hv.run=$work is none of boot-only, payload, linux, demo, nest, minimal" ;;
+    *) echo "init: l1hv.run=$work is none of boot-only, payload, linux, demo, nest, nest-payload, minimal" ;;
 esac
 status=$?
 vmm stats

@@ -54,11 +54,19 @@ impl System {
     /// All of them, in the order of the table.
     pub const ALL: [Self; 3] = [Self::Bare, Self::L1hv, Self::Kvm];
 
-    /// What the machine boots does this.
-    fn work(self) -> Work {
+    /// What the machine boots, so that the guest hypervisor does [`Work::Demo`].
+    fn demo(self) -> Work {
         match self {
             Self::Bare | Self::L1hv => Work::Demo,
             Self::Kvm => Work::Nest,
+        }
+    }
+
+    /// Likewise for [`Work::Payload`].
+    fn payload(self) -> Work {
+        match self {
+            Self::Bare | Self::L1hv => Work::Payload,
+            Self::Kvm => Work::NestPayload,
         }
     }
 
@@ -89,7 +97,16 @@ struct Run<'a> {
     ept: KvmEpt,
     /// l1hv's command line.
     options: &'a str,
+    /// Parameters of the lowest KVM.
+    parameters: &'a [&'a str],
     name: &'a str,
+}
+
+impl<'a> Run<'a> {
+    /// With everything as it is by default.
+    fn new(system: System, work: Work, name: &'a str) -> Self {
+        Self { system, work, ept: KvmEpt::On, options: "", parameters: &[], name }
+    }
 }
 
 /// Operations that are measured once more, in another way.
@@ -101,6 +118,7 @@ struct Variant {
     systems: &'static [System],
     ept: KvmEpt,
     options: &'static str,
+    parameters: &'static [&'static str],
     operations: &'static [&'static str],
 }
 
@@ -108,17 +126,19 @@ const VARIANTS: [Variant; 2] = [
     Variant {
         name: "ept-off",
         suffix: ", guest hypervisor with ept=0",
-        systems: &[System::Bare, System::L1hv],
+        systems: &System::ALL,
         ept: KvmEpt::Off,
         options: "",
+        parameters: &[],
         operations: &["CPUID", "MOV to CR3"],
     },
     Variant {
         name: "emulated",
         suffix: ", without VMCS shadowing",
-        systems: &[System::L1hv],
+        systems: &[System::L1hv, System::Kvm],
         ept: KvmEpt::On,
         options: "vmcs-shadowing=off",
+        parameters: &["enable_shadow_vmcs=0"],
         operations: &["CPUID", "first touch of a page, backed"],
     },
 ];
@@ -145,13 +165,13 @@ impl Bench<'_> {
     /// When the machine could not be started or did not do all its work.
     pub fn measure(&self, system: System) -> Result<Vec<Measurement>> {
         let name = system.to_string();
-        let transcript =
-            self.run(Run { system, work: system.work(), ept: KvmEpt::On, options: "", name: &name }, |_| ())?;
+        let transcript = self.run(Run::new(system, system.demo(), &name), |_| ())?;
         let mut measurements = measure::operations(&name, &measure::PAYLOAD, &transcript)?;
         measurements.extend(measure::boots(&name, &transcript)?);
         for variant in VARIANTS.iter().filter(|variant| variant.systems.contains(&system)) {
             let name = format!("{system}-{}", variant.name);
-            let run = Run { system, work: Work::Payload, ept: variant.ept, options: variant.options, name: &name };
+            let Variant { ept, options, parameters, .. } = *variant;
+            let run = Run { ept, options, parameters, ..Run::new(system, system.payload(), &name) };
             let operations = measure::operations(&system.to_string(), &measure::PAYLOAD, &self.run(run, |_| ())?)?;
             let wanted = operations.into_iter().filter(|measured| variant.operations.contains(&&*measured.operation));
             measurements.extend(wanted.map(|measured| measured.renamed(variant.suffix)));
@@ -170,7 +190,7 @@ impl Bench<'_> {
             }
             System::Kvm => {
                 let kernel = self.provisioned.kernel(self.series)?;
-                let plan = Plan { kernel, work: Work::Minimal, ept: KvmEpt::On };
+                let plan = Plan { kernel, work: Work::Minimal, ept: KvmEpt::On, parameters: &[] };
                 plan.prepare(self.layout, self.provisioned, self.programs, Emulator::Bochs, DEFAULT_IPS)?
                     .on_bare_machine()
             }
@@ -190,18 +210,19 @@ impl Bench<'_> {
         ept: KvmEpt,
         see: impl FnMut(&str),
     ) -> Result<Transcript> {
-        self.run(Run { system: System::L1hv, work: Work::Payload, ept, options, name }, see)
+        self.run(Run { ept, options, ..Run::new(System::L1hv, Work::Payload, name) }, see)
     }
 
     fn run(&self, run: Run<'_>, see: impl FnMut(&str)) -> Result<Transcript> {
         let system = run.system;
-        let plan = Plan { kernel: self.provisioned.kernel(self.series)?, work: run.work, ept: run.ept };
+        let Run { work, ept, parameters, .. } = run;
+        let plan = Plan { kernel: self.provisioned.kernel(self.series)?, work, ept, parameters };
         let guest = plan.prepare(self.layout, self.provisioned, self.programs, Emulator::Bochs, DEFAULT_IPS)?;
         let boot = match system {
             System::L1hv => guest.under(Module::with_args(build::l1hv(self.layout, self.progress)?, run.options)),
             System::Bare | System::Kvm => guest.on_bare_machine(),
         };
-        let parts: &[&str] = if run.work == Work::Payload { &["payload"] } else { &["payload", "linux"] };
+        let parts: &[&str] = if run.work == system.payload() { &["payload"] } else { &["payload", "linux"] };
         self.boot(run.name, boot, system.console_prefix(), parts, see)
     }
 

@@ -99,7 +99,8 @@ struct Demo<'a> {
 impl Demo<'_> {
     fn run(&self, ept: KvmEpt) -> Result<Run> {
         let emulator = self.settings.emulator;
-        let plan = Plan { kernel: self.provisioned.kernel(&self.settings.series)?, work: Work::Demo, ept };
+        let plan =
+            Plan { kernel: self.provisioned.kernel(&self.settings.series)?, work: Work::Demo, ept, parameters: &[] };
         let guest = plan.prepare(self.layout, self.provisioned, self.programs, emulator, DEFAULT_IPS)?;
         let boot = match &self.host {
             Some(host) => guest.under(host.clone()),

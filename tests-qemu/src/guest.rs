@@ -54,6 +54,8 @@ pub enum Work {
     /// Boots a guest hypervisor of the same kernel, which does what [`Work::Demo`] says: KVM is then the
     /// nesting hypervisor.
     Nest,
+    /// The same with [`Work::Payload`].
+    NestPayload,
     /// Runs the minimal guest hypervisor with its nested guest: KVM is the nesting hypervisor.
     Minimal,
 }
@@ -66,12 +68,22 @@ impl Work {
             Self::Linux => "linux",
             Self::Demo => "demo",
             Self::Nest => "nest",
+            Self::NestPayload => "nest-payload",
             Self::Minimal => "minimal",
         }
     }
 
     fn nests_linux(self) -> bool {
-        matches!(self, Self::Linux | Self::Demo | Self::Nest)
+        matches!(self, Self::Linux | Self::Demo) || self.of_nested_hypervisor().is_some()
+    }
+
+    /// What the nested Linux does if it is a guest hypervisor itself.
+    fn of_nested_hypervisor(self) -> Option<Self> {
+        match self {
+            Self::Nest => Some(Self::Demo),
+            Self::NestPayload => Some(Self::Payload),
+            Self::BootOnly | Self::Payload | Self::Linux | Self::Demo | Self::Minimal => None,
+        }
     }
 }
 
@@ -121,8 +133,10 @@ pub struct Plan<'a> {
     pub kernel: &'a Kernel,
     /// What it does.
     pub work: Work,
-    /// With or without EPT.
+    /// With or without EPT. Where KVM is the nesting hypervisor, it has EPT itself, and this is the guest hypervisor's.
     pub ept: KvmEpt,
+    /// Other parameters of kvm-intel, `NAME=VALUE`.
+    pub parameters: &'a [&'a str],
 }
 
 impl Plan<'_> {
@@ -139,8 +153,11 @@ impl Plan<'_> {
         fs::create_dir_all(&dir)?;
         let initrd = dir.join(format!("{}-{}", self.kernel.series, self.work.name()));
         write_atomically(&initrd, &self.file_system(provisioned, programs)?)?;
-        let args =
-            format!("{} quiet l1hv.run={} l1hv.{}", linux::default_args(emulator, ips), self.work.name(), self.ept);
+        let ept = if self.work.of_nested_hypervisor().is_some() { KvmEpt::On } else { self.ept };
+        let mut args = format!("{} quiet l1hv.run={} l1hv.{ept}", linux::default_args(emulator, ips), self.work.name());
+        for parameter in self.parameters {
+            args += &format!(" l1hv.kvm={parameter}");
+        }
         Ok(GuestHypervisor { kernel: Module::with_args(&self.kernel.image, args), initrd })
     }
 
@@ -168,11 +185,11 @@ impl Plan<'_> {
     }
 
     fn nested(&self, provisioned: &Provisioned, programs: &GuestPrograms) -> Result<NestedLinux> {
-        if self.work != Work::Nest {
+        let Some(work) = self.work.of_nested_hypervisor() else {
             let initrd = base(&provisioned.busybox, NESTED_INIT)?.finish();
             return Ok(NestedLinux { initrd, arguments: NESTED_ARGUMENTS.to_owned(), memory_mib: NESTED_MEMORY_MIB });
-        }
-        let inner = Plan { work: Work::Demo, ..*self };
+        };
+        let inner = Plan { work, parameters: &[], ..*self };
         Ok(NestedLinux {
             initrd: inner.file_system(provisioned, programs)?,
             arguments: format!("{NESTED_ARGUMENTS} l1hv.run={} l1hv.{} l1hv.end=reset", inner.work.name(), self.ept),

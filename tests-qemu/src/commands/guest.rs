@@ -55,6 +55,7 @@ enum WorkChoice {
     Linux,
     Demo,
     Nest,
+    NestPayload,
     Minimal,
 }
 
@@ -66,6 +67,7 @@ impl From<WorkChoice> for Work {
             WorkChoice::Linux => Self::Linux,
             WorkChoice::Demo => Self::Demo,
             WorkChoice::Nest => Self::Nest,
+            WorkChoice::NestPayload => Self::NestPayload,
             WorkChoice::Minimal => Self::Minimal,
         }
     }
@@ -80,6 +82,7 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
         kernel: provisioned.kernel(&args.series)?,
         work: args.work.into(),
         ept: if args.no_ept { KvmEpt::Off } else { KvmEpt::On },
+        parameters: &[],
     };
     let mut guest = plan.prepare(layout, &provisioned, &programs, emulator, args.ips)?;
     guest.kernel.args = format!("{} {}", guest.kernel.args, args.append);

@@ -1,7 +1,8 @@
 //! With the argument `minimal`, the image is the smallest guest hypervisor there is: it reads the exit reason, moves RIP over the instruction
-//! and resumes. What an exit of its nested guest costs is the nesting alone.
+//! and resumes. What an exit of its nested guest costs is the nesting alone. A second nested guest halts, and is woken by an interrupt.
 
 use core::arch::{asm, naked_asm};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use shadow::controls::{EntryControls, ExitControls, Pin, Primary, Secondary};
 use shadow::exit::ExitReason;
@@ -10,8 +11,8 @@ use shadow::fields::*;
 use crate::cpu::{cr4, set_cr4, vmxon};
 use crate::fault::Outcome;
 use crate::mark;
-use crate::memory::{MSR_BITMAPS, STACKS, VMXON};
-use crate::output::{power_off, print};
+use crate::memory::{CODE, GUEST_IDT, MSR_BITMAPS, STACKS, VMXON};
+use crate::output::{abandon, power_off, print};
 use crate::vm::{CR4, Vm, prepare_host, revision};
 
 #[path = "../../minimal.rs"]
@@ -33,10 +34,30 @@ pub fn enter_vmx_operation() -> Outcome {
     outcome
 }
 
-/// Runs the nested guest, which does each operation so many times, with a mark before each.
+/// Nested guests, each with the handler of its exits.
+const GUESTS: [(extern "C" fn() -> !, extern "C" fn()); 2] =
+    [(nested_guest, exit_handler), (halting_guest, waking_exit_handler)];
+
+/// Nested guests that have begun.
+static BEGUN: AtomicUsize = AtomicUsize::new(0);
+
+/// Interrupts that the nested guest has taken.
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
+
+/// The interrupt that ends a HLT.
+const WAKE_VECTOR: u8 = 0x20;
+
+/// Runs the nested guests, which do each operation so many times, with a mark before each.
 pub fn run() -> ! {
     print(format_args!("{WORD}: VMXON: {}", enter_vmx_operation()));
-    let mut vm = Vm::new(nested_guest as *const () as u64);
+    GUEST_IDT.set_gate(WAKE_VECTOR.into(), interrupt_handler as *const () as u64, CODE);
+    run_next()
+}
+
+/// Begins the next nested guest; after the last one the machine's work is done.
+extern "C" fn run_next() -> ! {
+    let Some((guest, handler)) = GUESTS.get(BEGUN.fetch_add(1, Ordering::Relaxed)) else { end() };
+    let mut vm = Vm::new(*guest as *const () as u64);
     MSR_BITMAPS.fill(u64::MAX);
     vm.clear(PIN_CONTROLS, Pin::ACTIVATE_PREEMPTION_TIMER.bits());
     vm.or(PIN_CONTROLS, (Pin::NMI_EXITING | Pin::VIRTUAL_NMIS).bits());
@@ -46,11 +67,11 @@ pub fn run() -> ! {
     let exit = ExitControls::SAVE_DEBUG_CONTROLS | ExitControls::SAVE_PAT | ExitControls::LOAD_PAT;
     vm.or(EXIT_CONTROLS, exit.bits());
     vm.or(PRIMARY_CONTROLS, (Primary::HLT_EXITING | Primary::UNCONDITIONAL_IO_EXITING).bits());
-    vm.set(HOST_RIP, exit_handler as *const () as u64).set(HOST_RSP, STACKS.address() + 0x1000);
-    // SAFETY: what comes back of the nested guest goes to `exit_handler`, with a stack of its own, and ends in `end`.
+    vm.set(HOST_RIP, *handler as *const () as u64).set(HOST_RSP, STACKS.address() + 0x1000);
+    // SAFETY: what comes back of the nested guest goes to its handler, with a stack of its own, and ends in `run_next`.
     unsafe { asm!("vmlaunch") };
     print(format_args!("C-PANIC VM entry failed with error {}", vm.get(VM_INSTRUCTION_ERROR)));
-    power_off()
+    abandon()
 }
 
 /// All that this hypervisor does about an exit. INVD is the nested guest's last word.
@@ -61,7 +82,7 @@ extern "C" fn exit_handler() {
         "mov eax, {reason}",
         "vmread rcx, rax",
         "cmp ecx, {invd}",
-        "je {end}",
+        "je {next}",
         "mov eax, {length}",
         "vmread rcx, rax",
         "mov eax, {rip}",
@@ -70,22 +91,68 @@ extern "C" fn exit_handler() {
         "vmwrite rax, rdx",
         "pop rdx; pop rcx; pop rax",
         "vmresume",
-        "jmp {end}",
+        "jmp {failed}",
         reason = const EXIT_REASON.id().encoding().0,
         length = const EXIT_INSTRUCTION_LENGTH.id().encoding().0,
         rip = const GUEST_RIP.id().encoding().0,
         invd = const ExitReason::INVD.0,
-        end = sym end,
+        next = sym run_next,
+        failed = sym entry_failed,
     )
 }
 
-extern "C" fn end() -> ! {
+/// The same for a nested guest that sleeps in HLT: the next VM entry delivers an interrupt. STI still blocks it at a HLT that follows,
+/// and an interrupt can only be injected where nothing blocks it (SDM 26.3.1.5, "Checks on Guest Non-Register State").
+#[unsafe(naked)]
+extern "C" fn waking_exit_handler() {
+    naked_asm!(
+        "push rax; push rcx",
+        "mov eax, {interruptibility}",
+        "xor ecx, ecx",
+        "vmwrite rax, rcx",
+        "mov eax, {event}",
+        "mov ecx, {wake}",
+        "vmwrite rax, rcx",
+        "pop rcx; pop rax",
+        "jmp {handler}",
+        interruptibility = const GUEST_INTERRUPTIBILITY.id().encoding().0,
+        event = const ENTRY_INTERRUPTION_INFO.id().encoding().0,
+        wake = const 1_u32 << 31 | WAKE_VECTOR as u32,
+        handler = sym exit_handler,
+    )
+}
+
+extern "C" fn entry_failed() -> ! {
+    print(format_args!("C-PANIC VM entry failed"));
+    abandon()
+}
+
+fn end() -> ! {
+    let taken = TAKEN.load(Ordering::Relaxed);
+    if taken != REPEATS {
+        print(format_args!("C-PANIC {taken} interrupts of {REPEATS} were taken"));
+        abandon()
+    }
     print(format_args!("{WORD}: done"));
     power_off()
 }
 
+/// The nested guest's handler of [`WAKE_VECTOR`].
+#[unsafe(naked)]
+extern "C" fn interrupt_handler() {
+    naked_asm!("inc qword ptr [rip + {taken}]", "iretq", taken = sym TAKEN)
+}
+
+extern "C" fn halting_guest() -> ! {
+    // SAFETY: this guest's only interrupt goes to `interrupt_handler`, which changes what it counts in.
+    unsafe {
+        counted(7, |_| asm!("sti", "hlt", "cli"));
+        asm!("invd", options(noreturn))
+    }
+}
+
 extern "C" fn nested_guest() -> ! {
-    const { assert!(OPERATIONS.len() == 7) };
+    const { assert!(OPERATIONS.len() == 8) };
     // SAFETY: the instructions exit, and none changes anything of this guest's but the named registers.
     unsafe {
         counted(

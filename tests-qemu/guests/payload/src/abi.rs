@@ -45,6 +45,21 @@ pub const FRESH_BASE: u64 = 0x0800_0000;
 /// Pages for the second measure of these, likewise.
 pub const COUNTED_FRESH_BASE: u64 = 0x0a00_0000;
 
+/// How long the payload sleeps, in ticks of the APIC timer: longer than KVM polls for a wake-up (`halt_poll_ns`), so that it sleeps too.
+pub const SLEEP_TICKS: u32 = 1_000_000;
+
+/// What the payload does; its number is in RDI at the entry point.
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part(pub u64);
+
+impl Part {
+    /// All operations but the last, on a machine without interrupt hardware.
+    pub const EXITS: Self = Self(0);
+    /// The last operation, on a machine with a local APIC.
+    pub const SLEEP: Self = Self(1);
+}
+
 /// Name of the emulator's marks around operation 0; the last character counts up.
 pub const COUNT_MARK: &[u8; 11] = b"payload-opA";
 
@@ -61,14 +76,17 @@ pub struct Sample {
     pub operation: u32,
     /// Answers that were right, of [`REPEATS`].
     pub right: u32,
-    /// TSC ticks of the middle one.
+    /// TSC ticks of the middle one, without those that the payload itself wanted to sleep.
     pub median: u64,
     /// TSC ticks of the quickest one.
     pub minimum: u64,
 }
 
 /// Names of the operations, in the order in which the payload does them.
-pub const OPERATIONS: [&str; 13] = [
+///
+/// The last of them is that of [`Part::SLEEP`]: the payload arms the one-shot timer of its local APIC, enables interrupts and halts; the
+/// VMM's thread sleeps in KVM until the timer wakes it; the payload's handler ends the interrupt and returns.
+pub const OPERATIONS: [&str; 14] = [
     "CPUID",
     "VMCALL",
     "RDMSR",
@@ -82,4 +100,5 @@ pub const OPERATIONS: [&str; 13] = [
     "OUT to an eventfd in the kernel",
     "MOV to CR3",
     "storm: CPUID, VMCALL, RDMSR, WRMSR, OUT",
+    "HLT and wake by interrupt",
 ];

@@ -1,8 +1,8 @@
 //! A bare-metal nested guest: does each operation that exits [`abi::REPEATS`] times, checks every answer
 //! and counts TSC ticks.
 //!
-//! The VMM enters `_start` in 64-bit mode with an identity map and a stack. There is no IDT: a fault ends
-//! the virtual machine, and the VMM says so.
+//! The VMM enters `_start` in 64-bit mode with an identity map and a stack. There is no
+//! handler of faults: one ends the virtual machine, and the VMM says so.
 
 #![no_std]
 #![no_main]
@@ -12,14 +12,17 @@ mod abi;
 mod instructions;
 #[path = "../../mark.rs"]
 mod mark;
+mod sleep;
 
 use core::panic::PanicInfo;
 
 use abi::{
     COUNT_MARK, COUNTED_FRESH_BASE, COUNTED_TOUCH_BASE, CPUID_LEAF, CPUID_SUBLEAVES, EVENT_PORT, EXIT_PORT, FRESH_BASE,
-    MMIO_ANSWER, MMIO_STORE, OPERATIONS, PIO_PORT, REPEATS, SAMPLES_PORT, Sample, TOUCH_BASE, TOUCH_STRIDE, answer,
+    MMIO_ANSWER, MMIO_STORE, OPERATIONS, PIO_PORT, Part, REPEATS, SAMPLES_PORT, SLEEP_TICKS, Sample, TOUCH_BASE,
+    TOUCH_STRIDE, answer,
 };
 use instructions::{count, cpuid, halt, inl, load, outl, rdmsr, rdtsc, reload_cr3, store, vmcall, wrmsr};
+use sleep::Idt;
 
 /// IA32_MCG_STATUS: KVM intercepts it and keeps what is written.
 const INTERCEPTED_MSR: u32 = 0x17a;
@@ -30,7 +33,17 @@ const HYPERCALL_REPLY: u64 = -1000_i64 as u64;
 
 /// Entry point.
 #[unsafe(no_mangle)]
-pub extern "C" fn _start() -> ! {
+pub extern "C" fn _start(part: Part) -> ! {
+    const { assert!(OPERATIONS.len() == 14) };
+    match part {
+        Part::EXITS => exits(),
+        Part::SLEEP => sleeps(),
+        Part(_) => report(&[]),
+    }
+}
+
+/// [`Part::EXITS`].
+fn exits() -> ! {
     let samples = [
         sample(0, |n| timed(|| cpuid(CPUID_LEAF, n % CPUID_SUBLEAVES) == answer(n % CPUID_SUBLEAVES))),
         sample(1, |n| timed(|| vmcall(HYPERCALL, u64::from(n)) == HYPERCALL_REPLY)),
@@ -64,7 +77,6 @@ pub extern "C" fn _start() -> ! {
         sample(11, |_| (timed(reload_cr3).0, true)),
         sample(12, |n| timed(|| storm(n))),
     ];
-    const { assert!(OPERATIONS.len() == 13) };
     counted(0, |n| _ = cpuid(CPUID_LEAF, n % CPUID_SUBLEAVES));
     counted(1, |n| _ = vmcall(HYPERCALL, u64::from(n)));
     counted(2, |_| _ = rdmsr(INTERCEPTED_MSR));
@@ -78,7 +90,23 @@ pub extern "C" fn _start() -> ! {
     counted(10, |n| outl(EVENT_PORT, n));
     counted(11, |_| reload_cr3());
     counted(12, |n| _ = storm(n));
-    outl(SAMPLES_PORT, (&raw const samples).addr() as u32);
+    report(&samples)
+}
+
+/// [`Part::SLEEP`].
+fn sleeps() -> ! {
+    let idt = Idt::new();
+    sleep::prepare(&idt);
+    let samples = [sample(13, |n| {
+        let (ticks, ()) = timed(sleep::sleep);
+        (ticks.saturating_sub(SLEEP_TICKS.into()), sleep::interrupts_taken() == n + 1)
+    })];
+    counted(13, |_| sleep::sleep());
+    report(&samples)
+}
+
+fn report(samples: &[Sample]) -> ! {
+    outl(SAMPLES_PORT, samples.as_ptr().addr() as u32);
     outl(EXIT_PORT, samples.len() as u32);
     halt()
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2, kvm_regs};
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_regs};
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VcpuExit};
 use serde_json::json;
 use vm_memory::{Bytes, GuestAddress};
@@ -18,7 +18,7 @@ mod abi;
 
 use abi::{
     COUNTED_TOUCH_BASE, CPUID_LEAF, CPUID_SUBLEAVES, EVENT_PORT, EXIT_PORT, MMIO_ANSWER, MMIO_STORE, OPERATIONS,
-    PIO_PORT, REPEATS, SAMPLES_PORT, Sample, TOUCH_BASE, TOUCH_STRIDE, answer,
+    PIO_PORT, Part, REPEATS, SAMPLES_PORT, Sample, TOUCH_BASE, TOUCH_STRIDE, answer,
 };
 
 const MEMORY: u64 = 192 << 20;
@@ -38,8 +38,15 @@ const ADDRESS_BITS: u32 = 48 << 8 | 36;
 /// Runs the payload in `file`; fails unless each answer was right.
 pub fn run(file: &Path) -> Result<()> {
     let image = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    report::mark("payload-begin");
+    let samples = [exits(&image)?, sleep(&image)?].concat();
+    report::mark("payload-end");
+    judge(&samples)
+}
+
+/// [`Part::EXITS`].
+fn exits(image: &[u8]) -> Result<Vec<Sample>> {
     let mut vm = Vm::new(MEMORY, Interrupts::Absent)?;
-    let rip = elf::load(&image, &vm.memory)?;
     for base in [TOUCH_BASE, COUNTED_TOUCH_BASE] {
         for n in 0..REPEATS as u32 {
             let page = GuestAddress(base + u64::from(n) * TOUCH_STRIDE);
@@ -50,14 +57,26 @@ pub fn run(file: &Path) -> Result<()> {
     let port = IoEventAddress::Pio(EVENT_PORT.into());
     vm.fd.register_ioevent(&event, &port, NoDatamatch).context("KVM_IOEVENTFD")?;
     vm.vcpu.set_cpuid2(&cpuid()?).context("KVM_SET_CPUID2")?;
-    vm.enter_long_mode(kvm_regs { rip, rsp: STACK_TOP, ..Default::default() })?;
-    report::mark("payload-begin");
-    let samples = serve(&mut vm)?;
-    report::mark("payload-end");
+    let samples = start(&mut vm, image, Part::EXITS)?;
     report::kvm_stats("payload");
     let events = event.read().context("eventfd")?;
     ensure!(events == EVENTS, "the eventfd was woken {events} times of {EVENTS}");
-    judge(&samples)
+    Ok(samples)
+}
+
+/// [`Part::SLEEP`].
+fn sleep(image: &[u8]) -> Result<Vec<Sample>> {
+    let mut vm = Vm::new(MEMORY, Interrupts::InKernel)?;
+    let cpuid = vm.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
+    vm.vcpu.set_cpuid2(&cpuid).context("KVM_SET_CPUID2")?;
+    start(&mut vm, image, Part::SLEEP)
+}
+
+/// Loads the payload and lets it do one part.
+fn start(vm: &mut Vm, image: &[u8], part: Part) -> Result<Vec<Sample>> {
+    let rip = elf::load(image, &vm.memory)?;
+    vm.enter_long_mode(kvm_regs { rip, rsp: STACK_TOP, rdi: part.0, ..Default::default() })?;
+    serve(vm)
 }
 
 /// The leaf that the payload asks for, then what a processor in 64-bit mode must have.
