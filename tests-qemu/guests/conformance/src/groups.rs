@@ -20,7 +20,9 @@ mod operands;
 mod outside;
 mod page_log;
 mod paging_modes;
+mod smp_init;
 mod smp_interrupts;
+mod smp_migration;
 mod smp_start;
 mod stepping;
 mod virtual_apic;
@@ -75,8 +77,12 @@ pub type GroupOfSeveral = (&'static str, fn(&mut Suite, &Processors));
 pub const WAY_IN_OF_OTHERS: &str = "smp-start";
 
 /// The groups for machines with several processors. Each but the first finds them in VMX operation with no work, and leaves them so.
-pub const OF_SEVERAL_PROCESSORS: &[GroupOfSeveral] =
-    &[(WAY_IN_OF_OTHERS, smp_start::run), ("smp-interrupts", smp_interrupts::run)];
+pub const OF_SEVERAL_PROCESSORS: &[GroupOfSeveral] = &[
+    (WAY_IN_OF_OTHERS, smp_start::run),
+    ("smp-interrupts", smp_interrupts::run),
+    ("smp-migration", smp_migration::run),
+    ("smp-init", smp_init::run),
+];
 
 /// Code for the nested guest: its address. It ends with VMCALL, an exit whatever the controls say.
 #[macro_export]

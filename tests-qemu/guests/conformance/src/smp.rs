@@ -47,6 +47,7 @@ pub type Work = fn(u64) -> u64;
 /// A processor's state, and its work.
 struct Slot {
     state: AtomicU32,
+    starts: AtomicU32,
     work: AtomicPtr<()>,
     argument: AtomicU64,
     result: AtomicU64,
@@ -63,6 +64,7 @@ const AT_WORK: u32 = 2;
 static SLOTS: [Slot; MAX] = [const {
     Slot {
         state: AtomicU32::new(DOWN),
+        starts: AtomicU32::new(0),
         work: AtomicPtr::new(core::ptr::null_mut()),
         argument: AtomicU64::new(0),
         result: AtomicU64::new(0),
@@ -90,7 +92,7 @@ impl Processors {
         COUNT.store(count, Relaxed);
         let processors = Self { count };
         for number in processors.others() {
-            start::prepare(number);
+            start::give_memory(number);
             processors.restart(number);
         }
         processors
@@ -142,18 +144,29 @@ impl Processors {
         results
     }
 
-    /// Sends INIT and SIPI to a processor, whatever it does, and waits until it is ready for work.
+    /// Sends INIT and SIPI to a processor outside VMX operation, and waits until it is ready for work.
     pub fn restart(&self, number: usize) {
-        SLOTS[number].state.store(DOWN, Release);
         apic::send(number, Message::Init);
         settle();
-        start::send_start_up(number);
-        self.wait_for_start(number);
+        self.start_stopped(number);
     }
 
-    /// Waits until a processor that a message has started is ready for work.
-    pub fn wait_for_start(&self, number: usize) {
+    /// Sends SIPI to a processor that waits for it, whatever its work was, and waits until it is ready for work.
+    pub fn start_stopped(&self, number: usize) {
+        start::aim_at(number);
+        SLOTS[number].state.store(DOWN, Release);
+        self.send_start_up(number);
         let _ = self.finish(number);
+    }
+
+    /// Sends a SIPI that names the trampoline.
+    pub fn send_start_up(&self, number: usize) {
+        apic::send(number, Message::StartUp(start::PAGE));
+    }
+
+    /// How often a processor has come from the trampoline.
+    pub fn starts(&self, number: usize) -> u32 {
+        SLOTS[number].starts.load(Acquire)
     }
 }
 
@@ -182,6 +195,7 @@ extern "C" fn processor_main() -> ! {
     apic::init();
     let number = taken::init();
     let slot = &SLOTS[number];
+    slot.starts.fetch_add(1, Release);
     loop {
         let wakes = TAKEN.by(number, WAKE);
         slot.state.store(IDLE, Release);

@@ -35,6 +35,13 @@ impl Vm {
         Self { registers: Registers::default(), launched: false, entry_point: code }
     }
 
+    /// In a VMCS that another processor has built and cleared, with this processor's host state.
+    pub fn moved_here(region: &Page, registers: Registers) -> Self {
+        let _ = cpu::vmptrld(region.address());
+        state::host();
+        Self { registers, launched: false, entry_point: 0 }
+    }
+
     /// Changes a field. One that does not exist stays so: VM entry shows what it makes of that.
     pub fn set<T: FieldValue>(&mut self, field: Field<T>, value: T) -> &mut Self {
         let _ = cpu::vmwrite(field.id().encoding().0.into(), value.into_word());
@@ -77,6 +84,12 @@ impl Vm {
     /// The VMCS is clear now: the next entry launches it.
     pub fn cleared(&mut self) -> &mut Self {
         self.launched = false;
+        self
+    }
+
+    /// The VMCS is launched: the next entry resumes it.
+    pub fn launched(&mut self) -> &mut Self {
+        self.launched = true;
         self
     }
 

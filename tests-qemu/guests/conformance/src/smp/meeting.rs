@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 
 use super::{count, wait_until};
 
-/// A point that every processor comes to once; for section `.shared`.
+/// A point that every processor comes to, once or time and again; for section `.shared`.
 pub struct Meeting(AtomicUsize);
 
 impl Meeting {
@@ -29,9 +29,10 @@ impl Meeting {
         self.0.load(Acquire) >= count()
     }
 
-    /// Arrives, and waits for the others.
+    /// Arrives, and waits for the others; may be repeated.
     pub fn join(&self) {
-        self.arrive();
-        assert!(wait_until(|| self.is_complete()), "a processor does not come to the meeting");
+        let others_of_round = self.0.fetch_add(1, AcqRel) / count() + 1;
+        let is_complete = || self.0.load(Acquire) >= others_of_round * count();
+        assert!(wait_until(is_complete), "a processor does not come to the meeting");
     }
 }

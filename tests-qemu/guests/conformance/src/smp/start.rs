@@ -1,13 +1,14 @@
 //! How the others start (SDM 10.4 "Multiple-Processor (MP) Initialization").
 
-use crate::apic::{self, Message};
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
 use crate::port::{inb, outw};
 
-use super::local;
+use super::{MAX, local};
 
-/// Where the trampoline is copied: memory below 1 MiB that firmware and loaders leave alone.
-const TRAMPOLINE: u64 = 0x8000;
-const PAGE: u64 = 0x1000;
+/// The page of the trampoline: memory below 1 MiB that firmware and loaders leave alone.
+pub const PAGE: u8 = 8;
+const TRAMPOLINE: usize = PAGE as usize * 0x1000;
 
 unsafe extern "C" {
     static trampoline: u8;
@@ -28,28 +29,26 @@ pub fn count() -> usize {
     if item(SIGNATURE) == u16::from_le_bytes(*b"QE") { usize::from(item(PROCESSORS)) } else { 1 }
 }
 
-/// Memory of its own for a processor that has not been started yet. Its page tables are those that the next start uses.
-pub fn prepare(number: usize) {
-    aim(local::copy_for(number));
+/// The page tables of each processor: below 4 GiB.
+static PAGE_TABLES: [AtomicU32; MAX] = [const { AtomicU32::new(0) }; MAX];
+
+/// Memory of its own for a processor that has not been started yet.
+pub fn give_memory(number: usize) {
+    PAGE_TABLES[number].store(local::copy_for(number) as u32, Relaxed);
 }
 
-/// Puts the trampoline where a SIPI can name it; page tables below 4 GiB.
-fn aim(pml4: u64) {
+/// Puts the trampoline where a SIPI can name it, for this processor.
+pub fn aim_at(number: usize) {
     let start = (&raw const trampoline).addr();
     let length = (&raw const trampoline_end).addr() - start;
     for offset in 0..length {
         // SAFETY: between the symbols, and in a page that is nobody's.
         unsafe {
             let byte = core::ptr::with_exposed_provenance::<u8>(start + offset).read();
-            core::ptr::with_exposed_provenance_mut::<u8>(TRAMPOLINE as usize + offset).write_volatile(byte);
+            core::ptr::with_exposed_provenance_mut::<u8>(TRAMPOLINE + offset).write_volatile(byte);
         }
     }
-    let cr3 = TRAMPOLINE as usize + (&raw const trampoline_cr3).addr() - start;
+    let cr3 = TRAMPOLINE + (&raw const trampoline_cr3).addr() - start;
     // SAFETY: as above.
-    unsafe { core::ptr::with_exposed_provenance_mut::<u32>(cr3).write_unaligned(pml4 as u32) };
-}
-
-/// The message that ends the wait for it.
-pub fn send_start_up(number: usize) {
-    apic::send(number, Message::StartUp((TRAMPOLINE / PAGE) as u8));
+    unsafe { core::ptr::with_exposed_provenance_mut::<u32>(cr3).write_unaligned(PAGE_TABLES[number].load(Relaxed)) };
 }

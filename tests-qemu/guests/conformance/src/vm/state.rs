@@ -73,7 +73,8 @@ fn addresses() {
     set(VMCS_LINK_POINTER, u64::MAX);
 }
 
-fn host() {
+/// The host state of this processor.
+pub fn host() {
     set(HOST_CR0, CR0);
     set(HOST_CR3, host_cr3());
     set(HOST_CR4, CR4);

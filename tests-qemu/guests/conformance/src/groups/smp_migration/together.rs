@@ -1,0 +1,148 @@
+//! One EPT12, one VPID12, one set of bitmaps, used by every processor at once. The first processor edits them; what the others may still see is
+//! what they have cached, until they invalidate it themselves (SDM 29.4.3.4 "Guidelines for Use of the INVEPT Instruction").
+
+use shadow::controls::Secondary;
+use shadow::exit::ExitReason;
+use shadow::fields::*;
+
+use crate::code;
+use crate::cpu::{invept, invvpid};
+use crate::groups::ept_random::Random;
+use crate::memory::{Page, Table};
+use crate::nested_paging::*;
+use crate::output::Suite;
+use crate::smp::{Meeting, Processors, number};
+use crate::vm::Vm;
+
+/// Edits of each kind.
+const ROUNDS: u64 = 1000;
+const VPID12: u16 = 7;
+
+#[unsafe(link_section = ".shared")]
+static MEETING: Meeting = Meeting::new();
+
+/// What the processors share: CR3 and EPTP, and the page that the last edit mapped or its bit.
+#[unsafe(link_section = ".shared")]
+static SHARED: Table<3> = Table::new();
+const CR3: usize = 0;
+const EPTP: usize = 1;
+const EDITED: usize = 2;
+
+#[unsafe(link_section = ".shared")]
+static BITMAP: Page = Page::new();
+
+/// All of them.
+pub fn run(suite: &mut Suite, processors: &Processors) {
+    let mut case = |name, work| {
+        MEETING.clear();
+        let _ = Vm::new(code!("nop"));
+        SHARED.set(CR3, guest_cr3());
+        SHARED.set(EPTP, eptp());
+        for page in 0..WINDOW_PAGES {
+            PAGES.set(page * 512 + 1, page as u64);
+        }
+        BITMAP.fill(0);
+        let wrong: u64 = processors.run_on_all(work, 0).iter().sum();
+        let accesses = ROUNDS * processors.count() as u64;
+        if wrong == 0 {
+            suite.case(name, format_args!("{accesses} right"));
+        } else {
+            suite.case(name, format_args!("wrong: {wrong} of {accesses}"));
+        }
+        reset_guest();
+    };
+    case("ept-page-moved", page_moved_in_ept);
+    case("guest-page-moved", page_moved_by_guest);
+    case("msr-bitmap", msr_bitmap);
+}
+
+/// Rounds: the first processor edits, all look before the edit is certain to be seen, and after.
+fn rounds(edit: impl Fn(&mut Random), mut look: impl FnMut(u64) -> u64) -> u64 {
+    let mut random = Random(1);
+    let mut wrong = 0;
+    for round in 0..ROUNDS {
+        MEETING.join();
+        if number() == 0 {
+            edit(&mut random);
+        }
+        MEETING.join();
+        wrong += look(round);
+    }
+    wrong
+}
+
+/// A nested guest in the first processor's address spaces, which reads the first page's number.
+fn reader() -> Vm {
+    let mut vm = Vm::new(code!("mov rcx, [rax + 8]"));
+    vm.set(GUEST_CR3, SHARED.get(CR3)).set(EPT_POINTER, SHARED.get(EPTP));
+    vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID.bits()).set(VPID, VPID12);
+    vm
+}
+
+/// What the nested guest reads.
+fn read(vm: &mut Vm) -> Option<u64> {
+    vm.rerun().is(ExitReason::VMCALL).then_some(vm.registers.rcx)
+}
+
+/// EPT12 maps the page elsewhere; each processor sees the new place at the latest after an INVEPT of its own.
+fn page_moved_in_ept(_: u64) -> u64 {
+    let mut vm = reader();
+    vm.registers.rax = WINDOW;
+    let mut old = None;
+    let edit = |random: &mut Random| {
+        let page = random.below(WINDOW_PAGES as u64);
+        WINDOW_PT.set(0, (PAGES.address() + page * 4096) | LEAF);
+        SHARED.set(EDITED, page);
+    };
+    rounds(edit, |round| {
+        let new = Some(SHARED.get(EDITED));
+        let before = read(&mut vm);
+        let is_allowed = before == new || before == old || old.is_none();
+        let _ = if round % 2 == 0 { invept(1, [SHARED.get(EPTP), 0]) } else { invept(2, [0; 2]) };
+        let is_right = is_allowed && read(&mut vm) == new;
+        old = new;
+        u64::from(!is_right)
+    })
+}
+
+/// The nested guest's page table maps the page elsewhere; each processor sees it at the latest after an INVVPID of its own, of any type.
+fn page_moved_by_guest(_: u64) -> u64 {
+    let mut vm = reader();
+    vm.registers.rax = LINEAR;
+    let mut old = None;
+    let edit = |random: &mut Random| {
+        const PRESENT_WRITE_USER: u64 = 7;
+        let page = random.below(WINDOW_PAGES as u64);
+        GUEST_PT.set(0, (WINDOW + page * 4096) | PRESENT_WRITE_USER);
+        SHARED.set(EDITED, page);
+    };
+    rounds(edit, |round| {
+        let new = Some(SHARED.get(EDITED));
+        let before = read(&mut vm);
+        let is_allowed = before == new || before == old || old.is_none();
+        let _ = invvpid(round % 4, [VPID12.into(), LINEAR]);
+        let is_right = is_allowed && read(&mut vm) == new;
+        old = new;
+        u64::from(!is_right)
+    })
+}
+
+/// An MSR's bit in the bitmap that all use: the next entry on every processor goes by it.
+fn msr_bitmap(_: u64) -> u64 {
+    /// IA32_SYSENTER_CS.
+    const MSR: u64 = 0x174;
+    let mut vm = Vm::new(code!("rdmsr"));
+    vm.set(MSR_BITMAP, BITMAP.address());
+    let edit = |random: &mut Random| {
+        let bit = random.below(2);
+        // Its neighbours' bits change too, and must not matter.
+        let noise = random.below(u64::MAX) & !(1 << (MSR % 64));
+        BITMAP.set((MSR / 64) as usize, noise | bit << (MSR % 64));
+        SHARED.set(EDITED, bit);
+    };
+    rounds(edit, |_| {
+        vm.registers.rcx = MSR;
+        let expected = if SHARED.get(EDITED) == 1 { ExitReason::RDMSR } else { ExitReason::VMCALL };
+        u64::from(!vm.rerun().is(expected))
+    })
+}
