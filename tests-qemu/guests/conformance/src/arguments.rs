@@ -31,9 +31,19 @@ pub fn command_line() -> &'static str {
     text.to_str().unwrap_or("")
 }
 
+/// What follows `name` in the word that begins with it.
+fn word(name: &str) -> Option<&'static str> {
+    command_line().split_ascii_whitespace().find_map(|word| word.strip_prefix(name))
+}
+
 /// The group that `only=GROUP` names: no other is printed.
 pub fn only() -> Option<&'static str> {
-    command_line().split_ascii_whitespace().find_map(|word| word.strip_prefix("only="))
+    word("only=")
+}
+
+/// The number in the word that begins with `name`.
+pub fn value(name: &str) -> Option<u64> {
+    word(name)?.parse().ok()
 }
 
 /// Memory below 3 GiB that the map reserves in pieces of 2 MiB: that of a host. Firmware reserves less and elsewhere.

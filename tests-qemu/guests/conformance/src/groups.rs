@@ -23,6 +23,7 @@ mod paging_modes;
 mod smp_init;
 mod smp_interrupts;
 mod smp_migration;
+mod smp_races;
 mod smp_start;
 mod stepping;
 mod virtual_apic;
@@ -82,6 +83,7 @@ pub const OF_SEVERAL_PROCESSORS: &[GroupOfSeveral] = &[
     ("smp-interrupts", smp_interrupts::run),
     ("smp-migration", smp_migration::run),
     ("smp-init", smp_init::run),
+    ("smp-races", smp_races::run),
 ];
 
 /// Code for the nested guest: its address. It ends with VMCALL, an exit whatever the controls say.

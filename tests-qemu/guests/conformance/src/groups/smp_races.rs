@@ -1,0 +1,126 @@
+//! Races: odd processors edit at random what even ones use to enter and exit. What an entry leads to is one of a few outcomes, whichever edit it
+//! met (SDM 25.11.4 "Software Access to Related Structures" allows for any time of access), and every processor comes back.
+//!
+//! ```text
+//!   arena     the memory that is edited            controls   bitmaps, MSR areas, VMCS regions
+//!   paging    EPT12, the nested guest's tables     apic       virtual-APIC pages, posted-interrupt descriptors
+//! ```
+//!
+//! `seed=NUMBER` makes other edits.
+
+mod apic;
+mod arena;
+mod controls;
+mod paging;
+
+use core::sync::atomic::AtomicUsize;
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+
+use crate::arguments;
+use crate::fault::{Outcome, take_interrupt};
+use crate::groups::ept_random::Random;
+use crate::output::Suite;
+use crate::smp::{Meeting, Processors, count, number};
+use crate::vm::{Verdict, Vm};
+
+/// Entries of each nested guest in each race.
+const ROUNDS: u64 = 3000;
+
+/// A race: who is on which side depends on the processor.
+struct Race {
+    name: &'static str,
+    /// The first processor's part before all others.
+    build: fn(),
+    /// Whether the processor has what this is about.
+    exists: fn() -> bool,
+    /// What the nested guest needs.
+    prepare: fn(&mut Vm),
+    /// One entry, or what else the race is about.
+    step: fn(&mut Vm, &mut Random) -> Verdict,
+    /// One edit, of what everybody uses or of what the user with this number has of its own.
+    edit: fn(&mut Random, usize),
+    /// The outcomes that may be, as [`outcome`] numbers them.
+    allowed: &'static [u64],
+}
+
+const RACES: &[&[Race]] = &[controls::RACES, paging::RACES, apic::RACES];
+
+/// An exit of the nested guest by VMCALL.
+const VMCALL: u64 = 18;
+/// An entry, or other VMX instruction, that fails with an error.
+const FAILS: u64 = 1 << 40;
+/// One that has no error to give.
+const FAILS_INVALID: u64 = 1 << 41;
+/// VMPTRLD and VMCLEAR succeed.
+const SUCCEEDS: u64 = 1 << 42;
+
+fn outcome(verdict: &Verdict) -> u64 {
+    match verdict {
+        Verdict::Exited(exit) => exit.reason,
+        Verdict::NotEntered(Outcome::FailValid(error)) => FAILS | error,
+        Verdict::NotEntered(Outcome::Success) => SUCCEEDS,
+        Verdict::NotEntered(_) => FAILS_INVALID,
+    }
+}
+
+#[unsafe(link_section = ".shared")]
+static MEETING: Meeting = Meeting::new();
+/// Users that are done.
+#[unsafe(link_section = ".shared")]
+static DONE: AtomicUsize = AtomicUsize::new(0);
+
+/// Processors that enter.
+fn users() -> usize {
+    count().div_ceil(2)
+}
+
+/// All of them.
+pub fn run(suite: &mut Suite, processors: &Processors) {
+    for (index, race) in RACES.iter().copied().flatten().enumerate() {
+        if !(race.exists)() {
+            continue;
+        }
+        (race.build)();
+        MEETING.clear();
+        DONE.store(0, Release);
+        let wrong = processors.run_on_all(take_part, index as u64);
+        if wrong.iter().all(|&wrong| wrong == 0) {
+            suite.case(race.name, format_args!("{} outcomes, all allowed", ROUNDS * users() as u64));
+        } else {
+            suite.case(race.name, format_args!("wrong: {wrong:x?}"));
+        }
+        arena::tidy_up();
+    }
+}
+
+/// Uses or edits; the first outcome that may not be, or 0.
+fn take_part(index: u64) -> u64 {
+    let Some(race) = RACES.iter().copied().flatten().nth(index as usize) else { return 0 };
+    let seed = arguments::value("seed=").unwrap_or(1);
+    let mut random = Random(seed.wrapping_mul(1000) + index * 100 + number() as u64);
+    if number() % 2 == 1 {
+        MEETING.join();
+        while DONE.load(Acquire) < users() {
+            (race.edit)(&mut random, number() / 2);
+        }
+        return 0;
+    }
+    let mut vm = Vm::new(crate::code!("nop"));
+    (race.prepare)(&mut vm);
+    MEETING.join();
+    let wrong = (0..ROUNDS).map(|_| outcome(&(race.step)(&mut vm, &mut random))).find(|it| !race.allowed.contains(it));
+    DONE.fetch_add(1, AcqRel);
+    // Editors that send interrupts stop before the last one is taken.
+    while DONE.load(Acquire) < users() {
+        let _ = take_interrupt();
+    }
+    crate::smp::settle();
+    let _ = take_interrupt();
+    wrong.unwrap_or(0)
+}
+
+/// Enters where a program begins, with its registers.
+fn enter(vm: &mut Vm, code: u64) -> Verdict {
+    vm.set_entry_point(code);
+    vm.rerun()
+}
