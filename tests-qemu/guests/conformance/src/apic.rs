@@ -9,6 +9,7 @@ const ID: u64 = 0x20;
 const APIC: u64 = 0xfee0_0000;
 const EOI: u64 = 0xb0;
 const SPURIOUS: u64 = 0xf0;
+const LVT_TIMER: u64 = 0x320;
 const ICR: u64 = 0x300;
 const ICR_HIGH: u64 = 0x310;
 
@@ -75,6 +76,18 @@ pub fn interrupt_self(vector: u8) {
 /// Sends an INIT to this processor.
 pub fn init_self() {
     send(id(), Message::Init);
+}
+
+/// Lets IA32_TSC_DEADLINE arm the timer, which sends this vector.
+pub fn enable_deadline_timer(vector: u8) {
+    const TSC_DEADLINE: u32 = 2 << 17;
+    write(LVT_TIMER, TSC_DEADLINE | u32::from(vector));
+}
+
+/// Masks the timer, which disarms it.
+pub fn disable_timer() {
+    const MASKED: u32 = 1 << 16;
+    write(LVT_TIMER, MASKED);
 }
 
 /// Ends the interrupt in service.

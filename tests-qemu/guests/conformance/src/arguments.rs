@@ -31,9 +31,14 @@ pub fn command_line() -> &'static str {
     text.to_str().unwrap_or("")
 }
 
+/// Its words.
+pub fn words() -> impl Iterator<Item = &'static str> {
+    command_line().split_ascii_whitespace()
+}
+
 /// What follows `name` in the word that begins with it.
 fn word(name: &str) -> Option<&'static str> {
-    command_line().split_ascii_whitespace().find_map(|word| word.strip_prefix(name))
+    words().find_map(|word| word.strip_prefix(name))
 }
 
 /// The group that `only=GROUP` names: no other is printed.

@@ -25,6 +25,7 @@ mod smp_interrupts;
 mod smp_migration;
 mod smp_races;
 mod smp_start;
+mod smp_time;
 mod stepping;
 mod virtual_apic;
 mod vmcs_shadowing;
@@ -37,6 +38,8 @@ use shadow::fields::FieldValue;
 use crate::output::Suite;
 use crate::smp::Processors;
 use crate::vm::{Verdict, Vm};
+
+pub use ept_random::Random;
 
 /// A group of cases and its name.
 pub type Group = (&'static str, fn(&mut Suite));
@@ -84,6 +87,7 @@ pub const OF_SEVERAL_PROCESSORS: &[GroupOfSeveral] = &[
     ("smp-migration", smp_migration::run),
     ("smp-init", smp_init::run),
     ("smp-races", smp_races::run),
+    ("smp-time", smp_time::run),
 ];
 
 /// Code for the nested guest: its address. It ends with VMCALL, an exit whatever the controls say.

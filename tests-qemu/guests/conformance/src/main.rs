@@ -38,6 +38,7 @@ mod output;
 mod permissions;
 #[path = "../../port.rs"]
 mod port;
+mod scribble;
 mod smp;
 mod vm;
 
@@ -56,10 +57,13 @@ extern "C" fn conformance_main(loader_information: u32) -> ! {
     let only = arguments::only();
     memory::init();
     apic::init();
-    match arguments::command_line() {
-        minimal::WORD => minimal::run(),
-        abort::WORD => abort::run(),
-        _ => (),
+    for word in arguments::words() {
+        match word {
+            minimal::WORD => minimal::run(),
+            abort::WORD => abort::run(),
+            scribble::WORD => scribble::run(&Processors::start()),
+            _ => (),
+        }
     }
     let processors = Processors::start();
     let is_alone = processors.count() == 1;

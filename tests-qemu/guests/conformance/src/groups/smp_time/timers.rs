@@ -1,0 +1,164 @@
+//! The TSC-deadline timer of each processor's local APIC, and the preemption timer of each nested guest, all at once.
+
+use core::arch::asm;
+
+use shadow::controls::{ExitControls, Pin};
+use shadow::exit::ExitReason;
+use shadow::fields::*;
+
+use super::{IA32_TSC_ADJUST, tsc};
+use crate::apic;
+use crate::code;
+use crate::cpu::{invept, rdmsr, wrmsr};
+use crate::fault::take_interrupt;
+use crate::output::Suite;
+use crate::smp::{Meeting, Processors, TAKEN, number};
+use crate::vm::Vm;
+
+const IA32_TSC_DEADLINE: u32 = 0x6e0;
+const IA32_VMX_MISC: u32 = 0x485;
+const VECTOR: u8 = 0x71;
+/// Interrupts or expiries of each processor in each case.
+const ROUNDS: u64 = 300;
+/// Ticks until a deadline: this and a bit more each time.
+const DISTANCE: u64 = 3000;
+/// No machine takes so many ticks longer than it should.
+const SLACK: u64 = 20_000_000;
+/// The preemption timer's value.
+const VALUE: u32 = 1000;
+
+#[unsafe(link_section = ".shared")]
+static READY: Meeting = Meeting::new();
+
+/// All of them.
+pub fn run(suite: &mut Suite, processors: &Processors) {
+    let cases: [(&str, fn(u64) -> u64); 7] = [
+        ("deadline-host", deadline_in_host),
+        ("deadline-host-own-tsc", deadline_with_own_tsc),
+        ("deadline-host-halted", deadline_in_halted_host),
+        ("deadline-nested", deadline_in_nested_guest),
+        ("preemption-timer", preemption_timer),
+        ("preemption-timer-saved", saved_preemption_timer),
+        ("preemption-timer-first-touches", preemption_timer_while_touching),
+    ];
+    for (name, work) in cases {
+        READY.clear();
+        let expired = processors.run_on_all(work, 0);
+        let expired = &expired[..processors.count()];
+        let verdict = if expired.iter().all(|&count| count == ROUNDS) { "" } else { "wrong: " };
+        suite.case(name, format_args!("{verdict}{expired:?}"));
+    }
+}
+
+/// The deadline of each round: not at the same time on all processors.
+fn deadline(round: u64) -> u64 {
+    tsc() + DISTANCE + (round * 37 + number() as u64 * 101) % 997
+}
+
+/// Arms the timer for each round, and counts those after which exactly one interrupt has come, and not too early.
+fn count_deadlines(mut wait: impl FnMut(u64)) -> u64 {
+    apic::enable_deadline_timer(VECTOR);
+    READY.join();
+    let mut right = 0;
+    for round in 0..ROUNDS {
+        let (taken, deadline) = (TAKEN.by(number(), VECTOR), deadline(round));
+        let _ = wrmsr(IA32_TSC_DEADLINE, deadline);
+        wait(deadline);
+        let is_late_enough = tsc() >= deadline;
+        let _ = take_interrupt();
+        let is_disarmed = rdmsr(IA32_TSC_DEADLINE) == Ok(0);
+        right += u64::from(is_late_enough && is_disarmed && TAKEN.by(number(), VECTOR) == taken + 1);
+    }
+    apic::disable_timer();
+    right
+}
+
+fn deadline_in_host(_: u64) -> u64 {
+    count_deadlines(|deadline| {
+        let taken = TAKEN.by(number(), VECTOR);
+        while TAKEN.by(number(), VECTOR) == taken && tsc() < deadline + SLACK {
+            let _ = take_interrupt();
+        }
+    })
+}
+
+/// Every processor's TSC has another value: deadlines are values of the processor's own.
+fn deadline_with_own_tsc(_: u64) -> u64 {
+    let _ = wrmsr(IA32_TSC_ADJUST, (number() as u64 + 1) << 40);
+    let right = deadline_in_host(0);
+    let _ = wrmsr(IA32_TSC_ADJUST, 0);
+    right
+}
+
+fn deadline_in_halted_host(_: u64) -> u64 {
+    count_deadlines(|_| {
+        let taken = TAKEN.by(number(), VECTOR);
+        while TAKEN.by(number(), VECTOR) == taken {
+            // SAFETY: interrupts are only counted; one that comes before HLT ends it.
+            unsafe { asm!("sti", "hlt", "cli") };
+        }
+    })
+}
+
+/// The interrupt is an exit, and still pending after it.
+fn deadline_in_nested_guest(_: u64) -> u64 {
+    let mut vm = Vm::new(code!("2: jmp 2b"));
+    vm.or(PIN_CONTROLS, Pin::EXTERNAL_INTERRUPT_EXITING.bits());
+    count_deadlines(|_| {
+        let _ = vm.run_again();
+    })
+}
+
+/// How many ticks one of the timer's is, as a shift (SDM A.6 "Miscellaneous Data").
+fn rate() -> u64 {
+    rdmsr(IA32_VMX_MISC).unwrap_or(0) & 0x1f
+}
+
+/// Runs the nested guest so often until its timer has expired: whether that was neither too early nor much too late.
+fn expires_in_time(vm: &mut Vm, mut other_exit: impl FnMut(&mut Vm) -> bool) -> bool {
+    vm.set(PREEMPTION_TIMER_VALUE, VALUE);
+    let before = tsc();
+    while !vm.run_again().is(ExitReason::PREEMPTION_TIMER) {
+        if !other_exit(vm) {
+            return false;
+        }
+    }
+    let ticks = tsc() - before;
+    // The timer's tick has begun when it starts.
+    ticks >= u64::from(VALUE - 1) << rate() && ticks <= (u64::from(VALUE) << rate()) + SLACK
+}
+
+fn preemption_timer(_: u64) -> u64 {
+    let mut vm = Vm::new(code!("2: jmp 2b"));
+    READY.join();
+    (0..ROUNDS).filter(|_| expires_in_time(&mut vm, |_| false)).count() as u64
+}
+
+/// Other exits save what is left, and the next entry goes on with it.
+fn saved_preemption_timer(_: u64) -> u64 {
+    let mut vm = Vm::new(code!("2: mov ecx, 50", "3: loop 3b", "cpuid", "jmp 2b"));
+    vm.or(EXIT_CONTROLS, ExitControls::SAVE_PREEMPTION_TIMER.bits());
+    READY.join();
+    let is_right = |_: &u64| {
+        let mut left = VALUE;
+        expires_in_time(&mut vm, |vm| {
+            vm.set(GUEST_RIP, vm.get(GUEST_RIP) + 2);
+            let is_less = vm.get(PREEMPTION_TIMER_VALUE) <= left;
+            left = vm.get(PREEMPTION_TIMER_VALUE);
+            is_less
+        })
+    };
+    (0..ROUNDS).filter(is_right).count() as u64
+}
+
+/// The nested guest reads one page of 2 MiB after the other of an EPT12 that nobody has walked since INVEPT: exits of the host's own must not
+/// start the timer again.
+fn preemption_timer_while_touching(_: u64) -> u64 {
+    let mut vm = Vm::new(code!("2: mov rdx, [rax]", "add rax, 0x200000", "and eax, 0x3fffffff", "jmp 2b"));
+    READY.join();
+    let is_right = |_: &u64| {
+        let _ = invept(2, [0; 2]);
+        expires_in_time(&mut vm, |_| false)
+    };
+    (0..ROUNDS).filter(is_right).count() as u64
+}
