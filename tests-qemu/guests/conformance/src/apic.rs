@@ -40,6 +40,11 @@ pub fn id() -> usize {
     (read(ID) >> 24) as usize
 }
 
+/// The high half of ICR for a message to this processor.
+pub fn own_destination() -> u64 {
+    (id() as u64) << 24
+}
+
 /// What a processor can be sent (SDM 12.6.1 "Interrupt Command Register (ICR)").
 #[derive(Clone, Copy)]
 pub enum Message {

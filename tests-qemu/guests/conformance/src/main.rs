@@ -16,7 +16,8 @@
 //!   smp       the other processors
 //! ```
 //!
-//! On a machine with several processors the groups that need them run, and no others unless `only=GROUP` names one.
+//! On a machine with several processors the groups that need them run, and no others unless `only=GROUP` names one. With `on=NUMBER` those
+//! that one processor runs do so on that one.
 
 #![no_std]
 #![no_main]
@@ -54,7 +55,6 @@ global_asm!(include_str!("boot.S"), options(att_syntax));
 #[unsafe(no_mangle)]
 extern "C" fn conformance_main(loader_information: u32) -> ! {
     arguments::init(loader_information);
-    let only = arguments::only();
     memory::init();
     apic::init();
     for word in arguments::words() {
@@ -66,22 +66,43 @@ extern "C" fn conformance_main(loader_information: u32) -> ! {
         }
     }
     let processors = Processors::start();
-    let is_alone = processors.count() == 1;
+    if let Some(number) = arguments::value("on=") {
+        processors.begin(number as usize, run_for_one, 0);
+        smp::halt()
+    }
+    let is_for_one = |only| groups::ALL.iter().any(|(name, _)| *name == only);
+    if processors.count() == 1 || arguments::only().is_some_and(is_for_one) {
+        run_for_one(0);
+    }
+    run_for_several(&processors)
+}
+
+/// The groups that one processor runs, on this processor.
+fn run_for_one(_: u64) -> u64 {
+    let only = arguments::only();
     let mut suite = Suite::new(Permissions::from_arguments(arguments::command_line()));
     for (name, run) in groups::ALL {
         suite.begin(name);
-        let wanted = only.map_or(is_alone, |only| only == *name);
+        let wanted = only.is_none_or(|only| only == *name);
         if wanted || *name == groups::WAY_IN {
             suite.print_cases(wanted);
             run(&mut suite);
         }
     }
+    suite.end()
+}
+
+/// The groups that need several processors. The first processor enters VMX operation here, the others in the first group.
+fn run_for_several(processors: &Processors) -> ! {
+    let only = arguments::only();
+    let mut suite = Suite::new(Permissions::from_arguments(arguments::command_line()));
+    let _ = smp::enter_vmx(0);
     for (name, run) in groups::OF_SEVERAL_PROCESSORS {
         suite.begin(name);
-        let wanted = !is_alone && only.is_none_or(|only| only == *name);
-        if wanted || !is_alone && *name == groups::WAY_IN_OF_OTHERS {
+        let wanted = only.is_none_or(|only| only == *name);
+        if wanted || *name == groups::WAY_IN_OF_OTHERS {
             suite.print_cases(wanted);
-            run(&mut suite, &processors);
+            run(&mut suite, processors);
         }
     }
     suite.end()

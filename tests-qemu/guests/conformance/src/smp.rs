@@ -188,6 +188,14 @@ pub fn settle() {
     }
 }
 
+/// Nothing more to do on this processor.
+pub fn halt() -> ! {
+    loop {
+        // SAFETY: nothing wakes it that it would have to answer.
+        unsafe { asm!("cli", "hlt") };
+    }
+}
+
 /// Where other processors come from the trampoline, on their own stack and page tables.
 #[unsafe(no_mangle)]
 extern "C" fn processor_main() -> ! {

@@ -16,7 +16,7 @@ use crate::code;
 use crate::cpu::{rdmsr, wrmsr};
 use crate::memory::Table;
 use crate::output::Suite;
-use crate::smp::{Processors, count, number, wait_until};
+use crate::smp::{Processors, Work, count, number, wait_until};
 use crate::vm::Vm;
 
 /// Moves of the token from one processor to the next, in each case.
@@ -84,7 +84,7 @@ fn go_round(case: u64) -> u64 {
         vm.or(SECONDARY_CONTROLS, Secondary::USE_TSC_SCALING.bits()).set(TSC_MULTIPLIER, multiplier);
     }
     let nested = |tsc: u64| {
-        let scaled = u128::from(tsc) * u128::from(multiplier.unwrap_or(1 << 48)) >> 48;
+        let scaled = (u128::from(tsc) * u128::from(multiplier.unwrap_or(1 << 48))) >> 48;
         (scaled as u64).wrapping_add(offset)
     };
     let mut right = 0;
@@ -113,7 +113,7 @@ fn tsc() -> u64 {
 /// A write of IA32_TSC or IA32_TSC_ADJUST changes the TSC of one processor, and of its nested guests.
 fn writes(suite: &mut Suite, processors: &Processors) {
     for number in processors.others() {
-        for (name, work) in [("tsc", write_tsc as fn(u64) -> u64), ("tsc-adjust", write_adjust)] {
+        for (name, work) in [("tsc", write_tsc as Work), ("tsc-adjust", write_adjust)] {
             let shifted =
                 [processors.run_on(number, work, SHIFT), nested_tsc(0), processors.run_on(number, nested_tsc, 0)];
             let shifted = shifted.map(|tsc| tsc >= SHIFT);

@@ -96,25 +96,23 @@ fn resumed(suite: &mut Suite) {
 
 fn sent_by_the_guest(suite: &mut Suite) {
     let codes: &[(&str, u64)] = &[
-        (
-            "nop",
-            code!("mov eax, 0xfee00300", "mov dword ptr [rax + 0x10], 0", "mov dword ptr [rax], 0x4500", "nop", "nop"),
-        ),
+        ("nop", code!("mov eax, 0xfee00300", "mov [rax + 0x10], edi", "mov dword ptr [rax], 0x4500", "nop", "nop")),
         (
             "mov-ss",
             code!(
                 "mov eax, 0xfee00300",
-                "mov dword ptr [rax + 0x10], 0",
+                "mov [rax + 0x10], edi",
                 "mov ecx, ss",
                 "mov ss, ecx",
                 "mov dword ptr [rax], 0x4500",
                 "nop"
             ),
         ),
-        ("hlt", code!("mov eax, 0xfee00300", "mov dword ptr [rax + 0x10], 0", "mov dword ptr [rax], 0x4500", "hlt")),
+        ("hlt", code!("mov eax, 0xfee00300", "mov [rax + 0x10], edi", "mov dword ptr [rax], 0x4500", "hlt")),
     ];
     for &(name, code) in codes {
         let mut vm = Vm::new(code);
+        vm.registers.rdi = apic::own_destination();
         suite.case(format_args!("guest-init-{name}"), Delivered(vm.run()));
         vm.set(GUEST_ACTIVITY_STATE, 0).set(GUEST_INTERRUPTIBILITY, 0);
         suite.case(format_args!("guest-init-{name}-then"), Delivered(vm.run()));

@@ -89,16 +89,9 @@ fn nmis(suite: &mut Suite) {
     let codes: &[(&str, u64)] = &[
         (
             "nop",
-            code!(
-                "mov eax, 0xfee00300",
-                "mov dword ptr [rax + 0x10], 0",
-                "mov dword ptr [rax], 0x4400",
-                "nop",
-                "nop",
-                "nop"
-            ),
+            code!("mov eax, 0xfee00300", "mov [rax + 0x10], edi", "mov dword ptr [rax], 0x4400", "nop", "nop", "nop"),
         ),
-        ("hlt", code!("mov eax, 0xfee00300", "mov dword ptr [rax + 0x10], 0", "mov dword ptr [rax], 0x4400", "hlt")),
+        ("hlt", code!("mov eax, 0xfee00300", "mov [rax + 0x10], edi", "mov dword ptr [rax], 0x4400", "hlt")),
     ];
     let ways: [(&str, Change); 3] = [
         ("delivered", |_| ()),
@@ -109,6 +102,7 @@ fn nmis(suite: &mut Suite) {
         for (way, change) in ways {
             for block in [0, 8] {
                 let mut vm = Vm::new(code);
+                vm.registers.rdi = apic::own_destination();
                 vm.set(GUEST_INTERRUPTIBILITY, block);
                 change(&mut vm);
                 let verdict = vm.run();

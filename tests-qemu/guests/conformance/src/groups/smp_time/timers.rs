@@ -12,7 +12,7 @@ use crate::code;
 use crate::cpu::{invept, rdmsr, wrmsr};
 use crate::fault::take_interrupt;
 use crate::output::Suite;
-use crate::smp::{Meeting, Processors, TAKEN, number};
+use crate::smp::{Meeting, Processors, TAKEN, Work, number};
 use crate::vm::Vm;
 
 const IA32_TSC_DEADLINE: u32 = 0x6e0;
@@ -32,7 +32,7 @@ static READY: Meeting = Meeting::new();
 
 /// All of them.
 pub fn run(suite: &mut Suite, processors: &Processors) {
-    let cases: [(&str, fn(u64) -> u64); 7] = [
+    let cases: [(&str, Work); 7] = [
         ("deadline-host", deadline_in_host),
         ("deadline-host-own-tsc", deadline_with_own_tsc),
         ("deadline-host-halted", deadline_in_halted_host),
