@@ -17,6 +17,8 @@ pub enum StopKind {
     NoVpid,
     /// The processor has no execute-disable, or the firmware switched it off.
     NoExecuteDisable,
+    /// A processor of the machine does not start, or is not like the others.
+    Processors,
     /// The boot loader's information is unusable.
     BadBootInfo,
     /// The boot loader passed no module.
@@ -46,7 +48,7 @@ pub const LINE_PREFIX: &str = "l1hv: stop: ";
 
 impl StopKind {
     /// All kinds.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::NoLongMode,
         Self::NoVmx,
         Self::VmxLocked,
@@ -54,6 +56,7 @@ impl StopKind {
         Self::NoUnrestrictedGuest,
         Self::NoVpid,
         Self::NoExecuteDisable,
+        Self::Processors,
         Self::BadBootInfo,
         Self::NoGuestImage,
         Self::BadImage,
@@ -74,6 +77,7 @@ impl StopKind {
             Self::NoUnrestrictedGuest => "no-unrestricted-guest",
             Self::NoVpid => "no-vpid",
             Self::NoExecuteDisable => "no-execute-disable",
+            Self::Processors => "processors",
             Self::BadBootInfo => "bad-boot-info",
             Self::NoGuestImage => "no-guest-image",
             Self::BadImage => "bad-image",

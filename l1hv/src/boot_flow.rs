@@ -1,5 +1,6 @@
 //! From the boot code's call to the guest's first instruction, step by step; each step that fails is a stop that says why.
 
+use boot::acpi::{self, Processors};
 use boot::cmdline::Options;
 use boot::guest::GuestEntry;
 use boot::machine::Unsupported;
@@ -11,9 +12,8 @@ use crate::arch::cpu;
 use crate::arch::gdt::{self, HostSegments};
 use crate::arch::phys::BootMemory;
 use crate::arch::takeover::{LoadGuestError, Takeover, TakeoverError, take_over};
-use crate::mem::{GuestRam, HostRegion, OutOfHostMemory, PhysAllocator};
-use crate::processors;
-use crate::run;
+use crate::mem::{GuestRam, HostRegion, HostTables, OutOfHostMemory};
+use crate::startup;
 use crate::stop::{StopReason, stop};
 
 /// Everything that the boot hands to the run loop.
@@ -25,14 +25,16 @@ pub struct HostSetup<'a> {
     pub host_region: HostRegion,
     /// The machine's memory, with the host's region reserved.
     pub memory_map: MemoryMap,
-    /// What of the host's region is free.
-    pub allocator: PhysAllocator,
     /// All memory that is not the host's.
     pub guest_ram: GuestRam,
     /// Selectors and bases for the host-state area.
     pub segments: HostSegments,
     /// How the guest begins.
     pub entry: GuestEntry,
+    /// The machine's processors, the boot processor first.
+    pub apic_ids: Processors,
+    /// The host's page tables.
+    pub tables: HostTables,
 }
 
 /// Boots: `magic` and `info` are what the loader left in EAX and EBX.
@@ -56,18 +58,20 @@ pub fn run(magic: u32, info: u32) -> ! {
         stop(StopReason::new(StopKind::NoGuestImage, message));
     }
     check_processor();
-    let mut machine = match take_over(&boot_info, options.host_memory_mib) {
+    let acpi_rsdp = acpi::find_rsdp(&BootMemory);
+    let apic_ids = startup::find_processors(acpi_rsdp);
+    let mut machine = match take_over(&boot_info, apic_ids.len(), options.host_memory_mib) {
         Ok(machine) => machine,
         Err(error) => stop_takeover(&error),
     };
     log::info!("host memory: {}..{}", machine.region.start, machine.region.end);
-    let acpi_rsdp = processors::keep_one(&machine.guest_ram);
     let entry = match machine.load_guest(&boot_info, acpi_rsdp) {
         Ok(entry) => entry,
         Err(error) => stop_load(&error),
     };
-    let Takeover { region: host_region, allocator, guest_ram, memory_map, .. } = machine;
-    run::launch(HostSetup { options, host_region, memory_map, allocator, guest_ram, segments, entry })
+    let Takeover { region: host_region, allocator, guest_ram, memory_map, tables, .. } = machine;
+    let setup = HostSetup { options, host_region, memory_map, guest_ram, segments, entry, apic_ids, tables };
+    startup::launch(setup, allocator)
 }
 
 fn read_options(line: &[u8]) -> Options<'_> {
@@ -81,7 +85,7 @@ fn read_options(line: &[u8]) -> Options<'_> {
 }
 
 /// Checks that the processor has what the host needs, and switches VMX on in IA32_FEATURE_CONTROL where the firmware left that open.
-fn check_processor() {
+pub fn check_processor() {
     let refuse = |why: Unsupported| -> ! { stop(StopReason::new(why.kind(), format_args!("{why}"))) };
     match cpu::vmx_support().check() {
         Ok(None) => {}

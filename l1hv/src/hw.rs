@@ -1,12 +1,12 @@
 //! The seams of `shadow` and `ept`, on the real machine.
 
-use ept::table::TableMemory;
 use ept::walk::GuestTables;
-use ept::{Entry, Gpa, Hpa};
+use ept::{Gpa, Hpa, PageSize};
 use shadow::hw::GuestMemory;
 
-use crate::mem::{GuestRam, HostPages, HostRegion, PAGE_BYTES};
-use crate::watch::Watches;
+use crate::ept01::Ept01;
+use crate::mem::{GuestRam, HostRegion, PAGE_BYTES};
+use crate::watch::{self, WatchedPages, Watches};
 
 /// The guest hypervisor's physical memory. EPT01 is an identity map with a hole, and behind the hole is one scratch page.
 #[derive(Debug)]
@@ -14,6 +14,7 @@ pub struct GuestPhysical {
     ram: GuestRam,
     hole: HostRegion,
     scratch: Hpa,
+    ept01: &'static Ept01,
     /// Pages that the host has merged as MSR bitmaps.
     pub watches: Watches,
     /// Those that it has merged as VMREAD bitmaps, and as VMWRITE bitmaps.
@@ -21,15 +22,27 @@ pub struct GuestPhysical {
 }
 
 impl GuestPhysical {
-    /// `scratch` is what the guest hypervisor finds wherever it looks into `hole`.
-    pub fn new(ram: GuestRam, hole: HostRegion, scratch: Hpa) -> Self {
-        Self { ram, hole, scratch, watches: Watches::default(), field_watches: Default::default() }
+    /// `scratch` is what the guest hypervisor finds wherever it looks into `hole`; `watched` is where the pages that this processor
+    /// merges are noted.
+    pub const fn new(
+        ram: GuestRam,
+        hole: HostRegion,
+        scratch: Hpa,
+        ept01: &'static Ept01,
+        [msr, vmread, vmwrite]: &'static [WatchedPages; WatchedPages::KINDS],
+    ) -> Self {
+        let field_watches = [Watches::new(vmread), Watches::new(vmwrite)];
+        Self { ram, hole, scratch, ept01, watches: Watches::new(msr), field_watches }
     }
 
-    /// The watched pages, whatever they are merged as.
-    pub fn all_watches(&self) -> [&Watches; 3] {
-        let [vmread, vmwrite] = &self.field_watches;
-        [&self.watches, vmread, vmwrite]
+    /// Lets everybody write to the page of an address again: somebody is about to. Nothing happens if it is not watched.
+    pub fn unwatch(&self, address: Gpa) {
+        if self.ept01.is_protected(address) {
+            let page = address.align_down(PageSize::Size4K);
+            let writer = self.ept01.writer();
+            watch::strike(page);
+            writer.permit_writes(page);
+        }
     }
 
     /// Whether an address is the host's.
@@ -45,8 +58,10 @@ impl GuestMemory for GuestPhysical {
 
     fn write(&self, to: Gpa, from: &[u8]) {
         self.ram.write(Hpa(to.0), from);
-        for watches in self.all_watches() {
-            watches.note_write(to, from.len());
+        // What the host writes does not meet EPT01.
+        let end = to.0.saturating_add(from.len() as u64);
+        for page in (to.align_down(PageSize::Size4K).0..end).step_by(PAGE_BYTES as usize) {
+            self.unwatch(Gpa(page));
         }
     }
 
@@ -87,87 +102,5 @@ impl GuestTables for Ept12Unflagged<'_> {
 
     fn set_flags(&mut self, _: Gpa, _: u64, _: u64) -> bool {
         false
-    }
-}
-
-/// The tables of EPT01 and EPT02: a pool of fixed size in the host's region.
-#[derive(Debug)]
-pub struct TablePool {
-    base: Hpa,
-    tables: &'static mut [[u64; 512]],
-    /// Tables from this one on were never handed out.
-    fresh: usize,
-    /// The first table of the list of those given back; its first word is the number of the next.
-    free: Option<usize>,
-    /// Tables handed out and not given back.
-    in_use: usize,
-    /// The most that there were of these.
-    most_in_use: usize,
-}
-
-const END_OF_LIST: u64 = u64::MAX;
-
-impl TablePool {
-    /// All of `pages` as tables.
-    pub fn new(pages: HostPages) -> Self {
-        Self { base: pages.phys(), tables: pages.into_tables(), fresh: 0, free: None, in_use: 0, most_in_use: 0 }
-    }
-
-    /// How many tables there are: the budget.
-    pub const fn budget(&self) -> usize {
-        self.tables.len()
-    }
-
-    /// How many are in use.
-    pub const fn in_use(&self) -> usize {
-        self.in_use
-    }
-
-    /// The most that were ever in use.
-    pub const fn most_in_use(&self) -> usize {
-        self.most_in_use
-    }
-
-    fn number(&self, table: Hpa) -> usize {
-        ((table.0 - self.base.0) / PAGE_BYTES) as usize
-    }
-}
-
-impl TableMemory for TablePool {
-    #[inline]
-    fn read(&self, table: Hpa, index: u64) -> Entry {
-        Entry(self.tables[self.number(table)][index as usize])
-    }
-
-    #[inline]
-    fn write(&mut self, table: Hpa, index: u64, entry: Entry) {
-        let number = self.number(table);
-        self.tables[number][index as usize] = entry.0;
-    }
-
-    fn allocate(&mut self) -> Option<Hpa> {
-        let number = match self.free {
-            Some(number) => {
-                let next = self.tables[number][0];
-                self.free = (next != END_OF_LIST).then_some(next as usize);
-                self.tables[number].fill(0);
-                number
-            }
-            None if self.fresh < self.tables.len() => {
-                self.fresh += 1;
-                self.fresh - 1
-            }
-            None => return None,
-        };
-        self.in_use += 1;
-        self.most_in_use = self.most_in_use.max(self.in_use);
-        Some(self.base + number as u64 * PAGE_BYTES)
-    }
-
-    fn free(&mut self, table: Hpa) {
-        let number = self.number(table);
-        self.in_use -= 1;
-        self.tables[number][0] = self.free.map_or(END_OF_LIST, |next| next as u64);
-        self.free = Some(number);
     }
 }

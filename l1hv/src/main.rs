@@ -15,18 +15,21 @@
 
 mod arch;
 mod boot_flow;
+mod ept01;
 mod exit;
 mod hw;
 mod log;
 mod mem;
 mod nested;
 mod panic;
-mod processors;
+mod processor;
 mod run;
 mod setup;
 mod shadow_fields;
+mod startup;
 mod stats;
 mod stop;
+mod tables;
 mod vcpu;
 mod vmcs_setup;
 mod watch;

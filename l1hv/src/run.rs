@@ -1,27 +1,23 @@
 //! The loop: enter, look at the exit, do what its handler says.
 
-use core::sync::atomic::Ordering;
-
-use shadow::event::{NMI_INTERRUPTION, inject_fault};
+use shadow::controls::Primary;
+use shadow::event::{BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, NMI_INTERRUPTION, inject_fault};
 use shadow::exit::{ExitReason, InterruptionInfo};
 use shadow::fields::*;
 use shadow::host_load::VmxAbort;
 use shadow::hw::VmcsAccess;
 use shadow::outcome::Fault;
 
-use crate::arch::idt::PENDING_NMI;
-use crate::arch::on_behalf::{run_guest, set_cr2};
-use crate::boot_flow::HostSetup;
+use crate::arch::cpu;
+use crate::arch::on_behalf::{NotEntered, run_guest, set_cr2};
 use crate::exit::{self, Action, short};
 use crate::nested;
-use crate::setup;
+use crate::processor::{self, Requests};
 use crate::stop::stop_internal;
 use crate::vcpu::{Level, Vcpu};
 
-/// Takes over from the boot and never comes back.
-pub fn launch(setup: HostSetup<'_>) -> ! {
-    let vcpu = setup::build(setup);
-    log::info!("the guest hypervisor starts");
+/// Runs a processor's guest, for ever.
+pub fn run(vcpu: &mut Vcpu) -> ! {
     loop {
         step(vcpu);
     }
@@ -30,9 +26,6 @@ pub fn launch(setup: HostSetup<'_>) -> ! {
 /// One entry and what its exit asks for.
 #[inline]
 fn step(vcpu: &mut Vcpu) {
-    if PENDING_NMI.load(Ordering::Relaxed) != 0 {
-        pass_on_nmi(vcpu);
-    }
     match vcpu.level {
         Level::GuestHypervisor => step_guest_hypervisor(vcpu),
         Level::Nested => step_nested_guest(vcpu),
@@ -43,8 +36,12 @@ fn step(vcpu: &mut Vcpu) {
 fn step_guest_hypervisor(vcpu: &mut Vcpu) {
     // Whose VMCS is current decides who runs.
     let _ = vcpu.vmcs.vmcs01();
-    let Ok(reason) = run_guest(&mut vcpu.registers, &mut vcpu.vmcs) else { return handle_vmfail(vcpu) };
-    vcpu.stats.exit(Level::GuestHypervisor, reason);
+    if let Err(why) = run_guest(&mut vcpu.registers, &vcpu.vmcs) {
+        return not_entered(vcpu, why);
+    }
+    vcpu.vmcs.note_entry_of_vmcs01();
+    let reason = ExitReason(vcpu.vmcs.current().read(EXIT_REASON));
+    vcpu.processor.stats.exit(Level::GuestHypervisor, reason);
     if reason == ExitReason::VMRESUME && nested::resume(vcpu) {
         return;
     }
@@ -69,8 +66,11 @@ fn step_guest_hypervisor(vcpu: &mut Vcpu) {
 #[inline(always)]
 fn step_nested_guest(vcpu: &mut Vcpu) {
     let _ = vcpu.vmcs.vmcs02();
-    let Ok(reason) = run_guest(&mut vcpu.registers, &mut vcpu.vmcs) else { return handle_vmfail(vcpu) };
-    vcpu.stats.exit(Level::Nested, reason);
+    if let Err(why) = run_guest(&mut vcpu.registers, &vcpu.vmcs) {
+        return not_entered(vcpu, why);
+    }
+    let reason = ExitReason(vcpu.vmcs.current().read(EXIT_REASON));
+    vcpu.processor.stats.exit(Level::Nested, reason);
     nested::handle(vcpu, reason);
 }
 
@@ -82,25 +82,53 @@ fn inject(vcpu: &mut Vcpu, fault: Fault) {
     inject_fault(&mut vcpu.vmcs.vmcs01(), fault);
 }
 
-/// An NMI came while the host ran: it goes to whoever would have got it. If one is being injected or blocked already it stays pending.
 #[cold]
+fn not_entered(vcpu: &mut Vcpu, why: NotEntered) {
+    if why.is_requested() { attend(vcpu) } else { handle_vmfail(vcpu) }
+}
+
+/// Does what the processor was asked for.
+fn attend(vcpu: &mut Vcpu) {
+    let requests = vcpu.processor.take_requests();
+    if requests.contains(Requests::STOP) {
+        cpu::halt_forever();
+    }
+    if requests.contains(Requests::FLUSH) {
+        nested::drop_what_ept01_forbids(vcpu, processor::last_flush());
+    }
+    if requests.contains(Requests::NMI) {
+        pass_on_nmi(vcpu);
+    }
+}
+
+/// An NMI came while the host ran: it goes to whoever would have got it.
 fn pass_on_nmi(vcpu: &mut Vcpu) {
-    const BLOCKING_BY_NMI_OR_MOV_SS: u32 = 1 << 3 | 1 << 1;
     match vcpu.level {
         Level::GuestHypervisor => {
             let mut vmcs01 = vcpu.vmcs.vmcs01();
             let injecting = InterruptionInfo(vmcs01.read(ENTRY_INTERRUPTION_INFO)).is_valid();
-            let blocked = vmcs01.read(GUEST_INTERRUPTIBILITY) & BLOCKING_BY_NMI_OR_MOV_SS != 0;
-            if !injecting && !blocked {
+            let blocked = vmcs01.read(GUEST_INTERRUPTIBILITY) & (BLOCKING_BY_NMI | BLOCKING_BY_MOV_SS) != 0;
+            if injecting || blocked {
+                // It is tried again after what is in its way: the injected event, or an instruction.
+                trap_next(&mut vmcs01, |controls| controls | Primary::MONITOR_TRAP_FLAG);
+            } else {
                 vmcs01.write(ENTRY_INTERRUPTION_INFO, NMI_INTERRUPTION.0);
-                PENDING_NMI.store(0, Ordering::Relaxed);
             }
         }
-        Level::Nested => {
-            PENDING_NMI.store(0, Ordering::Relaxed);
-            nested::nmi(vcpu);
-        }
+        Level::Nested => nested::nmi(vcpu),
     }
+}
+
+/// The exit that a postponed NMI asked for.
+pub fn retry_nmi(vcpu: &mut Vcpu) -> Action {
+    trap_next(&mut vcpu.vmcs.vmcs01(), |controls| controls - Primary::MONITOR_TRAP_FLAG);
+    vcpu.processor.request(Requests::NMI);
+    Action::Resume
+}
+
+fn trap_next(vmcs01: &mut impl VmcsAccess, change: impl FnOnce(Primary) -> Primary) {
+    let controls = Primary::from_bits_retain(vmcs01.read(PRIMARY_CONTROLS));
+    vmcs01.write(PRIMARY_CONTROLS, change(controls).bits());
 }
 
 #[cold]

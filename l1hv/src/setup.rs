@@ -1,13 +1,11 @@
-//! Everything that the run loop works with, allocated once.
+//! Everything that the run loops work with, allocated once: what all processors share, and what each has of its own.
 
 use boot::cmdline::Options;
-use boot::memory_map::RegionKind;
+use boot::guest::GuestEntry;
 use boot::stop::StopKind;
 use ept::entry::Features;
-use ept::map::{OutOfTables, map_range};
 use ept::nested::NestedPaging;
-use ept::table::TableMemory;
-use ept::{Entry, Eptp, Hpa, Levels, MemoryType, PageSize, Rights};
+use ept::{Hpa, PageSize};
 use shadow::caps::ept_vpid;
 use shadow::check::HostMode;
 use shadow::controls::Secondary;
@@ -22,40 +20,206 @@ use shadow::sync::SyncSets;
 use shadow::{FieldSet, VmxCaps};
 
 use crate::arch::enter::GuestRegisters;
+use crate::arch::gdt::HostSegments;
 use crate::arch::vmx::VmcsPair;
 use crate::arch::{msr, on_behalf};
 use crate::boot_flow::{HostSetup, stop_host_memory};
-use crate::exit::control_register_masks;
-use crate::hw::{GuestPhysical, TablePool};
-use crate::mem::{HostPages, HostRegion, PAGE_BYTES, PhysAllocator};
+use crate::ept01::Ept01;
+use crate::exit::{control_register_masks, wait_for_start};
+use crate::hw::GuestPhysical;
+use crate::mem::{GuestRam, HostPages, HostRegion, PAGE_BYTES, PhysAllocator};
 use crate::nested::Onward;
-use crate::shadow_fields::{Accesses, Profile, ShadowFields};
-use crate::stats::Stats;
+use crate::processor::Processor;
+use crate::shadow_fields::{AccessCounters, Profile, ShadowFields};
 use crate::stop::{StopReason, stop, stop_internal};
+use crate::tables::{TableArea, TablePool};
 use crate::vcpu::{Level, MergedBitmap, MsrArea, Nested, Vcpu};
 use crate::vmcs_setup;
+use crate::watch::SLOTS;
 
-/// Builds the virtual cpu and enters VMX operation.
-pub fn build(setup: HostSetup<'_>) -> &'static mut Vcpu {
-    let HostSetup { options, host_region, memory_map, mut allocator, guest_ram, segments, entry } = setup;
-    let caps = VmxCaps::read(read_capability, on_behalf::physical_address_bits());
-    let all_offered = caps.offered();
-    let offered = match options.vmcs_shadowing {
-        true => all_offered,
-        false => all_offered.without_secondary(Secondary::VMCS_SHADOWING),
-    };
-    let offers_shadowing = offered.has_secondary(Secondary::VMCS_SHADOWING);
-    let mut vmcs = enter_vmx(&mut allocator, &caps);
-    let scratch_page = pages(&mut allocator, 1);
-    let scratch = scratch_page.phys();
-    // Where nobody answers, a read gives ones.
-    scratch_page.into_bytes().fill(0xff);
-    let msr_bitmap01 = pages(&mut allocator, 1);
-    let msr_bitmap01_address = msr_bitmap01.phys();
-    msr_bitmap01.into_bytes().copy_from_slice(&HOST_INTERCEPTS);
-    let (shadow_fields, bitmaps) = shadow_fields(&mut allocator, &options, &caps, &offered);
+/// What all virtual cpus have in common.
+#[derive(Debug)]
+pub struct Blueprint {
+    caps: VmxCaps,
+    offered: VmxCaps,
+    prints_stats: bool,
+    takes_hypercalls: bool,
+    guest_ram: GuestRam,
+    host_region: HostRegion,
+    scratch: Hpa,
+    msr_bitmap01: Hpa,
+    field_bitmaps: [Hpa; 2],
+    shadow_fields: ShadowFields,
+    ept01: Ept01,
+}
+
+/// Allocates what is shared, and then the parts of one virtual cpu after the other.
+#[derive(Debug)]
+pub struct Workshop {
+    /// What is shared.
+    pub blueprint: &'static Blueprint,
+    /// The processors, the boot processor first.
+    pub processors: &'static [Processor],
+    allocator: PhysAllocator,
+    tables: TableArea,
+    /// For how many of them parts have been handed out.
+    handed_out: usize,
+    boot: Option<Parts>,
+}
+
+impl Workshop {
+    /// For as many processors; each needs `pages_to_start` beside its parts.
+    pub fn open(setup: &HostSetup<'_>, mut allocator: PhysAllocator, pages_to_start: u64) -> Self {
+        let HostSetup { options, host_region, memory_map, guest_ram, apic_ids, .. } = setup;
+        let processors = apic_ids.len();
+        let caps = read_capabilities();
+        let all_offered = caps.offered();
+        let offered = match options.vmcs_shadowing {
+            true => all_offered,
+            false => all_offered.without_secondary(Secondary::VMCS_SHADOWING),
+        };
+        let scratch_page = pages(&mut allocator, 1);
+        let scratch = scratch_page.phys();
+        // Where nobody answers, a read gives ones.
+        scratch_page.into_bytes().fill(0xff);
+        let msr_bitmap01 = pages(&mut allocator, 1);
+        let msr_bitmap01_address = msr_bitmap01.phys();
+        msr_bitmap01.into_bytes().copy_from_slice(&HOST_INTERCEPTS);
+        let (shadow_fields, field_bitmaps) = shadow_fields(&mut allocator, options, &caps, &offered);
+        let list = pages(&mut allocator, ((processors * size_of::<Processor>()) as u64).div_ceil(PAGE_BYTES));
+        let place = pages(&mut allocator, (size_of::<Blueprint>() as u64).div_ceil(PAGE_BYTES));
+
+        let free_before = allocator.free_pages();
+        let boot = PartPages::allocate(&mut allocator, &offered);
+        let for_others = (processors as u64 - 1) * (free_before - allocator.free_pages() + pages_to_start);
+        let free = allocator.free_pages().saturating_sub(for_others);
+        let table_pages = options.ept_tables.map_or(u64::MAX, u64::from).min(free);
+        let tables = TableArea::new(pages(&mut allocator, table_pages));
+        let mut pool = tables.pool(0, processors);
+        let largest = if caps.ept_vpid & ept_vpid::PAGE_1G != 0 { PageSize::Size1G } else { PageSize::Size2M };
+        let ept01 = match Ept01::build(tables, &mut pool, largest, memory_map, *host_region, scratch) {
+            Ok(ept01) if pool.budget() - pool.in_use() >= NestedPaging::LEAST_TABLES => ept01,
+            _ => stop_few_tables(table_pages),
+        };
+        log::debug!("{table_pages} pages for EPT tables, {} of them for EPT01", pool.in_use());
+        let blueprint = place.into_value(Blueprint {
+            caps,
+            offered,
+            prints_stats: options.stats,
+            takes_hypercalls: options.hypercalls,
+            guest_ram: guest_ram.clone(),
+            host_region: *host_region,
+            scratch,
+            msr_bitmap01: msr_bitmap01_address,
+            field_bitmaps,
+            shadow_fields,
+            ept01,
+        });
+        let boot = Some(Parts { pages: boot, tables: pool });
+        let processors = list.into_values(apic_ids.iter().copied().map(Processor::new));
+        Self { blueprint, processors, allocator, tables, handed_out: 0, boot }
+    }
+
+    /// The parts of the next processor's virtual cpu; the boot processor's come first.
+    pub fn parts(&mut self) -> Parts {
+        let number = self.handed_out;
+        self.handed_out += 1;
+        self.boot.take().unwrap_or_else(|| Parts {
+            pages: PartPages::allocate(&mut self.allocator, &self.blueprint.offered),
+            tables: self.tables.pool(number, self.processors.len()),
+        })
+    }
+
+    /// Other pages.
+    pub fn pages(&mut self, count: u64) -> HostPages {
+        pages(&mut self.allocator, count)
+    }
+}
+
+/// What one processor's virtual cpu is made from.
+#[derive(Debug)]
+pub struct Parts {
+    pages: PartPages,
+    tables: TablePool,
+}
+
+#[derive(Debug)]
+struct PartPages {
+    vcpu: HostPages,
+    vmxon: HostPages,
+    vmcs01: HostPages,
+    vmcs02: HostPages,
+    msr_bitmaps: [HostPages; SLOTS],
+    entry_load: HostPages,
+    exit_store: HostPages,
+    exit_load: HostPages,
+    onward: Option<OnwardPages>,
+}
+
+#[derive(Debug)]
+struct OnwardPages {
+    value: HostPages,
+    linked: HostPages,
+    hidden: HostPages,
+    bitmaps: [[HostPages; SLOTS]; 2],
+}
+
+impl PartPages {
+    fn allocate(allocator: &mut PhysAllocator, offered: &VmxCaps) -> Self {
+        const AREA_PAGES: u64 = (MSR_AREA_ENTRIES * size_of::<MsrEntry>()) as u64 / PAGE_BYTES;
+        const BITMAP_PAGES: u64 = BITMAP_BYTES as u64 / PAGE_BYTES;
+        let mut take = |count| pages(allocator, count);
+        let bitmaps = |take: &mut dyn FnMut(u64) -> HostPages| core::array::from_fn(|_| take(BITMAP_PAGES));
+        let offers_shadowing = offered.has_secondary(Secondary::VMCS_SHADOWING);
+        Self {
+            vcpu: take((size_of::<Vcpu>() as u64).div_ceil(PAGE_BYTES)),
+            vmxon: take(1),
+            vmcs01: take(1),
+            vmcs02: take(1),
+            msr_bitmaps: bitmaps(&mut take),
+            entry_load: take(AREA_PAGES),
+            exit_store: take(AREA_PAGES),
+            exit_load: take(AREA_PAGES),
+            onward: offers_shadowing.then(|| OnwardPages {
+                value: take((size_of::<Onward>() as u64).div_ceil(PAGE_BYTES)),
+                linked: take(1),
+                hidden: take(1),
+                bitmaps: [bitmaps(&mut take), bitmaps(&mut take)],
+            }),
+        }
+    }
+}
+
+/// How a processor begins.
+#[derive(Debug)]
+pub enum Beginning {
+    /// The boot processor runs the guest's image.
+    Entry(GuestEntry),
+    /// The others wait until the guest starts them.
+    WaitForSipi,
+}
+
+/// Whether this processor has just the VMX of the one that the blueprint was made on.
+pub fn capabilities_agree(blueprint: &Blueprint) -> bool {
+    read_capabilities() == blueprint.caps
+}
+
+/// Enters VMX operation and builds the virtual cpu of the processor that this runs on.
+pub fn build(
+    blueprint: &'static Blueprint,
+    parts: Parts,
+    processor: &'static Processor,
+    segments: &HostSegments,
+    beginning: Beginning,
+) -> &'static mut Vcpu {
+    let Blueprint { caps, offered, shadow_fields, .. } = blueprint;
+    let Parts { pages, tables } = parts;
+    let PartPages { vmxon, vmcs01, vmcs02, onward, .. } = pages;
+    let revision = caps.basic as u32 & 0x7fff_ffff;
+    let mut vmcs = on_behalf::start_vmx(vmxon, vmcs01, vmcs02, revision, caps);
+    let ept01 = blueprint.ept01.root();
     let nested = Nested {
-        eptp02: Eptp(0),
+        eptp02: ept01,
         ept12: None,
         converts_violations: false,
         vpid12: 0,
@@ -70,59 +234,70 @@ pub fn build(setup: HostSetup<'_>) -> &'static mut Vcpu {
         entry_load_count: 0,
         loading_host_msrs: false,
         exit_store_count: 0,
-        paging: NestedPaging::new(nested_features(&caps, &offered)),
-        msr_bitmaps: core::array::from_fn(|_| merged_bitmap(&mut allocator)),
+        paging: NestedPaging::new(nested_features(caps, offered)),
+        msr_bitmaps: pages.msr_bitmaps.map(merged_bitmap),
         msr_bitmap_slot: 0,
-        onward: offers_shadowing.then(|| onward(&mut allocator, &mut vmcs, shadow_fields.table)),
-        entry_load: msr_area(&mut allocator),
-        exit_store: msr_area(&mut allocator),
-        exit_load: msr_area(&mut allocator),
+        onward: onward.map(|pages| build_onward(pages, &mut vmcs, shadow_fields.table)),
+        entry_load: msr_area(pages.entry_load),
+        exit_store: msr_area(pages.exit_store),
+        exit_load: msr_area(pages.exit_load),
     };
-    let vcpu_pages = pages(&mut allocator, (size_of::<Vcpu>() as u64).div_ceil(PAGE_BYTES));
-    let table_pages = options.ept_tables.map_or(u64::MAX, u64::from).min(allocator.free_pages());
-    let mut tables = TablePool::new(pages(&mut allocator, table_pages));
-    let ept01 = match build_ept01(&mut tables, &caps, &memory_map, host_region, scratch) {
-        Ok(root) if tables.budget() - tables.in_use() >= NestedPaging::LEAST_TABLES => root,
-        _ => stop_few_tables(table_pages),
-    };
-    log::debug!("{table_pages} pages for EPT tables, {} of them for EPT01", tables.in_use());
-
-    let vcpu = vcpu_pages.into_value(Vcpu {
+    let vcpu = pages.vcpu.into_value(Vcpu {
         registers: GuestRegisters::new(),
         vmcs,
         level: Level::GuestHypervisor,
         offered_fields: offered.fields(),
-        sync_sets: SyncSets::new(&offered, shadow_fields.permissions().live()),
+        sync_sets: SyncSets::new(offered, &shadow_fields.live),
         shadow_fields,
-        vmx: VmxOperation::new(&offered),
-        nested: Nested { eptp02: ept01, ..nested },
-        memory: GuestPhysical::new(guest_ram, host_region, scratch),
+        short_table: shadow_fields.short_table,
+        vmx: VmxOperation::new(offered),
+        nested,
+        memory: GuestPhysical::new(
+            blueprint.guest_ram.clone(),
+            blueprint.host_region,
+            blueprint.scratch,
+            &blueprint.ept01,
+            &processor.watched,
+        ),
         tables,
-        ept01,
+        ept01: &blueprint.ept01,
         init_blocked: false,
-        stats: Stats::new(),
-        prints_stats: options.stats,
-        takes_hypercalls: options.hypercalls,
-        caps,
-        offered,
+        processor,
+        prints_stats: blueprint.prints_stats,
+        takes_hypercalls: blueprint.takes_hypercalls,
+        caps: caps.clone(),
+        offered: offered.clone(),
     });
+    initialize_vmcss(vcpu, blueprint, segments);
     let masks = control_register_masks(vcpu);
+    match beginning {
+        Beginning::Entry(entry) => {
+            vmcs_setup::guest_state01(&mut vcpu.vmcs.vmcs01(), &mut vcpu.registers, entry, masks);
+            processor.set_waits_for_sipi(false);
+        }
+        Beginning::WaitForSipi => wait_for_start(vcpu),
+    }
+    vcpu
+}
+
+fn initialize_vmcss(vcpu: &mut Vcpu, blueprint: &Blueprint, segments: &HostSegments) {
+    let masks = control_register_masks(vcpu);
+    let ept01 = blueprint.ept01.root();
     let mut vmcs02 = vcpu.vmcs.vmcs02();
-    vmcs_setup::host_state(&mut vmcs02, &segments, &vcpu.registers);
+    vmcs_setup::host_state(&mut vmcs02, segments, &vcpu.registers);
     let (load, store) = (vcpu.nested.entry_load.address, vcpu.nested.exit_store.address);
     let bitmap = vcpu.nested.msr_bitmaps[0].address;
     vmcs_setup::constants02(&mut vmcs02, &vcpu.caps, ept01, bitmap, load, store);
     let mut vmcs01 = vcpu.vmcs.vmcs01();
-    vmcs_setup::host_state(&mut vmcs01, &segments, &vcpu.registers);
-    vmcs_setup::controls01(&mut vmcs01, &vcpu.caps, ept01, msr_bitmap01_address);
-    vmcs_setup::bitmaps01(&mut vmcs01, &vcpu.caps, bitmaps);
+    vmcs_setup::host_state(&mut vmcs01, segments, &vcpu.registers);
+    vmcs_setup::controls01(&mut vmcs01, &vcpu.caps, ept01, blueprint.msr_bitmap01);
+    vmcs_setup::bitmaps01(&mut vmcs01, &vcpu.caps, blueprint.field_bitmaps);
     vmcs_setup::load_area01(&mut vmcs01, vcpu.nested.exit_load.address);
-    vmcs_setup::guest_state01(&mut vmcs01, &mut vcpu.registers, entry, masks);
-    vcpu
+    vmcs_setup::power_up01(&mut vmcs01, masks);
 }
 
-/// What the guest hypervisor may access without an exit, and where vmcs01's VMREAD and VMWRITE bitmaps are. Reflecting an exit that vmcs02
-/// did not take needs VMWRITE to exit information.
+/// What the guest hypervisor may access without an exit, and where the vmcs01s' VMREAD and VMWRITE bitmaps are. Reflecting an exit that
+/// vmcs02 did not take needs VMWRITE to exit information.
 fn shadow_fields(
     allocator: &mut PhysAllocator,
     options: &Options<'_>,
@@ -145,9 +320,9 @@ fn shadow_fields(
     };
     let all = table(&offered.fields());
     let short = if options.profile { table(&FieldSet::EMPTY) } else { all };
-    let profile: Option<&'static mut Profile> = options.profile.then(|| {
-        let count = (size_of::<Profile>() as u64).div_ceil(PAGE_BYTES);
-        pages(allocator, count).into_value([Accesses::default(); FIELD_COUNT])
+    let profile: Option<&'static Profile> = options.profile.then(|| {
+        let place = pages(allocator, (size_of::<Profile>() as u64).div_ceil(PAGE_BYTES));
+        &*place.into_value([const { AccessCounters::new() }; FIELD_COUNT])
     });
     let bitmaps = [pages(allocator, 1), pages(allocator, 1)];
     let addresses = [bitmaps[0].phys(), bitmaps[1].phys()];
@@ -164,31 +339,31 @@ fn pages(allocator: &mut PhysAllocator, count: u64) -> HostPages {
 
 fn stop_few_tables(count: u64) -> ! {
     let message = format_args!(
-        "{count} tables are not enough for the EPT of the machine and one of a nested guest: raise ept-tables=COUNT or host-memory=MIB, or leave them out"
+        "{count} tables are not enough for the EPT of the machine and one of a nested guest on each processor: raise ept-tables=COUNT or host-memory=MIB, or leave them out"
     );
     stop(StopReason::new(StopKind::LowMemory, message))
 }
 
 /// VMCS shadowing offered onward.
-fn onward(allocator: &mut PhysAllocator, vmcs: &mut VmcsPair, offered: &FieldTable) -> &'static mut Onward {
-    let link02 = vmcs.add_linked(pages(allocator, 1));
-    let hidden = pages(allocator, 1).into_bytes();
+fn build_onward(pages: OnwardPages, vmcs: &mut VmcsPair, offered: &FieldTable) -> &'static mut Onward {
+    let link02 = vmcs.add_linked(pages.linked);
+    let hidden = pages.hidden.into_bytes();
     Onward::fill_hidden(&vmcs.vmcs01(), offered, hidden);
-    let mut bitmaps = || core::array::from_fn(|_| merged_bitmap(allocator));
-    let bitmaps = [bitmaps(), bitmaps()];
-    pages(allocator, 1).into_value(Onward::new(link02, hidden, bitmaps))
+    let bitmaps = pages.bitmaps.map(|bitmaps| bitmaps.map(merged_bitmap));
+    pages.value.into_value(Onward::new(link02, hidden, bitmaps))
 }
 
-fn msr_area(allocator: &mut PhysAllocator) -> MsrArea {
-    let bytes = MSR_AREA_ENTRIES * size_of::<MsrEntry>();
-    let pages = pages(allocator, bytes as u64 / PAGE_BYTES);
+fn msr_area(pages: HostPages) -> MsrArea {
     let address = pages.phys();
     MsrArea { address, entries: pages.into_value([MsrEntry::default(); MSR_AREA_ENTRIES]) }
 }
 
-fn merged_bitmap(allocator: &mut PhysAllocator) -> MergedBitmap {
-    let pages = pages(allocator, BITMAP_BYTES as u64 / PAGE_BYTES);
+fn merged_bitmap(pages: HostPages) -> MergedBitmap {
     MergedBitmap { address: pages.phys(), bytes: pages.into_bytes() }
+}
+
+fn read_capabilities() -> VmxCaps {
+    VmxCaps::read(read_capability, on_behalf::physical_address_bits())
 }
 
 fn read_capability(number: u32) -> u64 {
@@ -196,12 +371,6 @@ fn read_capability(number: u32) -> u64 {
         Some(value) => value,
         None => stop_internal!("the processor promises VMX capability MSR {number:#x} and does not have it"),
     }
-}
-
-fn enter_vmx(allocator: &mut PhysAllocator, caps: &VmxCaps) -> VmcsPair {
-    let revision = caps.basic as u32 & 0x7fff_ffff;
-    let mut page = || pages(allocator, 1);
-    on_behalf::start_vmx(page(), page(), page(), revision, caps)
 }
 
 fn nested_features(caps: &VmxCaps, offered: &VmxCaps) -> Features {
@@ -212,38 +381,4 @@ fn nested_features(caps: &VmxCaps, offered: &VmxCaps) -> Features {
         page_2m: offered.ept_vpid & ept_vpid::PAGE_2M != 0,
         page_1g: offered.ept_vpid & ept_vpid::PAGE_1G != 0,
     }
-}
-
-/// EPT01: identity, memory write-back and devices uncacheable, with one scratch page behind the host's region.
-///
-/// The scratch page is plain memory that belongs to nobody, all ones until a guest writes to it: whatever the guest hypervisor does to the region reaches nothing of the
-/// host's, causes no exit and costs one table for each 2 MiB.
-fn build_ept01(
-    tables: &mut TablePool,
-    caps: &VmxCaps,
-    map: &boot::memory_map::MemoryMap,
-    hole: HostRegion,
-    scratch: Hpa,
-) -> Result<Eptp, OutOfTables> {
-    const LOW_END: u64 = 1 << 32;
-    let largest = if caps.ept_vpid & ept_vpid::PAGE_1G != 0 { PageSize::Size1G } else { PageSize::Size2M };
-    let root = Eptp::new(tables.allocate().ok_or(OutOfTables)?.0, Levels::Four);
-    let identity = |kind: MemoryType| move |address, size| Entry::leaf(address, size, Rights::ALL, kind, false);
-    let mut next = 0;
-    let end = map.memory_end().max(LOW_END).next_multiple_of(PageSize::Size2M.bytes());
-    for region in map.regions() {
-        let (start, stop) = (region.start.next_multiple_of(PAGE_BYTES), region.end & !(PAGE_BYTES - 1));
-        let is_memory = region.kind != RegionKind::RESERVED;
-        if !is_memory || start >= stop || start < next {
-            continue;
-        }
-        map_range(tables, root, next, start, largest, identity(MemoryType::UNCACHEABLE))?;
-        map_range(tables, root, start, stop, largest, identity(MemoryType::WRITE_BACK))?;
-        next = stop;
-    }
-    map_range(tables, root, next, end, largest, identity(MemoryType::UNCACHEABLE))?;
-    map_range(tables, root, hole.start.0, hole.end.0, PageSize::Size4K, |_, size| {
-        Entry::leaf(scratch.0, size, Rights::ALL, MemoryType::WRITE_BACK, false)
-    })?;
-    Ok(root)
 }

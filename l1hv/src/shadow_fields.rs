@@ -1,10 +1,13 @@
 //! The fields that the guest hypervisor accesses without an exit: permissions, bitmaps, and the profile that shows which are worth granting.
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use shadow::encoding::Encoding;
 use shadow::fields::FIELD_COUNT;
 use shadow::index::FieldTable;
 use shadow::permission::{Access, Denied, Permissions};
 use shadow::{FieldId, FieldSet};
+use spin::Mutex;
 
 /// Accesses to a field by the guest hypervisor.
 #[derive(Clone, Copy, Debug, Default)]
@@ -15,21 +18,43 @@ pub struct Accesses {
     pub writes: u64,
 }
 
-/// Accesses to every field.
-pub type Profile = [Accesses; FIELD_COUNT];
+/// Counters of the accesses to every field.
+pub type Profile = [AccessCounters; FIELD_COUNT];
 
-/// Permissions and what goes with them.
+/// Counters of the accesses to a field.
+#[derive(Debug)]
+pub struct AccessCounters {
+    reads: AtomicU64,
+    writes: AtomicU64,
+}
+
+impl AccessCounters {
+    /// Nothing was accessed yet.
+    pub const fn new() -> Self {
+        Self { reads: AtomicU64::new(0), writes: AtomicU64::new(0) }
+    }
+}
+
+/// Permissions and the bitmaps that say the same.
+#[derive(Debug)]
+struct Granted {
+    permissions: Permissions,
+    /// The VMREAD bitmap and the VMWRITE bitmap of every vmcs01.
+    bitmaps: [&'static mut [u8]; 2],
+}
+
+/// Permissions and what goes with them: one set for all processors.
 #[derive(Debug)]
 pub struct ShadowFields {
-    permissions: Permissions,
+    granted: Mutex<Granted>,
+    /// The fields whose values are in vmcs02 only: those of which something can be granted.
+    pub live: FieldSet,
     /// The fields that are offered.
     pub table: &'static FieldTable,
     /// Those of them that [`crate::exit::short`] may handle: none while accesses are counted.
     pub short_table: &'static FieldTable,
-    /// The VMREAD bitmap and the VMWRITE bitmap of vmcs01.
-    bitmaps: [&'static mut [u8]; 2],
     /// Counts, if that was asked for: then every access exits, whatever is granted.
-    profile: Option<&'static mut Profile>,
+    profile: Option<&'static Profile>,
 }
 
 impl ShadowFields {
@@ -38,7 +63,7 @@ impl ShadowFields {
         permissions: Permissions,
         [table, short_table]: [&'static FieldTable; 2],
         [vmread, vmwrite]: [&'static mut [u8]; 2],
-        profile: Option<&'static mut Profile>,
+        profile: Option<&'static Profile>,
     ) -> Self {
         if profile.is_some() {
             let every_access_exits = Permissions::without_shadowing(&FieldSet::EMPTY);
@@ -46,42 +71,46 @@ impl ShadowFields {
         } else {
             permissions.fill_bitmaps(vmread, vmwrite);
         }
-        Self { permissions, table, short_table, bitmaps: [vmread, vmwrite], profile }
+        let live = *permissions.live();
+        let granted = Mutex::new(Granted { permissions, bitmaps: [vmread, vmwrite] });
+        Self { granted, live, table, short_table, profile }
     }
 
-    /// What is granted.
-    pub fn permissions(&self) -> &Permissions {
-        &self.permissions
+    /// What is granted of a field, and the most that can be.
+    pub fn access(&self, id: FieldId) -> (Access, Access) {
+        let granted = self.granted.lock();
+        (granted.permissions.get(id), granted.permissions.most(id))
     }
 
-    /// Grants just `wanted` of a field, from the next VM entry on.
+    /// Grants just `wanted` of a field, from the next VM entry of each processor on.
     ///
     /// # Errors
     ///
     /// Some of it cannot be granted; nothing has changed then.
-    pub fn set(&mut self, id: FieldId, wanted: Access) -> Result<(), Denied> {
-        self.permissions.set(id, wanted)?;
+    pub fn set(&self, id: FieldId, wanted: Access) -> Result<(), Denied> {
+        let Granted { permissions, bitmaps: [vmread, vmwrite] } = &mut *self.granted.lock();
+        permissions.set(id, wanted)?;
         if self.profile.is_none() {
-            let [vmread, vmwrite] = &mut self.bitmaps;
-            self.permissions.update_bitmaps(id, vmread, vmwrite);
+            permissions.update_bitmaps(id, vmread, vmwrite);
         }
         Ok(())
     }
 
     /// Counts an access, where accesses are counted.
-    pub fn count(&mut self, encoding: u64, access: Access) {
-        let Some(profile) = &mut self.profile else { return };
+    pub fn count(&self, encoding: u64, access: Access) {
+        let Some(profile) = &self.profile else { return };
         let field = u32::try_from(encoding).ok().and_then(|encoding| self.table.find(Encoding(encoding)));
         if let Some(id) = field {
-            let accesses = &mut profile[id.row()];
-            accesses.reads += u64::from(access.contains(Access::READ));
-            accesses.writes += u64::from(access.contains(Access::WRITE));
+            let AccessCounters { reads, writes } = &profile[id.row()];
+            reads.fetch_add(access.contains(Access::READ).into(), Ordering::Relaxed);
+            writes.fetch_add(access.contains(Access::WRITE).into(), Ordering::Relaxed);
         }
     }
 
     /// The accesses to a field so far, where they are counted.
     pub fn accesses(&self, id: FieldId) -> Option<Accesses> {
-        self.profile.as_ref().map(|profile| profile[id.row()])
+        let AccessCounters { reads, writes } = &self.profile?[id.row()];
+        Some(Accesses { reads: reads.load(Ordering::Relaxed), writes: writes.load(Ordering::Relaxed) })
     }
 
     /// Writes the profile to the log, a line for each field that was accessed. The runner reads these lines.
@@ -95,7 +124,8 @@ impl ShadowFields {
         for id in FieldId::all() {
             let Some(Accesses { reads, writes }) = self.accesses(id) else { return };
             if reads + writes != 0 {
-                let (granted, most) = (text(self.permissions.get(id)), text(self.permissions.most(id)));
+                let (granted, most) = self.access(id);
+                let (granted, most) = (text(granted), text(most));
                 crate::log::write_line(format_args!("[l1hv PROFILE] {id:?} {reads} {writes} {granted} {most}"));
             }
         }

@@ -1,21 +1,30 @@
 //! What is counted: exits by reason at each level, and where those of nested guests went.
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use ept::nested::NestedPaging;
 use shadow::exit::ExitReason;
 
-use crate::hw::TablePool;
+use crate::processor;
+use crate::tables::TablePool;
 use crate::vcpu::Level;
 
 /// Reasons counted apart: a power of two, so that counting needs no check; the SDM's are fewer.
 const REASONS: usize = 128;
 const _: () = assert!(ExitReason::BASIC_COUNT <= REASONS);
 
-/// The counters. Plain words: one processor owns them.
-#[derive(Clone, Debug)]
+/// The counters of one processor, which is the only one to change them.
+#[derive(Debug)]
 pub struct Stats {
-    guest_hypervisor: [u64; REASONS],
-    nested: [u64; REASONS],
-    reflected: [u64; REASONS],
+    guest_hypervisor: [AtomicU64; REASONS],
+    nested: [AtomicU64; REASONS],
+    reflected: [AtomicU64; REASONS],
+}
+
+/// No other processor counts here, so that this need not be one step.
+#[inline(always)]
+fn increment(counter: &AtomicU64) {
+    counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 
 #[inline(always)]
@@ -26,51 +35,65 @@ fn slot(reason: ExitReason) -> usize {
 impl Stats {
     /// All zero.
     pub const fn new() -> Self {
-        Self { guest_hypervisor: [0; REASONS], nested: [0; REASONS], reflected: [0; REASONS] }
+        let zeros = [const { AtomicU64::new(0) }; REASONS];
+        Self {
+            guest_hypervisor: zeros,
+            nested: [const { AtomicU64::new(0) }; REASONS],
+            reflected: [const { AtomicU64::new(0) }; REASONS],
+        }
     }
 
     /// Counts an exit.
     #[inline]
-    pub fn exit(&mut self, level: Level, reason: ExitReason) {
+    pub fn exit(&self, level: Level, reason: ExitReason) {
         let counters = match level {
-            Level::GuestHypervisor => &mut self.guest_hypervisor,
-            Level::Nested => &mut self.nested,
+            Level::GuestHypervisor => &self.guest_hypervisor,
+            Level::Nested => &self.nested,
         };
-        counters[slot(reason)] += 1;
+        increment(&counters[slot(reason)]);
     }
 
     /// Counts an exit that the guest hypervisor got.
     #[inline]
-    pub fn reflect(&mut self, reason: ExitReason) {
-        self.reflected[slot(reason)] += 1;
+    pub fn reflect(&self, reason: ExitReason) {
+        increment(&self.reflected[slot(reason)]);
     }
+}
 
-    /// Writes the counters to the log, a line for each reason that occurred. The runner reads these lines.
-    pub fn print(&self, tables: &TablePool, paging: &NestedPaging) {
-        crate::log::write_line(format_args!("[l1hv STATS] reason guest-hypervisor nested reflected"));
-        for number in 0..REASONS {
-            let counts = (self.guest_hypervisor[number], self.nested[number], self.reflected[number]);
-            if counts != (0, 0, 0) {
-                let name = ExitReason(number as u32).name().unwrap_or("unknown");
-                crate::log::write_line(format_args!("[l1hv STATS] {name} {} {} {}", counts.0, counts.1, counts.2));
-            }
+/// Exits of one reason on all processors, or of all reasons: of the guest hypervisor, of nested guests, and of these the reflected ones.
+fn sums(reasons: core::ops::Range<usize>) -> [u64; 3] {
+    let mut sums = [0; 3];
+    for processor in processor::all() {
+        let Stats { guest_hypervisor, nested, reflected } = &processor.stats;
+        for (sum, counters) in sums.iter_mut().zip([guest_hypervisor, nested, reflected]) {
+            *sum += counters[reasons.clone()].iter().map(|counter| counter.load(Ordering::Relaxed)).sum::<u64>();
         }
-        let total = |counters: &[u64]| counters.iter().sum::<u64>();
-        crate::log::write_line(format_args!(
-            "[l1hv STATS] total {} {} {}",
-            total(&self.guest_hypervisor),
-            total(&self.nested),
-            total(&self.reflected)
-        ));
-        let counters = paging.counters();
-        crate::log::write_line(format_args!(
-            "[l1hv STATS] ept-tables budget={} in-use={} most-in-use={} reclaims={} kept={} dropped={}",
-            tables.budget(),
-            tables.in_use(),
-            tables.most_in_use(),
-            counters.reclaims,
-            counters.kept,
-            counters.dropped
-        ));
     }
+    sums
+}
+
+/// Writes the counters to the log, a line for each reason that occurred, and what this processor has of tables. The runner reads these
+/// lines.
+pub fn print(tables: &TablePool, paging: &NestedPaging) {
+    let write = |name: &str, [guest_hypervisor, nested, reflected]: [u64; 3]| {
+        crate::log::write_line(format_args!("[l1hv STATS] {name} {guest_hypervisor} {nested} {reflected}"));
+    };
+    crate::log::write_line(format_args!("[l1hv STATS] reason guest-hypervisor nested reflected"));
+    for number in 0..REASONS {
+        let counts = sums(number..number + 1);
+        if counts != [0; 3] {
+            write(ExitReason(number as u32).name().unwrap_or("unknown"), counts);
+        }
+    }
+    write("total", sums(0..REASONS));
+    let counters = paging.counters();
+    crate::log::write_line(format_args!(
+        "[l1hv STATS] ept-tables budget={} in-use={} most-in-use={} reclaims={} kept={} dropped={}",
+        tables.budget(),
+        tables.in_use(),
+        tables.most_in_use(),
+        counters.reclaims,
+        counters.kept,
+        counters.dropped
+    ));
 }

@@ -1,4 +1,4 @@
-//! The end of the machine: one line that says what happened and what to do, then a status that the runner sees.
+//! The end of the machine: one line that says what happened and what to do, then a status that the runner sees. All processors stop.
 
 use core::fmt;
 
@@ -7,6 +7,7 @@ use boot::stop::{LINE_PREFIX, SHUTDOWN_TEXT, StopKind};
 use crate::arch::cpu;
 use crate::arch::port::Port;
 use crate::log;
+use crate::processor;
 
 /// Why the host stops: the kind, and a message of one line that says what is wrong and what to do.
 pub struct StopReason<'a> {
@@ -24,6 +25,7 @@ impl<'a> StopReason<'a> {
 /// Stops the machine: says the reason, then tries each emulator's way out, then halts for ever, which is all that a real machine offers.
 pub fn stop(reason: StopReason<'_>) -> ! {
     log::write_line(format_args!("{LINE_PREFIX}{}: {}", reason.kind.name(), reason.message));
+    processor::stop_others();
     for &byte in SHUTDOWN_TEXT {
         Port::SHUTDOWN.write(byte);
     }

@@ -10,6 +10,7 @@ use shadow::event::{BLOCKING_BY_MOV_SS, BLOCKING_BY_STI};
 use shadow::fields::*;
 use shadow::host_load::HostImage;
 use shadow::hw::VmcsAccess;
+use shadow::index::FieldTable;
 use shadow::insn::{SyncStale, VmxOperation};
 use shadow::linear::Paging;
 use shadow::merge::{MSR_AREA_ENTRIES, MsrEntry};
@@ -19,10 +20,12 @@ use shadow::{Field, FieldId, FieldSet, Vmcs12, VmxCaps};
 
 use crate::arch::enter::GuestRegisters;
 use crate::arch::vmx::VmcsPair;
-use crate::hw::{GuestPhysical, TablePool};
+use crate::ept01::Ept01;
+use crate::hw::GuestPhysical;
 use crate::nested::{Displaced, Onward};
+use crate::processor::Processor;
 use crate::shadow_fields::ShadowFields;
-use crate::stats::Stats;
+use crate::tables::TablePool;
 use crate::watch::SLOTS;
 
 /// Who runs in VMX non-root operation.
@@ -131,7 +134,9 @@ pub struct Vcpu {
     /// The fields that go with that.
     pub offered_fields: FieldSet,
     /// Those that it accesses without an exit.
-    pub shadow_fields: ShadowFields,
+    pub shadow_fields: &'static ShadowFields,
+    /// Those that [`crate::exit::short`] may handle.
+    pub short_table: &'static FieldTable,
     /// The field sets that go with it.
     pub sync_sets: SyncSets,
     /// VMX operation of the guest hypervisor.
@@ -143,11 +148,11 @@ pub struct Vcpu {
     /// The tables of EPT01 and EPT02.
     pub tables: TablePool,
     /// EPT01.
-    pub ept01: Eptp,
+    pub ept01: &'static Ept01,
     /// An INIT arrived in VMX root operation and waits for VM entry or VMXOFF.
     pub init_blocked: bool,
-    /// Counters.
-    pub stats: Stats,
+    /// What it shows the other processors, counters included.
+    pub processor: &'static Processor,
     /// Whether a guest may have them printed: the option `stats`.
     pub prints_stats: bool,
     /// Whether VMCALL may be a hypercall: the option `hypercalls`.

@@ -30,6 +30,7 @@ pub fn host_state(vmcs: &mut impl VmcsAccess, segments: &HostSegments, registers
     }
     vmcs.write(HOST_FS_SELECTOR, 0);
     vmcs.write(HOST_GS_SELECTOR, 0);
+    vmcs.write(HOST_GS_BASE, segments.gs_base);
     vmcs.write(HOST_TR_SELECTOR, segments.tr);
     vmcs.write(HOST_TR_BASE, segments.tr_base);
     vmcs.write(HOST_GDTR_BASE, segments.gdt_base);
@@ -93,7 +94,16 @@ pub fn constants02(
     }
 }
 
-/// How the guest hypervisor begins: flat segments, interrupts off.
+/// What does not depend on how a processor begins, as it is after power-up.
+pub fn power_up01(vmcs01: &mut impl VmcsAccess, masks: (u64, u64)) {
+    vmcs01.write(CR0_GUEST_HOST_MASK, masks.0);
+    vmcs01.write(CR4_GUEST_HOST_MASK, masks.1);
+    vmcs01.write(GUEST_PAT, PAT_AT_RESET);
+    vmcs01.write(GUEST_DR7, 0x400);
+    vmcs01.write(GUEST_RFLAGS, 2);
+}
+
+/// How the guest hypervisor begins on the boot processor: flat segments, interrupts off.
 pub fn guest_state01(
     vmcs01: &mut impl VmcsAccess,
     registers: &mut GuestRegisters,
@@ -108,15 +118,10 @@ pub fn guest_state01(
     };
     vmcs01.write(GUEST_CR0, cr0 | masks.0);
     vmcs01.write(CR0_READ_SHADOW, cr0);
-    vmcs01.write(CR0_GUEST_HOST_MASK, masks.0);
     vmcs01.write(GUEST_CR3, cr3);
     vmcs01.write(GUEST_CR4, cr4 | masks.1);
     vmcs01.write(CR4_READ_SHADOW, cr4);
-    vmcs01.write(CR4_GUEST_HOST_MASK, masks.1);
     vmcs01.write(GUEST_EFER, efer);
-    vmcs01.write(GUEST_PAT, PAT_AT_RESET);
-    vmcs01.write(GUEST_DR7, 0x400);
-    vmcs01.write(GUEST_RFLAGS, 2);
     if efer != 0 {
         let entry_controls = vmcs01.read(ENTRY_CONTROLS) | EntryControls::IA32E_MODE_GUEST.bits();
         vmcs01.write(ENTRY_CONTROLS, entry_controls);

@@ -25,6 +25,8 @@ pub enum Route {
     VmFunction,
     /// VMREAD or VMWRITE under VMCS shadowing: of a field that is not offered, the host may be the only one to want it.
     ShadowedField,
+    /// INIT: the host may have sent it itself, to get this processor's attention.
+    Init,
 }
 
 /// Whether [`route`] says `Reflect` of any VMCS12 without VMCS shadowing, and the exit is by no event: a test of one bit for most exits
@@ -32,6 +34,7 @@ pub enum Route {
 #[inline(always)]
 pub const fn is_always_reflected(reason: ExitReason, rcx: u64) -> bool {
     const LOOKED_AT: u64 = 1 << ExitReason::EXCEPTION_OR_NMI.0
+        | 1 << ExitReason::INIT.0
         | 1 << ExitReason::EPT_VIOLATION.0
         | 1 << ExitReason::EPT_MISCONFIGURATION.0
         | 1 << ExitReason::VMFUNC.0;
@@ -48,6 +51,7 @@ pub fn route(reason: ExitReason, rcx: u64, vmcs12: &Vmcs12, memory: &impl GuestM
     match reason {
         ExitReason::EPT_VIOLATION | ExitReason::EPT_MISCONFIGURATION => Route::NestedPaging,
         ExitReason::VMFUNC => Route::VmFunction,
+        ExitReason::INIT => Route::Init,
         ExitReason::RDMSR if is_hosts_msr(vmcs12, memory, rcx as u32, Access::Read) => Route::HostMsr,
         ExitReason::WRMSR if is_hosts_msr(vmcs12, memory, rcx as u32, Access::Write) => Route::HostMsr,
         ExitReason::VMREAD | ExitReason::VMWRITE if vmcs12.has_secondary(Secondary::VMCS_SHADOWING) => {

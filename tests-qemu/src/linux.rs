@@ -46,7 +46,7 @@ impl ImageKind {
 /// instruction counts comparable with the published baseline.
 pub fn default_args(emulator: Emulator, ips: u64) -> String {
     // A panic ends in a triple fault, which every machine reports at once.
-    let args = "console=ttyS0 panic=-1 reboot=t no_timer_check tsc=reliable mitigations=off nopti random.trust_cpu=on";
+    let args = "console=ttyS0 panic=-1 reboot=t idle=halt no_timer_check tsc=reliable mitigations=off nopti random.trust_cpu=on";
     match emulator {
         // Bochs's TSC counts ticks: the calibration against emulated timers would find the same.
         Emulator::Bochs => format!("{args} tsc_early_khz={}", ips / 1000),

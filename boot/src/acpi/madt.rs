@@ -1,12 +1,10 @@
 //! The MADT, ACPI's list of interrupt controllers and with them of processors.
 
-use super::{OneProcessor, TableError, read_u8};
+use super::{Processors, TableError, add, read_u8};
 use crate::phys::{OutOfRange, PhysMemory};
 
 /// Offset of the length in any table's header.
 const TABLE_LENGTH: u64 = 4;
-/// Offset of the checksum in any table's header.
-const TABLE_CHECKSUM: u64 = 9;
 /// Size of any table's header.
 const TABLE_HEADER_BYTES: u64 = 36;
 /// No sane table is longer; damaged lengths are.
@@ -14,8 +12,6 @@ const MAX_TABLE_BYTES: u32 = 1 << 20;
 
 /// Offset of the MADT's first entry.
 const ENTRIES: u64 = 44;
-/// Enabled, and online-capable.
-const FLAGS_USABLE: u8 = 0b11;
 const FLAG_ENABLED: u8 = 0b01;
 
 /// Finds the MADT by way of the root pointer at `rsdp`.
@@ -23,7 +19,7 @@ const FLAG_ENABLED: u8 = 0b01;
 /// # Errors
 ///
 /// A table lies where there is no memory.
-pub fn find_madt(memory: &impl PhysMemory, rsdp: u64) -> Result<Option<u64>, OutOfRange> {
+pub fn find(memory: &impl PhysMemory, rsdp: u64) -> Result<Option<u64>, OutOfRange> {
     const REVISION: u64 = 15;
     const RSDT: u64 = 16;
     const XSDT: u64 = 24;
@@ -51,78 +47,38 @@ fn table_length(memory: &impl PhysMemory, table: u64) -> Result<u32, OutOfRange>
     Ok(length)
 }
 
-/// A processor's entry.
-struct Processor {
-    apic_id: u32,
-    /// Address and size of the APIC id.
-    id_field: (u64, u64),
-    /// Address of the flags' low byte.
-    flags: u64,
+/// The processor that the entry at `entry` is about, if it is about an enabled one.
+fn processor(memory: &impl PhysMemory, entry: u64, kind: u8, length: u8) -> Result<Option<u32>, TableError> {
+    const LOCAL_APIC: u8 = 0;
+    const LOCAL_X2APIC: u8 = 9;
+    let (apic_id, flags) = match (kind, length) {
+        (LOCAL_APIC, 8..) => (u32::from(read_u8(memory, entry + 3)?), entry + 4),
+        (LOCAL_X2APIC, 16..) => (memory.read_u32(entry + 4)?, entry + 8),
+        (LOCAL_APIC | LOCAL_X2APIC, _) => return Err(TableError::BadEntry(entry)),
+        _ => return Ok(None),
+    };
+    let is_enabled = read_u8(memory, flags)? & FLAG_ENABLED != 0;
+    Ok(is_enabled.then_some(apic_id))
 }
 
-impl Processor {
-    /// Reads the entry at `entry`; `None` if it is about something else.
-    fn read(memory: &impl PhysMemory, entry: u64, kind: u8, length: u8) -> Result<Option<Self>, TableError> {
-        const LOCAL_APIC: u8 = 0;
-        const LOCAL_X2APIC: u8 = 9;
-        match (kind, length) {
-            (LOCAL_APIC, 8..) => {
-                let apic_id = u32::from(read_u8(memory, entry + 3)?);
-                Ok(Some(Self { apic_id, id_field: (entry + 3, 1), flags: entry + 4 }))
-            }
-            (LOCAL_X2APIC, 16..) => {
-                let apic_id = memory.read_u32(entry + 4)?;
-                Ok(Some(Self { apic_id, id_field: (entry + 4, 4), flags: entry + 8 }))
-            }
-            (LOCAL_APIC | LOCAL_X2APIC, _) => Err(TableError::BadEntry(entry)),
-            _ => Ok(None),
-        }
-    }
-
-    /// Makes the entry one that no guest uses: disabled, and with the id that no processor has. Linux takes a merely disabled
-    /// entry for a processor that may be plugged in later.
-    fn disable(&self, memory: &impl PhysMemory, plan: &mut OneProcessor) -> Result<(), TableError> {
-        let (start, bytes) = self.id_field;
-        for address in start..start + bytes {
-            plan.change(memory, address, |_| 0xff)?;
-        }
-        plan.change(memory, self.flags, |flags| flags & !FLAGS_USABLE)
-    }
-}
-
-/// Plans the changes to the MADT at `madt` that leave only the processor with `boot_apic_id`.
+/// The enabled processors in the MADT at `madt`.
 ///
 /// # Errors
 ///
-/// The table is damaged, or the boot processor is not in it; then it must not be changed at all.
-pub fn disable_other_processors(
-    memory: &impl PhysMemory,
-    madt: u64,
-    boot_apic_id: u32,
-) -> Result<OneProcessor, TableError> {
+/// The table is damaged.
+pub fn processors(memory: &impl PhysMemory, madt: u64) -> Result<Processors, TableError> {
     let end = madt.saturating_add(u64::from(table_length(memory, madt)?));
-    let mut plan = OneProcessor::default();
-    let mut boot_processor_seen = false;
+    let mut found = Processors::new();
     let mut entry = madt + ENTRIES;
     while entry < end {
         let (kind, length) = (read_u8(memory, entry)?, read_u8(memory, entry + 1)?);
         if length < 2 || entry + u64::from(length) > end {
             return Err(TableError::BadEntry(entry));
         }
-        if let Some(processor) = Processor::read(memory, entry, kind, length)? {
-            let enabled = read_u8(memory, processor.flags)? & FLAG_ENABLED != 0;
-            plan.processors += usize::from(enabled);
-            if enabled && processor.apic_id == boot_apic_id {
-                boot_processor_seen = true;
-            } else {
-                processor.disable(memory, &mut plan)?;
-            }
+        if let Some(apic_id) = processor(memory, entry, kind, length)? {
+            add(&mut found, apic_id)?;
         }
         entry += u64::from(length);
     }
-    if !boot_processor_seen {
-        return Err(TableError::NoBootProcessor);
-    }
-    plan.fix_checksum(memory, madt + TABLE_CHECKSUM)?;
-    Ok(plan)
+    Ok(found)
 }

@@ -1,8 +1,5 @@
-//! The firmware's lists of processors, and how to leave only the boot processor in them.
-//!
-//! The host runs one processor so far. A guest that starts the others would run them outside the host, so the lists that it learns
-//! of them from are patched: the ACPI table MADT (ACPI 6.5, 5.2.12) and the older MP configuration table (MultiProcessor
-//! Specification 1.4, 4 "MP Configuration Table"). A processor that is neither enabled nor online-capable is ignored by the guest.
+//! The firmware's lists of processors: the ACPI table MADT (ACPI 6.5, 5.2.12 "Multiple APIC Description Table") and the older MP
+//! configuration table (MultiProcessor Specification 1.4, 4 "MP Configuration Table").
 
 mod madt;
 mod mp_table;
@@ -13,30 +10,19 @@ use arrayvec::ArrayVec;
 
 use crate::phys::{OutOfRange, PhysMemory};
 
-pub use madt::{disable_other_processors as disable_in_madt, find_madt};
-pub use mp_table::disable_other_processors as disable_in_mp_table;
+/// The most processors of a machine.
+pub const MAX_PROCESSORS: usize = 256;
 
-/// The most bytes that change in one table: two for each of 256 local APICs, five for each of 100 local x2APICs, the checksum.
-pub const MAX_PATCHES: usize = 256 * 2 + 100 * 5 + 1;
+/// The local APIC ids of the enabled processors, in the table's order.
+pub type Processors = ArrayVec<u32, MAX_PROCESSORS>;
 
-/// A byte to change.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Patch {
-    /// Its physical address.
-    pub address: u64,
-    /// Its new value.
-    pub value: u8,
-}
-
-/// Why a table cannot be patched.
+/// Why a table is unusable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TableError {
     /// It claims to lie where there is no memory.
     OutOfRange(OutOfRange),
     /// An entry is too short, or reaches beyond the table.
     BadEntry(u64),
-    /// The boot processor is not in it.
-    NoBootProcessor,
     /// It has too many processors.
     TooManyProcessors,
 }
@@ -52,52 +38,33 @@ impl fmt::Display for TableError {
         match self {
             Self::OutOfRange(error) => write!(f, "{error}"),
             Self::BadEntry(address) => write!(f, "the entry at {address:#x} is damaged"),
-            Self::NoBootProcessor => f.write_str("the boot processor is not in it"),
-            Self::TooManyProcessors => f.write_str("it has too many processors"),
+            Self::TooManyProcessors => write!(f, "it has more than {MAX_PROCESSORS} processors"),
         }
     }
 }
 
-/// What one table says, and the changes that leave only the boot processor.
-#[derive(Debug, Default)]
-pub struct OneProcessor {
-    /// Processors that are enabled in it.
-    pub processors: usize,
-    /// The changes; the table's checksum last.
-    pub patches: ArrayVec<Patch, MAX_PATCHES>,
-    /// The sum of all changes so far, which the checksum takes back.
-    delta: u8,
+/// The machine's enabled processors, from the table that is newer; `None` if there is none of them.
+///
+/// # Errors
+///
+/// The table is damaged.
+pub fn processors(memory: &impl PhysMemory, rsdp: Option<u64>) -> Result<Option<Processors>, TableError> {
+    let madt = match rsdp {
+        Some(rsdp) => madt::find(memory, rsdp)?,
+        None => None,
+    };
+    match madt {
+        Some(madt) => madt::processors(memory, madt).map(Some),
+        None => mp_table::processors(memory),
+    }
 }
 
-impl OneProcessor {
-    /// Changes the byte at `address`, if it is not as it should be already.
-    fn change(
-        &mut self,
-        memory: &impl PhysMemory,
-        address: u64,
-        change: impl FnOnce(u8) -> u8,
-    ) -> Result<(), TableError> {
-        let old = read_u8(memory, address)?;
-        let value = change(old);
-        if value != old {
-            self.delta = self.delta.wrapping_add(value.wrapping_sub(old));
-            self.push(Patch { address, value })?;
-        }
-        Ok(())
+/// Adds a processor, if it is not in the list yet: one with a small id may have an entry of either kind.
+fn add(processors: &mut Processors, apic_id: u32) -> Result<(), TableError> {
+    if processors.contains(&apic_id) {
+        return Ok(());
     }
-
-    /// Corrects the checksum at `address`, so that the sum of the table stays what it was.
-    fn fix_checksum(&mut self, memory: &impl PhysMemory, address: u64) -> Result<(), TableError> {
-        if self.delta != 0 {
-            let value = read_u8(memory, address)?.wrapping_sub(self.delta);
-            self.push(Patch { address, value })?;
-        }
-        Ok(())
-    }
-
-    fn push(&mut self, patch: Patch) -> Result<(), TableError> {
-        self.patches.try_push(patch).map_err(|_| TableError::TooManyProcessors)
-    }
+    processors.try_push(apic_id).map_err(|_| TableError::TooManyProcessors)
 }
 
 fn read_u8(memory: &impl PhysMemory, address: u64) -> Result<u8, OutOfRange> {

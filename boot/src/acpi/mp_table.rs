@@ -1,6 +1,6 @@
 //! The MP configuration table, which a guest reads where it finds no ACPI.
 
-use super::{OneProcessor, TableError, find_structure, read_u8, read_u16, search_areas};
+use super::{Processors, TableError, add, find_structure, read_u8, read_u16, search_areas};
 use crate::phys::PhysMemory;
 
 /// The end of base memory, where old firmware has the floating pointer instead of the extended BIOS data area.
@@ -8,7 +8,6 @@ const BASE_MEMORY_LAST_KIB: core::ops::Range<u64> = 0x9_fc00..0xa_0000;
 
 /// Offsets within the table.
 const BASE_LENGTH: u64 = 4;
-const CHECKSUM: u64 = 7;
 const ENTRY_COUNT: u64 = 34;
 const ENTRIES: u64 = 44;
 
@@ -16,7 +15,6 @@ const PROCESSOR: u8 = 0;
 const PROCESSOR_BYTES: u64 = 20;
 const OTHER_BYTES: u64 = 8;
 const FLAG_ENABLED: u8 = 1 << 0;
-const FLAG_BOOT_PROCESSOR: u8 = 1 << 1;
 
 /// Finds the table by its floating pointer. SMP Specification 1.4, 4.1 "MP Floating Pointer Structure".
 fn find(memory: &impl PhysMemory) -> Option<u64> {
@@ -30,16 +28,15 @@ fn find(memory: &impl PhysMemory) -> Option<u64> {
     (signature == *b"PCMP").then_some(table)
 }
 
-/// Plans the changes to the MP configuration table that leave only the boot processor; `None` if there is no such table.
+/// The enabled processors in the MP configuration table; `None` if there is no such table.
 ///
 /// # Errors
 ///
-/// The table is damaged, or the boot processor is not in it; then it must not be changed at all.
-pub fn disable_other_processors(memory: &impl PhysMemory) -> Result<Option<OneProcessor>, TableError> {
+/// The table is damaged.
+pub fn processors(memory: &impl PhysMemory) -> Result<Option<Processors>, TableError> {
     let Some(table) = find(memory) else { return Ok(None) };
     let end = table + u64::from(read_u16(memory, table + BASE_LENGTH)?);
-    let mut plan = OneProcessor::default();
-    let mut boot_processor_seen = false;
+    let mut found = Processors::new();
     let mut entry = table + ENTRIES;
     for _ in 0..read_u16(memory, table + ENTRY_COUNT)? {
         let is_processor = read_u8(memory, entry)? == PROCESSOR;
@@ -47,21 +44,10 @@ pub fn disable_other_processors(memory: &impl PhysMemory) -> Result<Option<OnePr
         if next > end {
             return Err(TableError::BadEntry(entry));
         }
-        if is_processor {
-            let flags = entry + 3;
-            let value = read_u8(memory, flags)?;
-            plan.processors += usize::from(value & FLAG_ENABLED != 0);
-            if value & FLAG_BOOT_PROCESSOR != 0 {
-                boot_processor_seen = true;
-            } else {
-                plan.change(memory, flags, |flags| flags & !FLAG_ENABLED)?;
-            }
+        if is_processor && read_u8(memory, entry + 3)? & FLAG_ENABLED != 0 {
+            add(&mut found, u32::from(read_u8(memory, entry + 1)?))?;
         }
         entry = next;
     }
-    if !boot_processor_seen {
-        return Err(TableError::NoBootProcessor);
-    }
-    plan.fix_checksum(memory, table + CHECKSUM)?;
-    Ok(Some(plan))
+    Ok(Some(found))
 }

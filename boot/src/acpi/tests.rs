@@ -81,17 +81,11 @@ fn four_processors() -> FakePhys {
     )
 }
 
-fn apply(memory: &mut FakePhys, plan: &OneProcessor) {
-    for patch in &plan.patches {
-        memory.bytes[patch.address as usize] = patch.value;
-    }
-}
-
 #[test]
 fn the_madt_is_found_through_the_root_pointer() {
     let memory = four_processors();
     assert_eq!(find_rsdp(&memory), Some(RSDP));
-    assert_eq!(find_madt(&memory, RSDP), Ok(Some(MADT)));
+    assert_eq!(madt::find(&memory, RSDP), Ok(Some(MADT)));
 }
 
 #[test]
@@ -103,7 +97,7 @@ fn the_madt_is_found_through_the_64_bit_root_table_where_there_is_one() {
     let xsdt = table(b"XSDT", 36, &MADT.to_le_bytes());
     memory.bytes[XSDT as usize..][..xsdt.len()].copy_from_slice(&xsdt);
     memory.bytes[RSDT as usize..][..8].fill(0xff);
-    assert_eq!(find_madt(&memory, RSDP), Ok(Some(MADT)));
+    assert_eq!(madt::find(&memory, RSDP), Ok(Some(MADT)));
 }
 
 #[test]
@@ -114,79 +108,66 @@ fn a_root_pointer_with_a_wrong_checksum_is_not_one() {
 }
 
 #[test]
-fn only_the_boot_processor_stays_in_the_madt_and_its_checksum_holds() {
+fn the_madt_names_each_enabled_processor_once() {
     let mut memory = four_processors();
-    let plan = disable_in_madt(&memory, MADT, 1).unwrap();
-    assert_eq!(plan.processors, 3, "enabled ones; online-capable and disabled ones do not run");
-    apply(&mut memory, &plan);
-    let length = u64::from(memory.read_u32(MADT + 4).unwrap());
-    assert!(sums_to_zero(&memory, MADT, length));
-    let after = disable_in_madt(&memory, MADT, 1).unwrap();
-    assert_eq!((after.processors, after.patches.len()), (1, 0));
-    let entries = &memory.bytes[MADT as usize + 44..];
-    assert_eq!(entries[..16], [0, 8, 0, 0xff, 0, 0, 0, 0, 0, 8, 1, 1, 1, 0, 0, 0]);
+    assert_eq!(
+        madt::processors(&memory, MADT).unwrap()[..],
+        [0, 1, 300],
+        "online-capable and disabled ones do not run"
+    );
+    let again = machine(&[local_apic(1, 1), local_x2apic(1, 1), local_x2apic(0, 1)], &[]);
+    assert_eq!(processors(&again, Some(RSDP)).unwrap().unwrap()[..], [1, 0]);
+    memory.bytes[MADT as usize + 44 + 4] = 0;
+    assert_eq!(processors(&memory, Some(RSDP)).unwrap().unwrap()[..], [1, 300]);
 }
 
 #[test]
-fn the_boot_processor_may_have_an_x2apic_entry() {
-    let mut memory = four_processors();
-    apply(&mut memory, &disable_in_madt(&four_processors(), MADT, 300).unwrap());
-    let after = disable_in_madt(&memory, MADT, 300).unwrap();
-    assert_eq!((after.processors, after.patches.len()), (1, 0));
-}
-
-#[test]
-fn a_madt_without_the_boot_processor_is_left_alone() {
-    assert_eq!(disable_in_madt(&four_processors(), MADT, 7).unwrap_err(), TableError::NoBootProcessor);
+fn a_madt_with_too_many_processors_is_an_error() {
+    let many: Vec<_> = (0..=MAX_PROCESSORS as u32).map(|id| local_x2apic(id, 1)).collect();
+    let with = |entries: &[Vec<u8>]| {
+        let mut memory = machine(&[], &[]);
+        let bytes = table(b"APIC", 44, &entries.concat());
+        memory.bytes[0x8000..0x8000 + bytes.len()].copy_from_slice(&bytes);
+        madt::processors(&memory, 0x8000)
+    };
+    assert_eq!(with(&many[1..]).unwrap().len(), MAX_PROCESSORS);
+    assert_eq!(with(&many), Err(TableError::TooManyProcessors));
 }
 
 #[test]
 fn a_madt_entry_of_length_zero_is_an_error_instead_of_a_loop() {
     let mut memory = four_processors();
     memory.bytes[MADT as usize + 44 + 8 + 1] = 0;
-    assert_eq!(disable_in_madt(&memory, MADT, 0).unwrap_err(), TableError::BadEntry(MADT + 52));
+    assert_eq!(madt::processors(&memory, MADT).unwrap_err(), TableError::BadEntry(MADT + 52));
 }
 
 #[test]
-fn only_the_boot_processor_stays_in_the_mp_table_and_its_checksum_holds() {
-    let mut memory = four_processors();
-    let plan = disable_in_mp_table(&memory).unwrap().unwrap();
-    assert_eq!(plan.processors, 3);
-    apply(&mut memory, &plan);
-    let length = u64::from(read_u16(&memory, MP_TABLE + 4).unwrap());
-    assert!(sums_to_zero(&memory, MP_TABLE, length));
-    let after = disable_in_mp_table(&memory).unwrap().unwrap();
-    assert_eq!((after.processors, after.patches.len()), (1, 0));
+fn without_a_madt_the_mp_table_names_the_processors() {
+    let memory = four_processors();
+    assert_eq!(processors(&memory, None).unwrap().unwrap()[..], [0, 1, 2]);
 }
 
 #[test]
-fn a_machine_without_tables_has_none() {
+fn a_machine_without_tables_has_no_list() {
     let memory = FakePhys { base: 0, bytes: std::vec![0; 0x10_0000] };
     assert_eq!(find_rsdp(&memory), None);
-    assert!(disable_in_mp_table(&memory).unwrap().is_none());
+    assert_eq!(processors(&memory, None), Ok(None));
 }
 
 proptest! {
     #[test]
-    fn no_table_panics_or_is_patched_outside_itself(
-        changes in prop::collection::vec((0usize..0x80, any::<u8>()), 1..12), area in 0usize..4, boot in 0u32..3,
+    fn no_damaged_table_panics_or_hangs(
+        changes in prop::collection::vec((0usize..0x80, any::<u8>()), 1..12), area in 0usize..4,
     ) {
         let mut memory = four_processors();
         let area = [RSDP, RSDT, MADT, MP_TABLE][area] as usize;
         for (offset, byte) in changes {
             memory.bytes[area + offset] = byte;
         }
-        let patches_within = |plan: &OneProcessor, start: u64, length: u64| {
-            plan.patches.iter().all(|patch| (start..start + length).contains(&patch.address))
-        };
-        if let Some(rsdp) = find_rsdp(&memory)
-            && let Ok(Some(madt)) = find_madt(&memory, rsdp)
-            && let Ok(plan) = disable_in_madt(&memory, madt, boot)
-        {
-            prop_assert!(patches_within(&plan, madt, u64::from(memory.read_u32(madt + 4).unwrap())));
-        }
-        if let Ok(Some(plan)) = disable_in_mp_table(&memory) {
-            prop_assert!(patches_within(&plan, MP_TABLE, u64::from(read_u16(&memory, MP_TABLE + 4).unwrap())));
+        for rsdp in [find_rsdp(&memory), Some(RSDP), None] {
+            if let Ok(Some(found)) = processors(&memory, rsdp) {
+                prop_assert!((1..found.len()).all(|at| !found[..at].contains(&found[at])), "each once");
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! From the boot loader's 32-bit protected mode to long mode: assembly only.
+//! From the boot loader's 32-bit protected mode to long mode, and from real mode for the other processors.
 //!
 //! `_start` checks for 64-bit mode, builds early page tables and calls `extern "C" fn l1hv_main(magic: u32, info: u32) -> !`,
 //! which the binary defines. The early address space:
@@ -20,3 +20,55 @@ global_asm!(
     no_long_mode_status = const StopKind::NoLongMode.status(),
     options(att_syntax)
 );
+
+global_asm!(include_str!("trampoline.S"), options(att_syntax));
+
+unsafe extern "C" {
+    static trampoline_start: u8;
+    static trampoline_parameters: u8;
+    static trampoline_end: u8;
+}
+
+/// What a processor needs on its way from real mode into the image: the end of the [`trampoline`].
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct TrampolineParameters {
+    /// RSP.
+    pub stack: u64,
+    /// An `extern "sysv64" fn(u64) -> !` of the image.
+    pub entry: u64,
+    /// What that is called with.
+    pub argument: u64,
+    /// CR0 with PE and PG.
+    pub cr0: u32,
+    /// Page tables that map the trampoline's page to itself, and the image and the stack.
+    pub cr3: u32,
+    /// CR4 with PAE.
+    pub cr4: u32,
+    /// IA32_EFER with LME.
+    pub efer: u32,
+}
+
+impl TrampolineParameters {
+    /// Their bytes, as the trampoline reads them.
+    pub fn to_bytes(&self) -> [u8; size_of::<Self>()] {
+        let mut bytes = [0; size_of::<Self>()];
+        let (wide, narrow) = bytes.split_at_mut(24);
+        for (place, value) in wide.as_chunks_mut().0.iter_mut().zip([self.stack, self.entry, self.argument]) {
+            *place = value.to_le_bytes();
+        }
+        for (place, value) in narrow.as_chunks_mut().0.iter_mut().zip([self.cr0, self.cr3, self.cr4, self.efer]) {
+            *place = value.to_le_bytes();
+        }
+        bytes
+    }
+}
+
+/// The code that a SIPI starts, for any page below 1 MiB, and the parameters behind it, which are zero here.
+pub fn trampoline() -> &'static [u8] {
+    let (start, end) = (&raw const trampoline_start, &raw const trampoline_end);
+    let parameters = (&raw const trampoline_parameters).addr();
+    debug_assert_eq!(end.addr() - parameters, size_of::<TrampolineParameters>());
+    // SAFETY: the symbols enclose constant bytes of the image.
+    unsafe { core::slice::from_raw_parts(start, end.addr() - start.addr()) }
+}

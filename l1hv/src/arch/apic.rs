@@ -1,4 +1,6 @@
-//! The local APIC. It is the guest's; the host only gives an INIT back to it.
+//! The local APIC. It is the guest's; the host sends an IPI now and then, and does to it what an INIT would have done.
+//!
+//! DEVIATION: what the guest reads of the interrupt command register afterwards is the host's command, but for the high half in xAPIC mode.
 
 use ept::Hpa;
 use shadow::msr::IA32_APIC_BASE;
@@ -6,47 +8,162 @@ use shadow::msr::IA32_APIC_BASE;
 use super::msr;
 use super::phys;
 
-const X2APIC_ID: u32 = 0x802;
-const X2APIC_ICR: u32 = 0x830;
+const IA32_TSC_DEADLINE: u32 = 0x6e0;
 
-/// Registers of the xAPIC (SDM Volume 3A, Table 12-1 "Local APIC Register Address Map").
-const ID: u64 = 0x20;
-const ICR_LOW: u64 = 0x300;
-const ICR_HIGH: u64 = 0x310;
+/// Offsets of registers of the xAPIC (SDM Volume 3A, Table 12-1 "Local APIC Register Address Map"). An x2APIC has them as MSRs, one for
+/// each 16 bytes from 800H on.
+const ID: u32 = 0x20;
+const TASK_PRIORITY: u32 = 0x80;
+const EOI: u32 = 0xb0;
+const LOGICAL_DESTINATION: u32 = 0xd0;
+const DESTINATION_FORMAT: u32 = 0xe0;
+const SPURIOUS_VECTOR: u32 = 0xf0;
+const IN_SERVICE: u32 = 0x100;
+const ICR_LOW: u32 = 0x300;
+const ICR_HIGH: u32 = 0x310;
+/// Timer, thermal, performance counters, LINT0, LINT1, error.
+const LVT: [u32; 6] = [0x320, 0x330, 0x340, 0x350, 0x360, 0x370];
+const INITIAL_COUNT: u32 = 0x380;
+const DIVIDE: u32 = 0x3e0;
 
-/// ICR: delivery mode INIT, level assert, physical destination.
-const INIT: u32 = 0x4500;
+const MASKED: u32 = 1 << 16;
+const DELIVERY_PENDING: u32 = 1 << 12;
 
-/// Sends an INIT to this processor, which is in VMX root operation and holds it until the next VM entry. Returns whether the APIC is
-/// enabled, and where the host can reach it.
-///
-/// What the guest reads of the interrupt command register afterwards is its own last command only in the high half.
-pub fn send_init_to_self() -> bool {
-    const ENABLE: u64 = 1 << 11;
-    const X2APIC: u64 = 1 << 10;
-    const BASE: u64 = 0x000f_ffff_ffff_f000;
-    let apic_base = msr::try_read(IA32_APIC_BASE).unwrap_or(0);
-    match (apic_base & ENABLE != 0, apic_base & X2APIC != 0) {
-        (true, true) => {
-            let id = msr::try_read(X2APIC_ID).unwrap_or(0);
-            // SAFETY: an INIT is blocked in VMX root operation.
-            unsafe { msr::try_write(X2APIC_ICR, id << 32 | u64::from(INIT)) }.is_ok()
+/// An IPI to one processor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ipi {
+    /// INIT. In VMX root operation it waits for the next VM entry, in non-root operation it is a VM exit.
+    Init,
+    /// Start at the page of this number.
+    Startup(u8),
+}
+
+impl Ipi {
+    /// The low half of the ICR: level assert, physical destination.
+    const fn command(self) -> u32 {
+        match self {
+            Self::Init => 0x4500,
+            Self::Startup(page) => 0x4600 | page as u32,
         }
-        (true, false) => {
-            let base = Hpa(apic_base & BASE);
-            if !phys::is_mapped(base, 0x1000) {
-                return false;
-            }
-            // SAFETY: the page is the APIC's, whose registers are dwords, and an INIT is blocked in VMX root operation.
-            unsafe {
-                let register = |offset| phys::phys_to_virt(base + offset).cast::<u32>();
-                let high = register(ICR_HIGH).read_volatile();
-                register(ICR_HIGH).write_volatile(register(ID).read_volatile());
-                register(ICR_LOW).write_volatile(INIT);
-                register(ICR_HIGH).write_volatile(high);
-            }
+    }
+}
+
+/// The APIC as its owner has set it up.
+#[derive(Clone, Copy)]
+enum Apic {
+    X2,
+    /// Where its registers are.
+    X1(Hpa),
+}
+
+impl Apic {
+    /// `None` if it is disabled, or where the host cannot reach it.
+    fn current() -> Option<Self> {
+        const ENABLE: u64 = 1 << 11;
+        const X2APIC: u64 = 1 << 10;
+        const BASE: u64 = 0x000f_ffff_ffff_f000;
+        let apic_base = msr::try_read(IA32_APIC_BASE)?;
+        let base = Hpa(apic_base & BASE);
+        match (apic_base & ENABLE != 0, apic_base & X2APIC != 0) {
+            (true, true) => Some(Self::X2),
+            (true, false) if phys::is_mapped(base, 0x1000) => Some(Self::X1(base)),
+            _ => None,
+        }
+    }
+
+    fn read(self, register: u32) -> u32 {
+        match self {
+            Self::X2 => msr::try_read(Self::msr(register)).unwrap_or(0) as u32,
+            // SAFETY: the page is the APIC's, whose registers are dwords.
+            Self::X1(base) => unsafe { Self::at(base, register).read_volatile() },
+        }
+    }
+
+    /// Writes a register whose value reaches no memory: all but the ICR.
+    fn write(self, register: u32, value: u32) {
+        match self {
+            // An x2APIC lacks some registers; then there is nothing to write.
+            // SAFETY: the APIC's registers are nothing that the host relies on.
+            Self::X2 => _ = unsafe { msr::try_write(Self::msr(register), value.into()) },
+            // SAFETY: as for `read`.
+            Self::X1(base) => unsafe { Self::at(base, register).write_volatile(value) },
+        }
+    }
+
+    const fn msr(register: u32) -> u32 {
+        0x800 + register / 16
+    }
+
+    fn at(base: Hpa, register: u32) -> *mut u32 {
+        phys::phys_to_virt(base + u64::from(register)).cast()
+    }
+}
+
+/// Sends an IPI to the processor with an APIC id. Returns whether this processor's APIC can do that.
+pub fn send(destination: u32, ipi: Ipi) -> bool {
+    let Some(apic) = Apic::current() else { return false };
+    match apic {
+        Apic::X2 => {
+            let command = u64::from(destination) << 32 | u64::from(ipi.command());
+            // SAFETY: an INIT does nothing to a processor in VMX operation but make it exit; outside it, only those are sent IPIs that the
+            // host starts.
+            unsafe { msr::try_write(Apic::msr(ICR_LOW), command) }.is_ok()
+        }
+        Apic::X1(_) => {
+            let Ok(id) = u8::try_from(destination) else { return false };
+            await_delivery(apic);
+            let high = apic.read(ICR_HIGH);
+            apic.write(ICR_HIGH, u32::from(id) << 24);
+            apic.write(ICR_LOW, ipi.command());
+            await_delivery(apic);
+            // The guest may have been about to use it.
+            apic.write(ICR_HIGH, high);
             true
         }
-        (false, _) => false,
     }
+}
+
+/// Waits until the last IPI is on its way: at once on every processor with VMX, but nothing here waits for ever.
+fn await_delivery(apic: Apic) {
+    const POLLS: u32 = 10_000;
+    _ = (0..POLLS).find(|_| apic.read(ICR_LOW) & DELIVERY_PENDING == 0);
+}
+
+/// Sends an INIT to this processor, which is in VMX root operation and holds it until the next VM entry. Returns whether its APIC is
+/// enabled.
+pub fn send_init_to_self() -> bool {
+    let Some(apic) = Apic::current() else { return false };
+    let id = match apic {
+        Apic::X2 => apic.read(ID),
+        Apic::X1(_) => apic.read(ID) >> 24,
+    };
+    send(id, Ipi::Init)
+}
+
+/// What an INIT does to the APIC (SDM Volume 3A, 12.4.7.3 "Local APIC State After an INIT Reset (“Wait-for-SIPI” State)"): a VM exit takes
+/// that away from it. DEVIATION: interrupts that have been requested stay so.
+pub fn reset() {
+    const IN_SERVICE_WORDS: u32 = 8;
+    const VECTORS: u32 = 256;
+    let Some(apic) = Apic::current() else { return };
+    let in_service = || (0..IN_SERVICE_WORDS).any(|word| apic.read(IN_SERVICE + 16 * word) != 0);
+    for _ in 0..VECTORS {
+        if !in_service() {
+            break;
+        }
+        apic.write(EOI, 0);
+    }
+    for entry in LVT {
+        apic.write(entry, MASKED);
+    }
+    for register in [TASK_PRIORITY, INITIAL_COUNT, DIVIDE] {
+        apic.write(register, 0);
+    }
+    if matches!(apic, Apic::X1(_)) {
+        apic.write(LOGICAL_DESTINATION, 0);
+        apic.write(DESTINATION_FORMAT, u32::MAX);
+    }
+    apic.write(SPURIOUS_VECTOR, 0xff);
+    // SAFETY: the timer is the guest's.
+    _ = unsafe { msr::try_write(IA32_TSC_DEADLINE, 0) };
 }

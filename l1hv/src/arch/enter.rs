@@ -3,6 +3,8 @@
 use core::arch::{asm, naked_asm};
 use core::mem::offset_of;
 
+use crate::processor::Processor;
+
 /// General-purpose registers of whoever runs in VMX non-root operation, and where the host's stack was when it entered.
 ///
 /// The VMCSs' host RSP points to [`Self::host_rsp`], so that the exit can push the registers right into their places and the host RSP
@@ -35,11 +37,12 @@ pub fn exit_address() -> u64 {
     vm_exit as *const () as u64
 }
 
-/// What [`enter`] returns when the guest ran, or when the entry failed late: there is an exit reason. Everything else is VMfail.
-pub const EXITED: u32 = 0;
-/// VMfail of a VMLAUNCH: the VMCS is still clear.
-pub const VMLAUNCH_FAILED: u32 = 1;
-const VMRESUME_FAILED: u32 = 2;
+/// What [`enter`] returns when the guest ran, or when the entry failed late: there is an exit reason.
+const EXITED: u32 = 0;
+/// VMfail.
+const REFUSED: u32 = 1;
+/// The processor has requests to look at first.
+pub const REQUESTED: u32 = 2;
 
 /// Runs the guest of the current VMCS until its next exit.
 ///
@@ -65,12 +68,28 @@ pub unsafe fn enter(registers: &mut GuestRegisters, launched: bool) -> u32 {
     how
 }
 
+unsafe extern "C" {
+    static vm_entry_begin: u8;
+    static vm_entry_end: u8;
+    static vm_not_entered: u8;
+}
+
+/// Where execution goes on if an NMI arrives at `rip`: between the look at the requests and the VM entry, its own request would be overlooked.
+pub fn landing_after_nmi(rip: u64) -> u64 {
+    let address = |symbol: *const u8| symbol.addr() as u64;
+    let entry = address(&raw const vm_entry_begin)..address(&raw const vm_entry_end);
+    if entry.contains(&rip) { address(&raw const vm_not_entered) } else { rip }
+}
+
 /// RDI: the registers; SIL: whether to resume. Saves the two registers that inline assembly cannot declare.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn vm_entry() {
     naked_asm!(
         "push rbx; push rbp",
         "mov [rdi + {host_rsp}], rsp",
+        "vm_entry_begin:",
+        "cmp dword ptr gs:[{requests}], 0",
+        "jne vm_not_entered",
         "test sil, sil",
         "mov rax, [rdi]",
         "mov rcx, [rdi + 1*8]",
@@ -89,16 +108,20 @@ unsafe extern "sysv64" fn vm_entry() {
         "mov rdi, [rdi + 7*8]",
         "jz 2f",
         "vmresume",
-        "mov eax, {vmresume_failed}", // not reached after a guest ran
-        "jmp 3f",
+        "jmp 3f", // not reached after a guest ran
         "2: vmlaunch",
-        "mov eax, {vmlaunch_failed}",
-        "3:",
+        "vm_entry_end:",
+        "3: mov eax, {refused}",
+        "4:",
         "pop rbp; pop rbx",
         "ret",
+        "vm_not_entered:",
+        "mov eax, {requested}",
+        "jmp 4b",
+        requests = const offset_of!(Processor, requests),
+        requested = const REQUESTED,
         host_rsp = const offset_of!(GuestRegisters, host_rsp),
-        vmresume_failed = const VMRESUME_FAILED,
-        vmlaunch_failed = const VMLAUNCH_FAILED,
+        refused = const REFUSED,
     )
 }
 

@@ -5,11 +5,14 @@ use core::cell::UnsafeCell;
 use x86_64::VirtAddr;
 use x86_64::instructions::segmentation::{CS, DS, ES, FS, GS, SS, Segment};
 use x86_64::instructions::tables::load_tss;
+use x86_64::registers::model_specific::GsBase;
 use x86_64::registers::segmentation::SegmentSelector;
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
 use x86_64::structures::tss::TaskStateSegment;
 
 use super::idt;
+use crate::mem::{HostPages, PAGE_BYTES};
+use crate::processor::Processor;
 
 /// What the VMCS's host-state area takes: after a VM exit the processor runs with these again.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +23,8 @@ pub struct HostSegments {
     pub data: u16,
     /// Selector of the TSS. FS and GS are null.
     pub tr: u16,
+    /// The base of GS: the address of the [`Processor`].
+    pub gs_base: u64,
     /// Linear address of the TSS.
     pub tr_base: u64,
     /// Linear address of the GDT.
@@ -50,30 +55,72 @@ struct Tables {
     tss: TaskStateSegment,
 }
 
-struct TablesCell(UnsafeCell<Tables>);
+impl Tables {
+    const fn new() -> Self {
+        Self { gdt: GlobalDescriptorTable::empty(), tss: TaskStateSegment::new() }
+    }
+}
 
-// SAFETY: written once by `init`, before there is a second cpu or an exception; only the processor reads them afterwards.
-unsafe impl Sync for TablesCell {}
+/// What one processor needs of its own.
+struct Area {
+    tables: Tables,
+    stacks: [Stack; INTERRUPT_STACKS],
+}
 
-static TABLES: TablesCell =
-    TablesCell(UnsafeCell::new(Tables { gdt: GlobalDescriptorTable::empty(), tss: TaskStateSegment::new() }));
+/// Pages that [`init_on`] takes.
+pub const AREA_PAGES: u64 = (size_of::<Area>() as u64).div_ceil(PAGE_BYTES);
 
-struct StacksCell(UnsafeCell<[Stack; INTERRUPT_STACKS]>);
+struct AreaCell(UnsafeCell<Area>);
 
-// SAFETY: only the processor uses them, one exception each.
-unsafe impl Sync for StacksCell {}
+// SAFETY: only the boot processor uses it; its Rust code only in `init`.
+unsafe impl Sync for AreaCell {}
 
-static STACKS: StacksCell =
-    StacksCell(UnsafeCell::new([const { Stack([0; INTERRUPT_STACK_BYTES]) }; INTERRUPT_STACKS]));
+static BOOT_AREA: AreaCell = AreaCell(UnsafeCell::new(Area {
+    tables: Tables::new(),
+    stacks: [const { Stack([0; INTERRUPT_STACK_BYTES]) }; INTERRUPT_STACKS],
+}));
 
-/// Loads the host's own GDT, TSS and IDT in place of the boot code's. Called once.
+/// What the boot processor is before it knows the others. It only counts NMIs.
+static BOOT_PROCESSOR: Processor = Processor::new(0);
+
+/// Loads the boot processor's own GDT, TSS and IDT in place of the boot code's. Called once.
 pub fn init() -> HostSegments {
     // SAFETY: the only call, and nothing else touches the cell.
-    let tables: &'static mut Tables = unsafe { &mut *TABLES.0.get() };
-    let stacks = STACKS.0.get().addr() as u64;
-    for i in 0..INTERRUPT_STACKS {
+    let area: &'static mut Area = unsafe { &mut *BOOT_AREA.0.get() };
+    load(area, &BOOT_PROCESSOR, Idt::Fill)
+}
+
+/// The boot processor gets its place among all.
+pub fn move_boot_processor(segments: HostSegments, processor: &'static Processor) -> HostSegments {
+    processor.request(BOOT_PROCESSOR.take_requests());
+    let gs_base = processor.address();
+    GsBase::write(VirtAddr::new_truncate(gs_base));
+    HostSegments { gs_base, ..segments }
+}
+
+/// Loads GDT, TSS and IDT of another processor. `area` has [`AREA_PAGES`].
+pub fn init_on(area: HostPages, processor: &'static Processor) -> HostSegments {
+    assert!(area.bytes() >= size_of::<Area>() as u64, "area too small");
+    let place = area.as_mut_ptr().cast::<Area>();
+    // SAFETY: the pages are owned, large enough and zeroed, which stacks may be.
+    let area = unsafe {
+        (&raw mut (*place).tables).write(Tables::new());
+        &mut *place
+    };
+    load(area, processor, Idt::IsFilled)
+}
+
+/// Whether the gates that all processors share are there.
+enum Idt {
+    Fill,
+    IsFilled,
+}
+
+fn load(area: &'static mut Area, processor: &'static Processor, idt: Idt) -> HostSegments {
+    let Area { tables, stacks } = area;
+    for (number, stack) in stacks.iter().enumerate() {
         // By index: the TSS is packed, so its entries cannot be borrowed.
-        tables.tss.interrupt_stack_table[i] = VirtAddr::new(stacks) + ((i + 1) * INTERRUPT_STACK_BYTES) as u64;
+        tables.tss.interrupt_stack_table[number] = VirtAddr::from_ptr(stack) + INTERRUPT_STACK_BYTES as u64;
     }
     let tr_base = (&raw const tables.tss).addr() as u64;
     let code = tables.gdt.append(Descriptor::kernel_code_segment());
@@ -91,7 +138,12 @@ pub fn init() -> HostSegments {
         GS::set_reg(null);
         load_tss(tss);
     }
-    let idt_base = idt::init(code);
+    let gs_base = processor.address();
+    GsBase::write(VirtAddr::new_truncate(gs_base));
+    let idt_base = match idt {
+        Idt::Fill => idt::fill(code),
+        Idt::IsFilled => idt::load(),
+    };
     let gdt_base = x86_64::instructions::tables::sgdt().base.as_u64();
-    HostSegments { cs: code.0, data: data.0, tr: tss.0, tr_base, gdt_base, idt_base }
+    HostSegments { cs: code.0, data: data.0, tr: tss.0, gs_base, tr_base, gdt_base, idt_base }
 }

@@ -1,22 +1,20 @@
 //! The host's exceptions. Interrupts are always off in the host, so only the 32 exception vectors have gates.
 //!
-//! An NMI is counted for the run loop, which passes it on to the guest; a foreseen #GP resumes at its [fixup](super::fixup);
+//! An NMI is a request to the run loop, which passes it on to the guest; a foreseen #GP resumes at its [fixup](super::fixup);
 //! everything else is a defect of the host and stops the machine with the exception's name and place.
 
-use core::arch::global_asm;
+use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicU32, Ordering};
 
 use x86_64::VirtAddr;
 use x86_64::registers::segmentation::SegmentSelector;
 use x86_64::structures::DescriptorTablePointer;
 
+use super::enter::landing_after_nmi;
 use super::gdt::InterruptStack;
 use super::{cpu, fixup};
+use crate::processor::{Processor, Requests};
 use crate::stop::stop_internal;
-
-/// NMIs that arrived while the host ran, not yet passed on to the guest.
-pub static PENDING_NMI: AtomicU32 = AtomicU32::new(0);
 
 const VECTORS: usize = 32;
 const VECTOR_NMI: usize = 2;
@@ -103,7 +101,8 @@ global_asm!(
 extern "sysv64" fn handle(frame: &mut ExceptionFrame) {
     match frame.vector as usize {
         VECTOR_NMI => {
-            PENDING_NMI.fetch_add(1, Ordering::Relaxed);
+            this_processor().request(Requests::NMI);
+            frame.rip = landing_after_nmi(frame.rip);
         }
         VECTOR_GENERAL_PROTECTION => match fixup::landing(frame.rip) {
             Some(rip) => {
@@ -113,6 +112,16 @@ extern "sysv64" fn handle(frame: &mut ExceptionFrame) {
             None => unexpected(frame),
         },
         _ => unexpected(frame),
+    }
+}
+
+/// The processor that this runs on.
+fn this_processor() -> &'static Processor {
+    let address: *const Processor;
+    // SAFETY: the base of GS in the host is a `Processor` that lives for ever, which has its own address in the second quadword.
+    unsafe {
+        asm!("mov {}, gs:[{this}]", out(reg) address, this = const Processor::THIS, options(nostack, preserves_flags, readonly));
+        &*address
     }
 }
 
@@ -153,7 +162,7 @@ impl Gate {
 
 struct IdtCell(UnsafeCell<[Gate; VECTORS]>);
 
-// SAFETY: written once by `init`, before the table is loaded; only the processor reads it afterwards.
+// SAFETY: written once by `fill`, before the table is loaded; only the processor reads it afterwards.
 unsafe impl Sync for IdtCell {}
 
 static IDT: IdtCell = IdtCell(UnsafeCell::new([Gate::ABSENT; VECTORS]));
@@ -162,8 +171,8 @@ unsafe extern "C" {
     static exception_stubs: u8;
 }
 
-/// Fills and loads the IDT; returns its linear address.
-pub(super) fn init(code: SegmentSelector) -> u64 {
+/// Fills and loads the IDT; returns its linear address. Called once.
+pub(super) fn fill(code: SegmentSelector) -> u64 {
     const STUB_BYTES: u64 = 16;
     let stubs = (&raw const exception_stubs).addr() as u64;
     // SAFETY: called once, before the table is loaded.
@@ -177,6 +186,11 @@ pub(super) fn init(code: SegmentSelector) -> u64 {
         };
         *gate = Gate::new(stubs + vector as u64 * STUB_BYTES, code, stack);
     }
+    load()
+}
+
+/// Loads the IDT; returns its linear address.
+pub(super) fn load() -> u64 {
     let base = IDT.0.get().addr() as u64;
     let pointer =
         DescriptorTablePointer { limit: (size_of::<[Gate; VECTORS]>() - 1) as u16, base: VirtAddr::new_truncate(base) };

@@ -13,4 +13,6 @@ pub mod phys;
 pub mod port;
 pub mod relocate;
 pub mod takeover;
+pub mod timer;
+pub mod trampoline;
 pub mod vmx;

@@ -6,40 +6,36 @@
 
 use core::arch::asm;
 use core::arch::x86_64::__cpuid;
+use core::num::NonZeroU32;
 
 use shadow::VmxCaps;
-use shadow::exit::ExitReason;
-use shadow::fields::EXIT_REASON;
-use shadow::hw::VmcsAccess;
 
 use crate::mem::HostPages;
 
-use super::enter::{EXITED, GuestRegisters, VMLAUNCH_FAILED, enter};
+use super::enter::{GuestRegisters, REQUESTED, enter};
 use super::msr::{self, GpFault};
 use super::{cpu, vmx};
 
-/// The processor refused the current VMCS with VMfail.
+/// The guest did not run: what [`enter`] says about that. A word, so that looking at it costs nothing where the guest did run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct EntryRefused;
+pub struct NotEntered(NonZeroU32);
 
-/// Runs the guest of the current VMCS until its next exit; says why that was.
-#[inline(always)]
-pub fn run_guest(registers: &mut GuestRegisters, vmcs: &mut vmx::VmcsPair) -> Result<ExitReason, EntryRefused> {
-    let launched = vmcs.launch_or_resume();
-    // SAFETY: both VMCSs got their host state from `vmcs_setup`, with the exit stack of these registers. EPT01 and every EPT02
-    // derived from it leave the host's memory out, which confines the guest.
-    match unsafe { enter(registers, launched) } {
-        EXITED => Ok(ExitReason(vmcs.current().read(EXIT_REASON))),
-        how => Err(refused(vmcs, how)),
+impl NotEntered {
+    /// There are requests to look at first. Otherwise the processor refused the current VMCS with VMfail.
+    pub const fn is_requested(self) -> bool {
+        self.0.get() == REQUESTED
     }
 }
 
-#[cold]
-fn refused(vmcs: &mut vmx::VmcsPair, how: u32) -> EntryRefused {
-    if how == VMLAUNCH_FAILED {
-        vmcs.launch_failed();
+/// Runs the guest of the current VMCS until its next exit.
+#[inline(always)]
+pub fn run_guest(registers: &mut GuestRegisters, vmcs: &vmx::VmcsPair) -> Result<(), NotEntered> {
+    // SAFETY: both VMCSs got their host state from `vmcs_setup`, with the exit stack of these registers. EPT01 and every EPT02
+    // derived from it leave the host's memory out, which confines the guest.
+    match NonZeroU32::new(unsafe { enter(registers, vmcs.is_launched()) }) {
+        None => Ok(()),
+        Some(how) => Err(NotEntered(how)),
     }
-    EntryRefused
 }
 
 /// XSETBV for a guest hypervisor, whose XCR0 is the machine's.

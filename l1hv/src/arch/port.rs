@@ -16,6 +16,13 @@ impl Port {
     /// Bochs's shutdown port.
     pub const SHUTDOWN: Self = Self(boot::stop::SHUTDOWN_PORT);
 
+    /// Counter 2 of the interval timer.
+    pub const TIMER_2: Self = Self(0x42);
+    /// Command register of the interval timer.
+    pub const TIMER_COMMAND: Self = Self(0x43);
+    /// The gate and the output of that counter.
+    pub const SYSTEM_CONTROL: Self = Self(0x61);
+
     /// Register `offset` (0 to 7) of the UART at COM1.
     pub const fn com1(offset: u16) -> Self {
         assert!(offset < 8, "a 16550 has eight registers");

@@ -13,7 +13,7 @@ use ept::{Hpa, PageSize};
 
 use super::relocate::{self, image, image_parts, loaded_image};
 use super::{cpu, phys};
-use crate::mem::{GuestRam, HostRegion, OutOfHostMemory, PAGE_BYTES, PhysAllocator, build_host_tables};
+use crate::mem::{GuestRam, HostRegion, HostTables, OutOfHostMemory, PAGE_BYTES, PhysAllocator, build_host_tables};
 
 /// Why the takeover failed.
 pub enum TakeoverError {
@@ -53,6 +53,8 @@ pub struct Takeover {
     pub guest_ram: GuestRam,
     /// The machine's memory, with the host's region reserved.
     pub memory_map: MemoryMap,
+    /// The host's page tables.
+    pub tables: HostTables,
     /// Where the modules are now, in the loader's order.
     modules: ArrayVec<Range<u64>, MAX_MODULES>,
 }
@@ -62,8 +64,12 @@ pub struct Takeover {
 /// # Errors
 ///
 /// There is not enough memory.
-pub fn take_over(boot_info: &BootInfo, host_memory_mib: Option<u32>) -> Result<Takeover, TakeoverError> {
-    let bytes = layout::host_region_bytes(&boot_info.memory_map, host_memory_mib);
+pub fn take_over(
+    boot_info: &BootInfo,
+    processors: usize,
+    host_memory_mib: Option<u32>,
+) -> Result<Takeover, TakeoverError> {
+    let bytes = layout::host_region_bytes(&boot_info.memory_map, processors, host_memory_mib);
     let mut taken: ArrayVec<Range<u64>, { MAX_MODULES + 1 }> =
         boot_info.modules.iter().map(|module| module.range.clone()).collect();
     taken.push(loaded_image());
@@ -73,11 +79,11 @@ pub fn take_over(boot_info: &BootInfo, host_memory_mib: Option<u32>) -> Result<T
 
     // SAFETY: the region is free memory below 4 GiB, hence in the boot code's direct map, and this is the only allocator.
     let mut allocator = unsafe { PhysAllocator::new(region) };
-    move_host(&mut allocator, &memory_map)?;
+    let tables = move_host(&mut allocator, &memory_map)?;
     let modules = stage_modules(boot_info, &memory_map, region)?;
     // SAFETY: the region holds all that is the host's: the image, its stack and tables, and what the allocator hands out.
     let guest_ram = unsafe { GuestRam::new(region.range()) };
-    Ok(Takeover { region, allocator, guest_ram, memory_map, modules })
+    Ok(Takeover { region, allocator, guest_ram, memory_map, tables, modules })
 }
 
 /// The direct map reaches to the end of memory, and over the devices below 4 GiB.
@@ -86,16 +92,16 @@ fn wanted_direct_map_end(map: &MemoryMap) -> Hpa {
     Hpa(map.memory_end().max(FOUR_GIB).next_multiple_of(PageSize::Size1G.bytes()))
 }
 
-fn move_host(allocator: &mut PhysAllocator, map: &MemoryMap) -> Result<(), OutOfHostMemory> {
+fn move_host(allocator: &mut PhysAllocator, map: &MemoryMap) -> Result<HostTables, OutOfHostMemory> {
     let image = image();
     let target = allocator.alloc_pages((image.end - image.start) / PAGE_BYTES)?.phys();
     let end = wanted_direct_map_end(map);
     let page = if cpu::has_1gib_pages() { PageSize::Size1G } else { PageSize::Size2M };
-    let cr3 = build_host_tables(allocator, end, page, &image, target, &image_parts())?;
+    let tables = build_host_tables(allocator, end, page, &image, target, &image_parts())?;
     // SAFETY: `target` was just allocated with the image's size, the tables map what `relocate` asks for, and from here on the
     // host uses only the image's virtual addresses and the direct map.
-    unsafe { relocate::relocate(target, cr3, end) };
-    Ok(())
+    unsafe { relocate::relocate(target, tables.root, end) };
+    Ok(tables)
 }
 
 fn stage_modules(

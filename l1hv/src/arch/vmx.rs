@@ -212,17 +212,22 @@ impl VmcsPair {
         self.launched[1] = false;
     }
 
-    /// Whether the current VMCS was launched; from now on it counts as launched.
+    /// Whether the current VMCS is launched.
     #[inline]
-    pub fn launch_or_resume(&mut self) -> bool {
-        self.launched.get_mut(self.current as usize).is_some_and(|launched| core::mem::replace(launched, true))
+    pub fn is_launched(&self) -> bool {
+        self.launched.get(self.current as usize).is_some_and(|&launched| launched)
     }
 
-    /// Forgets a launch that failed.
-    pub fn launch_failed(&mut self) {
-        if let Some(launched) = self.launched.get_mut(self.current as usize) {
-            *launched = false;
-        }
+    /// vmcs01 was entered: it is launched.
+    #[inline]
+    pub fn note_entry_of_vmcs01(&mut self) {
+        self.launched[Which::Vmcs01 as usize] = true;
+    }
+
+    /// vmcs02 was entered, and the entry did not fail late, which leaves the launch state as it was.
+    #[inline]
+    pub fn note_entry_of_vmcs02(&mut self) {
+        self.launched[Which::Vmcs02 as usize] = true;
     }
 }
 

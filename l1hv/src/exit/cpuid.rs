@@ -7,6 +7,7 @@ use shadow::hw::VmcsAccess;
 use shadow::registers::{CR4_OSXSAVE, CR4_PKE};
 
 use super::Action;
+use crate::stats;
 use crate::vcpu::Vcpu;
 
 /// Leaf 1, ECX.
@@ -25,7 +26,7 @@ const STATISTICS_LEAF: u32 = 0x6c31_6876;
 pub fn handle(vcpu: &mut Vcpu) -> Action {
     let (leaf, subleaf) = (vcpu.registers.gpr[0] as u32, vcpu.ecx());
     if leaf == STATISTICS_LEAF && subleaf == 1 && vcpu.prints_stats {
-        vcpu.stats.print(&vcpu.tables, &vcpu.nested.paging);
+        stats::print(&vcpu.tables, &vcpu.nested.paging);
         vcpu.shadow_fields.print();
     }
     let mut answer = __cpuid_count(leaf, subleaf);

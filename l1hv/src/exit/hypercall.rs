@@ -88,8 +88,7 @@ fn set_access(vcpu: &mut Vcpu) -> Result<(), Status> {
 
 fn access(vcpu: &mut Vcpu) -> Result<(), Status> {
     let id = field(vcpu)?;
-    let permissions = vcpu.shadow_fields.permissions();
-    let (granted, most) = (permissions.get(id), permissions.most(id));
+    let (granted, most) = vcpu.shadow_fields.access(id);
     vcpu.registers.gpr[RBX] = granted.bits().into();
     vcpu.registers.gpr[RDX] = most.bits().into();
     Ok(())

@@ -12,7 +12,7 @@ mod vmx_insn;
 pub use cr::masks as control_register_masks;
 pub use memory::map_beyond;
 pub use msr::{read_for_guest, write_for_guest};
-pub use reset::give_back_blocked_init;
+pub use reset::{give_back_blocked_init, wait_for_start};
 
 use boot::stop::StopKind;
 use shadow::exit::ExitReason;
@@ -21,6 +21,7 @@ use shadow::hw::VmcsAccess;
 use shadow::outcome::Fault;
 
 use crate::arch::on_behalf;
+use crate::run;
 use crate::stop::{StopReason, stop};
 use crate::vcpu::Vcpu;
 
@@ -64,6 +65,7 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
         ExitReason::INVD => invd(),
         ExitReason::INIT => reset::init(vcpu),
         ExitReason::SIPI => reset::startup(vcpu),
+        ExitReason::MONITOR_TRAP_FLAG => run::retry_nmi(vcpu),
         ExitReason::TRIPLE_FAULT => triple_fault(vcpu),
         _ => stop_on_unexpected(vcpu, reason),
     }

@@ -18,6 +18,9 @@ const WAIT_FOR_SIPI: u32 = 3;
 
 /// INIT. In VMX root operation it is blocked until VM entry or VMXOFF (SDM 24.8 "Restrictions on VMX Operation").
 pub fn init(vcpu: &mut Vcpu) -> Action {
+    if vcpu.processor.take_kick() {
+        return Action::Resume;
+    }
     vcpu.init_blocked = true;
     // The next VM entry has to look at it, and the short way does not.
     vcpu.vmx.vmcs12.settle();
@@ -38,10 +41,25 @@ pub fn deliver_blocked_init(vcpu: &mut Vcpu) {
     if vcpu.vmx.vmxon_region.is_some() || !core::mem::take(&mut vcpu.init_blocked) {
         return;
     }
+    apic::reset();
     reset_registers(vcpu);
     let bootstrap = msr::try_read(IA32_APIC_BASE).unwrap_or(BOOTSTRAP) & BOOTSTRAP != 0;
-    let activity = if bootstrap { ACTIVE } else { WAIT_FOR_SIPI };
-    vcpu.vmcs.vmcs01().write(GUEST_ACTIVITY_STATE, activity);
+    if bootstrap {
+        vcpu.vmcs.vmcs01().write(GUEST_ACTIVITY_STATE, ACTIVE);
+    } else {
+        wait_for_sipi(vcpu);
+    }
+}
+
+/// What a processor that the guest has not started yet does.
+pub fn wait_for_start(vcpu: &mut Vcpu) {
+    reset_registers(vcpu);
+    wait_for_sipi(vcpu);
+}
+
+fn wait_for_sipi(vcpu: &mut Vcpu) {
+    vcpu.vmcs.vmcs01().write(GUEST_ACTIVITY_STATE, WAIT_FOR_SIPI);
+    vcpu.processor.set_waits_for_sipi(true);
 }
 
 /// SIPI: begins in real mode at the page that the vector names.
@@ -52,6 +70,7 @@ pub fn startup(vcpu: &mut Vcpu) -> Action {
     vmcs01.write(GUEST_CS_BASE, u64::from(vector) << 12);
     vmcs01.write(GUEST_RIP, 0);
     vmcs01.write(GUEST_ACTIVITY_STATE, ACTIVE);
+    vcpu.processor.set_waits_for_sipi(false);
     Action::Resume
 }
 

@@ -18,10 +18,10 @@ use crate::vcpu::{RSP, Vcpu};
 /// VMREAD. Returns whether it was carried out.
 #[inline(never)]
 pub fn vmread(vcpu: &mut Vcpu) -> bool {
-    let Vcpu { vmcs, vmx, nested, registers, shadow_fields, .. } = vcpu;
+    let Vcpu { vmcs, vmx, nested, registers, short_table, .. } = vcpu;
     let mut vmcs01 = vmcs.vmcs01();
     let Some(insn) = begin(&vmcs01, vmx, nested.host_mode) else { return false };
-    let Some(id) = whole_field(shadow_fields.short_table, registers.gpr[insn.info.reg2()]) else { return false };
+    let Some(id) = whole_field(short_table, registers.gpr[insn.info.reg2()]) else { return false };
     if vmx.vmcs12.stale.contains(id) {
         return false;
     }
@@ -33,10 +33,10 @@ pub fn vmread(vcpu: &mut Vcpu) -> bool {
 /// VMWRITE. Returns whether it was carried out.
 #[inline(never)]
 pub fn vmwrite(vcpu: &mut Vcpu) -> bool {
-    let Vcpu { vmcs, vmx, nested, registers, shadow_fields, .. } = vcpu;
+    let Vcpu { vmcs, vmx, nested, registers, short_table, .. } = vcpu;
     let mut vmcs01 = vmcs.vmcs01();
     let Some(insn) = begin(&vmcs01, vmx, nested.host_mode) else { return false };
-    let Some(id) = whole_field(shadow_fields.short_table, registers.gpr[insn.info.reg2()]) else { return false };
+    let Some(id) = whole_field(short_table, registers.gpr[insn.info.reg2()]) else { return false };
     let encoding = id.encoding();
     if encoding.area() == Area::ExitInfo || vmx.vmcs12.live.contains(id) {
         return false;

@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "turns raw physical pages into owned memory")]
 
 use core::ptr;
+use core::sync::atomic::AtomicU64;
 
 use ept::Hpa;
 
@@ -90,6 +91,32 @@ impl HostPages {
     pub fn into_tables(self) -> &'static mut [[u64; 512]] {
         // SAFETY: as for `into_bytes`, and pages are aligned for words.
         unsafe { core::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), self.count as usize) }
+    }
+
+    /// The pages as tables of 512 words each, which several processors use.
+    pub fn into_shared_tables(self) -> &'static [[AtomicU64; 512]] {
+        // SAFETY: as for `into_tables`; an atomic word is a word.
+        unsafe { core::slice::from_raw_parts(self.as_mut_ptr().cast(), self.count as usize) }
+    }
+
+    /// The pages as values, as many as fit.
+    ///
+    /// # Panics
+    ///
+    /// A value needs more alignment than a page has.
+    pub fn into_values<T>(self, values: impl ExactSizeIterator<Item = T>) -> &'static mut [T] {
+        let count = values.len();
+        assert!(
+            (count * size_of::<T>()) as u64 <= self.bytes() && align_of::<T>() as u64 <= PAGE_BYTES,
+            "too many values"
+        );
+        let first = self.as_mut_ptr().cast::<T>();
+        for (at, value) in values.enumerate().take(count) {
+            // SAFETY: the pages have room for `count` values, and `self` was their only owner.
+            unsafe { first.add(at).write(value) };
+        }
+        // SAFETY: as above, and all of them are initialised: an exact iterator has as many items as it says.
+        unsafe { core::slice::from_raw_parts_mut(first, count) }
     }
 
     /// Puts `value` at the start of the pages.

@@ -54,11 +54,24 @@ impl Tables {
         child
     }
 
+    /// A top table that maps what the first one does.
+    fn copy_of_root(&mut self) -> usize {
+        let copy = self.used;
+        self.used += 1;
+        self.tables[copy] = self.tables[0];
+        copy
+    }
+
     /// Maps one page. `virt` and `phys` are multiples of its size, and nothing is mapped there yet.
     fn map(&mut self, virt: u64, phys: Hpa, size: PageSize, flags: u64) {
+        self.map_from(0, virt, phys, size, flags);
+    }
+
+    /// The same below another top table.
+    fn map_from(&mut self, root: usize, virt: u64, phys: Hpa, size: PageSize, flags: u64) {
         let index = |shift: u32| (virt >> shift & 511) as usize;
         let large = if size == PageSize::Size4K { 0 } else { LARGE };
-        let mut table = 0;
+        let mut table = root;
         for shift in [39, 30, 21, 12] {
             if shift == size.shift() {
                 self.tables[table][index(shift)] = phys.0 | PRESENT | large | flags;
@@ -75,11 +88,22 @@ fn tables_needed(direct_map_end: Hpa, direct_page: PageSize, image_bytes: u64) -
     let pds = if direct_page == PageSize::Size1G { 0 } else { direct_map_end.0.div_ceil(PageSize::Size1G.bytes()) };
     // The image: a PDPT, a page directory, and page tables of 2 MiB each, the first and the last of them in part.
     let image = 2 + image_bytes / PageSize::Size2M.bytes() + 2;
-    1 + pdpts + pds + image
+    // The other top table, and the way down to one page of 2 MiB.
+    let start = 3;
+    1 + pdpts + pds + image + start
+}
+
+/// The roots of the host's tables.
+#[derive(Clone, Copy, Debug)]
+pub struct HostTables {
+    /// What the host runs on.
+    pub root: Hpa,
+    /// The same, and the low 2 MiB mapped to themselves: what a processor starts on.
+    pub start_root: Hpa,
 }
 
 /// Builds the host's tables: the direct map up to `direct_map_end` (a multiple of 1 GiB), and `parts` of the image, whose first
-/// part is backed by `image_start` and the others by what follows it at the same distances. Returns the address for CR3.
+/// part is backed by `image_start` and the others by what follows it at the same distances.
 ///
 /// # Errors
 ///
@@ -91,7 +115,7 @@ pub fn build_host_tables(
     image: &Range<u64>,
     image_start: Hpa,
     parts: &[ImagePart],
-) -> Result<Hpa, OutOfHostMemory> {
+) -> Result<HostTables, OutOfHostMemory> {
     let count = tables_needed(direct_map_end, direct_page, image.end - image.start);
     let mut tables = Tables::new(allocator.alloc_pages(count)?);
     for phys in (0..direct_map_end.0).step_by(direct_page.bytes() as usize) {
@@ -107,5 +131,7 @@ pub fn build_host_tables(
             tables.map(virt, image_start + (virt - image.start), PageSize::Size4K, flags);
         }
     }
-    Ok(tables.base)
+    let start = tables.copy_of_root();
+    tables.map_from(start, 0, Hpa(0), PageSize::Size2M, WRITABLE);
+    Ok(HostTables { root: tables.base, start_root: Hpa(tables.phys(start)) })
 }

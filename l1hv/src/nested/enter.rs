@@ -25,13 +25,13 @@ pub fn enter(vcpu: &mut Vcpu, wanted: LaunchState) -> Result<(), Failure> {
     let interruptibility = vcpu.vmcs.vmcs01().read(GUEST_INTERRUPTIBILITY);
     vcpu.vmx.check_launch(wanted, interruptibility)?;
     vcpu.vmx.vmcs12.settle();
+    // If a watched page has changed until now and not this VMCS12's, then it is another one's.
+    vcpu.memory.watches.begin_merge();
     let unchanged = vcpu.nested.short_entry && vcpu.vmx.vmcs12.is_unchanged();
     if unchanged && msr_bitmap::is_merged(vcpu) {
         if vcpu.nested.violation.is_some() {
             paging::anticipate(vcpu);
         }
-        // If a watched page has changed, it is not this VMCS12's.
-        vcpu.memory.watches.note_merge();
         merge::prepare_unchanged(&mut vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12);
     } else if let Err(error) = check_and_merge(vcpu)? {
         reflect_failed_entry(vcpu, ExitReason::ENTRY_FAILURE_GUEST_STATE, error.0);
@@ -93,7 +93,6 @@ fn pdptes_from_memory(vcpu: &mut Vcpu) -> Option<[u64; 4]> {
 }
 
 fn merge(vcpu: &mut Vcpu, inherited: Inherited, pdptes: Option<[u64; 4]>) {
-    vcpu.memory.watches.note_merge();
     let bitmap_changes = !msr_bitmap::is_merged(vcpu);
     if bitmap_changes {
         msr_bitmap::merge(vcpu);

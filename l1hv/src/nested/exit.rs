@@ -19,10 +19,11 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) {
         let qualification = vcpu.vmcs.vmcs02().read(EXIT_QUALIFICATION);
         return reflect_failed_entry(vcpu, reason.without_modifiers(), qualification);
     }
+    vcpu.vmcs.note_entry_of_vmcs02();
     if vcpu.nested.short_exit && vcpu.nested.displaced.is_none() && is_always_reflected(reason, vcpu.registers.gpr[1]) {
         vcpu.nested.entering = false;
         vcpu.vmx.vmcs12.launch_state = LaunchState::Launched;
-        vcpu.stats.reflect(reason);
+        vcpu.processor.stats.reflect(reason);
         return short::leave(vcpu);
     }
     if vcpu.nested.entering {
@@ -40,6 +41,8 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) {
         Route::HostMsr => host_msr(vcpu, reason),
         Route::VmFunction => vm_function::handle(vcpu),
         Route::ShadowedField => onward::handle(vcpu, reason),
+        Route::Init if vcpu.processor.take_kick() => (),
+        Route::Init => reflect(vcpu, Reflected { reason, qualification: None }),
     }
 }
 

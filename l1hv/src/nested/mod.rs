@@ -27,4 +27,4 @@ pub use paging::{drop_translations, make_room};
 pub use reflect::{abort, nmi};
 pub use shadowing::bind_current;
 pub use short::resume;
-pub use watching::unwatch;
+pub use watching::drop_what_ept01_forbids;

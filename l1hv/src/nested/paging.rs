@@ -15,7 +15,6 @@ use shadow::hw::VmcsAccess;
 use super::injection;
 use super::reflect::{Reflected, reflect};
 use super::virtualization_exception;
-use super::watching::unwatch;
 use crate::arch::vmx::{Invept, invept};
 use crate::exit::map_beyond;
 use crate::hw::{Ept12Memory, Ept12Unflagged};
@@ -40,7 +39,7 @@ fn find_eptp02(vcpu: &mut Vcpu) -> Eptp {
         vmcs12.has_secondary(Secondary::ENABLE_EPT).then(|| Ept12 { eptp: Eptp(vmcs12.get(EPT_POINTER)), execute });
     vcpu.nested.converts_violations = vmcs12.has_secondary(Secondary::EPT_VIOLATION_VE);
     vcpu.nested.ept12 = ept12;
-    let Some(ept12) = ept12 else { return vcpu.ept01 };
+    let Some(ept12) = ept12 else { return vcpu.ept01.root() };
     let (eptp02, dropped) = vcpu.nested.paging.activate(&mut vcpu.tables, ept12).unwrap_or_else(|error| stop(error));
     flush(dropped);
     eptp02
@@ -96,14 +95,14 @@ pub fn anticipate(vcpu: &mut Vcpu) {
     };
     // The nested guest may do something else first, so this sets no flag: hypervisors map a page with its flags set.
     let (tables, memory) = (&mut vcpu.tables, &mut Ept12Unflagged(Ept12Memory(&vcpu.memory)));
-    let mut context = Context { tables, guest: memory, ept01: vcpu.ept01 };
+    let mut context = Context { tables, guest: memory, ept01: vcpu.ept01.root() };
     let filled = vcpu.nested.paging.fill(&mut context, ept12, address, qualification, Extent::Page);
     flush(filled.unwrap_or_else(|error| stop(error)).1);
 }
 
 fn fill(vcpu: &mut Vcpu, ept12: Ept12, address: NestedGpa, qualification: EptViolation) -> Fill {
     let mut memory = Ept12Memory(&vcpu.memory);
-    let mut context = Context { tables: &mut vcpu.tables, guest: &mut memory, ept01: vcpu.ept01 };
+    let mut context = Context { tables: &mut vcpu.tables, guest: &mut memory, ept01: vcpu.ept01.root() };
     let (fill, dropped) = vcpu
         .nested
         .paging
@@ -115,7 +114,7 @@ fn fill(vcpu: &mut Vcpu, ept12: Ept12, address: NestedGpa, qualification: EptVio
 
 /// EPT01 does not permit an access: it lacks the address, or it watches the page for a write.
 fn permit(vcpu: &mut Vcpu, gpa: ept::Gpa) {
-    unwatch(vcpu, gpa);
+    vcpu.memory.unwatch(gpa);
     map_beyond(vcpu, gpa);
 }
 

@@ -79,7 +79,7 @@ fn reflect_event(vcpu: &mut Vcpu, info: InterruptionInfo, error_code: Option<u32
 
 /// Leaves a nested guest that ran: its state goes to VMCS12, the guest hypervisor continues at its exit handler.
 fn leave(vcpu: &mut Vcpu, reason: ExitReason) {
-    vcpu.stats.reflect(reason);
+    vcpu.processor.stats.reflect(reason);
     let by_nmi =
         reason == ExitReason::EXCEPTION_OR_NMI && InterruptionInfo(vcpu.vmcs12_field(EXIT_INTERRUPTION_INFO)).is_nmi();
     if vcpu.nested.short_exit && vcpu.nested.displaced.is_none() && !by_nmi {
@@ -127,7 +127,7 @@ fn saved_msr(vmcs02: &impl VmcsAccess, msr: u32) -> Option<u64> {
 pub fn reflect_failed_entry(vcpu: &mut Vcpu, reason: ExitReason, qualification: u64) {
     let reason = reason.of_failed_entry();
     log::debug!("{reason:?}, qualification {qualification:#x}");
-    vcpu.stats.reflect(reason);
+    vcpu.processor.stats.reflect(reason);
     vcpu.nested.entering = false;
     let vmcs01 = vcpu.vmcs.vmcs01();
     let nmi_blocked = vmcs01.read(GUEST_INTERRUPTIBILITY) & BLOCKING_BY_NMI != 0;

@@ -28,7 +28,7 @@ use crate::vcpu::Vcpu;
 pub fn bind_current(vcpu: &mut Vcpu) {
     // Whatever the guest hypervisor did about it was for another nested guest.
     vcpu.nested.violation = None;
-    let live = *vcpu.shadow_fields.permissions().live();
+    let live = vcpu.shadow_fields.live;
     if live.is_empty() {
         return;
     }

@@ -1,46 +1,49 @@
 //! Pages that the host has merged are read-only in EPT01, and so in every EPT02, until somebody writes to them ([`crate::watch`]).
 
-use ept::map::set_rights;
-use ept::{Gpa, PageSize, Rights};
+use ept::Gpa;
 
 use super::drop_translations;
 use crate::arch::vmx::{Invept, invept};
 use crate::hw::GuestPhysical;
+use crate::processor;
 use crate::vcpu::Vcpu;
-use crate::watch::Watches;
-
-/// Lets the guest hypervisor write to a page again: it is about to. Nothing happens if the page is not watched.
-pub fn unwatch(vcpu: &mut Vcpu, address: Gpa) {
-    let page = address.align_down(PageSize::Size4K);
-    // A page may be watched as more than one thing.
-    if vcpu.memory.all_watches().map(|watches| watches.remove(page)).contains(&true) {
-        permit_writes(vcpu, page);
-        invept(Invept::Global);
-    }
-}
+use crate::watch::{Watches, is_watched};
 
 /// Write-protects a page before it is read, so that no write is missed. A page that cannot be protected is merged at every entry. Returns
 /// its slot.
 #[cold]
 pub fn watch(vcpu: &mut Vcpu, watches: impl Fn(&GuestPhysical) -> &Watches, page: Gpa) -> usize {
-    let (slot, loser) = watches(&vcpu.memory).assign(page);
+    let own = watches(&vcpu.memory);
+    if let Some(slot) = own.find_awaited(page) {
+        own.look_for_flush(slot);
+        return slot;
+    }
+    let protectable = !vcpu.memory.is_host(page) && own.is_worthwhile();
+    let writer = vcpu.ept01.writer();
+    let was_protected = vcpu.ept01.is_protected(page);
+    let (slot, loser) = own.assign(page);
     if let Some(loser) = loser
-        && !vcpu.memory.all_watches().iter().any(|watches| watches.contains(loser))
+        && !is_watched(loser)
     {
-        permit_writes(vcpu, loser);
+        writer.permit_writes(loser);
     }
-    let protectable = !vcpu.memory.is_host(page);
-    if protectable && set_rights(&mut vcpu.tables, vcpu.ept01, page.0, Rights::READ.or(Rights::EXECUTE)).is_ok() {
-        // What EPT02s have of the page may still be writable.
-        drop_translations(vcpu, None);
-        invept(Invept::Global);
-    } else {
-        watches(&vcpu.memory).remove(page);
+    if !protectable || !was_protected && writer.protect(&mut vcpu.tables, page).is_err() {
+        own.abandon(slot);
+        return slot;
     }
+    // What protected it first has asked for a flush already.
+    let flush = if was_protected { processor::last_flush() } else { vcpu.processor.request_flush_of_others() };
+    drop(writer);
+    if !was_protected {
+        drop_what_ept01_forbids(vcpu, flush);
+    }
+    watches(&vcpu.memory).await_flush(slot, flush);
     slot
 }
 
-fn permit_writes(vcpu: &mut Vcpu, page: Gpa) {
-    // The page is mapped by a table of its own since it was watched, so there is nothing to split.
-    let _ = set_rights(&mut vcpu.tables, vcpu.ept01, page.0, Rights::ALL);
+/// EPT01 permits less than before: what the processor has of it goes, in EPT02s and in its own caches.
+pub fn drop_what_ept01_forbids(vcpu: &mut Vcpu, flush: u64) {
+    drop_translations(vcpu, None);
+    invept(Invept::Global);
+    vcpu.processor.note_flush(flush);
 }

@@ -197,7 +197,7 @@ basic_exit_reasons! {
     // With "acknowledge interrupt on exit" the vector is there, else the information is not valid.
     EXTERNAL_INTERRUPT = 1, None, None, [INTERRUPTION], Any(Pin::EXTERNAL_INTERRUPT_EXITING), Reflect;
     TRIPLE_FAULT = 2, None, None, [], Unconditional, Reflect;
-    INIT = 3, None, None, [], Unconditional, Reflect;
+    INIT = 3, None, None, [], Unconditional, Init;
     SIPI = 4, Sipi, None, [], Unconditional, Reflect;
     IO_SMI = 5, Io, None, [LINEAR], OtherMode, Reflect;
     OTHER_SMI = 6, None, None, [], OtherMode, Reflect;

@@ -16,6 +16,9 @@ const CPU_MODEL: &str = "corei7_skylake_x";
 /// Bochs allocates this much at once; the rest of a large guest memory on demand.
 const HOST_MEMORY_MIB: u32 = 2048;
 
+/// Instructions of one processor before the next has its turn: few enough that a lock is soon free, many enough to be quick.
+const QUANTUM: u32 = 128;
+
 /// 2026-01-01: every run sees the same clock.
 const START_OF_TIME: u64 = 1_767_225_600;
 
@@ -46,7 +49,7 @@ fn configuration(machine: &Machine, bochs: &Bochs, iso: &Path, logs: &Path) -> S
     format!(
         "config_interface: textconfig
 display_library: nogui
-cpu: model={cpu_model}, count={cpus}, ips={ips}, reset_on_triple_fault=0, ignore_bad_msrs=1
+cpu: model={cpu_model}, count={cpus}, quantum={QUANTUM}, ips={ips}, reset_on_triple_fault=0, ignore_bad_msrs=1
 memory: guest={memory_mib}, host={host_mib}
 romimage: file={bios}
 vgaromimage: file={vga_bios}

@@ -1,0 +1,86 @@
+// From the real mode in which a SIPI starts a processor, at the beginning of a page below 1 MiB, to 64-bit code of the image.
+//
+// The code is copied to that page, and its parameters to behind it. Paging, with tables that map the page to itself, and long mode are
+// entered in one step.
+
+.section .rodata.trampoline, "a"
+.balign 16
+.code16
+.global trampoline_start
+trampoline_start:
+    cli
+    cld
+    movw %cs, %bx
+    movw %bx, %ds
+    movzwl %bx, %ebx
+    shll $4, %ebx                       // the page's address
+    // Addresses that only the page's place decides: the GDT's, and where 64-bit code begins.
+    leal (trampoline_gdt - trampoline_start)(%ebx), %eax
+    movl %eax, trampoline_gdt_base - trampoline_start
+    leal (trampoline_long - trampoline_start)(%ebx), %eax
+    movl %eax, trampoline_far - trampoline_start
+    lgdtl trampoline_gdt_pointer - trampoline_start
+
+    movl trampoline_cr4 - trampoline_start, %eax
+    movl %eax, %cr4
+    movl trampoline_cr3 - trampoline_start, %eax
+    movl %eax, %cr3
+    movl $0xC0000080, %ecx              // IA32_EFER
+    movl trampoline_efer - trampoline_start, %eax
+    xorl %edx, %edx
+    wrmsr
+    movl trampoline_cr0 - trampoline_start, %eax
+    movl %eax, %cr0
+    ljmpl *(trampoline_far - trampoline_start)
+
+.code64
+trampoline_long:
+    movw $0x10, %ax
+    movw %ax, %ds
+    movw %ax, %es
+    movw %ax, %ss
+    xorl %eax, %eax
+    movw %ax, %fs
+    movw %ax, %gs
+    movl %ebx, %ebx
+    movq (trampoline_stack - trampoline_start)(%rbx), %rsp
+    movq (trampoline_argument - trampoline_start)(%rbx), %rdi
+    movq (trampoline_entry - trampoline_start)(%rbx), %rax
+    xorl %ebp, %ebp                     // the end of any backtrace
+    callq *%rax                         // leaves the page for good
+    ud2
+
+.balign 8
+trampoline_gdt:
+    .quad 0
+    .quad 0x00AF9A000000FFFF            // 0x08: 64-bit code
+    .quad 0x00CF92000000FFFF            // 0x10: data
+trampoline_gdt_pointer:
+    .word . - trampoline_gdt - 1
+trampoline_gdt_base:
+    .long 0
+trampoline_far:
+    .long 0
+    .word 0x08
+
+.balign 8
+.global trampoline_parameters
+trampoline_parameters:                  // `entry::TrampolineParameters`
+trampoline_stack:
+    .quad 0
+trampoline_entry:
+    .quad 0
+trampoline_argument:
+    .quad 0
+trampoline_cr0:
+    .long 0
+trampoline_cr3:
+    .long 0
+trampoline_cr4:
+    .long 0
+trampoline_efer:
+    .long 0
+.global trampoline_end
+trampoline_end:
+
+.text

@@ -1,0 +1,117 @@
+//! EPT01: identity, with one scratch page behind the host's region. All processors share it.
+//!
+//! Whoever changes it holds its lock, for a few stores; walks take none. It only grows: no table of it is ever given back.
+
+use boot::memory_map::{MemoryMap, RegionKind};
+use ept::map::{Mapping, OutOfTables, lookup, map_page, map_range, set_rights};
+use ept::table::TableMemory;
+use ept::{Entry, Eptp, ExecuteControl, Gpa, Hpa, Levels, MemoryType, PageSize, Rights};
+use spin::Mutex;
+
+use crate::mem::{HostRegion, PAGE_BYTES};
+use crate::tables::{TableArea, TablePool};
+
+/// EPT01.
+#[derive(Debug)]
+pub struct Ept01 {
+    area: TableArea,
+    root: Eptp,
+    writer: Mutex<()>,
+}
+
+/// The right to change EPT01, and what goes with it: which pages are watched.
+pub struct Writer<'a> {
+    ept01: &'a Ept01,
+    _exclusive: spin::MutexGuard<'a, ()>,
+}
+
+impl Ept01 {
+    /// Memory write-back and devices uncacheable. `scratch` is plain memory that belongs to nobody, all ones until a guest writes to it:
+    /// whatever the guest hypervisor does to the host's region reaches nothing of the host's, causes no exit and costs one table for each
+    /// 2 MiB.
+    ///
+    /// # Errors
+    ///
+    /// `pool` has too few tables.
+    pub fn build(
+        area: TableArea,
+        pool: &mut TablePool,
+        largest: PageSize,
+        map: &MemoryMap,
+        hole: HostRegion,
+        scratch: Hpa,
+    ) -> Result<Self, OutOfTables> {
+        const LOW_END: u64 = 1 << 32;
+        let root = Eptp::new(pool.allocate().ok_or(OutOfTables)?.0, Levels::Four);
+        let identity = |kind: MemoryType| move |address, size| Entry::leaf(address, size, Rights::ALL, kind, false);
+        let mut next = 0;
+        let end = map.memory_end().max(LOW_END).next_multiple_of(PageSize::Size2M.bytes());
+        for region in map.regions() {
+            let (start, stop) = (region.start.next_multiple_of(PAGE_BYTES), region.end & !(PAGE_BYTES - 1));
+            let is_memory = region.kind != RegionKind::RESERVED;
+            if !is_memory || start >= stop || start < next {
+                continue;
+            }
+            map_range(pool, root, next, start, largest, identity(MemoryType::UNCACHEABLE))?;
+            map_range(pool, root, start, stop, largest, identity(MemoryType::WRITE_BACK))?;
+            next = stop;
+        }
+        map_range(pool, root, next, end, largest, identity(MemoryType::UNCACHEABLE))?;
+        map_range(pool, root, hole.start.0, hole.end.0, PageSize::Size4K, |_, size| {
+            Entry::leaf(scratch.0, size, Rights::ALL, MemoryType::WRITE_BACK, false)
+        })?;
+        Ok(Self { area, root, writer: Mutex::new(()) })
+    }
+
+    /// Its EPTP.
+    pub const fn root(&self) -> Eptp {
+        self.root
+    }
+
+    /// Whether an address is mapped and read-only: the page is watched.
+    pub fn is_protected(&self, address: Gpa) -> bool {
+        self.lookup(address).is_some_and(|mapping| !mapping.leaf.rights(ExecuteControl::UNIFORM).contain(Rights::WRITE))
+    }
+
+    /// Takes the lock.
+    pub fn writer(&self) -> Writer<'_> {
+        Writer { ept01: self, _exclusive: self.writer.lock() }
+    }
+
+    fn lookup(&self, address: Gpa) -> Option<Mapping> {
+        lookup(&self.area.without_room(), self.root, address.0)
+    }
+}
+
+impl Writer<'_> {
+    /// Makes a page read-only.
+    ///
+    /// # Errors
+    ///
+    /// `pool` has too few tables.
+    pub fn protect(&self, pool: &mut TablePool, page: Gpa) -> Result<(), OutOfTables> {
+        set_rights(pool, self.ept01.root, page.0, Rights::READ.or(Rights::EXECUTE))
+    }
+
+    /// Makes a page that was read-only writable again.
+    pub fn permit_writes(&self, page: Gpa) {
+        // It has been mapped by a table of its own since it was protected, so there is nothing to split.
+        let _ = set_rights(&mut self.ept01.area.without_room(), self.ept01.root, page.0, Rights::ALL);
+    }
+
+    /// Maps the large page around an address that is not mapped yet: devices with 64-bit windows, or nothing at all. Returns whether
+    /// there was something to do.
+    ///
+    /// # Errors
+    ///
+    /// `pool` has too few tables.
+    pub fn map_beyond(&self, pool: &mut TablePool, address: Gpa) -> Result<bool, OutOfTables> {
+        if self.ept01.lookup(address).is_some() {
+            return Ok(false);
+        }
+        let size = PageSize::Size2M;
+        let leaf = Entry::leaf(address.0, size, Rights::ALL, MemoryType::UNCACHEABLE, false);
+        map_page(pool, self.ept01.root, address.0, size, leaf)?;
+        Ok(true)
+    }
+}

@@ -1,0 +1,142 @@
+//! Starts the machine's processors: each enters VMX operation and waits there, in its guest's wait-for-SIPI state, until the guest starts it.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use boot::acpi::{self, Processors};
+use boot::stop::StopKind;
+use ept::Hpa;
+use spin::Mutex;
+
+use crate::arch::apic::{self, Ipi};
+use crate::arch::phys::BootMemory;
+use crate::arch::timer::wait_milliseconds;
+use crate::arch::trampoline::TrampolinePage;
+use crate::arch::{cpu, gdt};
+use crate::boot_flow::{HostSetup, check_processor};
+use crate::mem::{HostPages, PAGE_BYTES, PhysAllocator};
+use crate::processor::{self, Processor};
+use crate::run;
+use crate::setup::{self, Beginning, Blueprint, Parts, Workshop};
+use crate::stop::{StopReason, stop, stop_internal};
+
+/// The stack of a processor other than the boot processor.
+const STACK_PAGES: u64 = 32;
+
+/// The machine's processors by their APIC ids, the one that this runs on first.
+///
+/// A guest on a machine whose tables are unusable finds no more processors in them than the host does.
+pub fn find_processors(acpi_rsdp: Option<u64>) -> Processors {
+    let own = cpu::apic_id();
+    let mut found = Processors::new();
+    found.push(own);
+    match acpi::processors(&BootMemory, acpi_rsdp) {
+        Ok(listed) => {
+            let others = listed.unwrap_or_default();
+            let _ = others.into_iter().filter(|&id| id != own).try_for_each(|id| found.try_push(id));
+        }
+        Err(error) => log::warn!("the firmware's list of processors is unusable: {error}: l1hv runs on one"),
+    }
+    found
+}
+
+/// Takes over from the boot and never comes back.
+pub fn launch(setup: HostSetup<'_>, allocator: PhysAllocator) -> ! {
+    let mut workshop = Workshop::open(&setup, allocator, STACK_PAGES + gdt::AREA_PAGES);
+    let HostSetup { segments, entry, .. } = setup;
+    let processors = workshop.processors;
+    processor::publish(processors);
+    let Some((own, others)) = processors.split_first() else { stop_internal!("there is no processor") };
+    let segments = gdt::move_boot_processor(segments, own);
+    let parts = workshop.parts();
+    if !others.is_empty() {
+        start(others, &mut workshop, &setup);
+    }
+    let vcpu = setup::build(workshop.blueprint, parts, own, &segments, Beginning::Entry(entry));
+    match others.len() {
+        0 => log::info!("the guest hypervisor starts"),
+        _ => log::info!("the guest hypervisor starts on {} processors", processors.len()),
+    }
+    run::run(vcpu)
+}
+
+/// What a processor that starts is to become.
+struct Assignment {
+    processor: &'static Processor,
+    area: HostPages,
+    blueprint: &'static Blueprint,
+    parts: Parts,
+}
+
+/// The one for the processor that starts next.
+static NEXT: Mutex<Option<Assignment>> = Mutex::new(None);
+/// It runs its guest from now on.
+static IS_READY: AtomicBool = AtomicBool::new(false);
+
+/// Starts one processor after the other (SDM Volume 3A, 10.4.4.1 "Typical BSP Initialization Sequence").
+fn start(others: &'static [Processor], workshop: &mut Workshop, setup: &HostSetup<'_>) {
+    const LOW_MEMORY: core::ops::Range<u64> = 0x1000..0xa_0000;
+    const PATIENCE_MILLISECONDS: u16 = 1000;
+    let Some(page) = setup.memory_map.find_highest(PAGE_BYTES, PAGE_BYTES, LOW_MEMORY, &[]) else {
+        let message = format_args!("no page below 640 KiB is free, which processors need to start: use other firmware");
+        stop(StopReason::new(StopKind::LowMemory, message));
+    };
+    let trampoline = TrampolinePage::install(&setup.guest_ram, Hpa(page.start), setup.tables.start_root);
+    for processor in others {
+        send(processor, Ipi::Init);
+    }
+    wait_milliseconds(10);
+    for processor in others {
+        trampoline.prepare(&workshop.pages(STACK_PAGES));
+        IS_READY.store(false, Ordering::SeqCst);
+        *NEXT.lock() = Some(Assignment {
+            processor,
+            area: workshop.pages(gdt::AREA_PAGES),
+            blueprint: workshop.blueprint,
+            parts: workshop.parts(),
+        });
+        let is_ready = || {
+            wait_milliseconds(1);
+            IS_READY.load(Ordering::SeqCst)
+        };
+        send(processor, Ipi::Startup(trampoline.vector()));
+        let has_arrived = is_ready() || NEXT.lock().is_none();
+        if !has_arrived {
+            send(processor, Ipi::Startup(trampoline.vector()));
+        }
+        if !(0..PATIENCE_MILLISECONDS).any(|_| is_ready()) {
+            stop_without(processor);
+        }
+    }
+}
+
+fn send(processor: &Processor, ipi: Ipi) {
+    if !apic::send(processor.apic_id(), ipi) {
+        stop_without(processor);
+    }
+}
+
+/// A guest would start it outside the host.
+fn stop_without(processor: &Processor) -> ! {
+    let message = format_args!(
+        "the processor with APIC id {} does not start: disable it in the firmware's settings",
+        processor.apic_id()
+    );
+    stop(StopReason::new(StopKind::Processors, message))
+}
+
+/// Where a processor arrives that [`start`] has started.
+pub fn arrive() -> ! {
+    let Some(Assignment { processor, area, blueprint, parts }) = NEXT.lock().take() else { cpu::halt_forever() };
+    let segments = gdt::init_on(area, processor);
+    check_processor();
+    if !setup::capabilities_agree(blueprint) {
+        let message = format_args!(
+            "the processor with APIC id {} has other VMX capabilities than the boot processor: disable it in the firmware's settings",
+            processor.apic_id()
+        );
+        stop(StopReason::new(StopKind::Processors, message));
+    }
+    let vcpu = setup::build(blueprint, parts, processor, &segments, Beginning::WaitForSipi);
+    IS_READY.store(true, Ordering::SeqCst);
+    run::run(vcpu)
+}

@@ -1,0 +1,141 @@
+//! The tables of EPT01 and of all EPT02s: one area in the host's region, of which each processor owns a part.
+//!
+//! A processor allocates only from its own part, so that no lock is taken. It reads tables of the others' where these belong to EPT01.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use ept::table::TableMemory;
+use ept::{Entry, Hpa};
+
+use crate::mem::{HostPages, PAGE_BYTES};
+
+type Table = [AtomicU64; 512];
+
+/// All tables.
+#[derive(Clone, Copy, Debug)]
+pub struct TableArea {
+    base: Hpa,
+    tables: &'static [Table],
+}
+
+impl TableArea {
+    /// All of `pages` as tables.
+    pub fn new(pages: HostPages) -> Self {
+        Self { base: pages.phys(), tables: pages.into_shared_tables() }
+    }
+
+    /// How many there are.
+    pub const fn len(&self) -> usize {
+        self.tables.len()
+    }
+
+    /// Part `part` of `parts` of the same size. Each is to be taken once.
+    pub fn pool(self, part: usize, parts: usize) -> TablePool {
+        let count = self.len() / parts;
+        TablePool::new(self, part * count, count)
+    }
+
+    /// For changes of tables that need no new one.
+    pub fn without_room(self) -> TablePool {
+        TablePool::new(self, 0, 0)
+    }
+
+    fn number(&self, table: Hpa) -> usize {
+        ((table.0 - self.base.0) / PAGE_BYTES) as usize
+    }
+
+    /// An entry of a table.
+    #[inline]
+    pub fn read(&self, table: Hpa, index: u64) -> Entry {
+        // What the entry leads to was written before it.
+        Entry(self.tables[self.number(table)][index as usize].load(Ordering::Acquire))
+    }
+
+    #[inline]
+    fn write(&self, table: Hpa, index: u64, entry: Entry) {
+        self.tables[self.number(table)][index as usize].store(entry.0, Ordering::Release);
+    }
+
+    fn first_word(&self, number: usize) -> &AtomicU64 {
+        &self.tables[number][0]
+    }
+}
+
+/// A part of the area, of fixed size: the budget of one processor.
+#[derive(Debug)]
+pub struct TablePool {
+    area: TableArea,
+    budget: usize,
+    /// Tables from this one on, and before `end`, were never handed out.
+    fresh: usize,
+    end: usize,
+    /// The first table of the list of those given back; its first word is the number of the next.
+    free: Option<usize>,
+    /// Tables handed out and not given back.
+    in_use: usize,
+    /// The most that there were of these.
+    most_in_use: usize,
+}
+
+const END_OF_LIST: u64 = u64::MAX;
+
+impl TablePool {
+    fn new(area: TableArea, first: usize, count: usize) -> Self {
+        Self { area, budget: count, fresh: first, end: first + count, free: None, in_use: 0, most_in_use: 0 }
+    }
+
+    /// How many tables there are: the budget.
+    pub const fn budget(&self) -> usize {
+        self.budget
+    }
+
+    /// How many are in use.
+    pub const fn in_use(&self) -> usize {
+        self.in_use
+    }
+
+    /// The most that were ever in use.
+    pub const fn most_in_use(&self) -> usize {
+        self.most_in_use
+    }
+}
+
+impl TableMemory for TablePool {
+    #[inline]
+    fn read(&self, table: Hpa, index: u64) -> Entry {
+        self.area.read(table, index)
+    }
+
+    #[inline]
+    fn write(&mut self, table: Hpa, index: u64, entry: Entry) {
+        self.area.write(table, index, entry);
+    }
+
+    fn allocate(&mut self) -> Option<Hpa> {
+        let number = match self.free {
+            Some(number) => {
+                let next = self.area.first_word(number).load(Ordering::Relaxed);
+                self.free = (next != END_OF_LIST).then_some(next as usize);
+                for word in &self.area.tables[number] {
+                    word.store(0, Ordering::Relaxed);
+                }
+                number
+            }
+            None if self.fresh < self.end => {
+                self.fresh += 1;
+                self.fresh - 1
+            }
+            None => return None,
+        };
+        self.in_use += 1;
+        self.most_in_use = self.most_in_use.max(self.in_use);
+        Some(self.area.base + number as u64 * PAGE_BYTES)
+    }
+
+    fn free(&mut self, table: Hpa) {
+        let number = self.area.number(table);
+        self.in_use -= 1;
+        self.area.first_word(number).store(self.free.map_or(END_OF_LIST, |next| next as u64), Ordering::Relaxed);
+        self.free = Some(number);
+    }
+}
