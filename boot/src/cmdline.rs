@@ -22,6 +22,8 @@ pub struct Options<'a> {
     pub shadow: &'a str,
     /// Whether accesses to VMCS fields are counted, for which all of them exit: `profile`.
     pub profile: bool,
+    /// What a triple fault of the guest hypervisor does: `triple-fault=reset|stop`.
+    pub triple_fault: TripleFault,
     /// Whether the guest's kernel may ask the host for something: `hypercalls`.
     pub hypercalls: bool,
 }
@@ -36,9 +38,19 @@ impl Default for Options<'_> {
             ept_tables: None,
             shadow: "",
             profile: false,
+            triple_fault: TripleFault::Reset,
             hypercalls: false,
         }
     }
+}
+
+/// What a triple fault of the guest hypervisor does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TripleFault {
+    /// It resets the machine, as a PC's chipset makes of it: guests use it to restart.
+    Reset,
+    /// It stops the machine with a message that says where it happened.
+    Stop,
 }
 
 /// The smallest and the largest `host-memory`.
@@ -55,7 +67,7 @@ enum Apply {
 }
 
 /// All options. One row each: the error messages and the parser read the same table.
-const TABLE: [(&str, Apply); 8] = [
+const TABLE: [(&str, Apply); 9] = [
     ("log", Apply::Value(set_log, "error, warn, info, debug or trace")),
     ("stats", Apply::Flag(|options| options.stats = true)),
     ("vmcs-shadowing", Apply::Value(set_vmcs_shadowing, "on or off")),
@@ -63,6 +75,7 @@ const TABLE: [(&str, Apply); 8] = [
     ("ept-tables", Apply::Value(set_ept_tables, "a number from 16 to 262144")),
     ("shadow", Apply::Value(set_shadow, "FIELD:ACCESS,... with access none, r, w or rw")),
     ("profile", Apply::Flag(|options| options.profile = true)),
+    ("triple-fault", Apply::Value(set_triple_fault, "reset or stop")),
     ("hypercalls", Apply::Flag(|options| options.hypercalls = true)),
 ];
 
@@ -84,6 +97,11 @@ fn set_log(options: &mut Options<'_>, value: &str) -> bool {
 fn set_vmcs_shadowing(options: &mut Options<'_>, value: &str) -> bool {
     options.vmcs_shadowing = value == "on";
     matches!(value, "on" | "off")
+}
+
+fn set_triple_fault(options: &mut Options<'_>, value: &str) -> bool {
+    options.triple_fault = if value == "stop" { TripleFault::Stop } else { TripleFault::Reset };
+    matches!(value, "reset" | "stop")
 }
 
 fn set_host_memory(options: &mut Options<'_>, value: &str) -> bool {
@@ -175,7 +193,7 @@ mod tests {
     fn every_option_is_read_and_the_last_word_wins() {
         assert_eq!(
             Options::parse(
-                "log=trace  stats vmcs-shadowing=off host-memory=64 ept-tables=99 shadow=A:r,B*:none profile hypercalls log=warn"
+                "log=trace  stats vmcs-shadowing=off host-memory=64 ept-tables=99 shadow=A:r,B*:none profile triple-fault=stop hypercalls log=warn"
             ),
             Ok(Options {
                 log: LevelFilter::Warn,
@@ -185,6 +203,7 @@ mod tests {
                 ept_tables: Some(99),
                 shadow: "A:r,B*:none",
                 profile: true,
+                triple_fault: TripleFault::Stop,
                 hypercalls: true,
             })
         );
@@ -197,7 +216,7 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "unknown option \"frobnicate=1\": the options are log=, stats, vmcs-shadowing=, host-memory=, ept-tables=, \
-             shadow=, profile, hypercalls"
+             shadow=, profile, triple-fault=, hypercalls"
         );
     }
 
@@ -213,6 +232,7 @@ mod tests {
             "host-memory=-1",
             "ept-tables=15",
             "shadow=",
+            "triple-fault=halt",
         ] {
             let error = Options::parse(word).unwrap_err();
             assert!(matches!(error, OptionError::BadValue { word: named, .. } if named == word), "{word}: {error:?}");

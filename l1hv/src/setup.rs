@@ -1,6 +1,6 @@
 //! Everything that the run loops work with, allocated once: what all processors share, and what each has of its own.
 
-use boot::cmdline::Options;
+use boot::cmdline::{Options, TripleFault};
 use boot::guest::GuestEntry;
 use boot::stop::StopKind;
 use ept::entry::Features;
@@ -43,6 +43,7 @@ pub struct Blueprint {
     caps: VmxCaps,
     offered: VmxCaps,
     prints_stats: bool,
+    on_triple_fault: TripleFault,
     takes_hypercalls: bool,
     guest_ram: GuestRam,
     host_region: HostRegion,
@@ -106,6 +107,7 @@ impl Workshop {
             caps,
             offered,
             prints_stats: options.stats,
+            on_triple_fault: options.triple_fault,
             takes_hypercalls: options.hypercalls,
             guest_ram: guest_ram.clone(),
             host_region: *host_region,
@@ -264,6 +266,7 @@ pub fn build(
         init_blocked: false,
         processor,
         prints_stats: blueprint.prints_stats,
+        on_triple_fault: blueprint.on_triple_fault,
         takes_hypercalls: blueprint.takes_hypercalls,
         caps: caps.clone(),
         offered: offered.clone(),

@@ -33,6 +33,17 @@ pub fn stop(reason: StopReason<'_>) -> ! {
     cpu::halt_forever()
 }
 
+/// Resets the machine: by the chipset, or else by the keyboard controller. Comes back where neither does it.
+pub fn reset_machine() {
+    const RESET_CPU: u8 = 1 << 2;
+    const SYSTEM_RESET: u8 = 1 << 1;
+    const PULSE_RESET_LINE: u8 = 0xfe;
+    processor::stop_others();
+    Port::RESET_CONTROL.write(SYSTEM_RESET);
+    Port::RESET_CONTROL.write(SYSTEM_RESET | RESET_CPU);
+    Port::KEYBOARD_CONTROLLER.write(PULSE_RESET_LINE);
+}
+
 /// [`stop`] for a defect of the host itself.
 macro_rules! stop_internal {
     ($($argument:tt)*) => {

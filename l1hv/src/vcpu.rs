@@ -1,5 +1,6 @@
 //! A logical processor as the guest hypervisor sees it: its registers, its VMCSs, its VMX operation.
 
+use boot::cmdline::TripleFault;
 use ept::nested::NestedPaging;
 use ept::violation::EptViolation;
 use ept::walk::Ept12;
@@ -155,6 +156,8 @@ pub struct Vcpu {
     pub processor: &'static Processor,
     /// Whether a guest may have them printed: the option `stats`.
     pub prints_stats: bool,
+    /// What a triple fault does: the option `triple-fault`.
+    pub on_triple_fault: TripleFault,
     /// Whether VMCALL may be a hypercall: the option `hypercalls`.
     pub takes_hypercalls: bool,
 }

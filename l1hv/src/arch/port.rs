@@ -23,6 +23,11 @@ impl Port {
     /// The gate and the output of that counter.
     pub const SYSTEM_CONTROL: Self = Self(0x61);
 
+    /// The chipset's reset control register.
+    pub const RESET_CONTROL: Self = Self(0xcf9);
+    /// The keyboard controller's command register.
+    pub const KEYBOARD_CONTROLLER: Self = Self(0x64);
+
     /// Register `offset` (0 to 7) of the UART at COM1.
     pub const fn com1(offset: u16) -> Self {
         assert!(offset < 8, "a 16550 has eight registers");

@@ -14,6 +14,7 @@ pub use memory::map_beyond;
 pub use msr::{read_for_guest, write_for_guest};
 pub use reset::{give_back_blocked_init, wait_for_start};
 
+use boot::cmdline::TripleFault;
 use boot::stop::StopKind;
 use shadow::exit::ExitReason;
 use shadow::fields::*;
@@ -22,7 +23,7 @@ use shadow::outcome::Fault;
 
 use crate::arch::on_behalf;
 use crate::run;
-use crate::stop::{StopReason, stop};
+use crate::stop::{StopReason, reset_machine, stop};
 use crate::vcpu::Vcpu;
 
 /// What the run loop does after an exit was looked at. Only the run loop does it.
@@ -86,11 +87,16 @@ fn invd() -> Action {
     Action::Advance
 }
 
+/// The processor is in shutdown state, of which the chipset makes a reset.
 fn triple_fault(vcpu: &mut Vcpu) -> ! {
     let vmcs01 = vcpu.vmcs.vmcs01();
     let (rip, cs, cr3) = (vmcs01.read(GUEST_RIP), vmcs01.read(GUEST_CS_SELECTOR), vmcs01.read(GUEST_CR3));
     let message =
         format_args!("the guest hypervisor triple-faulted at {cs:#x}:{rip:#x} (CR3 {cr3:#x}): look there for its bug");
+    if vcpu.on_triple_fault == TripleFault::Reset {
+        log::info!("the guest hypervisor triple-faulted at {cs:#x}:{rip:#x} (CR3 {cr3:#x}): the machine is reset");
+        reset_machine();
+    }
     stop(StopReason::new(StopKind::TripleFault, message))
 }
 

@@ -49,7 +49,9 @@ fn config(boot: &Boot, files: &mut Files<'_>) -> Result<String> {
     let mut text = String::new();
     match boot {
         Boot::L1hv { host, guest } => {
-            line(&mut text, "multiboot", host, files)?;
+            // As on the machine: the run has an end there.
+            let host = Module { args: format!("triple-fault=stop {}", host.args), ..host.clone() };
+            line(&mut text, "multiboot", &host, files)?;
             for module in guest {
                 line(&mut text, "module", module, files)?;
             }
@@ -109,7 +111,7 @@ mod tests {
         };
         let mut files = Files { tree: &tree, count: 0 };
         let text = config(&boot, &mut files).unwrap();
-        let expected = "multiboot /file0 'log=debug'\nmodule /file1 'quiet'\nmodule /file2\nboot\n";
+        let expected = "multiboot /file0 'triple-fault=stop' 'log=debug'\nmodule /file1 'quiet'\nmodule /file2\nboot\n";
         assert_eq!(text, expected);
         fs::remove_dir_all(tree).unwrap();
     }
