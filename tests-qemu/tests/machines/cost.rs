@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use tests_qemu::bench::Bench;
 use tests_qemu::bench::measure::{self, Measurement};
 use tests_qemu::guest::{KvmEpt, Work};
-use tests_qemu::machine::{Boot, Module};
+use tests_qemu::machine::{Boot, Machine, Module};
 use tests_qemu::profile;
 use tests_qemu::progress::Progress;
 
@@ -22,6 +22,7 @@ const PERCENT: u64 = 2;
 pub fn tests() -> Vec<Test> {
     vec![
         Test { name: "a_nested_exit_costs_no_more_host_instructions_than_recorded", run: host_instructions },
+        Test { name: "with_four_processors_a_nested_exit_costs_what_it_costs_with_one", run: with_four_processors },
         Test { name: "a_profile_proposes_shadow_permissions_that_save_exits", run: proposal },
     ]
 }
@@ -45,16 +46,41 @@ fn proposal(context: &Context, _: &str) -> Result<()> {
     Ok(())
 }
 
-fn host_instructions(context: &Context, name: &str) -> Result<()> {
-    let recorded: BTreeMap<String, BTreeMap<String, u64>> = serde_json::from_str(RECORDED)?;
+/// Of both guest hypervisors.
+fn measure(context: &Context, name: &str, cpus: u32) -> Result<Vec<Measurement>> {
     let guest = context.guest_hypervisor("6.1", Work::Payload, KvmEpt::On)?;
-    let payload = context.run(&context.bochs(name, guest.under(context.host(""))))?;
+    let payload = context.run(&Machine { cpus, ..context.bochs(name, guest.under(context.host(""))) })?;
     payload.must_have_done(&["payload"])?;
     let image = Module::with_args(&context.programs.conformance, "minimal");
     let boot = Boot::L1hv { host: context.host(""), guest: vec![image] };
-    let minimal = context.run(&context.bochs(&format!("{name}-minimal"), boot))?;
+    let minimal = context.run(&Machine { cpus, ..context.bochs(&format!("{name}-minimal"), boot) })?;
     let mut measurements = measure::operations("l1hv", &measure::PAYLOAD, &payload.transcript)?;
     measurements.extend(measure::operations("l1hv", &measure::MINIMAL, &minimal.transcript)?);
+    Ok(measurements)
+}
+
+/// To the instruction: nothing on the way of a nested exit depends on how many processors there are.
+fn with_four_processors(context: &Context, name: &str) -> Result<()> {
+    let four = measure(context, name, 4)?;
+    let one = measure(context, &format!("{name}-one"), 1)?;
+    for (four, one) in four.iter().zip(&one) {
+        let Measurement { guest_hypervisor, operation, .. } = one;
+        ensure!(
+            four.host_instructions == one.host_instructions && four.hardware_exits == one.hardware_exits,
+            "{guest_hypervisor}, {operation}: {} host instructions in {} exits instead of {} in {}",
+            four.host_instructions,
+            four.hardware_exits,
+            one.host_instructions,
+            one.hardware_exits
+        );
+    }
+    ensure!(four.len() == one.len(), "{} operations instead of {}", four.len(), one.len());
+    Ok(())
+}
+
+fn host_instructions(context: &Context, name: &str) -> Result<()> {
+    let recorded: BTreeMap<String, BTreeMap<String, u64>> = serde_json::from_str(RECORDED)?;
+    let measurements = measure(context, name, 1)?;
     let mut grown = String::new();
     for Measurement { guest_hypervisor, operation, host_instructions: now, .. } in measurements {
         let before = recorded.get(&guest_hypervisor).and_then(|operations| operations.get(&operation));
