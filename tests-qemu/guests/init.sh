@@ -3,7 +3,9 @@
 #   l1hv.ept=0|1   the ept parameter of kvm-intel; without it KVM's own default
 #   l1hv.kvm=P=V   any other parameter of kvm-intel; repeatable
 #   l1hv.run=WORK  boot-only, payload, linux, demo (payload and linux), minimal (the minimal guest
-#                  hypervisor), nest (a guest hypervisor with this init and the demo as its work), or nest-payload
+#                  hypervisor), nest (a guest hypervisor with this init and the demo as its work), nest-payload,
+#                  hotplug (processors come and go while a nested Linux runs), clocks (both levels are busy),
+#                  or reboot (by the means that the kernel's own reboot= names; the second boot ends the machine)
 #   l1hv.end=reset resets the machine at the end, where there is no power to switch off
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -50,16 +52,59 @@ run_payload() {
 
 run_linux() {
     echo always > /sys/kernel/mm/transparent_hugepage/enabled
-    vmm linux "$(cat /nested/memory)" /nested/bzImage /nested/initrd $(cat /nested/arguments) $nested_arguments
+    vmm linux "$(cat /nested/memory)" "$(cat /nested/cpus)" /nested/bzImage /nested/initrd $(cat /nested/arguments) $nested_arguments
+}
+
+# Where the nested guest has several processors too.
+run_parallel() {
+    [ ! -x /bin/parallel ] || parallel "$(cat /times)"
+}
+
+# All processors but the first go and come while the nested guest runs.
+run_hotplug() {
+    run_linux &
+    nested=$!
+    changes=0
+    while kill -0 $nested 2> /dev/null; do
+        for online in /sys/devices/system/cpu/cpu[1-9]*/online; do
+            echo 0 > $online && echo 1 > $online && changes=$((changes + 2))
+        done
+    done
+    echo "hotplug: $changes changes"
+    wait $nested && run_parallel
+}
+
+# Both levels at once.
+run_loaded() {
+    run_parallel &
+    run_linux && wait $!
+}
+
+run_reboot() {
+    boots=$(vmm boots) || return 1
+    if [ "$boots" != 0 ]; then
+        echo "reboot: the machine has come back"
+        return 0
+    fi
+    start_kvm || return 1
+    run_linux &
+    sleep 1
+    echo "reboot: now"
+    echo b > /proc/sysrq-trigger
+    sleep 10
+    return 1
 }
 
 case $work in
     boot-only) ;;
     payload) start_kvm && run_payload ;;
-    linux | nest | nest-payload) start_kvm && run_linux ;;
-    demo) start_kvm && run_payload && run_linux ;;
+    linux | nest | nest-payload) start_kvm && run_parallel && run_linux ;;
+    demo) start_kvm && run_payload && run_parallel && run_linux ;;
+    hotplug) start_kvm && run_hotplug ;;
+    clocks) start_kvm && run_loaded ;;
+    reboot) run_reboot ;;
     minimal) start_kvm && vmm multiboot /minimal minimal ;;
-    *) echo "init: l1hv.run=$work is none of boot-only, payload, linux, demo, nest, nest-payload, minimal" ;;
+    *) echo "init: l1hv.run=$work is none of boot-only, payload, linux, demo, nest, nest-payload, hotplug, clocks, reboot, minimal" ;;
 esac
 status=$?
 vmm stats

@@ -190,7 +190,7 @@ impl Bench<'_> {
             }
             System::Kvm => {
                 let kernel = self.provisioned.kernel(self.series)?;
-                let plan = Plan { kernel, work: Work::Minimal, ept: KvmEpt::On, parameters: &[] };
+                let plan = Plan::new(kernel, Work::Minimal, KvmEpt::On);
                 plan.prepare(self.layout, self.provisioned, self.programs, Emulator::Bochs, DEFAULT_IPS)?
                     .on_bare_machine()
             }
@@ -216,7 +216,7 @@ impl Bench<'_> {
     fn run(&self, run: Run<'_>, see: impl FnMut(&str)) -> Result<Transcript> {
         let system = run.system;
         let Run { work, ept, parameters, .. } = run;
-        let plan = Plan { kernel: self.provisioned.kernel(self.series)?, work, ept, parameters };
+        let plan = Plan { parameters, ..Plan::new(self.provisioned.kernel(self.series)?, work, ept) };
         let guest = plan.prepare(self.layout, self.provisioned, self.programs, Emulator::Bochs, DEFAULT_IPS)?;
         let boot = match system {
             System::L1hv => guest.under(Module::with_args(build::l1hv(self.layout, self.progress)?, run.options)),

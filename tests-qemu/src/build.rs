@@ -36,6 +36,8 @@ pub fn conformance(layout: &Layout, progress: &Progress) -> Result<PathBuf> {
 pub struct GuestPrograms {
     /// The static VMM.
     pub vmm: PathBuf,
+    /// The parallel workload for several processors.
+    pub parallel: PathBuf,
     /// The bare-metal payload.
     pub payload: PathBuf,
     /// A multiboot kernel that prints what it was told.
@@ -52,11 +54,12 @@ pub fn guest_programs(layout: &Layout, progress: &Progress) -> Result<GuestProgr
     let bare = ["--package", "payload", "--package", "multiboot-guest", "--package", "conformance-guest"];
     cargo_build(layout, &[&bare[..], &["--target", BARE_TARGET]].concat(), "")?;
     let is_static = "-C target-feature=+crt-static -C strip=symbols";
-    cargo_build(layout, &["--package", "vmm", "--target", LINUX_TARGET], is_static)?;
+    cargo_build(layout, &["--package", "vmm", "--package", "parallel", "--target", LINUX_TARGET], is_static)?;
     step.done();
     let built = layout.bare_target();
     Ok(GuestPrograms {
         vmm: built.join(LINUX_TARGET).join("release/vmm"),
+        parallel: built.join(LINUX_TARGET).join("release/parallel"),
         payload: built.join(BARE_TARGET).join("release/payload"),
         multiboot_guest: built.join(BARE_TARGET).join("release/multiboot-guest"),
         test_image: built.join(BARE_TARGET).join("release/test-image"),

@@ -8,11 +8,15 @@ use crate::build::{self, GuestPrograms};
 use crate::guest::{KvmEpt, Plan, Work};
 use crate::layout::Layout;
 use crate::machine::{DEFAULT_IPS, Emulator, Line, Machine, Module, Outcome, Source};
+use crate::parallel::{Level, Parallel, Results};
 use crate::progress::{Progress, Step};
 use crate::protocol::NESTED_INIT;
 use crate::provision::{self, Provisioned};
 use crate::report;
 use crate::transcript::{Event, GuestResult, Transcript};
+
+/// Processors of the nested Linux where the machine has several.
+const NESTED_CPUS: u32 = 2;
 
 /// Longest run of one machine.
 const TIMEOUT: Duration = Duration::from_secs(600);
@@ -24,6 +28,8 @@ pub struct Settings {
     pub emulator: Emulator,
     /// Debian kernel series of the guest hypervisor and of the nested guest.
     pub series: String,
+    /// Processors of the machine.
+    pub cpus: u32,
     /// Whether l1hv is below; without it, KVM is the only hypervisor.
     pub host: Host,
 }
@@ -42,6 +48,8 @@ pub enum Host {
 pub struct Run {
     /// With or without EPT.
     pub ept: KvmEpt,
+    /// Processors of the machine.
+    pub cpus: u32,
     /// How the machine ended.
     pub outcome: Outcome,
     /// What was said.
@@ -60,6 +68,12 @@ impl Run {
         for nested in ["payload", "linux"] {
             if !self.transcript.is_done(nested) {
                 return Some(format!("the nested guest \"{nested}\" did not finish"));
+            }
+        }
+        if self.cpus > 1 {
+            let expected = [(Level::GuestHypervisor, self.cpus), (Level::NestedGuest, NESTED_CPUS)];
+            if let Some(failure) = Parallel::failure(&self.transcript.parallel, expected) {
+                return Some(failure);
             }
         }
         (!self.transcript.exited_well()).then(|| "the guest hypervisor's work failed".to_owned())
@@ -99,8 +113,10 @@ struct Demo<'a> {
 impl Demo<'_> {
     fn run(&self, ept: KvmEpt) -> Result<Run> {
         let emulator = self.settings.emulator;
-        let plan =
-            Plan { kernel: self.provisioned.kernel(&self.settings.series)?, work: Work::Demo, ept, parameters: &[] };
+        let plan = Plan {
+            nested_cpus: if self.settings.cpus > 1 { NESTED_CPUS } else { 1 },
+            ..Plan::new(self.provisioned.kernel(&self.settings.series)?, Work::Demo, ept)
+        };
         let guest = plan.prepare(self.layout, self.provisioned, self.programs, emulator, DEFAULT_IPS)?;
         let boot = match &self.host {
             Some(host) => guest.under(host.clone()),
@@ -110,7 +126,7 @@ impl Demo<'_> {
             KvmEpt::On => "demo-ept",
             KvmEpt::Off => "demo-no-ept",
         };
-        let machine = Machine { timeout: TIMEOUT, ..Machine::new(name, emulator, boot) };
+        let machine = Machine { cpus: self.settings.cpus, timeout: TIMEOUT, ..Machine::new(name, emulator, boot) };
         let step = self.progress.step(format!("machine: {emulator}, guest hypervisor's KVM with {ept}"));
         step.detail("firmware and boot loader");
         let mut transcript = Transcript::default();
@@ -123,7 +139,7 @@ impl Demo<'_> {
             }
         })?;
         step.done();
-        Ok(Run { ept, outcome, transcript })
+        Ok(Run { ept, cpus: self.settings.cpus, outcome, transcript })
     }
 }
 
@@ -173,7 +189,13 @@ impl<'a> Levels<'a> {
             }
             Event::Result(GuestResult::Error { message }) => self.say("guest hypervisor", message, at),
             Event::Result(GuestResult::Exit { .. }) => self.say("guest hypervisor", "switches the machine off", at),
-            Event::Result(_) | Event::HostStats(_) | Event::Count(_) => {}
+            Event::Parallel(Parallel { level, results }) => {
+                let Results { cpus, sum, locked, hops } = results;
+                let what =
+                    format!("{cpus} processors: sum {sum}, a lock taken {locked} times, a token passed {hops} times");
+                self.say(&level.to_string(), &what, at);
+            }
+            Event::Result(_) | Event::NestedClock(_) | Event::HostStats(_) | Event::Count(_) => {}
         }
     }
 }

@@ -21,11 +21,14 @@ const NESTED_INIT: &str = include_str!("../guests/nested-init.sh");
 const KVM_MODULE: &str = "kvm-intel";
 
 /// Applets of busybox that the init scripts call.
-const APPLETS: &[&str] = &["sh", "mount", "cat", "grep", "insmod", "poweroff", "reboot", "uname"];
+const APPLETS: &[&str] = &["sh", "mount", "cat", "grep", "insmod", "poweroff", "reboot", "uname", "sleep"];
 
 /// Arguments of the nested guest's kernel: no hardware but the console, the clock and the reset port.
-const NESTED_ARGUMENTS: &str = "console=ttyS0 reboot=p panic=-1 pci=off acpi=off noapic i8042.noaux i8042.nokbd \
+const NESTED_ARGUMENTS: &str = "console=ttyS0 reboot=p panic=-1 pci=off i8042.noaux i8042.nokbd \
      no_timer_check tsc=reliable mitigations=off nopti random.trust_cpu=on 8250.nr_uarts=1 quiet";
+
+/// With one processor the 8259s do; with several there are ACPI tables with the local APICs and the I/O APIC.
+const ONE_PROCESSOR: &str = " acpi=off noapic";
 
 /// Memory of a nested Linux.
 const NESTED_MEMORY_MIB: u32 = 256;
@@ -56,6 +59,12 @@ pub enum Work {
     Nest,
     /// The same with [`Work::Payload`].
     NestPayload,
+    /// Takes processors offline and online again while a nested Linux runs.
+    Hotplug,
+    /// Boots Linux while it is busy itself.
+    Clocks,
+    /// Boots Linux, then resets the machine as the kernel's `reboot=` says; the second boot does nothing.
+    Reboot,
     /// Runs the minimal guest hypervisor with its nested guest: KVM is the nesting hypervisor.
     Minimal,
 }
@@ -69,12 +78,16 @@ impl Work {
             Self::Demo => "demo",
             Self::Nest => "nest",
             Self::NestPayload => "nest-payload",
+            Self::Hotplug => "hotplug",
+            Self::Clocks => "clocks",
+            Self::Reboot => "reboot",
             Self::Minimal => "minimal",
         }
     }
 
     fn nests_linux(self) -> bool {
-        matches!(self, Self::Linux | Self::Demo) || self.of_nested_hypervisor().is_some()
+        matches!(self, Self::Linux | Self::Demo | Self::Hotplug | Self::Clocks | Self::Reboot)
+            || self.of_nested_hypervisor().is_some()
     }
 
     /// What the nested Linux does if it is a guest hypervisor itself.
@@ -82,7 +95,14 @@ impl Work {
         match self {
             Self::Nest => Some(Self::Demo),
             Self::NestPayload => Some(Self::Payload),
-            Self::BootOnly | Self::Payload | Self::Linux | Self::Demo | Self::Minimal => None,
+            Self::BootOnly
+            | Self::Payload
+            | Self::Linux
+            | Self::Demo
+            | Self::Hotplug
+            | Self::Clocks
+            | Self::Reboot
+            | Self::Minimal => None,
         }
     }
 }
@@ -126,7 +146,7 @@ impl GuestHypervisor {
     }
 }
 
-/// How a guest hypervisor is put together.
+/// How a guest hypervisor is put together; see [`Plan::new`].
 #[derive(Debug, Clone, Copy)]
 pub struct Plan<'a> {
     /// The kernel.
@@ -137,9 +157,18 @@ pub struct Plan<'a> {
     pub ept: KvmEpt,
     /// Other parameters of kvm-intel, `NAME=VALUE`.
     pub parameters: &'a [&'a str],
+    /// Processors of a nested Linux. With several, it and the guest hypervisor run the parallel workload.
+    pub nested_cpus: u32,
+    /// How often each does so.
+    pub parallel_times: u32,
 }
 
-impl Plan<'_> {
+impl<'a> Plan<'a> {
+    /// With KVM's defaults and nested guests of one processor.
+    pub const fn new(kernel: &'a Kernel, work: Work, ept: KvmEpt) -> Self {
+        Self { kernel, work, ept, parameters: &[], nested_cpus: 1, parallel_times: 1 }
+    }
+
     /// Writes the root file system and composes the command line.
     pub fn prepare(
         &self,
@@ -151,7 +180,8 @@ impl Plan<'_> {
     ) -> Result<GuestHypervisor> {
         let dir = layout.root().join("initrds");
         fs::create_dir_all(&dir)?;
-        let initrd = dir.join(format!("{}-{}", self.kernel.series, self.work.name()));
+        let Self { nested_cpus, parallel_times, .. } = self;
+        let initrd = dir.join(format!("{}-{}-{nested_cpus}-{parallel_times}", self.kernel.series, self.work.name()));
         write_atomically(&initrd, &self.file_system(provisioned, programs)?)?;
         let ept = if self.work.of_nested_hypervisor().is_some() { KvmEpt::On } else { self.ept };
         let mut args = format!("{} quiet l1hv.run={} l1hv.{ept}", linux::default_args(emulator, ips), self.work.name());
@@ -166,6 +196,7 @@ impl Plan<'_> {
         initrd.directory("sys");
         initrd.copy("bin/vmm", 0o755, &programs.vmm)?;
         initrd.copy("payload", 0o644, &programs.payload)?;
+        self.add_parallel(&mut initrd, programs)?;
         for (index, module) in modules(self.kernel, KVM_MODULE)?.iter().enumerate() {
             // The shell lists them in the order of their names: dependencies first.
             let path = format!("modules/{index:02}-{}.ko", module.name);
@@ -180,19 +211,31 @@ impl Plan<'_> {
             initrd.file("nested/initrd", 0o644, &nested.initrd);
             initrd.file("nested/arguments", 0o644, nested.arguments.as_bytes());
             initrd.file("nested/memory", 0o644, nested.memory_mib.to_string().as_bytes());
+            initrd.file("nested/cpus", 0o644, self.nested_cpus.to_string().as_bytes());
         }
         Ok(initrd.finish())
     }
 
+    fn add_parallel(&self, initrd: &mut Initrd, programs: &GuestPrograms) -> Result<()> {
+        if self.nested_cpus > 1 {
+            initrd.copy("bin/parallel", 0o755, &programs.parallel)?;
+            initrd.file("times", 0o644, self.parallel_times.to_string().as_bytes());
+        }
+        Ok(())
+    }
+
     fn nested(&self, provisioned: &Provisioned, programs: &GuestPrograms) -> Result<NestedLinux> {
+        let one_processor = if self.nested_cpus == 1 { ONE_PROCESSOR } else { "" };
+        let arguments = format!("{NESTED_ARGUMENTS}{one_processor}");
         let Some(work) = self.work.of_nested_hypervisor() else {
-            let initrd = base(&provisioned.busybox, NESTED_INIT)?.finish();
-            return Ok(NestedLinux { initrd, arguments: NESTED_ARGUMENTS.to_owned(), memory_mib: NESTED_MEMORY_MIB });
+            let mut initrd = base(&provisioned.busybox, NESTED_INIT)?;
+            self.add_parallel(&mut initrd, programs)?;
+            return Ok(NestedLinux { initrd: initrd.finish(), arguments, memory_mib: NESTED_MEMORY_MIB });
         };
-        let inner = Plan { work, parameters: &[], ..*self };
+        let inner = Plan { work, parameters: &[], nested_cpus: 1, ..*self };
         Ok(NestedLinux {
             initrd: inner.file_system(provisioned, programs)?,
-            arguments: format!("{NESTED_ARGUMENTS} l1hv.run={} l1hv.{} l1hv.end=reset", inner.work.name(), self.ept),
+            arguments: format!("{arguments} l1hv.run={} l1hv.{} l1hv.end=reset", inner.work.name(), self.ept),
             memory_mib: GUEST_HYPERVISOR_MEMORY_MIB,
         })
     }

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use crate::counters::{CountMark, Counters};
 use crate::machine::{Line, Source};
+use crate::parallel::{Clock, Parallel};
 use crate::protocol::{MARK_PREFIX, RESULT_PREFIX, STATS_PREFIX};
 
 /// A result line of a guest.
@@ -26,6 +27,8 @@ pub enum GuestResult {
         /// Counters that are not zero.
         counters: BTreeMap<String, u64>,
     },
+    /// The guest hypervisor's clocks when a nested guest said what its own say.
+    Clock(Clock),
     /// A nested guest has done all its work, with right results.
     Done {
         /// Which nested guest.
@@ -92,6 +95,10 @@ pub enum Event {
     HostStats(ExitCount),
     /// Counters of the emulator.
     Count(CountMark),
+    /// A run of the parallel workload.
+    Parallel(Parallel),
+    /// The clocks of a nested guest.
+    NestedClock(Clock),
 }
 
 impl Event {
@@ -105,6 +112,12 @@ impl Event {
             Source::Console => {
                 if let Some(json) = line.text.strip_prefix(RESULT_PREFIX) {
                     return serde_json::from_str(json).ok().map(Self::Result);
+                }
+                if let Some(parallel) = Parallel::of(line.text) {
+                    return Some(Self::Parallel(parallel));
+                }
+                if let Some(clock) = Clock::of_nested_guest(line.text) {
+                    return Some(Self::NestedClock(clock));
                 }
                 let (name, tsc) = line.text.strip_prefix(MARK_PREFIX)?.split_once(" tsc=")?;
                 let (name, tsc) = (name.to_owned(), tsc.trim().parse().ok()?);
@@ -135,6 +148,10 @@ pub struct Transcript {
     pub host_total: Option<ExitCount>,
     /// The emulator's counters, in the order of the marks.
     pub counts: Vec<CountMark>,
+    /// Runs of the parallel workload, in order.
+    pub parallel: Vec<Parallel>,
+    /// What the clocks of nested guests said, in order.
+    pub nested_clocks: Vec<Clock>,
 }
 
 impl Transcript {
@@ -144,6 +161,8 @@ impl Transcript {
             Event::Mark(mark) => self.marks.push(mark),
             Event::Result(result) => self.results.push(result),
             Event::Count(mark) => self.counts.push(mark),
+            Event::Parallel(parallel) => self.parallel.push(parallel),
+            Event::NestedClock(clock) => self.nested_clocks.push(clock),
             Event::HostStats(count) => {
                 // A table ends with its total: what follows one belongs to the next table.
                 if self.host_total.take().is_some() {

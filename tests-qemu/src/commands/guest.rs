@@ -25,6 +25,18 @@ pub struct Args {
     /// KVM without EPT.
     #[arg(long)]
     no_ept: bool,
+    /// Another parameter of kvm-intel; repeatable.
+    #[arg(long, value_name = "NAME=VALUE")]
+    kvm: Vec<String>,
+    /// Processors.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
+    cpus: u32,
+    /// Processors of a nested Linux; with several, it and the guest hypervisor run a parallel workload.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
+    nested_cpus: u32,
+    /// How often each does so.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    parallel_times: u32,
     /// On the machine itself, without l1hv.
     #[arg(long)]
     bare: bool,
@@ -56,6 +68,9 @@ enum WorkChoice {
     Demo,
     Nest,
     NestPayload,
+    Hotplug,
+    Clocks,
+    Reboot,
     Minimal,
 }
 
@@ -68,6 +83,9 @@ impl From<WorkChoice> for Work {
             WorkChoice::Demo => Self::Demo,
             WorkChoice::Nest => Self::Nest,
             WorkChoice::NestPayload => Self::NestPayload,
+            WorkChoice::Hotplug => Self::Hotplug,
+            WorkChoice::Clocks => Self::Clocks,
+            WorkChoice::Reboot => Self::Reboot,
             WorkChoice::Minimal => Self::Minimal,
         }
     }
@@ -78,11 +96,13 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     let provisioned = provision::provision(layout, progress)?;
     let programs = build::guest_programs(layout, progress)?;
     let emulator = args.machine.emulator();
+    let ept = if args.no_ept { KvmEpt::Off } else { KvmEpt::On };
+    let parameters: Vec<&str> = args.kvm.iter().map(String::as_str).collect();
     let plan = Plan {
-        kernel: provisioned.kernel(&args.series)?,
-        work: args.work.into(),
-        ept: if args.no_ept { KvmEpt::Off } else { KvmEpt::On },
-        parameters: &[],
+        parameters: &parameters,
+        nested_cpus: args.nested_cpus,
+        parallel_times: args.parallel_times,
+        ..Plan::new(provisioned.kernel(&args.series)?, args.work.into(), ept)
     };
     let mut guest = plan.prepare(layout, &provisioned, &programs, emulator, args.ips)?;
     guest.kernel.args = format!("{} {}", guest.kernel.args, args.append);
@@ -93,6 +113,7 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     };
     let timeout = Duration::from_secs(args.timeout);
     let machine = Machine {
+        cpus: args.cpus,
         ips: args.ips,
         memory_mib: args.memory,
         timeout,

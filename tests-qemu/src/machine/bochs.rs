@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::{FirmwareVmx, Machine, Outcome, run};
+use super::{FirmwareVmx, Machine, Outcome, TripleFault, run};
 use crate::command::tail;
 use crate::provision::Bochs;
 
@@ -49,7 +49,7 @@ fn configuration(machine: &Machine, bochs: &Bochs, iso: &Path, logs: &Path) -> S
     format!(
         "config_interface: textconfig
 display_library: nogui
-cpu: model={cpu_model}, count={cpus}, quantum={QUANTUM}, ips={ips}, reset_on_triple_fault=0, ignore_bad_msrs=1
+cpu: model={cpu_model}, count={cpus}, quantum={QUANTUM}, ips={ips}, reset_on_triple_fault={resets}, ignore_bad_msrs=1
 memory: guest={memory_mib}, host={host_mib}
 romimage: file={bios}
 vgaromimage: file={vga_bios}
@@ -66,6 +66,7 @@ error: action=ignore
 info: action=ignore
 debug: action=ignore
 ",
+        resets = u8::from(machine.triple_fault == TripleFault::Resets),
         cpu_model = machine.cpu_model.unwrap_or(CPU_MODEL),
         host_mib = HOST_MEMORY_MIB.min(*memory_mib),
         bios = bochs.bios.display(),

@@ -71,6 +71,15 @@ pub enum FirmwareVmx {
     Unlocked,
 }
 
+/// What a triple fault does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TripleFault {
+    /// Ends the run: [`Outcome::TripleFault`].
+    Stops,
+    /// Resets the machine (Bochs), as the chipset of a PC does.
+    Resets,
+}
+
 /// A file that the boot loader loads, and its arguments.
 #[derive(Debug, Clone)]
 pub struct Module {
@@ -143,6 +152,8 @@ pub struct Machine {
     pub boot: Boot,
     /// What the firmware does about VMX (Bochs).
     pub firmware_vmx: FirmwareVmx,
+    /// What a triple fault does.
+    pub triple_fault: TripleFault,
     /// Limit on the whole run, wall-clock.
     pub timeout: Duration,
     /// Limit on the time without any output, wall-clock.
@@ -161,6 +172,7 @@ impl Machine {
             cpu_model: None,
             boot,
             firmware_vmx: FirmwareVmx::Enabled,
+            triple_fault: TripleFault::Stops,
             timeout: Duration::from_secs(300),
             silence: Duration::from_secs(120),
         }

@@ -60,7 +60,7 @@ impl Context {
 
     /// Debian's kernel as guest hypervisor.
     pub fn guest_hypervisor(&self, series: &str, work: Work, ept: KvmEpt) -> Result<GuestHypervisor> {
-        let plan = Plan { kernel: self.provisioned.kernel(series)?, work, ept, parameters: &[] };
+        let plan = Plan::new(self.provisioned.kernel(series)?, work, ept);
         plan.prepare(&self.layout, &self.provisioned, &self.programs, Emulator::Bochs, DEFAULT_IPS)
     }
 

@@ -1,4 +1,4 @@
-//! A virtual machine with one processor that starts in 64-bit mode.
+//! A virtual machine, whose first processor starts in 64-bit mode or in protected mode.
 #![allow(unsafe_code, reason = "KVM is told where the guest's memory is")]
 
 use anyhow::{Context, Result};
@@ -44,6 +44,7 @@ pub enum Interrupts {
 pub struct Vm {
     pub kvm: Kvm,
     pub fd: VmFd,
+    /// The first processor.
     pub vcpu: VcpuFd,
     pub memory: GuestMemoryMmap,
 }

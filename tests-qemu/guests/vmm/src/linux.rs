@@ -4,18 +4,14 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs};
-use kvm_ioctls::VcpuExit;
+use anyhow::{Context, Result, ensure};
+use kvm_bindings::kvm_regs;
 use serde_json::json;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::kvm::{Interrupts, Vm};
-use crate::serial::{self, Serial};
-use crate::{cpu, report};
-
-/// What the nested guest's init prints first.
-const INIT_LINE: &str = "L1HV-NESTED-INIT";
+use crate::processors::{self, Machine, RESET_CONTROL, RESET_CPU};
+use crate::{acpi, cpu, report};
 
 const ZERO_PAGE: u64 = 0x7000;
 const COMMAND_LINE: u64 = 0x2_0000;
@@ -42,22 +38,36 @@ const LOADED_HIGH: u8 = 1;
 const KERNEL_64: u8 = 1;
 const E820_RAM: u32 = 1;
 
-const CMOS_DATA: u16 = 0x71;
-const RESET_CONTROL: u16 = 0xcf9;
-const RESET_CPU: u8 = 1 << 2;
+/// Size of the virtual machine.
+#[derive(Debug, Clone, Copy)]
+pub struct Size {
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Processors; one has no ACPI.
+    pub processors: u8,
+}
 
-/// Boots `kernel` with `initrd` in `memory` bytes; fails unless its init said so and then asked for a reset.
-pub fn run(memory: u64, kernel: &Path, initrd: &Path, arguments: &str) -> Result<()> {
+/// Boots `kernel` with `initrd`; fails unless its init said so and then asked for a reset.
+pub fn run(size: Size, kernel: &Path, initrd: &Path, arguments: &str) -> Result<()> {
+    let Size { memory, processors } = size;
     let read = |file: &Path| std::fs::read(file).with_context(|| format!("cannot read {}", file.display()));
     let (kernel, initrd) = (read(kernel)?, read(initrd)?);
-    let mut vm = Vm::new(memory, Interrupts::InKernel)?;
+    let vm = Vm::new(memory, Interrupts::InKernel)?;
     let load_address = load(&vm, memory, &kernel, &initrd, arguments)?;
-    let cpuid = vm.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
-    vm.vcpu.set_cpuid2(&cpuid).context("KVM_SET_CPUID2")?;
+    if processors > 1 {
+        acpi::write(&vm.memory, processors, (RESET_CONTROL, RESET_CPU))?;
+    }
+    let others = (1..processors).map(|id| vm.fd.create_vcpu(id.into()).context("KVM_CREATE_VCPU"));
+    let others = others.collect::<Result<Vec<_>>>()?;
+    for (id, vcpu) in std::iter::once(&vm.vcpu).chain(&others).enumerate() {
+        let cpuid = processors::cpuid(&vm.kvm, id as u8, processors)?;
+        vcpu.set_cpuid2(&cpuid).context("KVM_SET_CPUID2")?;
+    }
     vm.enter_long_mode(kvm_regs { rip: load_address + ENTRY_64, rsi: ZERO_PAGE, ..Default::default() })?;
     report::mark("nested-begin");
     let began = cpu::tsc();
-    let init_at = serve(&mut vm)?;
+    let machine = Machine::new(vm.fd, vm.memory);
+    let init_at = machine.run(std::iter::once(vm.vcpu).chain(others).collect())?;
     report::mark("nested-end");
     report::kvm_stats("linux");
     let init_at = init_at.context("the nested guest asked for a reset before its init ran")?;
@@ -101,41 +111,4 @@ fn load(vm: &Vm, memory: u64, kernel: &[u8], initrd: &[u8], arguments: &str) -> 
     vm.memory.write_slice(initrd, GuestAddress(initrd_address))?;
     vm.memory.write_slice(body, GuestAddress(load_address))?;
     Ok(load_address)
-}
-
-/// Runs the guest until it asks for a reset; returns the TSC when its init spoke.
-fn serve(vm: &mut Vm) -> Result<Option<u64>> {
-    let mut serial = Serial::default();
-    let mut init_at = None;
-    loop {
-        let was_up = serial.interrupt();
-        match vm.vcpu.run().context("KVM_RUN")? {
-            VcpuExit::IoOut(port @ serial::BASE..=serial::LAST, data) => {
-                if let Some(line) = data.first().and_then(|&byte| serial.write(port, byte)) {
-                    if line.contains(INIT_LINE) && init_at.is_none() {
-                        init_at = Some(cpu::tsc());
-                        cpu::count("nested-init");
-                    }
-                    println!("nested: {line}");
-                }
-            }
-            VcpuExit::IoIn(port @ serial::BASE..=serial::LAST, data) => data.fill(serial.read(port)),
-            VcpuExit::IoOut(RESET_CONTROL, [value]) if value & RESET_CPU != 0 => return Ok(init_at),
-            // A clock that is never being updated, at the epoch of its choice.
-            VcpuExit::IoIn(CMOS_DATA, data) => data.fill(0),
-            VcpuExit::IoIn(_, data) | VcpuExit::MmioRead(_, data) => data.fill(0xff),
-            VcpuExit::IoOut(..) | VcpuExit::MmioWrite(..) => {}
-            VcpuExit::Shutdown => bail!("the nested guest met a triple fault"),
-            exit => bail!("the nested guest caused {exit:?}"),
-        }
-        sync_interrupt(vm, was_up, &serial)?;
-    }
-}
-
-/// Brings the interrupt line to where the UART has it.
-fn sync_interrupt(vm: &Vm, was_up: bool, serial: &Serial) -> Result<()> {
-    if serial.interrupt() != was_up {
-        vm.fd.set_irq_line(serial::IRQ, serial.interrupt()).context("KVM_IRQ_LINE")?;
-    }
-    Ok(())
 }

@@ -2,20 +2,25 @@
 //!
 //! ```text
 //!   vmm payload FILE                         runs the bare-metal payload, reports each operation
-//!   vmm linux MIB KERNEL INITRD [ARGUMENTS]  boots a bzImage until its init has asked for a reset
+//!   vmm linux MIB CPUS KERNEL INITRD [ARGUMENTS]
+//!                                            boots a bzImage until its init has asked for a reset
 //!   vmm multiboot FILE [ARGUMENTS]           boots a multiboot 1 image until it ends the machine
 //!   vmm mark NAME                            prints NAME with the time-stamp counter
+//!   vmm boots                                prints how often it did so before on this machine
 //!   vmm stats                                asks l1hv for its statistics; nothing elsewhere
 //! ```
 //!
 //! Results are lines `L1HV-RESULT {json}`; the exit status is 0 only if all work was done.
 
+mod acpi;
+mod cmos;
 mod cpu;
 mod elf;
 mod kvm;
 mod linux;
 mod multiboot;
 mod payload;
+mod processors;
 mod report;
 mod serial;
 
@@ -23,6 +28,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+
+use linux::Size;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -39,13 +46,23 @@ fn main() -> ExitCode {
 fn dispatch(args: &[&str]) -> Result<()> {
     match args {
         ["payload", file] => payload::run(Path::new(file)),
-        ["linux", mib, kernel, initrd, arguments @ ..] => {
+        ["linux", mib, processors, kernel, initrd, arguments @ ..] => {
             let mib: u64 = mib.parse().context("the memory is a number of MiB")?;
-            linux::run(mib << 20, Path::new(kernel), Path::new(initrd), &arguments.join(" "))
+            let processors = processors.parse().context("processors are a number")?;
+            linux::run(
+                Size { memory: mib << 20, processors },
+                Path::new(kernel),
+                Path::new(initrd),
+                &arguments.join(" "),
+            )
         }
         ["multiboot", file, arguments @ ..] => multiboot::run(Path::new(file), &arguments.join(" ")),
         ["mark", name] => {
             report::mark(name);
+            Ok(())
+        }
+        ["boots"] => {
+            println!("{}", cmos::count_boot()?);
             Ok(())
         }
         ["stats"] => {
@@ -53,7 +70,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
             Ok(())
         }
         _ => bail!(
-            "usage: vmm payload FILE | linux MIB KERNEL INITRD [ARGUMENTS] | multiboot FILE [ARGUMENTS] | mark NAME | stats"
+            "usage: vmm payload FILE | linux MIB CPUS KERNEL INITRD [ARGUMENTS] | multiboot FILE [ARGUMENTS] | mark NAME | boots | stats"
         ),
     }
 }

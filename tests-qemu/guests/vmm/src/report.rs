@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process;
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
@@ -20,6 +21,11 @@ pub fn result(kind: &str, value: Value) {
 pub fn mark(name: &str) {
     cpu::count(name);
     println!("L1HV-MARK {name} tsc={}", cpu::tsc());
+}
+
+/// Prints this level's clocks in the moment of a nested guest's line about its own.
+pub fn clock(since_beginning: Duration) {
+    result("clock", json!({ "ns": since_beginning.as_nanos() as u64, "tsc": cpu::tsc() }));
 }
 
 /// Prints why the work ended early.

@@ -1,0 +1,115 @@
+//! What the parallel workload found out, at each level.
+
+use std::fmt;
+
+use serde::Deserialize;
+
+#[path = "../guests/parallel/src/abi.rs"]
+mod abi;
+
+pub use abi::Results;
+
+/// Before each line of a nested guest on the guest hypervisor's console.
+const NESTED: &str = "nested: ";
+
+/// Who ran the workload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// The guest hypervisor.
+    GuestHypervisor,
+    /// A nested guest.
+    NestedGuest,
+}
+
+impl Level {
+    /// Who wrote a line of the console, and the line.
+    fn of(line: &str) -> (Self, &str) {
+        match line.strip_prefix(NESTED) {
+            Some(line) => (Self::NestedGuest, line),
+            None => (Self::GuestHypervisor, line),
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::GuestHypervisor => "guest hypervisor",
+            Self::NestedGuest => "nested guest",
+        })
+    }
+}
+
+/// A run of the workload that has ended well by its own account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parallel {
+    /// Where.
+    pub level: Level,
+    /// What it says.
+    pub results: Results,
+}
+
+impl Parallel {
+    /// Reads a line of the console.
+    pub fn of(line: &str) -> Option<Self> {
+        let (level, line) = Level::of(line);
+        let mut numbers =
+            ["cpus=", "sum=", "locked=", "hops="].into_iter().zip(line.strip_prefix(abi::PREFIX)?.split(' '));
+        let mut next = || {
+            let (name, word) = numbers.next()?;
+            word.strip_prefix(name)?.trim().parse().ok()
+        };
+        Some(Self { level, results: Results { cpus: next()?, sum: next()?, locked: next()?, hops: next()? } })
+    }
+
+    /// What is wrong with `runs`, of which each level must have one, with so many processors, and all must be right.
+    pub fn failure(runs: &[Self], expected: [(Level, u32); 2]) -> Option<String> {
+        for (level, cpus) in expected {
+            let of_level: Vec<_> = runs.iter().filter(|run| run.level == level).collect();
+            if of_level.is_empty() {
+                return Some(format!("{level}: the parallel workload did not finish"));
+            }
+            let right = Results::of(cpus.into());
+            if let Some(wrong) = of_level.iter().find(|run| run.results != right) {
+                return Some(format!("{level}: the parallel workload found {}, right is {right}", wrong.results));
+            }
+        }
+        None
+    }
+}
+
+/// What the clocks of a level said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Clock {
+    /// CLOCK_MONOTONIC, from a beginning of the level's own.
+    pub ns: u64,
+    /// The time-stamp counter.
+    pub tsc: u64,
+}
+
+impl Clock {
+    /// Reads a line of the console; the guest hypervisor's own clocks are a [`GuestResult`](crate::transcript::GuestResult).
+    pub fn of_nested_guest(line: &str) -> Option<Self> {
+        let (ns, tsc) =
+            line.strip_prefix(NESTED)?.strip_prefix(abi::CLOCK_PREFIX)?.strip_prefix("ns=")?.split_once(" tsc=")?;
+        Some(Self { ns: ns.parse().ok()?, tsc: tsc.trim().parse().ok()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_counts_for_its_level_and_number_of_processors_only() {
+        let line = format!("{}{}", abi::PREFIX, Results::of(4));
+        let (host, nested) = (Parallel::of(&line).unwrap(), Parallel::of(&format!("{NESTED}{line}")).unwrap());
+        assert_eq!((host.level, nested.level), (Level::GuestHypervisor, Level::NestedGuest));
+        let expected = |cpus| [(Level::GuestHypervisor, 4), (Level::NestedGuest, cpus)];
+        assert_eq!(Parallel::failure(&[host, nested], expected(4)), None);
+        assert!(Parallel::failure(&[host, nested], expected(2)).unwrap().starts_with("nested guest"));
+        assert!(Parallel::failure(&[host], expected(4)).is_some());
+        let wrong = Parallel { results: Results { hops: 1, ..host.results }, ..host };
+        assert!(Parallel::failure(&[wrong, nested], expected(4)).is_some());
+    }
+}
