@@ -1,7 +1,7 @@
 //! Writing the host's own tables: pages, ranges, and taking tables down.
 
 use crate::entry::ExecuteControl;
-use crate::table::{ENTRIES, TableMemory, index};
+use crate::table::{ENTRIES, TableMemory, for_each_used, index};
 use crate::{Entry, Eptp, Hpa, Levels, PageSize, Rights};
 
 /// The table budget is spent.
@@ -181,12 +181,11 @@ pub fn unmap(memory: &mut impl TableMemory, root: Eptp, address: u64) {
 /// Gives back a table of `level` and all below it.
 pub fn free_tables(memory: &mut impl TableMemory, table: Hpa, level: u32) {
     if level > 1 {
-        for at in 0..ENTRIES {
-            let entry = memory.read(table, at);
+        for_each_used(memory, table, |memory, _, entry| {
             if entry.links_table(level) {
                 free_tables(memory, Hpa(entry.address()), level - 1);
             }
-        }
+        });
     }
     memory.free(table);
 }

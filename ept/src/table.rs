@@ -14,6 +14,11 @@ pub trait TableMemory {
     fn read(&self, table: Hpa, index: u64) -> Entry;
     /// Sets an entry, in one store: the processor may be walking the table.
     fn write(&mut self, table: Hpa, index: u64, entry: Entry);
+    /// Index of the first entry of a table, from `from` on, that is not zero; [`ENTRIES`] if there is none. Tables are mostly empty: who can
+    /// look at several entries at once should.
+    fn next_used(&self, table: Hpa, from: u64) -> u64 {
+        (from..ENTRIES).find(|&at| self.read(table, at) != Entry::NOT_PRESENT).unwrap_or(ENTRIES)
+    }
     /// A new table, or `None` when the budget is spent.
     fn allocate(&mut self) -> Option<Hpa>;
     /// Gives a table back.
@@ -23,4 +28,14 @@ pub trait TableMemory {
 /// Index of an address in a table of a level: 4 is the PML4, 1 a page table.
 pub const fn index(address: u64, level: u32) -> u64 {
     address >> (12 + 9 * (level - 1)) & (ENTRIES - 1)
+}
+
+/// Indices of the entries of a table that are not zero, of each when its turn comes: entries may be written on the way.
+pub(crate) fn for_each_used<T: TableMemory>(memory: &mut T, table: Hpa, mut act: impl FnMut(&mut T, u64, Entry)) {
+    let mut at = memory.next_used(table, 0);
+    while at < ENTRIES {
+        let entry = memory.read(table, at);
+        act(memory, at, entry);
+        at = memory.next_used(table, at + 1);
+    }
 }

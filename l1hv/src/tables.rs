@@ -56,6 +56,25 @@ impl TableArea {
         self.tables[self.number(table)][index as usize].store(entry.0, Ordering::Release);
     }
 
+    /// Several entries at a time.
+    fn next_used(&self, table: Hpa, from: usize) -> usize {
+        const TOGETHER: usize = 8;
+        let words = &self.tables[self.number(table)];
+        let is_used = |word: &AtomicU64| word.load(Ordering::Relaxed) != 0;
+        let end = from.next_multiple_of(TOGETHER).min(words.len());
+        let begun = words[from..end].iter().position(is_used);
+        let at = begun.map(|at| from + at).or_else(|| {
+            let (groups, _) = words[end..].as_chunks::<TOGETHER>();
+            let any_used = |group: &[AtomicU64; TOGETHER]| {
+                group.iter().fold(0, |all, word| all | word.load(Ordering::Relaxed)) != 0
+            };
+            let group = groups.iter().position(any_used)?;
+            let within = groups[group].iter().position(is_used)?;
+            Some(end + group * TOGETHER + within)
+        });
+        at.unwrap_or(words.len())
+    }
+
     fn first_word(&self, number: usize) -> &AtomicU64 {
         &self.tables[number][0]
     }
@@ -109,6 +128,10 @@ impl TableMemory for TablePool {
     #[inline]
     fn write(&mut self, table: Hpa, index: u64, entry: Entry) {
         self.area.write(table, index, entry);
+    }
+
+    fn next_used(&self, table: Hpa, from: u64) -> u64 {
+        self.area.next_used(table, from as usize) as u64
     }
 
     fn allocate(&mut self) -> Option<Hpa> {

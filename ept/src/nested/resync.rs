@@ -8,7 +8,7 @@
 use super::{Context, Dropped, NestedPaging, Root, compose};
 use crate::entry::Features;
 use crate::map::{Mapping, free_tables, lookup, page_size};
-use crate::table::{ENTRIES, TableMemory, index};
+use crate::table::{ENTRIES, TableMemory, for_each_used, index};
 use crate::walk::{GuestTables, Translation};
 use crate::{Entry, Eptp, ExecuteControl, Gpa, Hpa, NestedGpa, PageSize, Rights};
 
@@ -27,12 +27,11 @@ impl NestedPaging {
         let mut dropped = Dropped::Nothing;
         for root in self.roots_to_free_in().iter().filter(|root| is_meant(root.ept12.eptp)) {
             let table = Hpa(root.eptp02.root());
-            for at in 0..ENTRIES {
-                let entry = tables.read(table, at);
+            for_each_used(tables, table, |tables, at, entry| {
                 if entry.is_present() {
                     tables.write(table, at, entry.unlinked());
                 }
-            }
+            });
             dropped = dropped.and(Dropped::One(root.eptp02));
         }
         dropped
@@ -123,7 +122,11 @@ impl<'a, 'b, T: TableMemory, G: GuestTables> Resync<'a, 'b, T, G> {
     }
 
     fn compose_table(&mut self, table: Hpa, level: u32, start: NestedGpa, source: Source, which: Entries) {
-        for at in 0..ENTRIES {
+        let next = |tables: &T, from| if which == Entries::Cached { tables.next_used(table, from) } else { from };
+        let mut next_at = next(self.context.tables, 0);
+        while next_at < ENTRIES {
+            let at = next_at;
+            next_at = next(self.context.tables, at + 1);
             let cached = self.context.tables.read(table, at);
             if !cached.is_present() && which == Entries::Cached {
                 continue;

@@ -1,9 +1,9 @@
 //! Guest hypervisors with nested guests that do real work: Linux KVM, and l1hv itself.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use tests_qemu::bench::measure;
 use tests_qemu::guest::{KvmEpt, Work};
-use tests_qemu::machine::{Boot, Module};
+use tests_qemu::machine::{Boot, Machine, Module};
 
 use crate::context::{Context, Test};
 
@@ -21,6 +21,7 @@ pub fn tests() -> Vec<Test> {
         },
         Test { name: "kvm_on_the_bare_machine_runs_payload", run: payload_on_the_bare_machine },
         Test { name: "l1hv_under_l1hv_has_vmcs_shadowing_for_its_own_guest_hypervisor", run: under_itself },
+        Test { name: "l1hv_under_l1hv_gives_linux_all_four_processors", run: linux_under_both },
     ]
 }
 
@@ -57,4 +58,15 @@ fn under_itself(context: &Context, name: &str) -> Result<()> {
     let (shadowed, exiting) = (exits("on", "")?, exits("off", "vmcs-shadowing=off")?);
     ensure!(4 * shadowed < exiting, "CPUID: {shadowed} exits with VMCS shadowing, {exiting} without");
     Ok(())
+}
+
+/// The inner one starts its processors by INIT and SIPI, which the outer one gives them, and waits for SIPI in nested guests of theirs.
+fn linux_under_both(context: &Context, name: &str) -> Result<()> {
+    let linux = context.guest_hypervisor("6.1", Work::BootOnly, KvmEpt::On)?;
+    let Boot::L1hv { host, mut guest } = linux.under(context.host("")) else { bail!("not under l1hv") };
+    guest.insert(0, context.host(""));
+    let machine = Machine { cpus: 4, ..context.bochs(name, Boot::L1hv { host, guest }) };
+    let finished = context.run(&machine)?;
+    finished.must_have_done(&[])?;
+    finished.console_must_say("init: 4 cpu")
 }
