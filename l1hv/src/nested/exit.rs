@@ -1,13 +1,14 @@
 //! Exits of nested guests.
 
+use shadow::controls::{Primary, Secondary};
 use shadow::exit::ExitReason;
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
 use shadow::outcome::{Fault, InsnError, rflags_fail_valid};
 use shadow::policy::{Route, is_always_reflected, route};
-use shadow::vmcs12::LaunchState;
+use shadow::vmcs12::{LaunchState, Vmcs12};
 
-use super::reflect::{Reflected, reflect, reflect_failed_entry};
+use super::reflect::{Reflected, reflect, reflect_failed_entry, tpr_below_threshold};
 use super::{injection, onward, paging, short, vm_function};
 use crate::exit::{read_for_guest, write_for_guest};
 use crate::stop::stop_internal;
@@ -70,10 +71,13 @@ pub fn raise(vcpu: &mut Vcpu, fault: Fault) {
 }
 
 /// The processor refused vmcs02 with VMfail. Control checks that it does and we do not are the guest hypervisor's to hear about; a bad
-/// host state is our own.
+/// host state is our own. Of a nested guest that has run already only VTPR can have changed, which is in memory.
 #[cold]
 pub fn handle_failed_entry(vcpu: &mut Vcpu) {
     let error = InsnError(vcpu.vmcs.vmcs02().read(VM_INSTRUCTION_ERROR));
+    if error == InsnError::ENTRY_INVALID_CONTROL && !vcpu.nested.entering && entry_depends_on_vtpr(&vcpu.vmx.vmcs12) {
+        return tpr_below_threshold(vcpu);
+    }
     if error != InsnError::ENTRY_INVALID_CONTROL || !vcpu.nested.entering {
         stop_internal!("VM entry of the nested guest failed with VM-instruction error {}", error.0);
     }
@@ -87,4 +91,11 @@ pub fn handle_failed_entry(vcpu: &mut Vcpu) {
     let rflags = vmcs01.read(GUEST_RFLAGS);
     vmcs01.write(GUEST_RFLAGS, rflags_fail_valid(rflags));
     vcpu.advance();
+}
+
+/// Whether VM entry compares VTPR with the TPR threshold (SDM 27.2.1.1 "VM-Execution Control Fields").
+fn entry_depends_on_vtpr(vmcs12: &Vmcs12) -> bool {
+    let elsewhere = Secondary::VIRTUALIZE_APIC_ACCESSES | Secondary::VIRTUAL_INTERRUPT_DELIVERY;
+    let uses_tpr_shadow = vmcs12.get(PRIMARY_CONTROLS) & Primary::USE_TPR_SHADOW.bits() != 0;
+    uses_tpr_shadow && !vmcs12.has_secondary(elsewhere)
 }

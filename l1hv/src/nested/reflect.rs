@@ -62,8 +62,18 @@ pub fn nmi(vcpu: &mut Vcpu) {
     }
 }
 
+/// The nested guest cannot go on after an exit of the host's own, for another processor has lowered VTPR below the TPR threshold meanwhile. It
+/// exits as it would at its next access to TPR (SDM 30.1.2 "TPR Virtualization").
+pub fn tpr_below_threshold(vcpu: &mut Vcpu) {
+    reflect_without_exit(vcpu, ExitReason::TPR_BELOW_THRESHOLD, InterruptionInfo(0), None);
+}
+
 fn reflect_event(vcpu: &mut Vcpu, info: InterruptionInfo, error_code: Option<u32>) {
-    let reason = ExitReason::EXCEPTION_OR_NMI;
+    reflect_without_exit(vcpu, ExitReason::EXCEPTION_OR_NMI, info, error_code);
+}
+
+/// Reflects an exit that vmcs02 did not take.
+fn reflect_without_exit(vcpu: &mut Vcpu, reason: ExitReason, info: InterruptionInfo, error_code: Option<u32>) {
     // An event that was to be injected on an entry that does not come is one whose delivery this exit interrupts.
     let (pending, pending_code) = injection::take_pending(vcpu);
     vcpu.set_exit_info(EXIT_REASON, reason.0);
