@@ -43,7 +43,7 @@ fn a_guest_hypervisor_observes_under_l1hv_what_it_observes_on_the_bare_machine()
 
 /// Interrupts that got lost, or an edit that another processor did not see, are no result to compare with.
 #[test]
-fn several_processors_find_nothing_wrong_on_the_bare_machine() {
+fn several_processors_observe_under_l1hv_what_they_observe_on_the_bare_machine() {
     let layout = Layout::find().expect("the workspace is where it was built");
     let progress = Progress::stderr();
     let provisioned = provision::provision(&layout, &progress).expect("what the machines need is there");
@@ -52,4 +52,7 @@ fn several_processors_find_nothing_wrong_on_the_bare_machine() {
     assert!(cases.len() >= CASES_OF_SEVERAL, "only {} cases", cases.len());
     let wrong: Vec<_> = cases.iter().filter(|(_, result)| result.starts_with("wrong")).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
+    let mode = Mode { name: "conformance-processors", ..Mode::DEFAULT };
+    let report = suite.under_l1hv(mode, None).expect("the suite runs under l1hv");
+    assert_eq!(report.different, 0, "{report}");
 }

@@ -19,7 +19,7 @@ use crate::vm::Vm;
 pub const WORD: &str = "scribble";
 
 /// VMCSs that each processor builds.
-const ROUNDS: u64 = 4000;
+const ROUNDS: u64 = 500;
 
 #[unsafe(link_section = ".shared")]
 static REGIONS: [Page; MAX] = [const { Page::new() }; MAX];

@@ -5,7 +5,8 @@ mod exit;
 mod state;
 
 use shadow::Field;
-use shadow::fields::{FieldValue, GUEST_RFLAGS, GUEST_RIP, GUEST_RSP, VM_INSTRUCTION_ERROR};
+use shadow::controls::Secondary;
+use shadow::fields::{FieldValue, GUEST_RFLAGS, GUEST_RIP, GUEST_RSP, SECONDARY_CONTROLS, VM_INSTRUCTION_ERROR};
 
 use crate::cpu;
 use crate::fault::Outcome;
@@ -33,6 +34,15 @@ impl Vm {
         load_fresh(region);
         state::write(code);
         Self { registers: Registers::default(), launched: false, entry_point: code }
+    }
+
+    /// As [`new`](Self::new), with VPID 1: many entries in a row then go on with the translations that they have cached.
+    pub fn with_vpid(code: u64) -> Self {
+        let mut vm = Self::new(code);
+        vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID.bits());
+        const ALL_CONTEXTS: u64 = 2;
+        let _ = cpu::invvpid(ALL_CONTEXTS, [0; 2]);
+        vm
     }
 
     /// In a VMCS that another processor has built and cleared, with this processor's host state.

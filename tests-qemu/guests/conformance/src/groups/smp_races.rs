@@ -24,7 +24,7 @@ use crate::smp::{Meeting, Processors, count, number};
 use crate::vm::{Verdict, Vm};
 
 /// Entries of each nested guest in each race.
-const ROUNDS: u64 = 3000;
+const ROUNDS: u64 = 1000;
 
 /// A race: who is on which side depends on the processor.
 struct Race {
@@ -105,7 +105,7 @@ fn take_part(index: u64) -> u64 {
         }
         return 0;
     }
-    let mut vm = Vm::new(crate::code!("nop"));
+    let mut vm = Vm::with_vpid(crate::code!("nop"));
     (race.prepare)(&mut vm);
     MEETING.join();
     let wrong = (0..ROUNDS).map(|_| outcome(&(race.step)(&mut vm, &mut random))).find(|it| !race.allowed.contains(it));

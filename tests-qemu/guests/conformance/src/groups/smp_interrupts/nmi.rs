@@ -141,7 +141,7 @@ struct NestedGuest {
 
 impl NestedGuest {
     fn new(case: &Case) -> Self {
-        let mut vm = Vm::new(match case.program {
+        let mut vm = Vm::with_vpid(match case.program {
             Program::Busy => code!("2: mov ecx, 23", "3: loop 3b", "cpuid", "jmp 2b"),
             Program::Halts => code!("2: hlt", "jmp 2b"),
             Program::Exits => code!("2: cpuid", "jmp 2b"),

@@ -1,7 +1,6 @@
 //! One EPT12, one VPID12, one set of bitmaps, used by every processor at once. The first processor edits them; what the others may still see is
 //! what they have cached, until they invalidate it themselves (SDM 29.4.3.4 "Guidelines for Use of the INVEPT Instruction").
 
-use shadow::controls::Secondary;
 use shadow::exit::ExitReason;
 use shadow::fields::*;
 
@@ -35,7 +34,7 @@ static BITMAP: Page = Page::new();
 pub fn run(suite: &mut Suite, processors: &Processors) {
     let mut case = |name, work| {
         MEETING.clear();
-        let _ = Vm::new(code!("nop"));
+        let _ = Vm::with_vpid(code!("nop"));
         SHARED.set(CR3, guest_cr3());
         SHARED.set(EPTP, eptp());
         for page in 0..WINDOW_PAGES {
@@ -73,9 +72,9 @@ fn rounds(edit: impl Fn(&mut Random), mut look: impl FnMut(u64) -> u64) -> u64 {
 
 /// A nested guest in the first processor's address spaces, which reads the first page's number.
 fn reader() -> Vm {
-    let mut vm = Vm::new(code!("mov rcx, [rax + 8]"));
+    let mut vm = Vm::with_vpid(code!("mov rcx, [rax + 8]"));
     vm.set(GUEST_CR3, SHARED.get(CR3)).set(EPT_POINTER, SHARED.get(EPTP));
-    vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID.bits()).set(VPID, VPID12);
+    vm.set(VPID, VPID12);
     vm
 }
 
@@ -131,7 +130,7 @@ fn page_moved_by_guest(_: u64) -> u64 {
 fn msr_bitmap(_: u64) -> u64 {
     /// IA32_SYSENTER_CS.
     const MSR: u64 = 0x174;
-    let mut vm = Vm::new(code!("rdmsr"));
+    let mut vm = Vm::with_vpid(code!("rdmsr"));
     vm.set(MSR_BITMAP, BITMAP.address());
     let edit = |random: &mut Random| {
         let bit = random.below(2);

@@ -1,6 +1,5 @@
 //! EPT12 and the nested guest's own page tables, edited while walks are under way.
 
-use shadow::controls::Secondary;
 use shadow::fields::*;
 
 use super::arena::{self, EPT_PD, EPT_PT, PAGE_TABLE, target};
@@ -47,7 +46,7 @@ pub const RACES: &[Race] = &[
         exists: || true,
         prepare: |vm| {
             arena::enter_spaces(vm);
-            vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID.bits()).set(VPID, 9);
+            vm.set(VPID, 9);
         },
         step: |vm, random| access(vm, random, LINEAR),
         edit: |random, _| edit_page_table(random),
