@@ -65,7 +65,7 @@ impl<'a> Suite<'a> {
         provisioned: &'a Provisioned,
         cpus: u32,
     ) -> Result<Self> {
-        let explained = Explained::read(&layout.workspace().join(explained::FILE))?;
+        let explained = Explained::find(layout)?;
         let image = build::conformance(layout, progress)?;
         let l1hv = build::l1hv(layout, progress)?;
         let bare = Results::default();

@@ -7,9 +7,10 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 use super::glob::matches;
+use crate::layout::Layout;
 
 /// The list, from the workspace's top directory.
-pub const FILE: &str = "tests-qemu/guests/conformance/explained.toml";
+const FILE: &str = "tests-qemu/guests/conformance/explained.toml";
 
 /// All entries.
 #[derive(Debug, Default, Clone, Deserialize)]
@@ -35,6 +36,11 @@ pub struct Entry {
 }
 
 impl Explained {
+    /// The list of this workspace.
+    pub fn find(layout: &Layout) -> Result<Self> {
+        Self::read(&layout.workspace().join(FILE))
+    }
+
     /// Reads the file.
     pub fn read(file: &Path) -> Result<Self> {
         let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;

@@ -10,6 +10,7 @@ mod cost;
 mod images;
 mod memory;
 mod nesting;
+mod processors;
 mod stops;
 
 use std::process::ExitCode;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         cost::tests(),
         images::tests(),
         memory::tests(),
+        processors::tests(),
     ]
     .concat();
     let trials = tests.into_iter().map(trial).collect();

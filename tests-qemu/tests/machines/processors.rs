@@ -1,0 +1,54 @@
+//! What the conformance image does on a machine with four processors beside the suite's groups for several (tests/conformance.rs).
+
+use anyhow::{Result, ensure};
+use tests_qemu::conformance::{Explained, Report};
+use tests_qemu::machine::{Boot, Machine, Module};
+
+use crate::context::{Context, Finished, Test};
+
+const PROCESSORS: u32 = 4;
+
+pub fn tests() -> Vec<Test> {
+    vec![
+        Test { name: "vmcs_regions_that_another_processor_scribbles_on_do_not_stop_the_host", run: scribble },
+        Test { name: "a_processor_that_the_guest_has_started_finds_what_the_first_one_finds", run: on_another },
+    ]
+}
+
+/// The image with these arguments, under l1hv or without it.
+fn run(context: &Context, name: &str, arguments: &str, boot: impl FnOnce(Module) -> Boot) -> Result<Finished> {
+    let image = Module::with_args(&context.programs.conformance, arguments);
+    let finished = context.run(&Machine { cpus: PROCESSORS, ..context.bochs(name, boot(image)) })?;
+    finished.must_shut_down()?;
+    Ok(finished)
+}
+
+fn under_l1hv(context: &Context) -> impl Fn(Module) -> Boot {
+    |image| Boot::L1hv { host: context.host(""), guest: vec![image] }
+}
+
+/// On the bare machine anything may happen: there is no comparison.
+fn scribble(context: &Context, name: &str) -> Result<()> {
+    let finished = run(context, name, "scribble", under_l1hv(context))?;
+    finished.debug_must_say("each has entered: true")
+}
+
+/// Groups with much that depends on the processor: its APIC, its MSRs, INIT and NMIs to itself.
+fn on_another(context: &Context, name: &str) -> Result<()> {
+    for group in ["events", "exits"] {
+        let arguments = format!("on=2 only={group}");
+        let bare = |kernel| Boot::Multiboot { kernel, modules: Vec::new() };
+        let bare = run(context, &format!("{name}-{group}-bare"), &arguments, bare)?;
+        let under = run(context, &format!("{name}-{group}"), &arguments, under_l1hv(context))?;
+        let explained = Explained::find(&context.layout)?.under("", 1);
+        let report = Report::compare(&cases(&bare), &cases(&under), &explained, Some("*"));
+        ensure!(report.cases > 100 && report.different == 0, "{report}");
+    }
+    Ok(())
+}
+
+/// Names and results.
+fn cases(finished: &Finished) -> Vec<(String, String)> {
+    let cases = finished.debug.iter().filter_map(|line| line.strip_prefix("C ")?.split_once(' '));
+    cases.map(|(name, result)| (name.to_owned(), result.to_owned())).collect()
+}
