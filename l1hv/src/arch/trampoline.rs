@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use boot::entry::{TrampolineParameters, trampoline};
 use ept::Hpa;
-use x86_64::registers::control::{Cr0, Cr3, Cr4, Efer};
+use x86_64::registers::control::{Cr0, Cr3, Cr4, Efer, EferFlags};
 
 use crate::mem::{GuestRam, HostPages, PAGE_BYTES};
 
@@ -44,7 +44,8 @@ impl<'a> TrampolinePage<'a> {
             cr0: Cr0::read_raw() as u32,
             cr3: self.cr3.0 as u32,
             cr4: Cr4::read_raw() as u32,
-            efer: Efer::read_raw() as u32,
+            // LMA is the processor's to set.
+            efer: (Efer::read() - EferFlags::LONG_MODE_ACTIVE).bits() as u32,
         };
         let bytes = parameters.to_bytes();
         self.ram.write(self.page + (trampoline().len() - bytes.len()) as u64, &bytes);
