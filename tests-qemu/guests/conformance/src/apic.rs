@@ -1,6 +1,11 @@
-//! The local APIC, for interrupts of our own and those of other processors, and the 8259s, which are masked.
+//! The local APIC, for interrupts of our own and those of other processors, and the 8259s, which are masked. The word `x2apic` in the command
+//! line has it in x2APIC mode.
 
-use crate::cpu::rdmsr;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use crate::arguments;
+use crate::cpu::{rdmsr, wrmsr};
+use crate::fault::Outcome;
 use crate::port::outb;
 
 const IA32_APIC_BASE: u32 = 0x1b;
@@ -13,7 +18,21 @@ const LVT_TIMER: u64 = 0x320;
 const ICR: u64 = 0x300;
 const ICR_HIGH: u64 = 0x310;
 
+/// Whether this processor's is in x2APIC mode.
+static IS_X2: AtomicBool = AtomicBool::new(false);
+
+/// The MSR that a register is in x2APIC mode.
+fn msr(register: u64) -> u32 {
+    0x800 + register as u32 / 16
+}
+
 fn write(register: u64, value: u32) {
+    if IS_X2.load(Relaxed) {
+        return assert!(
+            matches!(wrmsr(msr(register), value.into()), Outcome::Success),
+            "no x2APIC register {register:#x}"
+        );
+    }
     let address = core::ptr::with_exposed_provenance_mut::<u32>((APIC + register) as usize);
     // SAFETY: the registers are mapped, and used for interrupts of our own only.
     unsafe { address.write_volatile(value) };
@@ -25,19 +44,28 @@ pub fn init() {
     for port in [0x21, 0xa1] {
         outb(port, 0xff);
     }
-    let base = rdmsr(IA32_APIC_BASE).unwrap_or(0) & !0xfff;
-    assert!(base == APIC, "the local APIC is elsewhere");
+    let base = rdmsr(IA32_APIC_BASE).unwrap_or(0);
+    assert!(base & !0xfff == APIC, "the local APIC is elsewhere");
+    if arguments::words().any(|word| word == "x2apic") {
+        const X2APIC_MODE: u64 = 1 << 10;
+        assert!(matches!(wrmsr(IA32_APIC_BASE, base | X2APIC_MODE), Outcome::Success), "the processor has no x2APIC");
+        IS_X2.store(true, Relaxed);
+    }
     write(SPURIOUS, SOFTWARE_ENABLE_VECTOR_255);
 }
 
 fn read(register: u64) -> u32 {
+    if IS_X2.load(Relaxed) {
+        return rdmsr(msr(register)).unwrap_or(0) as u32;
+    }
     // SAFETY: as for `write`.
     unsafe { core::ptr::with_exposed_provenance::<u32>((APIC + register) as usize).read_volatile() }
 }
 
 /// This processor's APIC ID.
 pub fn id() -> usize {
-    (read(ID) >> 24) as usize
+    let id = read(ID);
+    if IS_X2.load(Relaxed) { id as usize } else { (id >> 24) as usize }
 }
 
 /// The high half of ICR for a message to this processor.
@@ -67,6 +95,10 @@ pub fn send(id: usize, message: Message) {
         Message::Init => 5 << 8,
         Message::StartUp(page) => 6 << 8 | u32::from(page),
     };
+    if IS_X2.load(Relaxed) {
+        let message = (id as u64) << 32 | u64::from(ASSERT | command);
+        return assert!(matches!(wrmsr(msr(ICR), message), Outcome::Success), "the x2APIC sends nothing");
+    }
     write(ICR_HIGH, (id as u32) << 24);
     write(ICR, ASSERT | command);
 }
