@@ -74,10 +74,15 @@ run_hotplug() {
     wait $nested && run_parallel
 }
 
-# Both levels at once.
+# Both levels at once, from shortly before the nested init on.
 run_loaded() {
-    run_parallel &
-    run_linux && wait $!
+    run_linux &
+    nested=$!
+    sleep 1
+    while kill -0 $nested 2> /dev/null; do
+        run_parallel || return 1
+    done
+    wait $nested
 }
 
 run_reboot() {

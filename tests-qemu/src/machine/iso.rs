@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{Boot, Machine, Module};
+use super::{Boot, Machine, Module, TripleFault};
 use crate::command;
 
 /// GRUB says what it cannot do on the console that the runner follows.
@@ -19,7 +19,7 @@ pub fn make(machine: &Machine, dir: &Path, grub_mkrescue: &Path) -> Result<PathB
     let grub = tree.join("boot/grub");
     fs::create_dir_all(&grub)?;
     let mut files = Files { tree: &tree, count: 0 };
-    let config = [GRUB_PREAMBLE, &config(&machine.boot, &mut files)?].concat();
+    let config = [GRUB_PREAMBLE, &config(machine, &mut files)?].concat();
     fs::write(grub.join("grub.cfg"), config)?;
     let iso = dir.join("boot.iso");
     command::output(
@@ -45,12 +45,16 @@ impl Files<'_> {
     }
 }
 
-fn config(boot: &Boot, files: &mut Files<'_>) -> Result<String> {
+fn config(machine: &Machine, files: &mut Files<'_>) -> Result<String> {
     let mut text = String::new();
-    match boot {
+    match &machine.boot {
         Boot::L1hv { host, guest } => {
-            // As on the machine: the run has an end there.
-            let host = Module { args: format!("triple-fault=stop {}", host.args), ..host.clone() };
+            // As on the machine itself.
+            let triple_fault = match machine.triple_fault {
+                TripleFault::Stops => "stop",
+                TripleFault::Resets => "reset",
+            };
+            let host = Module { args: format!("triple-fault={triple_fault} {}", host.args), ..host.clone() };
             line(&mut text, "multiboot", &host, files)?;
             for module in guest {
                 line(&mut text, "module", module, files)?;
@@ -92,6 +96,7 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::Emulator;
 
     #[test]
     fn words_with_special_characters_reach_the_kernel_as_they_are() {
@@ -110,7 +115,7 @@ mod tests {
             guest: vec![Module::with_args(&source, "quiet"), Module::new(&source)],
         };
         let mut files = Files { tree: &tree, count: 0 };
-        let text = config(&boot, &mut files).unwrap();
+        let text = config(&Machine::new("iso", Emulator::Bochs, boot), &mut files).unwrap();
         let expected = "multiboot /file0 'triple-fault=stop' 'log=debug'\nmodule /file1 'quiet'\nmodule /file2\nboot\n";
         assert_eq!(text, expected);
         fs::remove_dir_all(tree).unwrap();

@@ -11,6 +11,7 @@ mod images;
 mod memory;
 mod nesting;
 mod processors;
+mod smp;
 mod stops;
 
 use std::process::ExitCode;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         images::tests(),
         memory::tests(),
         processors::tests(),
+        smp::tests(),
     ]
     .concat();
     let trials = tests.into_iter().map(trial).collect();
