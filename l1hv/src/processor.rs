@@ -130,6 +130,11 @@ impl Processor {
         fence(Ordering::SeqCst);
     }
 
+    /// Whether the guest has not started it.
+    pub fn waits_for_sipi(&self) -> bool {
+        self.waits_for_sipi.load(Ordering::Relaxed)
+    }
+
     /// It has dropped everything derived from EPT01 after flush `number` was asked for.
     pub fn note_flush(&self, number: u64) {
         self.flushed.store(number, Ordering::SeqCst);

@@ -104,6 +104,8 @@ fn attend(vcpu: &mut Vcpu) {
 /// An NMI came while the host ran: it goes to whoever would have got it.
 fn pass_on_nmi(vcpu: &mut Vcpu) {
     match vcpu.level {
+        // The wait-for-SIPI state blocks it, and VM entry refuses it there.
+        Level::GuestHypervisor if vcpu.processor.waits_for_sipi() => (),
         Level::GuestHypervisor => {
             let mut vmcs01 = vcpu.vmcs.vmcs01();
             let injecting = InterruptionInfo(vmcs01.read(ENTRY_INTERRUPTION_INFO)).is_valid();
