@@ -19,7 +19,8 @@ pub fn make(machine: &Machine, dir: &Path, grub_mkrescue: &Path) -> Result<PathB
     let grub = tree.join("boot/grub");
     fs::create_dir_all(&grub)?;
     let mut files = Files { tree: &tree, count: 0 };
-    let config = [GRUB_PREAMBLE, &config(machine, &mut files)?].concat();
+    let tables = acpi_table(machine, &mut files)?;
+    let config = [GRUB_PREAMBLE, &tables, &config(machine, &mut files)?].concat();
     fs::write(grub.join("grub.cfg"), config)?;
     let iso = dir.join("boot.iso");
     command::output(
@@ -43,6 +44,13 @@ impl Files<'_> {
         fs::copy(file, self.tree.join(&name[1..])).with_context(|| format!("cannot read {}", file.display()))?;
         Ok(name)
     }
+}
+
+/// The line that puts the machine's own list of processors in place of the firmware's.
+fn acpi_table(machine: &Machine, files: &mut Files<'_>) -> Result<String> {
+    let Some(madt) = &machine.madt else { return Ok(String::new()) };
+    let name = files.add(madt)?;
+    Ok(format!("acpi --exclude=APIC {name}\n"))
 }
 
 fn config(machine: &Machine, files: &mut Files<'_>) -> Result<String> {

@@ -150,6 +150,8 @@ pub struct Machine {
     pub cpu_model: Option<&'static str>,
     /// What it boots.
     pub boot: Boot,
+    /// An ACPI table in place of the firmware's list of processors (Bochs).
+    pub madt: Option<PathBuf>,
     /// What the firmware does about VMX (Bochs).
     pub firmware_vmx: FirmwareVmx,
     /// What a triple fault does.
@@ -171,6 +173,7 @@ impl Machine {
             ips: DEFAULT_IPS,
             cpu_model: None,
             boot,
+            madt: None,
             firmware_vmx: FirmwareVmx::Enabled,
             triple_fault: TripleFault::Stops,
             timeout: Duration::from_secs(300),

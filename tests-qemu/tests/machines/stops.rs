@@ -17,6 +17,7 @@ pub fn tests() -> Vec<Test> {
         Test { name: "vmx_locked_off_by_firmware_is_named_as_the_reason", run: vmx_locked },
         Test { name: "a_processor_without_ept_is_named_as_the_reason", run: no_ept },
         Test { name: "a_processor_without_unrestricted_guest_is_named_as_the_reason", run: no_unrestricted_guest },
+        Test { name: "a_processor_that_does_not_start_is_named_as_the_reason", run: no_start },
         Test { name: "no_guest_image_is_named_as_the_reason", run: no_guest_image },
         Test { name: "a_file_that_is_no_image_is_named_as_the_reason", run: not_an_image },
         Test { name: "a_truncated_kernel_is_named_as_the_reason", run: truncated_kernel },
@@ -66,6 +67,23 @@ fn no_ept(context: &Context, name: &str) -> Result<()> {
 fn no_unrestricted_guest(context: &Context, name: &str) -> Result<()> {
     let machine = Machine { cpu_model: Some("corei5_lynnfield_750"), ..context.bochs(name, boot(context)) };
     context.run(&machine)?.must_stop("no-unrestricted-guest", "unrestricted guest")
+}
+
+/// The firmware's list has a processor that the machine does not have.
+fn no_start(context: &Context, name: &str) -> Result<()> {
+    let local_apic = |id: u8| [0, 8, id, id, 1, 0, 0, 0];
+    let io_apic = [1, 12, 1, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0];
+    let mut madt = [0; 44].to_vec();
+    madt[..4].copy_from_slice(b"APIC");
+    madt[8] = 1;
+    madt[36..40].copy_from_slice(&0xfee0_0000_u32.to_le_bytes());
+    madt.extend(local_apic(0).into_iter().chain(local_apic(7)).chain(io_apic));
+    let length = madt.len() as u32;
+    madt[4..8].copy_from_slice(&length.to_le_bytes());
+    madt[9] = madt.iter().fold(0_u8, |sum, byte| sum.wrapping_sub(*byte));
+    let table = file(context, "madt-with-one-too-many", &madt)?;
+    let machine = Machine { madt: Some(table), ..context.bochs(name, boot(context)) };
+    context.run(&machine)?.must_stop("processors", "APIC id 7 does not start")
 }
 
 fn no_guest_image(context: &Context, name: &str) -> Result<()> {
