@@ -201,6 +201,14 @@ pub enum Beginning {
     WaitForSipi,
 }
 
+impl Blueprint {
+    /// Whether a guest's processor can wait for its SIPI in VMX non-root operation.
+    pub const fn can_wait_for_sipi(&self) -> bool {
+        const WAIT_FOR_SIPI: u32 = 3;
+        self.caps.has_activity(WAIT_FOR_SIPI)
+    }
+}
+
 /// Whether this processor has just the VMX of the one that the blueprint was made on.
 pub fn capabilities_agree(blueprint: &Blueprint) -> bool {
     read_capabilities() == blueprint.caps

@@ -76,6 +76,12 @@ static IS_READY: AtomicBool = AtomicBool::new(false);
 fn start(others: &'static [Processor], workshop: &mut Workshop, setup: &HostSetup<'_>) {
     const LOW_MEMORY: core::ops::Range<u64> = 0x1000..0xa_0000;
     const PATIENCE_MILLISECONDS: u16 = 1000;
+    if !workshop.blueprint.can_wait_for_sipi() {
+        let message = format_args!(
+            "VMX of this machine lacks the wait-for-SIPI activity state (IA32_VMX_MISC bit 8): give the machine one processor"
+        );
+        stop(StopReason::new(StopKind::Processors, message));
+    }
     let Some(page) = setup.memory_map.find_highest(PAGE_BYTES, PAGE_BYTES, LOW_MEMORY, &[]) else {
         let message = format_args!("no page below 640 KiB is free, which processors need to start: use other firmware");
         stop(StopReason::new(StopKind::LowMemory, message));
