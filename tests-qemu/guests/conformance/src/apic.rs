@@ -9,6 +9,8 @@ use crate::fault::Outcome;
 use crate::port::outb;
 
 const IA32_APIC_BASE: u32 = 0x1b;
+const ENABLE: u64 = 1 << 11;
+const X2APIC_MODE: u64 = 1 << 10;
 /// The register that holds this processor's ID in its last byte.
 const ID: u64 = 0x20;
 const APIC: u64 = 0xfee0_0000;
@@ -44,14 +46,36 @@ pub fn init() {
     for port in [0x21, 0xa1] {
         outb(port, 0xff);
     }
-    let base = rdmsr(IA32_APIC_BASE).unwrap_or(0);
-    assert!(base & !0xfff == APIC, "the local APIC is elsewhere");
+    assert!(base() & !0xfff == APIC, "the local APIC is elsewhere");
     if arguments::words().any(|word| word == "x2apic") {
-        const X2APIC_MODE: u64 = 1 << 10;
-        assert!(matches!(wrmsr(IA32_APIC_BASE, base | X2APIC_MODE), Outcome::Success), "the processor has no x2APIC");
-        IS_X2.store(true, Relaxed);
+        set_base(base() | X2APIC_MODE);
     }
+    // INIT leaves the mode as it was.
+    IS_X2.store(base() & X2APIC_MODE != 0, Relaxed);
     write(SPURIOUS, SOFTWARE_ENABLE_VECTOR_255);
+}
+
+fn base() -> u64 {
+    rdmsr(IA32_APIC_BASE).unwrap_or(0)
+}
+
+fn set_base(base: u64) {
+    assert!(wrmsr(IA32_APIC_BASE, base) == Outcome::Success, "the local APIC does not become {base:#x}");
+}
+
+/// Work: x2APIC mode from now on. IA32_APIC_BASE afterwards.
+pub fn enter_x2apic_mode(_: u64) -> u64 {
+    set_base(base() | X2APIC_MODE);
+    init();
+    base()
+}
+
+/// Work: xAPIC mode again, by the way that there is: with the APIC off between (SDM 12.12.5 "x2APIC State Transitions").
+pub fn leave_x2apic_mode(_: u64) -> u64 {
+    set_base(base() & !(ENABLE | X2APIC_MODE));
+    set_base(base() | ENABLE);
+    init();
+    base()
 }
 
 fn read(register: u64) -> u32 {

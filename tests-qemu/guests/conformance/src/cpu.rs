@@ -99,10 +99,12 @@ macro_rules! write_register {
 read_register!(cr0, "cr0");
 read_register!(cr2, "cr2");
 read_register!(cr4, "cr4");
+read_register!(cr8, "cr8");
 read_register!(dr7, "dr7");
 write_register!(set_cr0, "cr0");
 write_register!(set_cr3, "cr3");
 write_register!(set_cr4, "cr4");
+write_register!(set_cr8, "cr8");
 write_register!(set_dr7, "dr7");
 
 #[repr(C, packed)]

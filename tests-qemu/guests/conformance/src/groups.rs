@@ -88,6 +88,7 @@ pub const OF_SEVERAL_PROCESSORS: &[GroupOfSeveral] = &[
     ("smp-init", smp_init::run),
     ("smp-races", smp_races::run),
     ("smp-time", smp_time::run),
+    ("smp-x2apic", smp_interrupts::run_in_x2apic_mode),
 ];
 
 /// Code for the nested guest: its address. It ends with VMCALL, an exit whatever the controls say.

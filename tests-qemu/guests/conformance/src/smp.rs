@@ -217,6 +217,11 @@ extern "C" fn processor_main() -> ! {
     }
 }
 
+/// Work: VMXOFF.
+pub fn leave_vmx(_: u64) -> u64 {
+    u64::from(crate::cpu::vmxoff() == crate::fault::Outcome::Success)
+}
+
 /// Work: VMXON.
 pub fn enter_vmx(_: u64) -> u64 {
     u64::from(enter_vmx_operation() == crate::fault::Outcome::Success)

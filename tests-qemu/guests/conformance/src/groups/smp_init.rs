@@ -13,7 +13,7 @@ use crate::cpu::vmxoff;
 use crate::fault::take_interrupt;
 use crate::memory::Table;
 use crate::output::Suite;
-use crate::smp::{Processors, TAKEN, enter_vmx, number, settle, wait_until};
+use crate::smp::{Processors, TAKEN, enter_vmx, leave_vmx, settle, wait_until};
 use crate::vm::{Verdict, Vm};
 
 /// INITs to a processor that enters and exits in a loop.
@@ -298,10 +298,4 @@ fn restarts(suite: &mut Suite, processors: &Processors, number: usize) {
     let starts = processors.starts(number) - before;
     let verdict = if (right, starts) == (RESTARTS, RESTARTS) { "" } else { "wrong: " };
     suite.case(format_args!("{number}-restarts"), format_args!("{verdict}{starts} starts, {right} right"));
-}
-
-/// Work: VMXOFF.
-fn leave_vmx(_: u64) -> u64 {
-    let _ = vmxoff();
-    number() as u64
 }

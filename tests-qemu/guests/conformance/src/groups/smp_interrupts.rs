@@ -12,7 +12,7 @@ use core::arch::global_asm;
 use crate::apic::{self, Message};
 use crate::fault::take_interrupt;
 use crate::output::Suite;
-use crate::smp::{Counters, Meeting, Processors, TAKEN};
+use crate::smp::{self, Counters, Meeting, Processors, TAKEN};
 
 use hypervisor::{Hypervisor, Level, Program, Way};
 use traffic::Traffic;
@@ -73,13 +73,39 @@ impl Case {
 
 /// All of them.
 pub fn run(suite: &mut Suite, processors: &Processors) {
-    interrupts(suite, processors);
-    nmi::run(suite, processors);
-    posted::run(suite, processors);
+    let all = |_: &str| true;
+    interrupts(suite, processors, all);
+    nmi::run(suite, processors, all);
+    posted::run(suite, processors, all);
 }
 
-fn interrupts(suite: &mut Suite, processors: &Processors) {
-    for (index, case) in CASES.iter().enumerate() {
+/// What is sent and ended in another way in x2APIC mode. Who takes an interrupt from the machine's APIC in the nested guest ends it there in
+/// xAPIC mode's way.
+const IN_X2APIC_MODE: [&str; 6] =
+    ["host-without-guest", "host-exits", "nested-acknowledged", "nmi-host", "nmi-virtual", "posted"];
+
+/// The same with every local APIC in x2APIC mode, and a start of each processor in it (SDM 12.12 "Extended XAPIC (x2APIC)"): INIT leaves the
+/// mode as it is.
+pub fn run_in_x2apic_mode(suite: &mut Suite, processors: &Processors) {
+    let bases = processors.run_on_all(apic::enter_x2apic_mode, 0);
+    suite.case("base", format_args!("{:x?}", &bases[..processors.count()]));
+    let is_wanted = |name: &str| IN_X2APIC_MODE.contains(&name);
+    interrupts(suite, processors, is_wanted);
+    nmi::run(suite, processors, is_wanted);
+    posted::run(suite, processors, is_wanted);
+    for number in processors.others() {
+        let _ = processors.run_on(number, smp::leave_vmx, 0);
+        processors.restart(number);
+        let id = processors.run_on(number, |_| apic::id() as u64, 0);
+        let entered = processors.run_on(number, smp::enter_vmx, 0);
+        suite.case(format_args!("{number}-restarted"), format_args!("id={id} vmxon={entered}"));
+    }
+    let bases = processors.run_on_all(apic::leave_x2apic_mode, 0);
+    suite.case("base-afterwards", format_args!("{:x?}", &bases[..processors.count()]));
+}
+
+fn interrupts(suite: &mut Suite, processors: &Processors, is_wanted: impl Fn(&str) -> bool) {
+    for (index, case) in CASES.iter().enumerate().filter(|(_, case)| is_wanted(case.name)) {
         for vector in traffic::vectors() {
             TAKEN.forget(vector);
             HANDLED.forget(vector);

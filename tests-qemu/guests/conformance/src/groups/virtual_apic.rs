@@ -1,5 +1,6 @@
 //! The virtual APIC: register virtualization, x2APIC mode, virtual-interrupt delivery, the TPR threshold, posted interrupts (SDM 30).
 
+mod beside;
 mod delivery;
 mod posted;
 mod registers;
@@ -35,6 +36,7 @@ pub fn run(suite: &mut Suite) {
     delivery::run(suite);
     threshold::run(suite);
     posted::run(suite);
+    beside::run(suite);
 }
 
 /// What is virtualized of the APIC beside the TPR.

@@ -61,8 +61,8 @@ const CASES: &[(&str, Program, Host)] = &[
 ];
 
 /// All of them.
-pub fn run(suite: &mut Suite, processors: &Processors) {
-    for (index, &(name, ..)) in CASES.iter().enumerate() {
+pub fn run(suite: &mut Suite, processors: &Processors, is_wanted: impl Fn(&str) -> bool) {
+    for (index, &(name, ..)) in CASES.iter().enumerate().filter(|(_, case)| is_wanted(case.0)) {
         for vector in traffic::vectors().chain([TO_ITSELF]) {
             HANDLED.forget(vector);
         }
