@@ -100,6 +100,7 @@ exception_vectors:
     .noaltmacro
 
 exception_common:
+    pushq %rbx
     pushq %rax
     pushq %rcx
     pushq %rdx
@@ -121,6 +122,7 @@ exception_common:
     popq %rdx
     popq %rcx
     popq %rax
+    popq %rbx
     addq $16, %rsp
     iretq
 

@@ -14,6 +14,8 @@ use crate::smp::TAKEN;
 
 /// Where a fault goes on; 0 where none is expected.
 pub static RECOVERY: AtomicU64 = AtomicU64::new(0);
+/// RBX to go on with: inline assembly can't name it as clobbered, and what faulted may have exchanged it.
+pub static RECOVERY_RBX: AtomicU64 = AtomicU64::new(0);
 /// The stack pointer to go on with; 0 for that of the faulting instruction.
 pub static RECOVERY_RSP: AtomicU64 = AtomicU64::new(0);
 /// `1 << 31 | vector` of the fault; 0 if there was none.
@@ -89,13 +91,14 @@ macro_rules! attempt {
             core::arch::asm!(
                 "lea {scratch}, [rip + 22f]",
                 "mov [rip + {recovery}], {scratch}",
+                "mov [rip + {recovery_rbx}], rbx",
                 "test rsp, rsp",
                 $($line,)+
                 "22: setc {cf}",
                 "setz {zf}",
                 "mov qword ptr [rip + {recovery}], 0",
                 scratch = out(reg) _, cf = out(reg_byte) cf, zf = out(reg_byte) zf,
-                recovery = sym $crate::fault::RECOVERY,
+                recovery = sym $crate::fault::RECOVERY, recovery_rbx = sym $crate::fault::RECOVERY_RBX,
                 $($($operands)*)?
             );
         }
@@ -103,9 +106,10 @@ macro_rules! attempt {
     }};
 }
 
-/// What the vectors push, from the error code's neighbour up.
+/// What the vectors push, from RBX up.
 #[repr(C)]
 struct Frame {
+    rbx: u64,
     vector: u64,
     error_code: u64,
     rip: u64,
@@ -138,6 +142,7 @@ extern "C" fn handle_exception(frame: &mut Frame) {
     CR2.store(cpu::cr2(), Relaxed);
     RIP.store(frame.rip, Relaxed);
     frame.rip = recovery;
+    frame.rbx = RECOVERY_RBX.load(Relaxed);
     frame.rflags &= !RFLAGS_CF_ZF_TF_IF;
     let rsp = RECOVERY_RSP.swap(0, Relaxed);
     if rsp != 0 {

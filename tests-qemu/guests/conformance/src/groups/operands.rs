@@ -4,7 +4,7 @@ use core::arch::{asm, naked_asm};
 
 use crate::attempt;
 use crate::cpu::{vmwrite, wrmsr};
-use crate::fault::{Outcome, RECOVERY, RECOVERY_RSP};
+use crate::fault::{Outcome, RECOVERY, RECOVERY_RBX, RECOVERY_RSP};
 use crate::memory::*;
 use crate::output::Suite;
 use crate::vm::load_fresh;
@@ -241,12 +241,13 @@ fn execute(code: Code, offset: u64, cs: u16, ss: u16, operand: u64) -> Outcome {
             "lea {scratch}, [rip + 22f]",
             "mov [rip + {recovery}], {scratch}",
             "mov [rip + {recovery_rsp}], rsp",
+            "mov [rip + {recovery_rbx}], rbx",
             "push {ss}", "push {stack}", "push 2", "push {cs}", "push {rip}",
             "iretq",
             "22:",
             "mov ds, {data:x}",
             "mov es, {data:x}",
-            scratch = out(reg) _, recovery = sym RECOVERY, recovery_rsp = sym RECOVERY_RSP,
+            scratch = out(reg) _, recovery = sym RECOVERY, recovery_rsp = sym RECOVERY_RSP, recovery_rbx = sym RECOVERY_RBX,
             ss = in(reg) u64::from(ss), stack = in(reg) stack, cs = in(reg) u64::from(cs), rip = in(reg) rip,
             data = in(reg) DATA,
             in("rax") operand, inout("rcx") 2_u64 => _, out("rdx") _,
