@@ -107,8 +107,9 @@ fn clocks(context: &Context, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// While a nested guest runs on two processors; `by` is the kernel's name of the means. (The machine's FADT has no reset register: with
-/// `reboot=a` Linux goes on to the keyboard controller.)
+/// While a nested guest runs on two processors; `by` is the kernel's name of the means. The machine's FADT has no reset register: with
+/// `reboot=a` Linux goes on to the keyboard controller. That resets the processors alone, and the firmware, which then writes to the locked
+/// IA32_FEATURE_CONTROL, triple-faults and has the whole machine reset, with l1hv and without it.
 fn reboot(context: &Context, name: &str, by: &str) -> Result<()> {
     let mut guest = prepare(context, &plan(context, Work::Reboot)?)?;
     guest.kernel.args += &format!(" reboot={by}");
@@ -116,5 +117,13 @@ fn reboot(context: &Context, name: &str, by: &str) -> Result<()> {
     let finished = context.run(&machine)?;
     finished.must_have_done(&[])?;
     finished.console_must_say("reboot: now")?;
-    finished.console_must_say("reboot: the machine has come back")
+    finished.console_must_say("reboot: the machine has come back")?;
+    let count = |text: &str| finished.debug.iter().filter(|line| line.contains(text)).count();
+    ensure!(count("l1hv INFO] l1hv ") == 2, "l1hv did not start twice");
+    let faults = usize::from(by == "t");
+    ensure!(
+        count("the guest hypervisor triple-faulted") == faults,
+        "the guest hypervisor went another way than reboot={by}"
+    );
+    Ok(())
 }
