@@ -1,7 +1,8 @@
 //! l1hv: a thin bare-metal hypervisor with complete nested VMX.
 //!
 //! ```text
-//!   boot loader -> boot::entry -> l1hv_main -> boot_flow -> run (the loop) <-> exit, nested
+//!   boot loader -> boot::entry -> l1hv_main -> boot_flow -> startup -> run (the loop) <-> exit, nested
+//!   the other processors -> boot::entry (trampoline) -> startup::arrive -> run
 //! ```
 //!
 //! Invariants:

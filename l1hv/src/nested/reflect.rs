@@ -179,7 +179,8 @@ fn load_host_msrs(vcpu: &mut Vcpu) -> Result<(), VmxAbort> {
     Ok(())
 }
 
-/// A VMX abort: the processor is in shutdown state, which on a machine with one is the end (SDM 28.7 "VMX Aborts").
+/// A VMX abort: the processor is in shutdown state (SDM 28.7 "VMX Aborts"), and the machine stops with the reason. DEVIATION: the others of
+/// a bare machine may run on until its chipset makes a reset of it.
 #[cold]
 pub fn abort(vcpu: &mut Vcpu, reason: VmxAbort) -> ! {
     write_abort_indicator(&vcpu.memory, vcpu.vmx.vmcs12.pointer, reason as u32);
