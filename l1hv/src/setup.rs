@@ -25,7 +25,7 @@ use crate::arch::vmx::VmcsPair;
 use crate::arch::{msr, on_behalf};
 use crate::boot_flow::{HostSetup, stop_host_memory};
 use crate::ept01::Ept01;
-use crate::exit::{control_register_masks, wait_for_start};
+use crate::exit::{WAIT_FOR_SIPI, control_register_masks, wait_for_start};
 use crate::hw::GuestPhysical;
 use crate::mem::{GuestRam, HostPages, HostRegion, PAGE_BYTES, PhysAllocator};
 use crate::nested::Onward;
@@ -204,7 +204,6 @@ pub enum Beginning {
 impl Blueprint {
     /// Whether a guest's processor can wait for its SIPI in VMX non-root operation.
     pub const fn can_wait_for_sipi(&self) -> bool {
-        const WAIT_FOR_SIPI: u32 = 3;
         self.caps.has_activity(WAIT_FOR_SIPI)
     }
 }

@@ -35,10 +35,8 @@ unsafe extern "C" {
 pub struct TrampolineParameters {
     /// RSP.
     pub stack: u64,
-    /// An `extern "sysv64" fn(u64) -> !` of the image.
+    /// An `extern "sysv64" fn() -> !` of the image.
     pub entry: u64,
-    /// What that is called with.
-    pub argument: u64,
     /// CR0 with PE and PG.
     pub cr0: u32,
     /// Page tables that map the trampoline's page to itself, and the image and the stack.
@@ -53,8 +51,8 @@ impl TrampolineParameters {
     /// Their bytes, as the trampoline reads them.
     pub fn to_bytes(&self) -> [u8; size_of::<Self>()] {
         let mut bytes = [0; size_of::<Self>()];
-        let (wide, narrow) = bytes.split_at_mut(24);
-        for (place, value) in wide.as_chunks_mut().0.iter_mut().zip([self.stack, self.entry, self.argument]) {
+        let (wide, narrow) = bytes.split_at_mut(16);
+        for (place, value) in wide.as_chunks_mut().0.iter_mut().zip([self.stack, self.entry]) {
             *place = value.to_le_bytes();
         }
         for (place, value) in narrow.as_chunks_mut().0.iter_mut().zip([self.cr0, self.cr3, self.cr4, self.efer]) {

@@ -44,7 +44,6 @@ trampoline_long:
     movw %ax, %gs
     movl %ebx, %ebx
     movq (trampoline_stack - trampoline_start)(%rbx), %rsp
-    movq (trampoline_argument - trampoline_start)(%rbx), %rdi
     movq (trampoline_entry - trampoline_start)(%rbx), %rax
     xorl %ebp, %ebp                     // the end of any backtrace
     callq *%rax                         // leaves the page for good
@@ -69,8 +68,6 @@ trampoline_parameters:                  // `entry::TrampolineParameters`
 trampoline_stack:
     .quad 0
 trampoline_entry:
-    .quad 0
-trampoline_argument:
     .quad 0
 trampoline_cr0:
     .long 0

@@ -40,7 +40,6 @@ impl<'a> TrampolinePage<'a> {
         let parameters = TrampolineParameters {
             stack: stack.as_mut_ptr().addr() as u64 + stack.bytes(),
             entry: enter as *const () as u64,
-            argument: 0,
             cr0: Cr0::read_raw() as u32,
             cr3: self.cr3.0 as u32,
             cr4: Cr4::read_raw() as u32,
@@ -59,7 +58,7 @@ impl Drop for TrampolinePage<'_> {
 }
 
 /// Where the trampoline goes to, on the processor's own stack.
-extern "sysv64" fn enter(_: u64) -> ! {
+extern "sysv64" fn enter() -> ! {
     let host_cr3 = HOST_CR3.load(Ordering::Acquire);
     // SAFETY: the tables of the boot processor, which map everything that the trampoline's do but its page.
     unsafe { core::arch::asm!("mov cr3, {}", in(reg) host_cr3, options(nostack, preserves_flags)) };

@@ -12,7 +12,7 @@ mod vmx_insn;
 pub use cr::masks as control_register_masks;
 pub use memory::map_beyond;
 pub use msr::{read_for_guest, write_for_guest};
-pub use reset::{give_back_blocked_init, wait_for_start};
+pub use reset::{WAIT_FOR_SIPI, give_back_blocked_init, wait_for_start};
 
 use boot::cmdline::TripleFault;
 use boot::stop::StopKind;

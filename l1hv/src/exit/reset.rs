@@ -14,7 +14,8 @@ use crate::arch::{apic, msr, on_behalf};
 use crate::vcpu::{VPID01, Vcpu};
 
 const ACTIVE: u32 = 0;
-const WAIT_FOR_SIPI: u32 = 3;
+/// The activity state of a processor that waits to be started.
+pub const WAIT_FOR_SIPI: u32 = 3;
 
 /// INIT. In VMX root operation it is blocked until VM entry or VMXOFF (SDM 24.8 "Restrictions on VMX Operation").
 pub fn init(vcpu: &mut Vcpu) -> Action {
