@@ -25,7 +25,7 @@ use anyhow::{Result, bail};
 use crate::build::{self, GuestPrograms};
 use crate::guest::{KvmEpt, Plan, Work};
 use crate::layout::Layout;
-use crate::machine::{Boot, DEFAULT_IPS, Emulator, Machine, Module, Outcome};
+use crate::machine::{BOCHS, Boot, DEFAULT_IPS, Machine, Module, Outcome};
 use crate::progress::Progress;
 use crate::protocol::RESULT_PREFIX;
 use crate::provision::Provisioned;
@@ -191,8 +191,7 @@ impl Bench<'_> {
             System::Kvm => {
                 let kernel = self.provisioned.kernel(self.series)?;
                 let plan = Plan::new(kernel, Work::Minimal, KvmEpt::On);
-                plan.prepare(self.layout, self.provisioned, self.programs, Emulator::Bochs, DEFAULT_IPS)?
-                    .on_bare_machine()
+                plan.prepare(self.layout, self.provisioned, self.programs, BOCHS, DEFAULT_IPS)?.on_bare_machine()
             }
         };
         let transcript = self.boot(&format!("{system}-minimal"), boot, "", &[], |_| ())?;
@@ -217,7 +216,7 @@ impl Bench<'_> {
         let system = run.system;
         let Run { work, ept, parameters, .. } = run;
         let plan = Plan { parameters, ..Plan::new(self.provisioned.kernel(self.series)?, work, ept) };
-        let guest = plan.prepare(self.layout, self.provisioned, self.programs, Emulator::Bochs, DEFAULT_IPS)?;
+        let guest = plan.prepare(self.layout, self.provisioned, self.programs, BOCHS, DEFAULT_IPS)?;
         let boot = match system {
             System::L1hv => guest.under(Module::with_args(build::l1hv(self.layout, self.progress)?, run.options)),
             System::Bare | System::Kvm => guest.on_bare_machine(),
@@ -240,7 +239,7 @@ impl Bench<'_> {
             memory_mib: MEMORY_MIB,
             timeout: TIMEOUT,
             silence: TIMEOUT,
-            ..Machine::new(name.as_str(), Emulator::Bochs, boot)
+            ..Machine::new(name.as_str(), BOCHS, boot)
         };
         let step = self.progress.step(format!("measuring: {}", &name["bench-".len()..]));
         let mut transcript = Transcript::default();

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::build;
 use crate::layout::Layout;
-use crate::machine::{Boot, Emulator, Line, Machine, Module, Outcome};
+use crate::machine::{self, Boot, Line, Machine, Module, Outcome};
 use crate::progress::Progress;
 use crate::provision::Provisioned;
 
@@ -101,7 +101,7 @@ impl<'a> Suite<'a> {
             cpus: self.cpus,
             timeout: TIMEOUT,
             silence: TIMEOUT,
-            ..Machine::new(name, Emulator::for_nested_vmx(), boot)
+            ..Machine::new(name, machine::with_nested_vmx(), boot)
         };
         let mut results = Results::default();
         let mut panic = None;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::build::{self, GuestPrograms};
 use crate::guest::{KvmEpt, Plan, Work};
 use crate::layout::Layout;
-use crate::machine::{DEFAULT_IPS, Emulator, Line, Machine, Module, Outcome, Source};
+use crate::machine::{ChosenEmulator, DEFAULT_IPS, Line, Machine, Module, Outcome, Source};
 use crate::parallel::{Level, Parallel, Results};
 use crate::progress::{Progress, Step};
 use crate::protocol::NESTED_INIT;
@@ -25,7 +25,7 @@ const TIMEOUT: Duration = Duration::from_secs(600);
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The machine.
-    pub emulator: Emulator,
+    pub emulator: ChosenEmulator,
     /// Debian kernel series of the guest hypervisor and of the nested guest.
     pub series: String,
     /// Processors of the machine.

@@ -11,16 +11,16 @@ use crate::build::GuestPrograms;
 use crate::initrd::Initrd;
 use crate::layout::Layout;
 use crate::linux;
-use crate::machine::{Boot, Emulator, Module};
+use crate::machine::{Boot, ChosenEmulator, Module};
 use crate::provision::{Kernel, Provisioned};
 
 const INIT: &str = include_str!("../guests/init.sh");
 const NESTED_INIT: &str = include_str!("../guests/nested-init.sh");
 
 /// The module that the guest hypervisor loads; what it depends on comes along.
-const KVM_MODULE: &str = "kvm-intel";
+pub const KVM_MODULE: &str = "kvm-intel";
 
-/// Applets of busybox that the init scripts call.
+/// Applets of busybox that the init scripts of guests call.
 const APPLETS: &[&str] = &["sh", "mount", "cat", "grep", "insmod", "poweroff", "reboot", "uname", "sleep"];
 
 /// Arguments of the nested guest's kernel: no hardware but the console, the clock and the reset port.
@@ -175,7 +175,7 @@ impl<'a> Plan<'a> {
         layout: &Layout,
         provisioned: &Provisioned,
         programs: &GuestPrograms,
-        emulator: Emulator,
+        emulator: ChosenEmulator,
         ips: u64,
     ) -> Result<GuestHypervisor> {
         let dir = layout.root().join("initrds");
@@ -192,16 +192,12 @@ impl<'a> Plan<'a> {
     }
 
     fn file_system(&self, provisioned: &Provisioned, programs: &GuestPrograms) -> Result<Vec<u8>> {
-        let mut initrd = base(&provisioned.busybox, INIT)?;
+        let mut initrd = base(&provisioned.busybox, INIT, APPLETS)?;
         initrd.directory("sys");
         initrd.copy("bin/vmm", 0o755, &programs.vmm)?;
         initrd.copy("payload", 0o644, &programs.payload)?;
         self.add_parallel(&mut initrd, programs)?;
-        for (index, module) in modules(self.kernel, KVM_MODULE)?.iter().enumerate() {
-            // The shell lists them in the order of their names: dependencies first.
-            let path = format!("modules/{index:02}-{}.ko", module.name);
-            initrd.file(&path, 0o644, &module.content);
-        }
+        add_modules(&mut initrd, self.kernel, KVM_MODULE)?;
         if self.work == Work::Minimal {
             initrd.copy("minimal", 0o644, &programs.conformance)?;
         }
@@ -228,7 +224,7 @@ impl<'a> Plan<'a> {
         let one_processor = if self.nested_cpus == 1 { ONE_PROCESSOR } else { "" };
         let arguments = format!("{NESTED_ARGUMENTS}{one_processor}");
         let Some(work) = self.work.of_nested_hypervisor() else {
-            let mut initrd = base(&provisioned.busybox, NESTED_INIT)?;
+            let mut initrd = base(&provisioned.busybox, NESTED_INIT, APPLETS)?;
             self.add_parallel(&mut initrd, programs)?;
             return Ok(NestedLinux { initrd: initrd.finish(), arguments, memory_mib: NESTED_MEMORY_MIB });
         };
@@ -241,13 +237,13 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// A root file system with busybox, a console and `init`.
-fn base(busybox: &Path, init: &str) -> Result<Initrd> {
+/// A root file system with busybox and some of its applets, a console and `init`.
+pub fn base(busybox: &Path, init: &str, applets: &[&str]) -> Result<Initrd> {
     let mut initrd = Initrd::default();
     initrd.character_device("dev/console", 5, 1);
     initrd.directory("proc");
     initrd.copy("bin/busybox", 0o755, busybox)?;
-    for applet in APPLETS {
+    for applet in applets {
         initrd.symlink(&format!("bin/{applet}"), "busybox");
     }
     initrd.file("init", 0o755, init.as_bytes());
@@ -266,6 +262,14 @@ fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
 struct KernelModule {
     name: String,
     content: Vec<u8>,
+}
+
+/// Adds module `name` of `kernel` and what it depends on. The shell lists them in the order of their names: dependencies first.
+pub fn add_modules(initrd: &mut Initrd, kernel: &Kernel, name: &str) -> Result<()> {
+    for (index, module) in modules(kernel, name)?.iter().enumerate() {
+        initrd.file(&format!("modules/{index:02}-{}.ko", module.name), 0o644, &module.content);
+    }
+    Ok(())
 }
 
 /// Module `name` of `kernel`, after everything that it depends on.

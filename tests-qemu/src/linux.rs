@@ -44,14 +44,11 @@ impl ImageKind {
 
 /// Arguments for a Linux whose console is the machine's. Without the mitigations, boots are shorter and
 /// instruction counts comparable with the published baseline.
-pub fn default_args(emulator: Emulator, ips: u64) -> String {
+pub fn default_args(emulator: &dyn Emulator, ips: u64) -> String {
     // A panic ends in a triple fault, which every machine reports at once.
     let args = "console=ttyS0 panic=-1 reboot=t idle=halt no_timer_check tsc=reliable mitigations=off nopti random.trust_cpu=on";
-    match emulator {
-        // Bochs's TSC counts ticks: the calibration against emulated timers would find the same.
-        Emulator::Bochs => format!("{args} tsc_early_khz={}", ips / 1000),
-        Emulator::QemuKvm | Emulator::QemuTcg => args.to_owned(),
-    }
+    // The calibration against emulated timers would find the same.
+    emulator.tsc_khz(ips).map_or_else(|| args.to_owned(), |khz| format!("{args} tsc_early_khz={khz}"))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::ValueEnum;
 
-use super::run::{MachineChoice, print};
+use super::run::{MachineChoice, QemuArgs, print};
 use crate::build;
 use crate::guest::{KvmEpt, Plan, Work};
 use crate::layout::Layout;
@@ -55,6 +55,8 @@ pub struct Args {
     /// Ticks to a second of emulated time (Bochs).
     #[arg(long, value_name = "N", default_value_t = DEFAULT_IPS)]
     ips: u64,
+    #[command(flatten)]
+    qemu: QemuArgs,
     /// Limit on the run, in wall-clock seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     timeout: u64,
@@ -118,7 +120,7 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
         memory_mib: args.memory,
         timeout,
         silence: timeout,
-        ..Machine::new("guest", emulator, boot)
+        ..args.qemu.apply(Machine::new("guest", emulator, boot))
     };
     let outcome = machine.run(layout, &provisioned, print)?;
     eprintln!("{outcome}");

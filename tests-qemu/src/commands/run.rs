@@ -10,7 +10,10 @@ use super::BadArgument;
 use crate::build;
 use crate::layout::Layout;
 use crate::linux::{self, ImageKind};
-use crate::machine::{Boot, DEFAULT_IPS, Emulator, Line, Machine, Module, Source};
+use crate::machine::{
+    self, BOCHS, Boot, ChosenEmulator, DEFAULT_IPS, Line, Loader, Machine, Module, QEMU_IN_BOCHS, QEMU_KVM, QEMU_TCG,
+    Source,
+};
 use crate::progress::Progress;
 use crate::provision;
 
@@ -47,12 +50,50 @@ pub struct Args {
     /// Ticks to a second of emulated time (Bochs).
     #[arg(long, value_name = "N", default_value_t = DEFAULT_IPS, value_parser = clap::value_parser!(u64).range(1_000_000..=4_000_000_000))]
     ips: u64,
+    #[command(flatten)]
+    qemu: QemuArgs,
     /// Limit on the run, and on its silences, in wall-clock seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_TIMEOUT_SECONDS)]
     timeout: u64,
     /// Directory of the run's logs, below the build directory's l1hv/logs.
     #[arg(long, value_name = "NAME", default_value = "run")]
     name: String,
+}
+
+/// Options of machines that are QEMU.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct QemuArgs {
+    /// More arguments of QEMU, separated by spaces (machines qemu and qemu-in-bochs).
+    #[arg(long, value_name = "STRING", default_value = "", allow_hyphen_values = true)]
+    qemu_args: String,
+    /// Who loads the image (machines qemu and qemu-in-bochs) [default: grub, from an ISO; on qemu-in-bochs qemu, by its -kernel].
+    #[arg(long, value_enum)]
+    loader: Option<LoaderChoice>,
+    /// A parameter of the kvm-intel module below QEMU; repeatable (qemu-in-bochs).
+    #[arg(long, value_name = "NAME=VALUE")]
+    outer_kvm: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LoaderChoice {
+    Grub,
+    Qemu,
+}
+
+impl QemuArgs {
+    /// `machine` with these options.
+    pub fn apply(&self, machine: Machine) -> Machine {
+        let loader = self.loader.map(|choice| match choice {
+            LoaderChoice::Grub => Loader::Grub,
+            LoaderChoice::Qemu => Loader::Qemu,
+        });
+        Machine {
+            loader: loader.unwrap_or(machine.loader),
+            qemu_args: self.qemu_args.split_whitespace().map(str::to_owned).collect(),
+            kvm_parameters: self.outer_kvm.clone(),
+            ..machine
+        }
+    }
 }
 
 /// The `--machine` option.
@@ -62,18 +103,21 @@ pub enum MachineChoice {
     Bochs,
     /// With KVM where this host has nested VMX, else without VMX.
     Qemu,
+    /// QEMU with KVM on a Linux on Bochs: KVM's nested VMX is the processor.
+    QemuInBochs,
     /// QEMU where this host has nested VMX, else Bochs.
     Auto,
 }
 
 impl MachineChoice {
     /// The emulator to use on this host.
-    pub fn emulator(self) -> Emulator {
-        match (self, Emulator::for_nested_vmx()) {
-            (Self::Bochs, _) => Emulator::Bochs,
-            (Self::Auto, emulator) => emulator,
-            (Self::Qemu, Emulator::QemuKvm) => Emulator::QemuKvm,
-            (Self::Qemu, _) => Emulator::QemuTcg,
+    pub fn emulator(self) -> ChosenEmulator {
+        match self {
+            Self::Bochs => BOCHS,
+            Self::Auto => machine::with_nested_vmx(),
+            Self::Qemu if machine::host_has_nested_vmx() => QEMU_KVM,
+            Self::Qemu => QEMU_TCG,
+            Self::QemuInBochs => QEMU_IN_BOCHS,
         }
     }
 }
@@ -90,7 +134,7 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     });
     let kernel = Module::with_args(&args.kernel, append);
     let (kernel, modules) = match kind {
-        ImageKind::Multiboot => (kernel.named()?, modules.into_iter().map(Module::named).collect::<Result<_>>()?),
+        ImageKind::Multiboot => (kernel.named(), modules.into_iter().map(Module::named).collect()),
         ImageKind::BzImage | ImageKind::Unknown => (kernel, modules),
     };
     let boot = if args.bare {
@@ -108,7 +152,7 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
         ips: args.ips,
         timeout,
         silence: timeout,
-        ..Machine::new(args.name.as_str(), emulator, boot)
+        ..args.qemu.apply(Machine::new(args.name.as_str(), emulator, boot))
     };
     let outcome = machine.run(layout, &provisioned, print)?;
     eprintln!("{outcome}");

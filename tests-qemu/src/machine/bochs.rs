@@ -1,14 +1,18 @@
 //! Bochs: its configuration, and what its log says about the end of a run.
 
+use std::fmt;
+use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
 
 use anyhow::Result;
 
-use super::{FirmwareVmx, Machine, Outcome, TripleFault, run};
+use super::emulator::{Emulator, Stream};
+use super::files::{BOOT_ISO, CONSOLE, DEBUG, supervised};
+use super::{FirmwareVmx, Machine, Outcome, TripleFault, iso};
 use crate::command::tail;
-use crate::provision::Bochs;
+use crate::provision::Provisioned;
 
 /// Icelake and Tiger Lake models hang Linux 6.1 early; this is the newest that does not.
 const CPU_MODEL: &str = "corei7_skylake_x";
@@ -26,15 +30,50 @@ const START_OF_TIME: u64 = 1_767_225_600;
 const FIRMWARE_FEATURE_CONTROL: &str = "BOCHS_FIRMWARE_FEATURE_CONTROL";
 
 /// Bochs greets on standard output, which is where port 0xe9 goes too.
-pub const BANNER_LINES: usize = 5;
+pub const DEBUG_STREAM: Stream = Stream { banner_lines: 5, ..Stream::DEBUG };
 
 const LOG: &str = "bochs.log";
 
-/// The command that starts `machine` from `iso`.
-pub fn command(machine: &Machine, bochs: &Bochs, iso: &Path, logs: &Path) -> Result<Command> {
+/// Bochs.
+#[derive(Debug)]
+pub struct Bochs;
+
+impl fmt::Display for Bochs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Bochs")
+    }
+}
+
+impl Emulator for Bochs {
+    fn command(&self, machine: &Machine, provisioned: &Provisioned, logs: &Path) -> Result<Command> {
+        command(machine, provisioned, logs, &[logs.join(CONSOLE)])
+    }
+
+    fn stdout(&self) -> &'static str {
+        DEBUG
+    }
+
+    fn streams(&self) -> &'static [Stream] {
+        const STREAMS: [Stream; 2] = [Stream::CONSOLE, DEBUG_STREAM];
+        &STREAMS
+    }
+
+    fn outcome(&self, logs: &Path, _: ExitStatus) -> Outcome {
+        outcome(logs)
+    }
+
+    /// One tick is one instruction and one cycle of the TSC.
+    fn tsc_khz(&self, ips: u64) -> Option<u64> {
+        Some(ips / 1000)
+    }
+}
+
+/// The command that starts `machine` with a serial port for each of the files `serial`.
+pub fn command(machine: &Machine, provisioned: &Provisioned, logs: &Path, serial: &[PathBuf]) -> Result<Command> {
+    iso::make(machine, logs, &provisioned.grub_mkrescue)?;
     let config = logs.join("bochsrc");
-    fs::write(&config, configuration(machine, bochs, iso, logs))?;
-    let mut command = run::supervised(&bochs.binary);
+    fs::write(&config, configuration(machine, provisioned, logs, serial))?;
+    let mut command = supervised(&provisioned.bochs.binary);
     match machine.firmware_vmx {
         FirmwareVmx::Enabled => {}
         FirmwareVmx::LockedOff => _ = command.env(FIRMWARE_FEATURE_CONTROL, "1"),
@@ -44,8 +83,13 @@ pub fn command(machine: &Machine, bochs: &Bochs, iso: &Path, logs: &Path) -> Res
     Ok(command)
 }
 
-fn configuration(machine: &Machine, bochs: &Bochs, iso: &Path, logs: &Path) -> String {
+fn configuration(machine: &Machine, provisioned: &Provisioned, logs: &Path, serial: &[PathBuf]) -> String {
     let Machine { cpus, memory_mib, ips, .. } = machine;
+    let mut ports = String::new();
+    for (number, file) in (1..).zip(serial) {
+        // Formatting into a string cannot fail.
+        let _ = writeln!(ports, "com{number}: enabled=1, mode=file, dev={}", file.display());
+    }
     format!(
         "config_interface: textconfig
 display_library: nogui
@@ -58,8 +102,7 @@ ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14
 ata0-master: type=cdrom, path={iso}, status=inserted
 boot: cdrom
 clock: sync=none, time0={START_OF_TIME}
-com1: enabled=1, mode=file, dev={console}
-port_e9_hack: enabled=1
+{ports}port_e9_hack: enabled=1
 log: {log}
 panic: action=fatal
 error: action=ignore
@@ -69,10 +112,9 @@ debug: action=ignore
         resets = u8::from(machine.triple_fault == TripleFault::Resets),
         cpu_model = machine.cpu_model.unwrap_or(CPU_MODEL),
         host_mib = HOST_MEMORY_MIB.min(*memory_mib),
-        bios = bochs.bios.display(),
-        vga_bios = bochs.vga_bios.display(),
-        iso = iso.display(),
-        console = logs.join(run::CONSOLE).display(),
+        bios = provisioned.bochs.bios.display(),
+        vga_bios = provisioned.bochs.vga_bios.display(),
+        iso = logs.join(BOOT_ISO).display(),
         log = logs.join(LOG).display(),
     )
 }

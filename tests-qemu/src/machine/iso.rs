@@ -2,19 +2,20 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{Boot, Machine, Module, TripleFault};
+use super::files::BOOT_ISO;
+use super::{Boot, Machine, Module};
 use crate::command;
 
 /// GRUB says what it cannot do on the console that the runner follows.
 const GRUB_PREAMBLE: &str = "serial --unit=0 --speed=115200\nterminal_output serial\n";
 
-/// Makes the ISO that boots what `machine` boots, below `dir`.
-pub fn make(machine: &Machine, dir: &Path, grub_mkrescue: &Path) -> Result<PathBuf> {
+/// Makes [`BOOT_ISO`] below `dir`, which boots what `machine` boots.
+pub fn make(machine: &Machine, dir: &Path, grub_mkrescue: &Path) -> Result<()> {
     let tree = dir.join("iso");
     let grub = tree.join("boot/grub");
     fs::create_dir_all(&grub)?;
@@ -22,13 +23,12 @@ pub fn make(machine: &Machine, dir: &Path, grub_mkrescue: &Path) -> Result<PathB
     let tables = acpi_table(machine, &mut files)?;
     let config = [GRUB_PREAMBLE, &tables, &config(machine, &mut files)?].concat();
     fs::write(grub.join("grub.cfg"), config)?;
-    let iso = dir.join("boot.iso");
+    let iso = dir.join(BOOT_ISO);
     command::output(
-        Command::new(grub_mkrescue).args(["--directory=/usr/lib/grub/i386-pc", "--output"]).arg(&iso).arg(&tree),
+        Command::new(grub_mkrescue).args(["--directory=/usr/lib/grub/i386-pc", "--output"]).arg(iso).arg(&tree),
     )
     .context("cannot make the boot image")?;
-    fs::remove_dir_all(tree)?;
-    Ok(iso)
+    Ok(fs::remove_dir_all(tree)?)
 }
 
 /// The ISO's tree: files get short names, so that no host path needs quoting.
@@ -57,12 +57,7 @@ fn config(machine: &Machine, files: &mut Files<'_>) -> Result<String> {
     let mut text = String::new();
     match &machine.boot {
         Boot::L1hv { host, guest } => {
-            // As on the machine itself.
-            let triple_fault = match machine.triple_fault {
-                TripleFault::Stops => "stop",
-                TripleFault::Resets => "reset",
-            };
-            let host = Module { args: format!("triple-fault={triple_fault} {}", host.args), ..host.clone() };
+            let host = Module { args: machine.host_arguments(host), ..host.clone() };
             line(&mut text, "multiboot", &host, files)?;
             for module in guest {
                 line(&mut text, "module", module, files)?;
@@ -89,6 +84,11 @@ fn config(machine: &Machine, files: &mut Files<'_>) -> Result<String> {
 fn line(text: &mut String, verb: &str, module: &Module, files: &mut Files<'_>) -> Result<()> {
     let name = files.add(&module.file)?;
     write!(text, "{verb} {name}")?;
+    if module.named {
+        let file =
+            std::path::absolute(&module.file).with_context(|| format!("cannot name {}", module.file.display()))?;
+        write!(text, " {}", quoted(&file.display().to_string()))?;
+    }
     for word in module.args.split_whitespace() {
         write!(text, " {}", quoted(word))?;
     }
@@ -104,7 +104,7 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::Emulator;
+    use crate::machine::BOCHS;
 
     #[test]
     fn words_with_special_characters_reach_the_kernel_as_they_are() {
@@ -123,7 +123,7 @@ mod tests {
             guest: vec![Module::with_args(&source, "quiet"), Module::new(&source)],
         };
         let mut files = Files { tree: &tree, count: 0 };
-        let text = config(&Machine::new("iso", Emulator::Bochs, boot), &mut files).unwrap();
+        let text = config(&Machine::new("iso", BOCHS, boot), &mut files).unwrap();
         let expected = "multiboot /file0 'triple-fault=stop' 'log=debug'\nmodule /file1 'quiet'\nmodule /file2\nboot\n";
         assert_eq!(text, expected);
         fs::remove_dir_all(tree).unwrap();

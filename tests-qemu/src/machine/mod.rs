@@ -1,29 +1,33 @@
 //! A machine: boots an image, streams its lines, says how it ended.
 //!
 //! ```text
-//!   Spec ── iso ──> boot ISO ── bochs | qemu ──> child process
-//!                                                 │ console.log (COM1)   │ debug.log (port 0xe9)
-//!                                                 └── run: lines, limits ┴──> Outcome
+//!   Machine ── Emulator: bochs | qemu | qemu_in_bochs ──> child process
+//!                (iso: what GRUB boots)                    │ console.log (COM1)   │ debug.log (port 0xe9)
+//!                                                          └── run: lines, limits ┴──> Outcome
 //! ```
 
 mod bochs;
+mod emulator;
+mod files;
 mod iso;
 mod outcome;
 mod qemu;
+mod qemu_in_bochs;
 mod run;
 mod streams;
 
-use std::fmt;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use crate::layout::Layout;
 use crate::provision::Provisioned;
 
+pub use emulator::{BOCHS, ChosenEmulator, Emulator, QEMU_IN_BOCHS, QEMU_KVM, QEMU_TCG, with_nested_vmx};
 pub use outcome::Outcome;
+pub use qemu::host_has_nested_vmx;
 pub use run::{Line, Source};
 
 /// Ticks that make one second of emulated time on Bochs. One tick is one instruction and one TSC cycle.
@@ -32,32 +36,13 @@ pub use run::{Line, Source};
 /// seconds; a smaller one brings more timer interrupts per instruction.
 pub const DEFAULT_IPS: u64 = 1_000_000_000;
 
-/// Which emulator is the machine.
+/// Who loads what a machine boots, where QEMU is the machine. On Bochs GRUB does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Emulator {
-    /// Bochs: VMX in software, deterministic.
-    Bochs,
-    /// QEMU with KVM, on a host that has nested VMX.
-    QemuKvm,
-    /// QEMU's own translation: a machine without VMX.
-    QemuTcg,
-}
-
-impl fmt::Display for Emulator {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Bochs => "Bochs",
-            Self::QemuKvm => "QEMU with KVM",
-            Self::QemuTcg => "QEMU without VMX",
-        })
-    }
-}
-
-impl Emulator {
-    /// QEMU where the host offers nested VMX, else Bochs.
-    pub fn for_nested_vmx() -> Self {
-        if qemu::host_has_nested_vmx() { Self::QemuKvm } else { Self::Bochs }
-    }
+pub enum Loader {
+    /// GRUB, from an ISO.
+    Grub,
+    /// QEMU itself (`-kernel`).
+    Qemu,
 }
 
 /// What the firmware leaves in IA32_FEATURE_CONTROL.
@@ -87,6 +72,8 @@ pub struct Module {
     pub file: PathBuf,
     /// What follows its name on the loader's line.
     pub args: String,
+    /// Whether the name reaches the image before the arguments, as QEMU passes it; GRUB leaves it out.
+    pub named: bool,
 }
 
 impl Module {
@@ -97,13 +84,12 @@ impl Module {
 
     /// A module with arguments.
     pub fn with_args(file: impl Into<PathBuf>, args: impl Into<String>) -> Self {
-        Self { file: file.into(), args: args.into() }
+        Self { file: file.into(), args: args.into(), named: false }
     }
 
-    /// The same with the file's name before the arguments, as QEMU passes a multiboot image's and its modules'; GRUB leaves it out.
-    pub fn named(self) -> Result<Self> {
-        let file = std::path::absolute(&self.file).with_context(|| format!("cannot name {}", self.file.display()))?;
-        Ok(Self { args: format!("{} {}", file.display(), self.args), file })
+    /// The same with the file's name before the arguments.
+    pub fn named(self) -> Self {
+        Self { named: true, ..self }
     }
 }
 
@@ -139,7 +125,9 @@ pub struct Machine {
     /// Names the log directory.
     pub name: String,
     /// Who emulates it.
-    pub emulator: Emulator,
+    pub emulator: ChosenEmulator,
+    /// Who loads what it boots.
+    pub loader: Loader,
     /// Processors.
     pub cpus: u32,
     /// Memory, in MiB.
@@ -156,6 +144,10 @@ pub struct Machine {
     pub firmware_vmx: FirmwareVmx,
     /// What a triple fault does.
     pub triple_fault: TripleFault,
+    /// More arguments of QEMU.
+    pub qemu_args: Vec<String>,
+    /// Parameters of the kvm-intel module below QEMU, `NAME=VALUE` (QEMU in Bochs).
+    pub kvm_parameters: Vec<String>,
     /// Limit on the whole run, wall-clock.
     pub timeout: Duration,
     /// Limit on the time without any output, wall-clock.
@@ -164,10 +156,11 @@ pub struct Machine {
 
 impl Machine {
     /// A machine with one processor, 1 GiB and generous limits.
-    pub fn new(name: impl Into<String>, emulator: Emulator, boot: Boot) -> Self {
+    pub fn new(name: impl Into<String>, emulator: ChosenEmulator, boot: Boot) -> Self {
         Self {
             name: name.into(),
             emulator,
+            loader: emulator.loader(),
             cpus: 1,
             memory_mib: 1024,
             ips: DEFAULT_IPS,
@@ -176,6 +169,8 @@ impl Machine {
             madt: None,
             firmware_vmx: FirmwareVmx::Enabled,
             triple_fault: TripleFault::Stops,
+            qemu_args: Vec::new(),
+            kvm_parameters: Vec::new(),
             timeout: Duration::from_secs(300),
             silence: Duration::from_secs(120),
         }
@@ -188,16 +183,23 @@ impl Machine {
     /// When the machine could not be started. What happens to a started machine is an [`Outcome`].
     pub fn run(&self, layout: &Layout, provisioned: &Provisioned, on_line: impl FnMut(Line<'_>)) -> Result<Outcome> {
         let logs = layout.fresh_log_dir(&self.name)?;
-        let iso = iso::make(self, &logs, &provisioned.grub_mkrescue)?;
-        let command = match self.emulator {
-            Emulator::Bochs => bochs::command(self, &provisioned.bochs, &iso, &logs)?,
-            Emulator::QemuKvm | Emulator::QemuTcg => qemu::command(self, &provisioned.qemu, &iso, &logs),
-        };
+        let command = self.emulator.command(self, provisioned, &logs)?;
         let outcome = run::run(self, command, &logs, on_line)?;
-        if matches!(outcome, Outcome::GuestShutdown | Outcome::GuestFailure(_) | Outcome::HostStop(_)) {
+        let iso = logs.join(files::BOOT_ISO);
+        let is_expected = matches!(outcome, Outcome::GuestShutdown | Outcome::GuestFailure(_) | Outcome::HostStop(_));
+        if is_expected && iso.is_file() {
             // Only who looks for the cause of an unexpected end boots the same image by hand.
             fs::remove_file(iso)?;
         }
         Ok(outcome)
+    }
+
+    /// l1hv's command line: a triple fault of the guest does what one of the machine itself does.
+    fn host_arguments(&self, host: &Module) -> String {
+        let triple_fault = match self.triple_fault {
+            TripleFault::Stops => "stop",
+            TripleFault::Resets => "reset",
+        };
+        format!("triple-fault={triple_fault} {}", host.args)
     }
 }

@@ -1,14 +1,24 @@
-//! QEMU: its command line, and what its status and log say about the end of a run.
+//! QEMU: its command line, and what it says about the end of a run.
 
-use std::fs;
+use std::fmt;
+use std::fs::{self, File};
 use std::path::Path;
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
 
-use super::{Emulator, Machine, Outcome, run};
+use anyhow::{Context as _, Result};
+
+use super::emulator::Emulator;
+use super::files::{BOOT_ISO, CONSOLE, DEBUG, ERRORS, supervised};
+use super::{Boot, Loader, Machine, Module, Outcome, TripleFault, iso};
 use crate::command::tail;
 use crate::protocol::{DEBUG_EXIT_PORT, DEBUG_PORT};
+use crate::provision::Provisioned;
 
-const LOG: &str = "qemu.log";
+/// What QEMU writes to its control socket, which is standard output.
+const EVENTS: &str = "events.log";
+
+/// What QEMU reads there: without it there are no events.
+pub const ASK_FOR_EVENTS: &str = "{\"execute\":\"qmp_capabilities\"}\n";
 
 /// Whether KVM on this host gives its guests VMX.
 pub fn host_has_nested_vmx() -> bool {
@@ -17,64 +27,187 @@ pub fn host_has_nested_vmx() -> bool {
     usable && matches!(nested.trim(), "Y" | "1")
 }
 
-/// The command that starts `machine` from `iso`.
-pub fn command(machine: &Machine, qemu: &Path, iso: &Path, logs: &Path) -> Command {
-    let mut command = run::supervised(qemu);
-    let (accel, cpu) = match machine.emulator {
-        Emulator::QemuTcg => ("tcg", "max"),
-        Emulator::QemuKvm | Emulator::Bochs => ("kvm", "host"),
-    };
-    command
-        .args(["-machine", "pc", "-accel", accel, "-cpu", machine.cpu_model.unwrap_or(cpu)])
-        .args(["-smp", &machine.cpus.to_string(), "-m", &machine.memory_mib.to_string()])
-        .args(["-display", "none", "-nodefaults", "-no-reboot", "-monitor", "none"])
-        .arg("-serial")
-        .arg(format!("file:{}", logs.join(run::CONSOLE).display()))
-        .arg("-debugcon")
-        .arg(format!("file:{}", logs.join(run::DEBUG).display()))
-        .args(["-global", &format!("isa-debugcon.iobase={DEBUG_PORT:#x}")])
-        .args(["-device", &format!("isa-debug-exit,iobase={DEBUG_EXIT_PORT:#x},iosize=4")])
-        .args(["-d", "cpu_reset", "-D"])
-        .arg(logs.join(LOG))
-        .arg("-cdrom")
-        .arg(iso);
-    command
+/// How QEMU runs the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accelerator {
+    /// On the processor.
+    Kvm,
+    /// By translation.
+    Tcg,
 }
 
-/// What a QEMU that has ended with `status` says.
-pub fn outcome(logs: &Path, status: ExitStatus) -> Outcome {
-    let log = fs::read_to_string(logs.join(LOG)).unwrap_or_default();
-    if log.contains("Triple fault") {
-        Outcome::TripleFault
-    } else if status.success() {
-        Outcome::GuestShutdown
-    } else {
-        let errors = fs::read_to_string(logs.join(run::ERRORS)).unwrap_or_default();
-        match exit_code(status, &errors) {
-            Some(code) => Outcome::of_exit_code(code),
-            None => Outcome::MachineError(format!("{status}\n{}", tail(&errors, 8))),
+impl Accelerator {
+    /// The name, and the processor model that has most.
+    fn arguments(self) -> [&'static str; 2] {
+        match self {
+            Self::Kvm => ["kvm", "host"],
+            Self::Tcg => ["tcg", "max"],
         }
     }
 }
 
+/// QEMU on this host.
+#[derive(Debug)]
+pub struct Qemu(pub Accelerator);
+
+impl fmt::Display for Qemu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Accelerator::Kvm => "QEMU with KVM",
+            Accelerator::Tcg => "QEMU without VMX",
+        })
+    }
+}
+
+impl Emulator for Qemu {
+    fn command(&self, machine: &Machine, provisioned: &Provisioned, logs: &Path) -> Result<Command> {
+        let streams = Streams {
+            console: logs.join(CONSOLE).display().to_string(),
+            debug: logs.join(DEBUG).display().to_string(),
+        };
+        let boot = match machine.loader {
+            Loader::Grub => {
+                iso::make(machine, logs, &provisioned.grub_mkrescue)?;
+                vec!["-cdrom".to_owned(), logs.join(BOOT_ISO).display().to_string()]
+            }
+            Loader::Qemu => load(machine, &mut |file| Ok(file.display().to_string()))?,
+        };
+        let questions = logs.join("events.ask");
+        fs::write(&questions, ASK_FOR_EVENTS)?;
+        let mut command = supervised(&provisioned.qemu);
+        command.args(arguments(machine, self.0, &streams)).args(boot).args(&machine.qemu_args);
+        command.stdin(Stdio::from(File::open(questions)?));
+        Ok(command)
+    }
+
+    fn stdout(&self) -> &'static str {
+        EVENTS
+    }
+
+    fn outcome(&self, logs: &Path, status: ExitStatus) -> Outcome {
+        let read = |file| fs::read_to_string(logs.join(file)).unwrap_or_default();
+        match status.code() {
+            Some(code) => judge(code, &read(EVENTS), &read(ERRORS)),
+            None => Outcome::MachineError(format!("{status}\n{}", tail(&read(ERRORS), 8))),
+        }
+    }
+
+    fn tsc_khz(&self, _: u64) -> Option<u64> {
+        None
+    }
+}
+
+/// Where QEMU writes.
+pub struct Streams {
+    /// The guest's console.
+    pub console: String,
+    /// The debug port.
+    pub debug: String,
+}
+
+/// All but what the machine boots from, and the user's own.
+pub fn arguments(machine: &Machine, accelerator: Accelerator, streams: &Streams) -> Vec<String> {
+    let [accel, cpu] = accelerator.arguments();
+    let cpu = machine.cpu_model.unwrap_or(cpu);
+    let (cpus, memory) = (machine.cpus.to_string(), machine.memory_mib.to_string());
+    let serial = format!("file:{}", streams.console);
+    let debug = format!("file:{}", streams.debug);
+    let debug_port = format!("isa-debugcon.iobase={DEBUG_PORT:#x}");
+    let exit_port = format!("isa-debug-exit,iobase={DEBUG_EXIT_PORT:#x},iosize=4");
+    let mut arguments: Vec<&str> = vec!["-machine", "pc", "-accel", accel, "-cpu", cpu, "-smp", &cpus, "-m", &memory];
+    arguments.extend(["-display", "none", "-nodefaults", "-serial", &serial, "-debugcon", &debug]);
+    arguments.extend(["-global", &debug_port, "-device", &exit_port]);
+    arguments.extend(["-chardev", "stdio,id=events,signal=off", "-mon", "chardev=events,mode=control"]);
+    if machine.triple_fault == TripleFault::Stops {
+        // No reset of ours is wanted: the guests switch the machine off.
+        arguments.push("-no-reboot");
+    }
+    arguments.into_iter().map(str::to_owned).collect()
+}
+
+/// What QEMU itself loads, without a boot loader. `place` says under which name QEMU finds a file.
+pub fn load(machine: &Machine, place: &mut dyn FnMut(&Path) -> Result<String>) -> Result<Vec<String>> {
+    let mut arguments = Vec::new();
+    let mut argument = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+    match &machine.boot {
+        Boot::L1hv { host, guest } => {
+            argument("-kernel", place(&host.file)?);
+            argument("-append", machine.host_arguments(host));
+            argument("-initrd", modules(guest, place)?);
+        }
+        Boot::Multiboot { kernel, modules: files } => {
+            argument("-kernel", place(&kernel.file)?);
+            argument("-append", kernel.args.clone());
+            argument("-initrd", modules(files, place)?);
+        }
+        Boot::Linux { kernel, initrds } => {
+            argument("-kernel", place(&kernel.file)?);
+            argument("-append", kernel.args.clone());
+            match &initrds[..] {
+                [] => {}
+                [initrd] => argument("-initrd", place(initrd)?),
+                _ => anyhow::bail!("QEMU loads one initrd file: use a boot loader for {}", initrds.len()),
+            }
+        }
+    }
+    arguments.retain(|argument| !argument.is_empty());
+    Ok(arguments)
+}
+
+/// The modules of a multiboot image as `-initrd` takes them: a comma ends one, two stand for one.
+fn modules(files: &[Module], place: &mut dyn FnMut(&Path) -> Result<String>) -> Result<String> {
+    let line = |module: &Module| Ok(format!("{} {}", place(&module.file)?, module.args).trim_end().replace(',', ",,"));
+    let lines: Vec<String> = files.iter().map(line).collect::<Result<_>>().context("cannot hand a file to QEMU")?;
+    Ok(lines.join(","))
+}
+
+/// What a QEMU says that has ended with status `code`.
+pub fn judge(code: i32, events: &str, errors: &str) -> Outcome {
+    if events.contains("\"guest-reset\"") {
+        // No guest asks for a reset but by a triple fault: what else resets the machine is the firmware's, and l1hv says it.
+        return Outcome::TripleFault;
+    }
+    match exit_code(code, errors) {
+        Some(verdict) => Outcome::of_exit_code(verdict),
+        None if code == 0 => Outcome::GuestShutdown,
+        None => Outcome::MachineError(format!("QEMU ended with status {code}\n{}", tail(errors, 8))),
+    }
+}
+
 /// What the guest wrote to [`DEBUG_EXIT_PORT`]: the status is twice that plus 1. QEMU's own failures have status 1 too, and a message.
-fn exit_code(status: ExitStatus, errors: &str) -> Option<u32> {
-    let status = u32::try_from(status.code()?).ok()?;
-    (status % 2 == 1 && (status > 1 || errors.is_empty())).then_some(status / 2)
+fn exit_code(status: i32, errors: &str) -> Option<u32> {
+    let status = u32::try_from(status).ok()?;
+    (status % 2 == 1 && (status > 1 || errors.trim().is_empty())).then_some(status / 2)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::process::ExitStatusExt as _;
-
     use super::*;
+    use crate::machine::QEMU_KVM;
 
     #[test]
     fn an_odd_status_is_the_guests_verdict_unless_qemu_complains() {
-        let exited = |code: i32| ExitStatus::from_raw(code << 8);
-        assert_eq!(exit_code(exited(1), ""), Some(0));
-        assert_eq!(exit_code(exited(7), "a warning"), Some(3));
-        assert_eq!(exit_code(exited(1), "no such device"), None);
-        assert_eq!(exit_code(exited(2), ""), None);
+        assert_eq!(judge(1, "", ""), Outcome::GuestShutdown);
+        assert_eq!(judge(7, "", "a warning"), Outcome::GuestFailure(3));
+        assert!(matches!(judge(1, "", "no such device"), Outcome::MachineError(_)));
+        assert!(matches!(judge(2, "", ""), Outcome::MachineError(_)));
+    }
+
+    #[test]
+    fn a_reset_and_a_shutdown_have_the_same_status_and_other_events() {
+        let event =
+            |reason: &str| format!(r#"{{"event": "SHUTDOWN", "data": {{"guest": true, "reason": "{reason}"}}}}"#);
+        assert_eq!(judge(0, &event("guest-reset"), ""), Outcome::TripleFault);
+        assert_eq!(judge(0, &event("guest-shutdown"), ""), Outcome::GuestShutdown);
+    }
+
+    #[test]
+    fn commas_in_a_modules_arguments_do_not_end_it() {
+        let guest = vec![Module::with_args("/bzImage", "console=ttyS0,115200 quiet"), Module::new("/initrd")];
+        let boot = Boot::L1hv { host: Module::with_args("/l1hv", "stats"), guest };
+        let machine = Machine::new("load", QEMU_KVM, boot);
+        let arguments = load(&machine, &mut |file| Ok(file.display().to_string())).unwrap();
+        let initrd = "/bzImage console=ttyS0,,115200 quiet,/initrd";
+        assert_eq!(arguments, ["-kernel", "/l1hv", "-append", "triple-fault=stop stats", "-initrd", initrd]);
     }
 }

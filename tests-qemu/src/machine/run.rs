@@ -2,23 +2,17 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::emulator::Stream;
+use super::files::ERRORS;
 use super::streams::Follower;
-use super::{Emulator, Machine, Outcome, bochs, qemu};
-use crate::command::which;
+use super::{Machine, Outcome};
 use crate::protocol::{self, HostStop};
-
-/// Log file of the guest's console.
-pub const CONSOLE: &str = "console.log";
-/// Log file of the debug port.
-pub const DEBUG: &str = "debug.log";
-/// Log file of the emulator's own complaints.
-pub const ERRORS: &str = "emulator.err";
 
 /// How often the logs are read.
 const POLL: Duration = Duration::from_millis(10);
@@ -46,18 +40,6 @@ pub struct Line<'a> {
     pub at: Duration,
 }
 
-/// `program`, killed when this process dies however it dies.
-pub fn supervised(program: &Path) -> Command {
-    match which("setpriv") {
-        Some(setpriv) => {
-            let mut command = Command::new(setpriv);
-            command.args(["--pdeathsig", "KILL", "--"]).arg(program);
-            command
-        }
-        None => Command::new(program),
-    }
-}
-
 /// A child that is killed when it goes out of scope.
 struct Guard(Child);
 
@@ -71,23 +53,14 @@ impl Drop for Guard {
 
 /// Starts `command` and follows it to its end.
 pub fn run(machine: &Machine, mut command: Command, logs: &Path, on_line: impl FnMut(Line<'_>)) -> Result<Outcome> {
-    command.stdin(Stdio::null()).stderr(File::create(logs.join(ERRORS))?).stdout(match machine.emulator {
-        Emulator::Bochs => Stdio::from(File::create(logs.join(DEBUG))?),
-        Emulator::QemuKvm | Emulator::QemuTcg => Stdio::null(),
-    });
+    let emulator = machine.emulator;
+    command.stdout(File::create(logs.join(emulator.stdout()))?).stderr(File::create(logs.join(ERRORS))?);
     let program = command.get_program().to_owned();
     let child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
-    let banner_lines = match machine.emulator {
-        Emulator::Bochs => bochs::BANNER_LINES,
-        Emulator::QemuKvm | Emulator::QemuTcg => 0,
-    };
-    let mut follow = Follow::new(logs, banner_lines, on_line);
+    let mut follow = Follow::new(logs, emulator.streams(), on_line);
     let outcome = follow.until_the_end(machine, &mut Guard(child))?;
     Ok(match outcome {
-        Ending::Exited(status) => match machine.emulator {
-            Emulator::Bochs => bochs::outcome(logs),
-            Emulator::QemuKvm | Emulator::QemuTcg => qemu::outcome(logs, status),
-        },
+        Ending::Exited(status) => emulator.outcome(logs, status),
         Ending::Stopped(stop) => Outcome::HostStop(stop),
         Ending::Timeout => Outcome::Timeout,
         Ending::Silence => Outcome::Silence,
@@ -101,27 +74,22 @@ enum Ending {
     Silence,
 }
 
-/// Both streams of a running machine.
+/// The streams of a running machine.
 struct Follow<F> {
-    streams: [(Source, Follower); 2],
+    /// What is left of each one's banner goes with it.
+    streams: Vec<(Stream, Follower)>,
     on_line: F,
-    /// Lines of the debug stream that are the emulator's own greeting.
-    banner_lines: usize,
     began: Instant,
     last_line: Instant,
     stop: Option<HostStop>,
 }
 
 impl<F: FnMut(Line<'_>)> Follow<F> {
-    fn new(logs: &Path, banner_lines: usize, on_line: F) -> Self {
+    fn new(logs: &Path, streams: &[Stream], on_line: F) -> Self {
         let now = Instant::now();
         Self {
-            streams: [
-                (Source::Console, Follower::new(logs.join(CONSOLE))),
-                (Source::Debug, Follower::new(logs.join(DEBUG))),
-            ],
+            streams: streams.iter().map(|stream| (*stream, Follower::new(logs.join(stream.file)))).collect(),
             on_line,
-            banner_lines,
             began: now,
             last_line: now,
             stop: None,
@@ -154,9 +122,8 @@ impl<F: FnMut(Line<'_>)> Follow<F> {
 
     fn read(&mut self) {
         for index in 0..self.streams.len() {
-            let source = self.streams[index].0;
             for text in self.streams[index].1.lines() {
-                self.report(source, &text);
+                self.report(index, &text);
             }
         }
     }
@@ -164,15 +131,17 @@ impl<F: FnMut(Line<'_>)> Follow<F> {
     fn flush(&mut self) {
         for index in 0..self.streams.len() {
             if let Some(text) = self.streams[index].1.unfinished() {
-                self.report(self.streams[index].0, &text);
+                self.report(index, &text);
             }
         }
     }
 
-    fn report(&mut self, source: Source, text: &str) {
+    fn report(&mut self, index: usize, text: &str) {
         self.last_line = Instant::now();
-        if source == Source::Debug && self.banner_lines > 0 {
-            self.banner_lines -= 1;
+        let stream = &mut self.streams[index].0;
+        let source = stream.source;
+        if stream.banner_lines > 0 {
+            stream.banner_lines -= 1;
             return;
         }
         // Only l1hv writes here with this prefix; the console belongs to the guest, which may lie.

@@ -4,7 +4,7 @@ use std::process::{Command, Output};
 
 use anyhow::{Result, ensure};
 use tests_qemu::linux;
-use tests_qemu::machine::{DEFAULT_IPS, Emulator};
+use tests_qemu::machine::{BOCHS, DEFAULT_IPS};
 
 use crate::context::{Context, Test};
 
@@ -64,7 +64,7 @@ fn host_stop(context: &Context, name: &str) -> Result<()> {
 /// A Linux without a root file system panics, and `reboot=t` turns that into a triple fault.
 fn triple_fault(context: &Context, name: &str) -> Result<()> {
     let kernel = context.provisioned.kernel("6.1")?.image.display().to_string();
-    let append = linux::default_args(Emulator::Bochs, DEFAULT_IPS);
+    let append = linux::default_args(BOCHS, DEFAULT_IPS);
     must_end_with(&run(name, &["--bare", "--kernel", &kernel, "--append", &append])?, 4)
 }
 

@@ -11,7 +11,7 @@ use tests_qemu::build::{self, GuestPrograms};
 use tests_qemu::counters::Counters;
 use tests_qemu::guest::{GuestHypervisor, KvmEpt, Plan, Work};
 use tests_qemu::layout::Layout;
-use tests_qemu::machine::{Boot, DEFAULT_IPS, Emulator, Machine, Module, Outcome, Source};
+use tests_qemu::machine::{BOCHS, Boot, DEFAULT_IPS, Machine, Module, Outcome, Source};
 use tests_qemu::progress::Progress;
 use tests_qemu::provision::{self, Provisioned};
 use tests_qemu::transcript::{Event, Transcript};
@@ -61,12 +61,12 @@ impl Context {
     /// Debian's kernel as guest hypervisor.
     pub fn guest_hypervisor(&self, series: &str, work: Work, ept: KvmEpt) -> Result<GuestHypervisor> {
         let plan = Plan::new(self.provisioned.kernel(series)?, work, ept);
-        plan.prepare(&self.layout, &self.provisioned, &self.programs, Emulator::Bochs, DEFAULT_IPS)
+        plan.prepare(&self.layout, &self.provisioned, &self.programs, BOCHS, DEFAULT_IPS)
     }
 
     /// Bochs, booting `boot`.
     pub fn bochs(&self, name: &str, boot: Boot) -> Machine {
-        Machine { timeout: TIMEOUT, ..Machine::new(name, Emulator::Bochs, boot) }
+        Machine { timeout: TIMEOUT, ..Machine::new(name, BOCHS, boot) }
     }
 
     /// Runs `machine` to its end.

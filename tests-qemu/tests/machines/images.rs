@@ -54,7 +54,7 @@ fn elf_32_of(elf_64: &[u8]) -> Option<Vec<u8>> {
 
 /// Runs the image with these arguments and modules, on the bare machine and under l1hv.
 fn both(context: &Context, name: &str, arguments: &str, modules: &[Module]) -> Result<[Finished; 2]> {
-    let kernel = Module::with_args(as_elf_32(context)?, arguments).named()?;
+    let kernel = Module::with_args(as_elf_32(context)?, arguments).named();
     let bare = Boot::Multiboot { kernel: kernel.clone(), modules: modules.to_vec() };
     let under =
         Boot::L1hv { host: context.host(""), guest: std::iter::once(kernel).chain(modules.iter().cloned()).collect() };

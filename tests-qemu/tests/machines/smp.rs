@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tests_qemu::guest::{GuestHypervisor, KvmEpt, Plan, Work};
-use tests_qemu::machine::{DEFAULT_IPS, Emulator, Machine, TripleFault};
+use tests_qemu::machine::{BOCHS, DEFAULT_IPS, Machine, TripleFault};
 use tests_qemu::parallel::{Clock, Level, Parallel};
 use tests_qemu::transcript::GuestResult;
 
@@ -35,7 +35,7 @@ fn plan(context: &Context, work: Work) -> Result<Plan<'_>> {
 
 fn prepare(context: &Context, plan: &Plan<'_>) -> Result<GuestHypervisor> {
     let Context { layout, provisioned, programs, .. } = context;
-    plan.prepare(layout, provisioned, programs, Emulator::Bochs, DEFAULT_IPS)
+    plan.prepare(layout, provisioned, programs, BOCHS, DEFAULT_IPS)
 }
 
 fn machine(context: &Context, name: &str, guest: GuestHypervisor) -> Machine {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use tests_qemu::linux;
-use tests_qemu::machine::{Boot, DEFAULT_IPS, Emulator, FirmwareVmx, Machine, Module, Outcome};
+use tests_qemu::machine::{BOCHS, Boot, DEFAULT_IPS, FirmwareVmx, Machine, Module, Outcome, QEMU_TCG};
 
 use crate::context::{Context, Test};
 
@@ -45,12 +45,12 @@ fn file(context: &Context, name: &str, content: &[u8]) -> Result<PathBuf> {
 }
 
 fn no_vmx(context: &Context, name: &str) -> Result<()> {
-    let machine = Machine::new(name, Emulator::QemuTcg, boot(context));
+    let machine = Machine::new(name, QEMU_TCG, boot(context));
     context.run(&machine)?.must_stop("no-vmx", "VMX")
 }
 
 fn no_long_mode(context: &Context, name: &str) -> Result<()> {
-    let machine = Machine { cpu_model: Some("qemu32"), ..Machine::new(name, Emulator::QemuTcg, boot(context)) };
+    let machine = Machine { cpu_model: Some("qemu32"), ..Machine::new(name, QEMU_TCG, boot(context)) };
     context.run(&machine)?.must_stop("no-long-mode", "64-bit")
 }
 
@@ -137,7 +137,7 @@ fn vmx_abort(context: &Context, name: &str) -> Result<()> {
 /// A Linux without a root file system panics, and `reboot=t` turns that into a triple fault.
 fn triple_fault(context: &Context, name: &str) -> Result<()> {
     let kernel = &context.provisioned.kernel("6.1")?.image;
-    let guest = Module::with_args(kernel, linux::default_args(Emulator::Bochs, DEFAULT_IPS));
+    let guest = Module::with_args(kernel, linux::default_args(BOCHS, DEFAULT_IPS));
     let finished = context.run(&context.bochs(name, with_guest(context, vec![guest])))?;
     finished.must_stop("triple-fault", "the guest hypervisor triple-faulted at 0x10:0xffffffff")?;
     finished.console_must_say("Kernel panic")

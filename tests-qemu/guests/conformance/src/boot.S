@@ -5,13 +5,17 @@
 
     .set MAGIC, 0x1badb002
     .set LOADER_MAGIC, 0x2badb002
+    .set ADDRESS_FIELDS, 1 << 16
     .set PRESENT_WRITE, 0x3
     .set PRESENT_WRITE_USER, 0x7
     .set LARGE, 0x80
 
+    # With the address fields QEMU loads this file too, which takes no 64-bit ELF.
     .section .multiboot, "a"
     .balign 4
-    .long MAGIC, 0, -MAGIC
+multiboot_header:
+    .long MAGIC, ADDRESS_FIELDS, -(MAGIC + ADDRESS_FIELDS)
+    .long multiboot_header, multiboot_header, file_end, local_end, _start
 
     .section .text.start, "ax"
     .code32
