@@ -15,6 +15,8 @@ pub enum StopKind {
     NoUnrestrictedGuest,
     /// The processor has VMX without VPID.
     NoVpid,
+    /// The processor has VMX without another part that the host needs.
+    NoVmxFeature,
     /// The processor has no execute-disable, or the firmware switched it off.
     NoExecuteDisable,
     /// A processor of the machine does not start, or is not like the others.
@@ -48,13 +50,14 @@ pub const LINE_PREFIX: &str = "l1hv: stop: ";
 
 impl StopKind {
     /// All kinds.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::NoLongMode,
         Self::NoVmx,
         Self::VmxLocked,
         Self::NoEpt,
         Self::NoUnrestrictedGuest,
         Self::NoVpid,
+        Self::NoVmxFeature,
         Self::NoExecuteDisable,
         Self::Processors,
         Self::BadBootInfo,
@@ -76,6 +79,7 @@ impl StopKind {
             Self::NoEpt => "no-ept",
             Self::NoUnrestrictedGuest => "no-unrestricted-guest",
             Self::NoVpid => "no-vpid",
+            Self::NoVmxFeature => "no-vmx-feature",
             Self::NoExecuteDisable => "no-execute-disable",
             Self::Processors => "processors",
             Self::BadBootInfo => "bad-boot-info",

@@ -17,7 +17,7 @@ use shadow::merge::{MSR_AREA_ENTRIES, MsrEntry};
 use shadow::msr::{BITMAP_BYTES, HOST_INTERCEPTS};
 use shadow::permission::Permissions;
 use shadow::sync::SyncSets;
-use shadow::{FieldSet, VmxCaps};
+use shadow::{FieldId, FieldSet, VmxCaps};
 
 use crate::arch::enter::GuestRegisters;
 use crate::arch::gdt::HostSegments;
@@ -73,7 +73,10 @@ impl Workshop {
     pub fn open(setup: &HostSetup<'_>, mut allocator: PhysAllocator, pages_to_start: u64) -> Self {
         let HostSetup { options, host_region, memory_map, guest_ram, apic_ids, .. } = setup;
         let processors = apic_ids.len();
-        let caps = read_capabilities();
+        let caps = read_capabilities([pages(&mut allocator, 1), pages(&mut allocator, 1)]);
+        if let Some(id) = caps.missing_essential() {
+            stop_without_field(id);
+        }
         let all_offered = caps.offered();
         let offered = match options.vmcs_shadowing {
             true => all_offered,
@@ -208,9 +211,9 @@ impl Blueprint {
     }
 }
 
-/// Whether this processor has just the VMX of the one that the blueprint was made on.
-pub fn capabilities_agree(blueprint: &Blueprint) -> bool {
-    read_capabilities() == blueprint.caps
+/// Whether this processor has just the VMX of the one that the blueprint was made on. The pages are as for [`read_capabilities`].
+pub fn capabilities_agree(blueprint: &Blueprint, regions: [HostPages; 2]) -> bool {
+    read_capabilities(regions) == blueprint.caps
 }
 
 /// Enters VMX operation and builds the virtual cpu of the processor that this runs on.
@@ -354,6 +357,12 @@ fn stop_few_tables(count: u64) -> ! {
     stop(StopReason::new(StopKind::LowMemory, message))
 }
 
+fn stop_without_field(id: FieldId) -> ! {
+    let message =
+        format_args!("VMX of this machine lacks the field {id:?}: use a processor, or a hypervisor below, that has it");
+    stop(StopReason::new(StopKind::NoVmxFeature, message))
+}
+
 /// VMCS shadowing offered onward.
 fn build_onward(pages: OnwardPages, vmcs: &mut VmcsPair, offered: &FieldTable) -> &'static mut Onward {
     let link02 = vmcs.add_linked(pages.linked);
@@ -372,8 +381,15 @@ fn merged_bitmap(pages: HostPages) -> MergedBitmap {
     MergedBitmap { address: pages.phys(), bytes: pages.into_bytes() }
 }
 
-fn read_capabilities() -> VmxCaps {
-    VmxCaps::read(read_capability, on_behalf::physical_address_bits())
+/// What VMX of this processor has, by its capability MSRs and by its VMREAD, for which it enters VMX operation with two regions.
+fn read_capabilities([vmxon, vmcs]: [HostPages; 2]) -> VmxCaps {
+    let caps = VmxCaps::read(read_capability, on_behalf::physical_address_bits());
+    let known = on_behalf::known_fields(vmxon, vmcs, &caps);
+    let caps = caps.with_fields(&known);
+    for id in caps.missing.iter() {
+        log::debug!("this machine's VMX has no field {id:?}");
+    }
+    caps
 }
 
 fn read_capability(number: u32) -> u64 {

@@ -21,6 +21,8 @@ use crate::stop::{StopReason, stop, stop_internal};
 
 /// The stack of a processor other than the boot processor.
 const STACK_PAGES: u64 = 32;
+/// All that a processor needs to start beside its parts: a stack, its descriptor tables, and two regions to ask for its VMCS fields with.
+const PAGES_TO_START: u64 = STACK_PAGES + gdt::AREA_PAGES + 2;
 
 /// The machine's processors by their APIC ids, the one that this runs on first.
 ///
@@ -41,7 +43,7 @@ pub fn find_processors(acpi_rsdp: Option<u64>) -> Processors {
 
 /// Takes over from the boot and never comes back.
 pub fn launch(setup: HostSetup<'_>, allocator: PhysAllocator) -> ! {
-    let mut workshop = Workshop::open(&setup, allocator, STACK_PAGES + gdt::AREA_PAGES);
+    let mut workshop = Workshop::open(&setup, allocator, PAGES_TO_START);
     let HostSetup { segments, entry, .. } = setup;
     let processors = workshop.processors;
     processor::publish(processors);
@@ -63,6 +65,7 @@ pub fn launch(setup: HostSetup<'_>, allocator: PhysAllocator) -> ! {
 struct Assignment {
     processor: &'static Processor,
     area: HostPages,
+    regions: [HostPages; 2],
     blueprint: &'static Blueprint,
     parts: Parts,
 }
@@ -97,6 +100,7 @@ fn start(others: &'static [Processor], workshop: &mut Workshop, setup: &HostSetu
         *NEXT.lock() = Some(Assignment {
             processor,
             area: workshop.pages(gdt::AREA_PAGES),
+            regions: [workshop.pages(1), workshop.pages(1)],
             blueprint: workshop.blueprint,
             parts: workshop.parts(),
         });
@@ -132,10 +136,12 @@ fn stop_without(processor: &Processor) -> ! {
 
 /// Where a processor arrives that [`start`] has started.
 pub fn arrive() -> ! {
-    let Some(Assignment { processor, area, blueprint, parts }) = NEXT.lock().take() else { cpu::halt_forever() };
+    let Some(Assignment { processor, area, regions, blueprint, parts }) = NEXT.lock().take() else {
+        cpu::halt_forever()
+    };
     let segments = gdt::init_on(area, processor);
     check_processor();
-    if !setup::capabilities_agree(blueprint) {
+    if !setup::capabilities_agree(blueprint, regions) {
         let message = format_args!(
             "the processor with APIC id {} has other VMX capabilities than the boot processor: disable it in the firmware's settings",
             processor.apic_id()

@@ -13,6 +13,10 @@ use crate::msr::*;
 pub enum Exists {
     /// On every processor.
     Always,
+    /// On every processor, for the treatment of SMIs. A hypervisor that virtualizes VMX may lack it, as its guests meet no SMI.
+    Smm,
+    /// If IA32_VMX_MISC\[24:16\] counts more CR3-target values than this.
+    Cr3Target(u32),
     /// With a feature that no VMX capability reports (SEAM, APX); here it counts as absent.
     Unreported,
     /// If one of these controls is allowed to be 1.
@@ -62,6 +66,8 @@ pub struct VmxCaps {
     pub vmfunc: u64,
     /// Physical-address width, from CPUID 0x80000008.
     pub physical_bits: u32,
+    /// Fields that all of the above promises and VMREAD does not know.
+    pub missing: FieldSet,
 }
 
 impl VmxCaps {
@@ -102,6 +108,49 @@ impl VmxCaps {
             ept_vpid: read_if(with(Secondary::ENABLE_EPT) || with(Secondary::ENABLE_VPID), IA32_VMX_EPT_VPID_CAP),
             vmfunc: read_if(with(Secondary::ENABLE_VM_FUNCTIONS), IA32_VMX_VMFUNC),
             physical_bits,
+            missing: FieldSet::EMPTY,
+        }
+    }
+
+    /// The same on a machine whose VMREAD knows only these fields. A hypervisor below may promise a control and lack its field: then nobody
+    /// can use the control, so it counts as absent.
+    #[must_use]
+    pub fn with_fields(self, known: &FieldSet) -> Self {
+        let missing = self.fields().minus(known);
+        let mut caps = Self { missing, ..self };
+        for id in missing.iter() {
+            if let Exists::With(controls) = id.info().exists {
+                controls.iter().for_each(|&control| caps.remove(control));
+            }
+        }
+        caps
+    }
+
+    /// The first field that every processor has and this one lacks: the host cannot run without it.
+    pub fn missing_essential(&self) -> Option<FieldId> {
+        self.missing.iter().find(|id| id.info().exists == Exists::Always)
+    }
+
+    /// Removes a control, and what can only be reached through it.
+    fn remove(&mut self, control: Control) {
+        match control {
+            Control::Pin(bits) => self.pin = self.pin.without(bits.bits()),
+            Control::Primary(bits) => self.primary = self.primary.without(bits.bits()),
+            Control::Secondary(bits) => self.secondary = self.secondary.without(bits.bits()),
+            Control::Tertiary(bits) => self.tertiary &= !bits.bits(),
+            Control::Exit(bits) => self.exit = self.exit.without(bits.bits()),
+            Control::SecondaryExit(bits) => self.secondary_exit &= !bits.bits(),
+            Control::Entry(bits) => self.entry = self.entry.without(bits.bits()),
+            Control::VmFunction(bits) => self.vmfunc &= !bits.bits(),
+        }
+        if !self.may_be_1(Control::Primary(Primary::ACTIVATE_TERTIARY)) {
+            self.tertiary = 0;
+        }
+        if !self.may_be_1(Control::Exit(ExitControls::ACTIVATE_SECONDARY)) {
+            self.secondary_exit = 0;
+        }
+        if !self.has_secondary(Secondary::ENABLE_VM_FUNCTIONS) {
+            self.vmfunc = 0;
         }
     }
 
@@ -174,11 +223,13 @@ impl VmxCaps {
 
     /// Whether a field exists.
     pub fn has_field(&self, id: FieldId) -> bool {
-        match id.info().exists {
-            Exists::Always => true,
+        let promised = match id.info().exists {
+            Exists::Always | Exists::Smm => true,
+            Exists::Cr3Target(number) => number < self.cr3_targets(),
             Exists::Unreported => false,
             Exists::With(controls) => controls.iter().any(|&control| self.may_be_1(control)),
-        }
+        };
+        promised && !self.missing.contains(id)
     }
 
     /// Whether the processor allows a control to be 1.
@@ -292,7 +343,7 @@ fn ept_offered(processor: u64) -> u64 {
 mod tests {
     use super::*;
     use crate::fake::skylake_caps;
-    use crate::fields;
+    use crate::fields::*;
 
     #[test]
     fn plain_capability_msrs_force_the_default1_class() {
@@ -306,21 +357,55 @@ mod tests {
     #[test]
     fn a_hidden_control_takes_its_fields_with_it() {
         let (machine, offered) = (skylake_caps(), skylake_caps().offered());
-        assert!(machine.has_field(fields::GUEST_BNDCFGS.id()));
-        assert!(!offered.has_field(fields::GUEST_BNDCFGS.id()));
-        assert!(offered.has_field(fields::EPT_POINTER.id()));
+        assert!(machine.has_field(GUEST_BNDCFGS.id()));
+        assert!(!offered.has_field(GUEST_BNDCFGS.id()));
+        assert!(offered.has_field(EPT_POINTER.id()));
         assert!(offered.fields().minus(&machine.fields()).is_empty());
+    }
+
+    /// KVM of Linux 6.1 as the processor: no CR3-target values, and none of the fields for SMM.
+    #[test]
+    fn a_field_that_vmread_does_not_know_exists_for_nobody() {
+        let machine = VmxCaps { misc: 0x2000_0165, ..skylake_caps() };
+        let smm = [EXECUTIVE_VMCS_POINTER.id(), GUEST_SMBASE.id(), IO_RCX.id(), IO_RSI.id(), IO_RDI.id(), IO_RIP.id()];
+        let cr3_targets = [CR3_TARGET_VALUE_0, CR3_TARGET_VALUE_1, CR3_TARGET_VALUE_2, CR3_TARGET_VALUE_3];
+        assert!(cr3_targets.iter().all(|field| !machine.has_field(field.id()) && skylake_caps().has_field(field.id())));
+        let machine = machine.with_fields(&FieldSet::ALL.minus(&FieldSet::of(&smm)));
+        assert_eq!(machine.missing.iter().collect::<std::vec::Vec<_>>(), smm);
+        assert_eq!(machine.missing_essential(), None);
+        assert!(!machine.fields().or(&machine.offered().fields()).intersects(&FieldSet::of(&smm)));
+    }
+
+    #[test]
+    fn what_vmread_knows_beyond_the_capabilities_changes_nothing() {
+        assert_eq!(skylake_caps().with_fields(&FieldSet::ALL), skylake_caps());
+    }
+
+    #[test]
+    fn a_control_whose_field_is_missing_is_not_offered_and_takes_its_other_fields_with_it() {
+        for id in FieldId::all().filter(|&id| skylake_caps().has_field(id)) {
+            let machine = skylake_caps().with_fields(&FieldSet::ALL.minus(&FieldSet::EMPTY.with(id)));
+            let offered = machine.offered();
+            assert!(!offered.has_field(id), "{id:?}");
+            match id.info().exists {
+                Exists::With(controls) => {
+                    assert!(controls.iter().all(|&control| !offered.may_be_1(control)), "{id:?}");
+                    assert_eq!(machine.missing_essential(), None);
+                }
+                exists => assert_eq!(machine.missing_essential().is_some(), exists == Exists::Always, "{id:?}"),
+            }
+        }
+        let machine = skylake_caps().with_fields(&FieldSet::ALL.minus(&FieldSet::of(&[VMREAD_BITMAP.id()])));
+        assert!(!machine.has_field(VMWRITE_BITMAP.id()) && !machine.has_secondary(Secondary::VMCS_SHADOWING));
     }
 
     #[test]
     fn vmcs_shadowing_is_offered_where_the_host_can_fill_a_shadow_vmcs() {
         let machine = skylake_caps();
-        assert!(machine.offered().has_field(fields::VMREAD_BITMAP.id()));
+        assert!(machine.offered().has_field(VMREAD_BITMAP.id()));
         let read_only = VmxCaps { misc: machine.misc & !(1 << 29), ..machine.clone() };
         for without in [read_only.offered(), machine.offered().without_secondary(Secondary::VMCS_SHADOWING)] {
-            assert!(
-                !without.has_secondary(Secondary::VMCS_SHADOWING) && !without.has_field(fields::VMREAD_BITMAP.id())
-            );
+            assert!(!without.has_secondary(Secondary::VMCS_SHADOWING) && !without.has_field(VMREAD_BITMAP.id()));
             assert!(without.has_secondary(Secondary::ENABLE_EPT));
         }
     }

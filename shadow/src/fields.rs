@@ -102,8 +102,14 @@ macro_rules! exists {
     (Always) => {
         Exists::Always
     };
+    (Smm) => {
+        Exists::Smm
+    };
     (Unreported) => {
         Exists::Unreported
+    };
+    (Cr3Target($number:expr)) => {
+        Exists::Cr3Target($number)
     };
     (EntryOrExit($entry:expr, $exit:expr)) => {
         Exists::With(&[Control::Entry($entry), Control::Exit($exit)])
@@ -207,7 +213,7 @@ vmcs_fields! {
     /// VM-entry MSR-load address. vmcs02 points to a copy.
     ENTRY_MSR_LOAD_ADDRESS: W64 Control 5, Always, HostOnly, Rarely;
     /// Executive-VMCS pointer, for SMM only.
-    EXECUTIVE_VMCS_POINTER: W64 Control 6, Always, HostOnly, Rarely;
+    EXECUTIVE_VMCS_POINTER: W64 Control 6, Smm, HostOnly, Rarely;
     /// PML address.
     PML_ADDRESS: W64 Control 7, Secondary(S::ENABLE_PML), Translated, Rarely;
     /// TSC offset. The guest hypervisor itself has none, so the nested guest has just this one.
@@ -460,7 +466,7 @@ vmcs_fields! {
     /// Guest activity state.
     GUEST_ACTIVITY_STATE: W32 Guest 19, Always, Guest, Often;
     /// Guest SMBASE.
-    GUEST_SMBASE: W32 Guest 20, Always, HostOnly, Rarely;
+    GUEST_SMBASE: W32 Guest 20, Smm, HostOnly, Rarely;
     /// Guest IA32_SYSENTER_CS.
     GUEST_SYSENTER_CS: W32 Guest 21, Always, Guest, Rarely;
     /// VMX-preemption timer value. Among the guest state although it is a control: the exit saves it only where the control
@@ -481,25 +487,25 @@ vmcs_fields! {
     /// CR4 read shadow.
     CR4_READ_SHADOW: Nat Control 3, Always, Copy, Often;
     /// CR3-target value 0.
-    CR3_TARGET_VALUE_0: Nat Control 4, Always, Copy, Rarely;
+    CR3_TARGET_VALUE_0: Nat Control 4, Cr3Target(0), Copy, Rarely;
     /// CR3-target value 1.
-    CR3_TARGET_VALUE_1: Nat Control 5, Always, Copy, Rarely;
+    CR3_TARGET_VALUE_1: Nat Control 5, Cr3Target(1), Copy, Rarely;
     /// CR3-target value 2.
-    CR3_TARGET_VALUE_2: Nat Control 6, Always, Copy, Rarely;
+    CR3_TARGET_VALUE_2: Nat Control 6, Cr3Target(2), Copy, Rarely;
     /// CR3-target value 3.
-    CR3_TARGET_VALUE_3: Nat Control 7, Always, Copy, Rarely;
+    CR3_TARGET_VALUE_3: Nat Control 7, Cr3Target(3), Copy, Rarely;
 
     // Natural-width read-only data fields.
     /// Exit qualification.
     EXIT_QUALIFICATION: Nat ExitInfo 0, Always, ExitInfo, Often;
     /// I/O RCX.
-    IO_RCX: Nat ExitInfo 1, Always, HostOnly, Rarely;
+    IO_RCX: Nat ExitInfo 1, Smm, HostOnly, Rarely;
     /// I/O RSI.
-    IO_RSI: Nat ExitInfo 2, Always, HostOnly, Rarely;
+    IO_RSI: Nat ExitInfo 2, Smm, HostOnly, Rarely;
     /// I/O RDI.
-    IO_RDI: Nat ExitInfo 3, Always, HostOnly, Rarely;
+    IO_RDI: Nat ExitInfo 3, Smm, HostOnly, Rarely;
     /// I/O RIP.
-    IO_RIP: Nat ExitInfo 4, Always, HostOnly, Rarely;
+    IO_RIP: Nat ExitInfo 4, Smm, HostOnly, Rarely;
     /// Guest-linear address.
     GUEST_LINEAR_ADDRESS: Nat ExitInfo 5, Always, ExitInfo, Often;
 

@@ -8,7 +8,7 @@ use core::arch::asm;
 use core::arch::x86_64::__cpuid;
 use core::num::NonZeroU32;
 
-use shadow::VmxCaps;
+use shadow::{FieldSet, VmxCaps};
 
 use crate::mem::HostPages;
 
@@ -76,6 +76,12 @@ pub fn start_vmx(
         vmx::vmxon(vmxon.phys(), revision, caps.cr0_fixed0, caps.cr4_fixed0);
         vmx::VmcsPair::new(vmcs01.phys(), vmcs02.phys(), revision)
     }
+}
+
+/// The VMCS fields that VMREAD knows. The regions are pages of zeros.
+pub fn known_fields(vmxon: HostPages, vmcs: HostPages, caps: &VmxCaps) -> FieldSet {
+    // SAFETY: as for `start_vmx`, before which no processor is in VMX operation.
+    unsafe { vmx::known_fields(vmxon.phys(), vmcs.phys(), caps) }
 }
 
 /// CPUID.80000008H:EAX[7:0]: the width of physical addresses.

@@ -4,10 +4,10 @@ use core::arch::asm;
 use core::marker::PhantomData;
 
 use ept::{Eptp, Hpa};
-use shadow::FieldId;
 use shadow::encoding::Encoding;
 use shadow::hw::VmcsAccess;
 use shadow::vmcs12::SHADOW_INDICATOR;
+use shadow::{FieldId, FieldSet, VmxCaps};
 
 use crate::mem::HostPages;
 use crate::stop::stop_internal;
@@ -337,6 +337,32 @@ pub unsafe fn vmxon(region: Hpa, revision: u32, cr0_fixed0: u64, cr4_fixed0: u64
         Cr4::write_raw(Cr4::read_raw() | cr4_fixed0 | Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS.bits());
         instruction_on_region!("vmxon", region);
     }
+}
+
+/// The fields that VMREAD knows, asked one by one in a VMX operation of its own.
+///
+/// # Safety
+///
+/// As for [`vmxon`]; the processor is not in VMX operation, and `vmcs` is another such page.
+pub unsafe fn known_fields(region: Hpa, vmcs: Hpa, caps: &VmxCaps) -> FieldSet {
+    let revision = caps.basic as u32 & 0x7fff_ffff;
+    // SAFETY: the caller's promise.
+    unsafe { vmxon(region, revision, caps.cr0_fixed0, caps.cr4_fixed0) };
+    // SAFETY: the page is mapped, in the direct map.
+    unsafe { super::phys::phys_to_virt(vmcs).cast::<u32>().write_volatile(revision) };
+    // SAFETY: the processor is in VMX operation, and the region has its revision identifier.
+    unsafe {
+        instruction_on_region!("vmclear", vmcs);
+        instruction_on_region!("vmptrld", vmcs);
+    }
+    let current = CurrentVmcs::<Either> { pair: PhantomData, kind: PhantomData };
+    let known = FieldId::all().filter(|id| current.has_encoding(id.encoding())).fold(FieldSet::EMPTY, FieldSet::with);
+    // SAFETY: nothing refers to the VMCS any more, nor to VMX operation.
+    unsafe {
+        instruction_on_region!("vmclear", vmcs);
+        asm!("vmxoff", options(nostack));
+    }
+    known
 }
 
 /// Which translations an INVEPT drops.

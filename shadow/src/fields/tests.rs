@@ -96,6 +96,7 @@ fn a_field_of_a_feature_that_is_not_offered_does_not_exist_for_the_guest_hypervi
         secondary_exit: u64::MAX,
         entry: everything,
         vmfunc: u64::MAX,
+        misc: 4 << 16,
         ..VmxCaps::default()
     };
     let absent: std::vec::Vec<_> = FieldId::all().filter(|&id| !machine.has_field(id)).collect();
