@@ -5,21 +5,25 @@
 
 mod explained;
 mod glob;
+mod models;
 mod verdict;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde::Serialize;
 
 use crate::build;
 use crate::layout::Layout;
-use crate::machine::{self, Boot, Line, Machine, Module, Outcome};
+use crate::machine::{self, BOCHS, Boot, ChosenEmulator, Line, Machine, Module, Outcome};
+use crate::models::Model;
 use crate::progress::Progress;
 use crate::provision::Provisioned;
 
 pub use explained::Explained;
 pub use glob::matches;
+pub use models::{OfModel, Verdicts, of_model};
 pub use verdict::{Case, Report, Verdict};
 
 /// Limit on one of the two runs, for a machine that does other work too.
@@ -45,35 +49,87 @@ impl Mode<'_> {
     pub const DEFAULT: Self = Self { name: "conformance-l1hv", host: "", image: "" };
 }
 
+/// The processors of the machine.
+#[derive(Debug, Clone, Copy)]
+pub struct Processors {
+    /// How many.
+    pub cpus: u32,
+    /// Which; the machine's usual ones if `None`.
+    pub model: Option<&'static Model>,
+}
+
+impl Processors {
+    /// So many of the usual ones.
+    pub const fn usual(cpus: u32) -> Self {
+        Self { cpus, model: None }
+    }
+
+    /// The emulator that has them.
+    fn emulator(self) -> ChosenEmulator {
+        if self.model.is_some() { BOCHS } else { machine::with_nested_vmx() }
+    }
+
+    /// The name of a run's logs.
+    fn logs(self, name: &str) -> String {
+        match self.model {
+            Some(model) => format!("{name}-{}", model.name),
+            None => name.to_owned(),
+        }
+    }
+
+    /// Where the suite runs, for people.
+    fn place(self, place: &str) -> String {
+        match self.model {
+            Some(model) => format!("{place} on {}", model.name),
+            None => place.to_owned(),
+        }
+    }
+}
+
 /// The suite with its results on the bare machine, which those under l1hv are compared with.
 pub struct Suite<'a> {
     layout: &'a Layout,
     progress: &'a Progress,
     provisioned: &'a Provisioned,
     explained: Explained,
-    cpus: u32,
+    processors: Processors,
     image: PathBuf,
     l1hv: PathBuf,
     bare: Results,
 }
 
 impl<'a> Suite<'a> {
-    /// Builds what is needed, and runs the suite on the bare machine with so many processors: the cases for one, or those for several.
-    pub fn on_bare_machine(
+    /// Builds what is needed.
+    pub fn build(
         layout: &'a Layout,
         progress: &'a Progress,
         provisioned: &'a Provisioned,
-        cpus: u32,
+        processors: Processors,
     ) -> Result<Self> {
         let explained = Explained::find(layout)?;
         let image = build::conformance(layout, progress)?;
         let l1hv = build::l1hv(layout, progress)?;
         let bare = Results::default();
-        let mut suite = Self { layout, progress, provisioned, explained, cpus, image, l1hv, bare };
-        let boot = Boot::Multiboot { kernel: Module::new(&suite.image), modules: Vec::new() };
-        suite.bare = suite.run(&format!("conformance-{cpus}-bare"), "on the bare machine", boot)?;
-        ensure!(suite.bare.complete, "the suite does not end on the bare machine: {}", suite.bare.end);
+        Ok(Self { layout, progress, provisioned, explained, processors, image, l1hv, bare })
+    }
+
+    /// The same, and runs the suite on the bare machine: the cases for one processor, or those for several.
+    pub fn on_bare_machine(
+        layout: &'a Layout,
+        progress: &'a Progress,
+        provisioned: &'a Provisioned,
+        processors: Processors,
+    ) -> Result<Self> {
+        let mut suite = Self::build(layout, progress, provisioned, processors)?;
+        suite.run_on_bare_machine()?;
         Ok(suite)
+    }
+
+    fn run_on_bare_machine(&mut self) -> Result<()> {
+        let boot = Boot::Multiboot { kernel: Module::new(&self.image), modules: Vec::new() };
+        self.bare = self.run(&format!("conformance-{}-bare", self.processors.cpus), "on the bare machine", boot)?;
+        ensure!(self.bare.complete, "the suite does not end on the bare machine: {}", self.bare.end);
+        Ok(())
     }
 
     /// Names and results of the cases on the bare machine, in order.
@@ -83,11 +139,8 @@ impl<'a> Suite<'a> {
 
     /// Runs the suite under l1hv, and compares the cases whose names match `filter`.
     pub fn under_l1hv(&self, mode: Mode<'_>, filter: Option<&str>) -> Result<Report> {
-        let host = Module::with_args(&self.l1hv, mode.host);
-        let boot = Boot::L1hv { host, guest: vec![Module::with_args(&self.image, mode.image)] };
-        let place = format!("under l1hv {} {}", mode.host, mode.image);
-        let under = self.run(mode.name, place.trim(), boot)?;
-        let explained = self.explained.under(mode.host, self.cpus);
+        let under = self.run_under_l1hv(mode)?;
+        let explained = self.explained.under(mode.host, self.processors.cpus, &self.bare.cases);
         let mut report = Report::compare(&self.bare.cases, &under.cases, &explained, filter);
         if !under.complete {
             report.note(format!("under l1hv the suite does not end: {}", under.end));
@@ -95,13 +148,28 @@ impl<'a> Suite<'a> {
         Ok(report)
     }
 
+    /// Boots l1hv on a processor that lacks something, where it has to stop with this kind; what it does instead.
+    fn must_stop(&self, mode: Mode<'_>, kind: &str) -> Result<Option<String>> {
+        let under = self.run_under_l1hv(mode)?;
+        Ok((under.stop.as_deref() != Some(kind)).then_some(under.end))
+    }
+
+    fn run_under_l1hv(&self, mode: Mode<'_>) -> Result<Results> {
+        let host = Module::with_args(&self.l1hv, mode.host);
+        let boot = Boot::L1hv { host, guest: vec![Module::with_args(&self.image, mode.image)] };
+        let place = format!("under l1hv {} {}", mode.host, mode.image);
+        self.run(mode.name, place.trim(), boot)
+    }
+
     fn run(&self, name: &str, place: &str, boot: Boot) -> Result<Results> {
-        let step = self.progress.step(format!("conformance {place}"));
+        let processors = self.processors;
+        let step = self.progress.step(format!("conformance {}", processors.place(place)));
         let machine = Machine {
-            cpus: self.cpus,
+            cpus: processors.cpus,
+            cpu_model: processors.model.map(|model| model.name),
             timeout: TIMEOUT,
             silence: TIMEOUT,
-            ..Machine::new(name, machine::with_nested_vmx(), boot)
+            ..Machine::new(processors.logs(name), processors.emulator(), boot)
         };
         let mut results = Results::default();
         let mut panic = None;
@@ -119,6 +187,9 @@ impl<'a> Suite<'a> {
             }
         })?;
         results.complete &= outcome == Outcome::GuestShutdown;
+        if let Outcome::HostStop(stop) = &outcome {
+            results.stop = Some(stop.kind.clone());
+        }
         let last = results.cases.last().map_or("none", |(case, _)| case);
         results.end = format!("{}; the last case was {last}", panic.unwrap_or_else(|| outcome.to_string()));
         step.done();
@@ -133,12 +204,14 @@ struct Results {
     cases: Vec<(String, String)>,
     /// Whether the last line came and counts them all.
     complete: bool,
+    /// The kind of l1hv's stop, if that is how it ended.
+    stop: Option<String>,
     /// How the machine ended.
     end: String,
 }
 
-/// Writes the report as JSON.
-pub fn write_json(report: &Report, file: &Path) -> Result<()> {
+/// Writes a report as JSON.
+pub fn write_json(report: &impl Serialize, file: &Path) -> Result<()> {
     let text = serde_json::to_string_pretty(report)?;
     std::fs::write(file, text + "\n").with_context(|| format!("cannot write {}", file.display()))
 }

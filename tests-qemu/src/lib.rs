@@ -29,6 +29,7 @@ pub mod initrd;
 pub mod layout;
 pub mod linux;
 pub mod machine;
+pub mod models;
 pub mod parallel;
 pub mod profile;
 pub mod progress;

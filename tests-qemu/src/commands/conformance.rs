@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::conformance::{self, Mode, Suite};
+use crate::conformance::{self, Mode, Processors, Suite, Verdicts};
 use crate::layout::Layout;
+use crate::models::{self, MODELS, Model};
 use crate::progress::Progress;
-use crate::provision;
+use crate::provision::{self, Provisioned};
 
 /// Arguments of `conformance`.
 #[derive(Debug, clap::Args)]
@@ -18,6 +19,12 @@ pub struct Args {
     /// Processors of the machine: with 1 the cases for one run, with more those for several.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
     cpus: u32,
+    /// The processor: a model of Bochs.
+    #[arg(long, value_name = "NAME", value_parser = models::parser())]
+    model: Option<&'static Model>,
+    /// Run on every model, one after the other, and print one table.
+    #[arg(long, conflicts_with_all = ["model", "cpus"])]
+    all_models: bool,
     /// Write the numbers and a record per case.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -33,11 +40,39 @@ pub struct Args {
 pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     let provisioned = provision::provision(layout, progress)?;
     let mode = Mode { host: &args.hv_append, image: &args.append, ..Mode::DEFAULT };
-    let suite = Suite::on_bare_machine(layout, progress, &provisioned, args.cpus)?;
+    if args.all_models {
+        return run_on_all_models(args, mode, layout, progress, &provisioned);
+    }
+    let processors = Processors { cpus: args.cpus, model: args.model };
+    let suite = Suite::on_bare_machine(layout, progress, &provisioned, processors)?;
     let report = suite.under_l1hv(mode, args.filter.as_deref())?;
     if let Some(file) = &args.json {
         conformance::write_json(&report, file)?;
     }
     println!("{report}");
     Ok(u8::from(report.different > 0))
+}
+
+/// What differs goes to standard error as soon as a model is done, the table of all to standard output.
+fn run_on_all_models(
+    args: &Args,
+    mode: Mode<'_>,
+    layout: &Layout,
+    progress: &Progress,
+    provisioned: &Provisioned,
+) -> Result<u8> {
+    let mut verdicts = Verdicts(Vec::new());
+    for model in &MODELS {
+        let filter = args.filter.as_deref();
+        let of_model = conformance::of_model(layout, progress, provisioned, model, (mode, filter))?;
+        if !of_model.is_right() {
+            eprintln!("{of_model}");
+        }
+        verdicts.0.push(of_model);
+    }
+    if let Some(file) = &args.json {
+        conformance::write_json(&verdicts, file)?;
+    }
+    print!("{verdicts}");
+    Ok(u8::from(!verdicts.are_right()))
 }

@@ -31,8 +31,40 @@ pub struct Entry {
     pub only: Option<String>,
     /// On the machine with so many processors; 1 if it does not say.
     pub cpus: Option<u32>,
+    /// The bit of a capability MSR without which there is no difference: the processor lacks what the entry is about.
+    pub needs: Option<CapabilityBit>,
     /// Patterns of case names.
     pub cases: Vec<String>,
+}
+
+/// A bit of a VMX capability MSR, as in `0x48b[23]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct CapabilityBit {
+    msr: u32,
+    bit: u32,
+}
+
+impl TryFrom<String> for CapabilityBit {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let parse = || {
+            let (msr, bit) = text.strip_prefix("0x")?.strip_suffix(']')?.split_once('[')?;
+            let (msr, bit) = (u32::from_str_radix(msr, 16).ok()?, bit.parse().ok()?);
+            (bit < u64::BITS).then_some(Self { msr, bit })
+        };
+        parse().ok_or_else(|| format!("{text} is no bit of an MSR: write 0xMSR[BIT]"))
+    }
+}
+
+impl CapabilityBit {
+    /// Whether it is 1, by what a run read from the MSR. An MSR that faulted has no bits.
+    fn is_set(self, cases: &[(String, String)]) -> bool {
+        let name = format!("caps/read-{:#x}", self.msr);
+        let value = cases.iter().find(|(case, _)| *case == name).and_then(|(_, value)| value.strip_prefix("0x"));
+        value.and_then(|value| u64::from_str_radix(value, 16).ok()).is_some_and(|value| value >> self.bit & 1 != 0)
+    }
 }
 
 impl Explained {
@@ -51,11 +83,15 @@ impl Explained {
         Ok(list)
     }
 
-    /// The entries that count under l1hv with this command line on a machine with so many processors.
+    /// The entries that count under l1hv with this command line on a machine with so many processors, which had these results when it was bare.
     #[must_use]
-    pub fn under(&self, host: &str, cpus: u32) -> Self {
+    pub fn under(&self, host: &str, cpus: u32, bare: &[(String, String)]) -> Self {
         let has = |option: &String| host.split_whitespace().any(|word| word == option);
-        let counts = |entry: &&Entry| entry.only.as_ref().is_none_or(has) && entry.cpus.unwrap_or(1) == cpus;
+        let counts = |entry: &&Entry| {
+            entry.only.as_ref().is_none_or(has)
+                && entry.cpus.unwrap_or(1) == cpus
+                && entry.needs.is_none_or(|bit| bit.is_set(bare))
+        };
         Self { entry: self.entry.iter().filter(counts).cloned().collect() }
     }
 
@@ -81,16 +117,28 @@ mod tests {
     fn an_entry_for_an_option_counts_only_with_it() {
         let entry = Entry { only: Some("feature=off".into()), cases: vec!["a/*".into()], ..Entry::default() };
         let list = Explained { entry: vec![entry] };
-        assert!(list.under("log=debug feature=off", 1).of("a/1").is_some());
-        assert!(list.under("feature=offline", 1).of("a/1").is_none());
+        assert!(list.under("log=debug feature=off", 1, &[]).of("a/1").is_some());
+        assert!(list.under("feature=offline", 1, &[]).of("a/1").is_none());
     }
 
     #[test]
     fn an_entry_counts_on_the_machine_that_it_is_for() {
         let entry = |cpus, case: &str| Entry { cpus, cases: vec![case.into()], ..Entry::default() };
         let list = Explained { entry: vec![entry(None, "one"), entry(Some(4), "four")] };
-        let explains = |cpus| ["one", "four"].map(|case| list.under("", cpus).of(case).is_some());
+        let explains = |cpus| ["one", "four"].map(|case| list.under("", cpus, &[]).of(case).is_some());
         assert_eq!(explains(1), [true, false]);
         assert_eq!(explains(4), [false, true]);
+    }
+
+    #[test]
+    fn an_entry_counts_on_a_processor_that_has_what_it_needs() {
+        let needs = CapabilityBit::try_from("0x48b[33]".to_owned()).unwrap();
+        let entry = Entry { needs: Some(needs), cases: vec!["a".into()], ..Entry::default() };
+        let list = Explained { entry: vec![entry] };
+        let on = |value: &str| list.under("", 1, &[("caps/read-0x48b".into(), value.into())]).of("a").is_some();
+        assert_eq!(["0x200000000", "0x100000000", "#GP(0x0)"].map(on), [true, false, false]);
+        for wrong in ["0x48b", "48b[1]", "0x48b[64]", "0x48b[x]"] {
+            assert!(CapabilityBit::try_from(wrong.to_owned()).is_err(), "{wrong}");
+        }
     }
 }

@@ -1,0 +1,50 @@
+//! The processors of Intel's with VMX and 64-bit mode that Bochs can be.
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
+/// A processor model of Bochs.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Model {
+    /// Its name in Bochs.
+    pub name: &'static str,
+    /// The kind of stop that is all that l1hv does on it, for want of a feature.
+    pub stop: Option<&'static str>,
+}
+
+/// All of them, in the order in which Intel sold them.
+pub static MODELS: [Model; 13] = [
+    stopping("core2_penryn_t9600", "no-ept"),
+    stopping("corei5_lynnfield_750", "no-unrestricted-guest"),
+    running("corei5_arrandale_m520"),
+    running("corei7_sandy_bridge_2600k"),
+    running("corei7_ivy_bridge_3770k"),
+    running("corei7_haswell_4770"),
+    running("broadwell_ult"),
+    running("corei7_skylake_x"),
+    running("corei3_cnl"),
+    running("corei7_icelake_u"),
+    running("tigerlake"),
+    running("sapphire_rapids"),
+    running("arrow_lake"),
+];
+
+const fn running(name: &'static str) -> Model {
+    Model { name, stop: None }
+}
+
+const fn stopping(name: &'static str, stop: &'static str) -> Model {
+    Model { name, stop: Some(stop) }
+}
+
+impl Model {
+    /// The model with this name.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        MODELS.iter().find(|model| model.name == name)
+    }
+}
+
+/// Reads a model's name from a command line; what is none is an error that lists all.
+pub fn parser() -> impl TypedValueParser<Value = &'static Model> {
+    PossibleValuesParser::new(MODELS.iter().map(|model| model.name))
+        .try_map(|name| Model::named(&name).ok_or("no such model"))
+}
