@@ -10,11 +10,11 @@ use shadow::caps::ept_vpid;
 use shadow::check::HostMode;
 use shadow::controls::Secondary;
 use shadow::fields::FIELD_COUNT;
-use shadow::host_load::HostImage;
+use shadow::host_load::{HostImage, TRAPPED_MSRS};
 use shadow::index::FieldTable;
 use shadow::insn::VmxOperation;
 use shadow::merge::{MSR_AREA_ENTRIES, MsrEntry};
-use shadow::msr::{BITMAP_BYTES, HOST_INTERCEPTS};
+use shadow::msr::{BITMAP_BYTES, HOST_INTERCEPTS, intercept_writes};
 use shadow::permission::Permissions;
 use shadow::sync::SyncSets;
 use shadow::{FieldId, FieldSet, VmxCaps};
@@ -48,7 +48,7 @@ pub struct Blueprint {
     guest_ram: GuestRam,
     host_region: HostRegion,
     scratch: Hpa,
-    msr_bitmap01: Hpa,
+    msr_bitmaps01: [Hpa; 2],
     field_bitmaps: [Hpa; 2],
     shadow_fields: ShadowFields,
     ept01: Ept01,
@@ -86,9 +86,14 @@ impl Workshop {
         let scratch = scratch_page.phys();
         // Where nobody answers, a read gives ones.
         scratch_page.into_bytes().fill(0xff);
-        let msr_bitmap01 = pages(&mut allocator, 1);
-        let msr_bitmap01_address = msr_bitmap01.phys();
-        msr_bitmap01.into_bytes().copy_from_slice(&HOST_INTERCEPTS);
+        let msr_bitmaps01 = [&[][..], &TRAPPED_MSRS].map(|trapped| {
+            let page = pages(&mut allocator, 1);
+            let address = page.phys();
+            let bitmap = page.into_bytes();
+            bitmap.copy_from_slice(&HOST_INTERCEPTS);
+            intercept_writes(bitmap, trapped);
+            address
+        });
         let (shadow_fields, field_bitmaps) = shadow_fields(&mut allocator, options, &caps, &offered);
         let list = pages(&mut allocator, ((processors * size_of::<Processor>()) as u64).div_ceil(PAGE_BYTES));
         let place = pages(&mut allocator, (size_of::<Blueprint>() as u64).div_ceil(PAGE_BYTES));
@@ -115,7 +120,7 @@ impl Workshop {
             guest_ram: guest_ram.clone(),
             host_region: *host_region,
             scratch,
-            msr_bitmap01: msr_bitmap01_address,
+            msr_bitmaps01,
             field_bitmaps,
             shadow_fields,
             ept01,
@@ -238,6 +243,7 @@ pub fn build(
         short_entry: false,
         short_exit: false,
         host_image: HostImage::default(),
+        kept: Vcpu::kept_at_first(caps),
         host_mode: HostMode::Legacy,
         operand_mask: u64::MAX,
         violation: None,
@@ -273,6 +279,7 @@ pub fn build(
         ),
         tables,
         ept01: &blueprint.ept01,
+        msr_bitmaps01: blueprint.msr_bitmaps01,
         init_blocked: false,
         processor,
         prints_stats: blueprint.prints_stats,
@@ -303,7 +310,7 @@ fn initialize_vmcss(vcpu: &mut Vcpu, blueprint: &Blueprint, segments: &HostSegme
     vmcs_setup::constants02(&mut vmcs02, &vcpu.caps, ept01, bitmap, load, store);
     let mut vmcs01 = vcpu.vmcs.vmcs01();
     vmcs_setup::host_state(&mut vmcs01, segments, &vcpu.registers);
-    vmcs_setup::controls01(&mut vmcs01, &vcpu.caps, ept01, blueprint.msr_bitmap01);
+    vmcs_setup::controls01(&mut vmcs01, &vcpu.caps, ept01, blueprint.msr_bitmaps01[0]);
     vmcs_setup::bitmaps01(&mut vmcs01, &vcpu.caps, blueprint.field_bitmaps);
     vmcs_setup::load_area01(&mut vmcs01, vcpu.nested.exit_load.address);
     vmcs_setup::power_up01(&mut vmcs01, masks);

@@ -9,7 +9,7 @@ use shadow::check::HostMode;
 use shadow::controls::EntryControls;
 use shadow::event::{BLOCKING_BY_MOV_SS, BLOCKING_BY_STI};
 use shadow::fields::*;
-use shadow::host_load::HostImage;
+use shadow::host_load::{HostImage, Kept};
 use shadow::hw::VmcsAccess;
 use shadow::index::FieldTable;
 use shadow::insn::{SyncStale, VmxOperation};
@@ -86,6 +86,8 @@ pub struct Nested {
     pub short_exit: bool,
     /// VMCS12's host state as vmcs01 gets it.
     pub host_image: HostImage,
+    /// What vmcs01 still has of it.
+    pub kept: Kept,
     /// The mode of the guest hypervisor, which cannot change in VMX operation.
     pub host_mode: HostMode,
     /// The bits of a register operand in that mode.
@@ -148,6 +150,8 @@ pub struct Vcpu {
     pub memory: GuestPhysical,
     /// The tables of EPT01 and EPT02.
     pub tables: TablePool,
+    /// MSR bitmaps of vmcs01: without and with the writes that a trap catches.
+    pub msr_bitmaps01: [Hpa; 2],
     /// EPT01.
     pub ept01: &'static Ept01,
     /// An INIT arrived in VMX root operation and waits for VM entry or VMXOFF.

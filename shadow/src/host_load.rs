@@ -8,8 +8,10 @@ use crate::event::BLOCKING_BY_NMI;
 use crate::fields::*;
 use crate::hw::{GuestMemory, VmcsAccess};
 use crate::index::FieldSet;
+use crate::msr::{IA32_DEBUGCTL, IA32_EFER, IA32_PAT, IA32_SYSENTER_CS, IA32_SYSENTER_EIP, IA32_SYSENTER_ESP};
 use crate::registers::{CR4_PAE, CR4_PCIDE, EFER_LMA, EFER_LME, access_rights};
 use crate::vmcs12::Vmcs12;
+use crate::write_trap::WriteTrap;
 
 /// Reasons of a VMX abort (SDM 28.7).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,81 +48,129 @@ impl LeftBehind {
     }
 }
 
+/// Rows of [`HostImage`] that are loaded together.
+trait Group {
+    /// Loads them: straight-line code, an encoding and a word each.
+    fn load(image: &HostImage, vmcs01: &mut impl VmcsAccess);
+    /// Whether two images agree in them.
+    fn agree(one: &HostImage, other: &HostImage) -> bool;
+}
+
 /// Declares [`HostImage`]: a row for each field of vmcs01, with the value that VMCS12's host state gives it.
 macro_rules! host_image {
-    (|$vmcs12:ident| $($field:ident = $value:expr,)+) => {
-        #[allow(non_camel_case_types)]
-        enum Row { $($field,)+ Count }
+    (|$vmcs12:ident| $($(#[$doc:meta])* $group:ident { $($field:ident = $value:expr,)+ })+) => {
+        #[expect(non_camel_case_types, reason = "the names are the fields'")]
+        enum Row { $($($field,)+)+ Count }
 
         const ROWS: usize = Row::Count as usize;
 
         fn words_of($vmcs12: &Vmcs12) -> [u64; ROWS] {
-            [$(word($field, $value)),+]
+            [$($(word($field, $value)),+),+]
         }
 
-        /// Straight-line code: an encoding and a word each.
-        #[inline]
-        fn load(words: &[u64; ROWS], vmcs01: &mut impl VmcsAccess) {
-            $(vmcs01.write_from::<{ Row::$field as usize }, ROWS>($field.id(), words);)+
+        $(
+            $(#[$doc])*
+            struct $group;
+
+            impl Group for $group {
+                #[inline(always)]
+                fn load(image: &HostImage, vmcs01: &mut impl VmcsAccess) {
+                    $(vmcs01.write_from::<{ Row::$field as usize }, ROWS>($field.id(), &image.words);)+
+                }
+
+                fn agree(one: &HostImage, other: &HostImage) -> bool {
+                    [$(Row::$field as usize),+].into_iter().all(|row| one.words[row] == other.words[row])
+                }
+            }
+        )+
+
+        impl HostImage {
+            /// Loads all of it. That is everything, if VMCS12's exit controls make it so ([`is_self_contained`]), and NMIs are not blocked.
+            /// vmcs01 must be current.
+            pub fn load(&self, vmcs01: &mut impl VmcsAccess) {
+                $($group::load(self, vmcs01);)+
+            }
         }
     };
 }
 
 host_image! { |vmcs12|
-    GUEST_CR0 = vmcs12.get(HOST_CR0),
-    GUEST_CR3 = vmcs12.get(HOST_CR3),
-    // The read shadows stay: they count only for bits that VMX operation fixes, and those are the same in every valid host state.
-    GUEST_CR4 = if is_64(vmcs12) { vmcs12.get(HOST_CR4) | CR4_PAE } else { vmcs12.get(HOST_CR4) & !CR4_PCIDE },
-    GUEST_RIP = vmcs12.get(HOST_RIP),
-    GUEST_RSP = vmcs12.get(HOST_RSP),
-    GUEST_RFLAGS = 2,
-    GUEST_DR7 = 0x400,
-    GUEST_PENDING_DEBUG = 0,
-    // The activity state is active already: the guest hypervisor executed VMLAUNCH or VMRESUME.
-    GUEST_INTERRUPTIBILITY = 0,
-    // vmcs01's "IA-32e mode guest" stays: the host-state checks hold the address-space size against the mode of the guest hypervisor, and
-    // that cannot leave its mode in VMX operation, where CR0.PG is fixed.
-    GUEST_EFER = efer_in_mode(vmcs12, vmcs12.get(HOST_EFER)),
-    GUEST_PAT = vmcs12.get(HOST_PAT),
-    GUEST_DEBUGCTL = 0,
-    GUEST_SYSENTER_CS = vmcs12.get(HOST_SYSENTER_CS),
-    GUEST_SYSENTER_ESP = vmcs12.get(HOST_SYSENTER_ESP),
-    GUEST_SYSENTER_EIP = vmcs12.get(HOST_SYSENTER_EIP),
-    GUEST_ES_SELECTOR = vmcs12.get(HOST_ES_SELECTOR),
-    GUEST_ES_BASE = 0,
-    GUEST_ES_LIMIT = u32::MAX,
-    GUEST_ES_ACCESS_RIGHTS = data_access_rights(vmcs12.get(HOST_ES_SELECTOR)),
-    GUEST_CS_SELECTOR = vmcs12.get(HOST_CS_SELECTOR),
-    GUEST_CS_BASE = 0,
-    GUEST_CS_LIMIT = u32::MAX,
-    GUEST_CS_ACCESS_RIGHTS = if is_64(vmcs12) { access_rights::CODE_64 } else { access_rights::CODE_32 },
-    GUEST_SS_SELECTOR = vmcs12.get(HOST_SS_SELECTOR),
-    GUEST_SS_BASE = 0,
-    GUEST_SS_LIMIT = u32::MAX,
-    GUEST_SS_ACCESS_RIGHTS = data_access_rights(vmcs12.get(HOST_SS_SELECTOR)),
-    GUEST_DS_SELECTOR = vmcs12.get(HOST_DS_SELECTOR),
-    GUEST_DS_BASE = 0,
-    GUEST_DS_LIMIT = u32::MAX,
-    GUEST_DS_ACCESS_RIGHTS = data_access_rights(vmcs12.get(HOST_DS_SELECTOR)),
-    GUEST_FS_SELECTOR = vmcs12.get(HOST_FS_SELECTOR),
-    GUEST_FS_BASE = vmcs12.get(HOST_FS_BASE),
-    GUEST_FS_LIMIT = u32::MAX,
-    GUEST_FS_ACCESS_RIGHTS = data_access_rights(vmcs12.get(HOST_FS_SELECTOR)),
-    GUEST_GS_SELECTOR = vmcs12.get(HOST_GS_SELECTOR),
-    GUEST_GS_BASE = vmcs12.get(HOST_GS_BASE),
-    GUEST_GS_LIMIT = u32::MAX,
-    GUEST_GS_ACCESS_RIGHTS = data_access_rights(vmcs12.get(HOST_GS_SELECTOR)),
-    GUEST_TR_SELECTOR = vmcs12.get(HOST_TR_SELECTOR),
-    GUEST_TR_BASE = vmcs12.get(HOST_TR_BASE),
-    GUEST_TR_LIMIT = 0x67,
-    GUEST_TR_ACCESS_RIGHTS = access_rights::BUSY_TSS,
-    GUEST_LDTR_SELECTOR = 0,
-    GUEST_LDTR_ACCESS_RIGHTS = access_rights::UNUSABLE,
-    GUEST_GDTR_BASE = vmcs12.get(HOST_GDTR_BASE),
-    GUEST_GDTR_LIMIT = 0xffff,
-    GUEST_IDTR_BASE = vmcs12.get(HOST_IDTR_BASE),
-    GUEST_IDTR_LIMIT = 0xffff,
+    /// What the guest hypervisor changes all the time, or without leaving a trace.
+    Always {
+        GUEST_CR0 = vmcs12.get(HOST_CR0),
+        GUEST_CR3 = vmcs12.get(HOST_CR3),
+        // The read shadows stay: they count only for bits that VMX operation fixes, and those are the same in every valid host state.
+        GUEST_CR4 = if is_64(vmcs12) { vmcs12.get(HOST_CR4) | CR4_PAE } else { vmcs12.get(HOST_CR4) & !CR4_PCIDE },
+        GUEST_RIP = vmcs12.get(HOST_RIP),
+        GUEST_RSP = vmcs12.get(HOST_RSP),
+        GUEST_RFLAGS = 2,
+        GUEST_FS_BASE = vmcs12.get(HOST_FS_BASE),
+        GUEST_GS_BASE = vmcs12.get(HOST_GS_BASE),
+        GUEST_SS_SELECTOR = vmcs12.get(HOST_SS_SELECTOR),
+        GUEST_SS_BASE = 0,
+        GUEST_SS_LIMIT = u32::MAX,
+    }
+    StackRights {
+        GUEST_SS_ACCESS_RIGHTS = data_access_rights(vmcs12.get(HOST_SS_SELECTOR)),
+    }
+    Code {
+        GUEST_CS_SELECTOR = vmcs12.get(HOST_CS_SELECTOR),
+        GUEST_CS_BASE = 0,
+        GUEST_CS_LIMIT = u32::MAX,
+        GUEST_CS_ACCESS_RIGHTS = if is_64(vmcs12) { access_rights::CODE_64 } else { access_rights::CODE_32 },
+    }
+    Data {
+        GUEST_ES_SELECTOR = vmcs12.get(HOST_ES_SELECTOR),
+        GUEST_ES_BASE = 0,
+        GUEST_ES_LIMIT = u32::MAX,
+        GUEST_ES_ACCESS_RIGHTS = data_access_rights(vmcs12.get(HOST_ES_SELECTOR)),
+        GUEST_DS_SELECTOR = vmcs12.get(HOST_DS_SELECTOR),
+        GUEST_DS_BASE = 0,
+        GUEST_DS_LIMIT = u32::MAX,
+        GUEST_DS_ACCESS_RIGHTS = data_access_rights(vmcs12.get(HOST_DS_SELECTOR)),
+        GUEST_FS_SELECTOR = vmcs12.get(HOST_FS_SELECTOR),
+        GUEST_FS_LIMIT = u32::MAX,
+        GUEST_FS_ACCESS_RIGHTS = data_access_rights(vmcs12.get(HOST_FS_SELECTOR)),
+        GUEST_GS_SELECTOR = vmcs12.get(HOST_GS_SELECTOR),
+        GUEST_GS_LIMIT = u32::MAX,
+        GUEST_GS_ACCESS_RIGHTS = data_access_rights(vmcs12.get(HOST_GS_SELECTOR)),
+    }
+    /// What the exit for VMLAUNCH or VMRESUME saved as these very values, unless an instruction before it had an effect that lasts.
+    Blocking {
+        GUEST_PENDING_DEBUG = 0,
+        // The activity state is active already: the guest hypervisor executed VMLAUNCH or VMRESUME.
+        GUEST_INTERRUPTIBILITY = 0,
+    }
+    /// Changed by instructions that can be made to exit: MOV to DR7, and WRMSR of [`TRAPPED_MSRS`].
+    Registers {
+        GUEST_DR7 = 0x400,
+        // vmcs01's "IA-32e mode guest" stays: the host-state checks hold the address-space size against the mode of the guest hypervisor,
+        // and that cannot leave its mode in VMX operation, where CR0.PG is fixed.
+        GUEST_EFER = efer_in_mode(vmcs12, vmcs12.get(HOST_EFER)),
+        GUEST_PAT = vmcs12.get(HOST_PAT),
+        GUEST_DEBUGCTL = 0,
+        GUEST_SYSENTER_CS = vmcs12.get(HOST_SYSENTER_CS),
+        GUEST_SYSENTER_ESP = vmcs12.get(HOST_SYSENTER_ESP),
+        GUEST_SYSENTER_EIP = vmcs12.get(HOST_SYSENTER_EIP),
+    }
+    /// Changed by instructions that descriptor-table exiting makes exit.
+    Tables {
+        GUEST_TR_SELECTOR = vmcs12.get(HOST_TR_SELECTOR),
+        GUEST_TR_BASE = vmcs12.get(HOST_TR_BASE),
+        GUEST_TR_LIMIT = 0x67,
+        GUEST_TR_ACCESS_RIGHTS = access_rights::BUSY_TSS,
+        GUEST_LDTR_SELECTOR = 0,
+        GUEST_LDTR_ACCESS_RIGHTS = access_rights::UNUSABLE,
+        GUEST_GDTR_BASE = vmcs12.get(HOST_GDTR_BASE),
+        GUEST_GDTR_LIMIT = 0xffff,
+        GUEST_IDTR_BASE = vmcs12.get(HOST_IDTR_BASE),
+        GUEST_IDTR_LIMIT = 0xffff,
+    }
 }
+
+/// The MSRs that a VM exit loads or clears, and that nothing but WRMSR changes.
+pub const TRAPPED_MSRS: [u32; 6] =
+    [IA32_EFER, IA32_PAT, IA32_DEBUGCTL, IA32_SYSENTER_CS, IA32_SYSENTER_ESP, IA32_SYSENTER_EIP];
 
 fn word<T: FieldValue>(_: Field<T>, value: T) -> u64 {
     value.into_word()
@@ -139,13 +189,48 @@ fn data_access_rights(selector: u16) -> u32 {
     if selector == 0 { access_rights::UNUSABLE } else { access_rights::DATA }
 }
 
-/// VMCS12's host state as vmcs01 gets it: computed when one of those fields changes, written on every exit that is reflected.
+/// VMCS12's host state as vmcs01 gets it: computed when one of those fields changes, loaded on every exit that is reflected.
 #[derive(Clone, Debug)]
-pub struct HostImage([u64; ROWS]);
+pub struct HostImage {
+    words: [u64; ROWS],
+    /// The host is in 64-bit mode with null selectors in ES, DS, FS and GS.
+    has_null_data_segments: bool,
+}
 
 impl Default for HostImage {
     fn default() -> Self {
-        Self([0; ROWS])
+        Self { words: [0; ROWS], has_null_data_segments: false }
+    }
+}
+
+/// What vmcs01 still has of the image that was loaded last.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// DR7 and MSRs.
+    pub registers: WriteTrap,
+    /// TR, LDTR, GDTR and IDTR.
+    pub tables: WriteTrap,
+    /// The interruptibility state that the exit for VMLAUNCH or VMRESUME saved.
+    pub interruptibility: u32,
+    /// The access rights of SS that it saved.
+    pub stack_rights: u32,
+}
+
+impl Kept {
+    /// The image changes.
+    pub fn change(&mut self, from: &HostImage, to: &HostImage) {
+        if !Registers::agree(from, to) {
+            self.registers.forget();
+        }
+        if !Tables::agree(from, to) {
+            self.tables.forget();
+        }
+    }
+
+    /// Somebody else has written to these fields of vmcs01.
+    pub fn forget(&mut self) {
+        self.registers.forget();
+        self.tables.forget();
     }
 }
 
@@ -155,14 +240,49 @@ impl HostImage {
 
     /// That of a VMCS12.
     pub fn of(vmcs12: &Vmcs12) -> Self {
-        Self(words_of(vmcs12))
+        let selectors = [HOST_ES_SELECTOR, HOST_DS_SELECTOR, HOST_FS_SELECTOR, HOST_GS_SELECTOR];
+        let has_null_data_segments = is_64(vmcs12) && selectors.iter().all(|&selector| vmcs12.get(selector) == 0);
+        Self { words: words_of(vmcs12), has_null_data_segments }
     }
 
-    /// Loads all of it. That is everything, if VMCS12's exit controls make it so ([`is_self_contained`]), and NMIs are not blocked. vmcs01
-    /// must be current.
-    #[inline]
-    pub fn load(&self, vmcs01: &mut impl VmcsAccess) {
-        load(&self.0, vmcs01);
+    /// Loads what may have changed since the image was loaded last, except what [`Kept`] has traps for. For a guest hypervisor in 64-bit
+    /// mode whose VMCS12 is self-contained. vmcs01 must be current.
+    #[inline(always)]
+    pub fn load_changed(&self, vmcs01: &mut impl VmcsAccess, kept: &Kept) {
+        Always::load(self, vmcs01);
+        if u64::from(kept.stack_rights) != self.words[Row::GUEST_SS_ACCESS_RIGHTS as usize] {
+            StackRights::load(self, vmcs01);
+        }
+        // While CS.L is 1 nobody sees base and limit, and whoever changes CS.L loads CS.
+        let same_code = u64::from(vmcs01.read(GUEST_CS_SELECTOR)) == self.words[Row::GUEST_CS_SELECTOR as usize]
+            && vmcs01.read(GUEST_CS_ACCESS_RIGHTS) == access_rights::CODE_64;
+        if !same_code {
+            Code::load(self, vmcs01);
+        }
+        // A null selector means in protected mode that the segment is unusable, and then the rest of it is undefined after a VM exit (SDM
+        // 28.5.2 "Loading Host Segment and Descriptor-Table Registers").
+        let null = |vmcs01: &_| {
+            [GUEST_ES_SELECTOR, GUEST_DS_SELECTOR, GUEST_FS_SELECTOR, GUEST_GS_SELECTOR]
+                .into_iter()
+                .fold(0, |any, selector| any | VmcsAccess::read(vmcs01, selector))
+                == 0
+        };
+        if !(self.has_null_data_segments && null(vmcs01)) {
+            Data::load(self, vmcs01);
+        }
+        if kept.interruptibility != 0 {
+            Blocking::load(self, vmcs01);
+        }
+    }
+
+    /// Loads DR7 and the MSRs.
+    pub fn load_registers(&self, vmcs01: &mut impl VmcsAccess) {
+        Registers::load(self, vmcs01);
+    }
+
+    /// Loads TR, LDTR, GDTR and IDTR.
+    pub fn load_tables(&self, vmcs01: &mut impl VmcsAccess) {
+        Tables::load(self, vmcs01);
     }
 }
 

@@ -26,6 +26,7 @@
 //! | check what VM entry checks | [`check`] |
 //! | emulate a VMX instruction | [`insn`], [`operand`], [`linear`], [`outcome`] |
 //! | run a nested guest | [`vmcs12`], [`merge`], [`sync`], [`host_load`], [`policy`] |
+//! | leave out of an exit what cannot have changed | [`write_trap`] |
 //! | grant fields for VMCS shadowing, field by field | [`permission`] |
 //!
 //! Operations of Apple's Hypervisor framework that exist here:
@@ -81,6 +82,7 @@ pub mod policy;
 pub mod registers;
 pub mod sync;
 pub mod vmcs12;
+pub mod write_trap;
 
 pub use caps::VmxCaps;
 pub use fields::{Field, FieldId};

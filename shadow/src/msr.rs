@@ -126,6 +126,13 @@ pub const HOST_INTERCEPTS: [u8; BITMAP_BYTES] = {
     bitmap
 };
 
+/// Makes writes to these MSRs exit.
+pub fn intercept_writes(bitmap: &mut [u8], msrs: &[u32]) {
+    for (byte, bit) in msrs.iter().filter_map(|&msr| bitmap_bit(msr, Access::Write)) {
+        bitmap[byte] |= 1 << bit;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,6 +17,8 @@ pub struct Counters {
     values: BTreeMap<String, u64>,
     /// VM exits by basic exit reason.
     pub exits: BTreeMap<u16, u64>,
+    /// Instructions in VMX root operation, by the basic reason of the exit that they followed.
+    pub spent: BTreeMap<u16, u64>,
 }
 
 impl Counters {
@@ -47,11 +49,14 @@ impl Sub for &Counters {
     /// From `earlier` to `self`.
     fn sub(self, earlier: &Counters) -> Counters {
         let values = self.values.iter().map(|(name, count)| (name.clone(), count - earlier.get(name)));
-        let exits = self.exits.iter().map(|(reason, count)| {
-            let before = earlier.exits.get(reason).copied().unwrap_or(0);
-            (*reason, count - before)
-        });
-        Counters { values: values.collect(), exits: exits.collect() }
+        let by_reason = |now: &BTreeMap<u16, u64>, earlier: &BTreeMap<u16, u64>| {
+            now.iter().map(|(reason, count)| (*reason, count - earlier.get(reason).copied().unwrap_or(0))).collect()
+        };
+        Counters {
+            values: values.collect(),
+            exits: by_reason(&self.exits, &earlier.exits),
+            spent: by_reason(&self.spent, &earlier.spent),
+        }
     }
 }
 
@@ -72,7 +77,8 @@ impl CountMark {
         let mut counters = Counters::default();
         for word in words {
             match word.split_once('=')? {
-                ("exits", list) => counters.exits = exits(list)?,
+                ("exits", list) => counters.exits = by_reason(list)?,
+                ("spent", list) => counters.spent = by_reason(list)?,
                 (name, count) => _ = counters.values.insert(name.to_owned(), count.parse().ok()?),
             }
         }
@@ -81,7 +87,7 @@ impl CountMark {
 }
 
 /// `REASON:COUNT,REASON:COUNT`
-fn exits(list: &str) -> Option<BTreeMap<u16, u64>> {
+fn by_reason(list: &str) -> Option<BTreeMap<u16, u64>> {
     list.split(',')
         .filter(|item| !item.is_empty())
         .map(|item| {
@@ -98,14 +104,15 @@ mod tests {
     #[test]
     fn what_happened_between_two_marks_is_their_difference() {
         let mark = |text: &str| CountMark::parse(&format!("{COUNT_PREFIX}{text}")).unwrap();
-        let before = mark("a outside=5 root=10 nonroot=1 vmread=2 exits=10:3");
-        let after = mark("b outside=5 root=110 nonroot=8 vmread=9 exits=10:4,18:2");
+        let before = mark("a outside=5 root=10 nonroot=1 vmread=2 exits=10:3 spent=10:9");
+        let after = mark("b outside=5 root=110 nonroot=8 vmread=9 exits=10:4,18:2 spent=10:69,18:40");
         assert_eq!(after.name, "b");
         let between = &after.counters - &before.counters;
         assert_eq!(between.instructions(), 107);
         assert_eq!(between.host_instructions(), 100);
         assert_eq!(between.get("vmread"), 7);
         assert_eq!(between.exits, BTreeMap::from([(10, 1), (18, 2)]));
+        assert_eq!(between.spent, BTreeMap::from([(10, 60), (18, 40)]));
         assert_eq!(between.hardware_exits(), 3);
     }
 

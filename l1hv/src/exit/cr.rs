@@ -99,6 +99,8 @@ fn commit_cr0(vcpu: &mut Vcpu, value: u64, efer: u64) {
     vmcs01.write(GUEST_CR0, value | CR0_NE);
     vmcs01.write(CR0_READ_SHADOW, value);
     vmcs01.write(GUEST_EFER, efer);
+    vcpu.nested.kept.forget();
+    let mut vmcs01 = vcpu.vmcs.vmcs01();
     let entry = EntryControls::from_bits_retain(vmcs01.read(ENTRY_CONTROLS));
     vmcs01.write(ENTRY_CONTROLS, entry_controls_of_efer(entry, efer).bits());
 }

@@ -22,6 +22,7 @@ use shadow::hw::VmcsAccess;
 use shadow::outcome::Fault;
 
 use crate::arch::on_behalf;
+use crate::nested::{self, TrappedWrite};
 use crate::run;
 use crate::stop::{StopReason, reset_machine, stop};
 use crate::vcpu::Vcpu;
@@ -67,6 +68,8 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
         ExitReason::INIT => reset::init(vcpu),
         ExitReason::SIPI => reset::startup(vcpu),
         ExitReason::MONITOR_TRAP_FLAG => run::retry_nmi(vcpu),
+        ExitReason::MOV_DR => nested::spring(vcpu, TrappedWrite::Registers),
+        ExitReason::GDTR_IDTR_ACCESS | ExitReason::LDTR_TR_ACCESS => nested::spring(vcpu, TrappedWrite::Tables),
         ExitReason::TRIPLE_FAULT => triple_fault(vcpu),
         _ => stop_on_unexpected(vcpu, reason),
     }

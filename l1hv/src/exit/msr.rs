@@ -7,6 +7,7 @@ use shadow::outcome::Fault;
 
 use super::Action;
 use crate::arch::{msr as machine, on_behalf};
+use crate::nested::{self, TrappedWrite};
 use crate::vcpu::Vcpu;
 
 /// IA32_FEATURE_CONTROL as the guest hypervisor finds it: locked, VMX allowed outside SMX.
@@ -25,6 +26,9 @@ pub fn rdmsr(vcpu: &mut Vcpu) -> Action {
 
 /// WRMSR.
 pub fn wrmsr(vcpu: &mut Vcpu) -> Action {
+    if nested::has_caught(vcpu, vcpu.ecx()) {
+        return nested::spring(vcpu, TrappedWrite::Registers);
+    }
     match write_for_guest(vcpu, vcpu.ecx(), vcpu.edx_eax()) {
         Ok(()) => Action::Advance,
         Err(fault) => Action::Inject(fault),

@@ -81,6 +81,7 @@ fn reset_registers(vcpu: &mut Vcpu) {
     const LDT: u32 = 0x82;
     let (cr0_mask, cr4_mask) = cr::masks(vcpu);
     let signature = on_behalf::signature();
+    vcpu.nested.kept.forget();
     vcpu.registers.gpr = GuestRegisters::ZERO;
     vcpu.registers.gpr[2] = signature.into();
     let mut vmcs01 = vcpu.vmcs.vmcs01();

@@ -24,6 +24,8 @@ use crate::vcpu::{Level, SHARED_VPID02, VPID01, Vcpu, vpid02};
 pub fn enter(vcpu: &mut Vcpu, wanted: LaunchState) -> Result<(), Failure> {
     let interruptibility = vcpu.vmcs.vmcs01().read(GUEST_INTERRUPTIBILITY);
     vcpu.vmx.check_launch(wanted, interruptibility)?;
+    vcpu.nested.kept.interruptibility = interruptibility;
+    vcpu.nested.kept.stack_rights = vcpu.vmcs.vmcs01().read(GUEST_SS_ACCESS_RIGHTS);
     vcpu.vmx.vmcs12.settle();
     // If a watched page has changed until now and not this VMCS12's, then it is another one's.
     vcpu.memory.watches.begin_merge();
@@ -58,7 +60,9 @@ fn check_and_merge(vcpu: &mut Vcpu) -> Result<Result<(), GuestStateError>, Failu
         check::host_state(vmcs12, &vcpu.offered, vcpu.nested.host_mode)
             .map_err(|violation| refused(violation, InsnError::ENTRY_INVALID_HOST_STATE))?;
         if vmcs12.dirty.intersects(&HostImage::SOURCE) {
-            vcpu.nested.host_image = HostImage::of(vmcs12);
+            let image = HostImage::of(vmcs12);
+            vcpu.nested.kept.change(&vcpu.nested.host_image, &image);
+            vcpu.nested.host_image = image;
         }
     }
     let checked = check::guest_state(vmcs12, &vcpu.offered, &vcpu.memory);

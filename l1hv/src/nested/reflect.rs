@@ -158,6 +158,8 @@ fn resume_guest_hypervisor(vcpu: &mut Vcpu, left: LeftBehind) {
         let (vmcs12, image) = (&vcpu.vmx.vmcs12, &vcpu.nested.host_image);
         load_host_state(&mut vmcs01, vmcs12, image, &vcpu.offered, &vcpu.memory, &left)
     };
+    // VMCS12's controls may keep registers of the nested guest, or load others from its area.
+    vcpu.nested.kept.forget();
     let loaded = loaded.and_then(|()| load_host_msrs(vcpu));
     if let Err(reason) = loaded {
         abort(vcpu, reason);

@@ -11,7 +11,7 @@ use shadow::host_load::is_self_contained;
 use shadow::hw::VmcsAccess;
 use shadow::{Vmcs12, merge};
 
-use super::paging;
+use super::{paging, trap};
 use crate::vcpu::{Level, Vcpu};
 
 /// Whether exits of a nested guest need no more than VMCS12's host state.
@@ -34,10 +34,13 @@ pub fn resume(vcpu: &mut Vcpu) -> bool {
         return false;
     }
     let vmcs01 = vcpu.vmcs.vmcs01();
-    let is_privileged = privilege_level(vmcs01.read(GUEST_SS_ACCESS_RIGHTS)) == 0;
-    if !is_privileged || vmcs01.read(GUEST_INTERRUPTIBILITY) & BLOCKING_BY_MOV_SS != 0 {
+    let stack_rights = vmcs01.read(GUEST_SS_ACCESS_RIGHTS);
+    let interruptibility = vmcs01.read(GUEST_INTERRUPTIBILITY);
+    if privilege_level(stack_rights) != 0 || interruptibility & BLOCKING_BY_MOV_SS != 0 {
         return false;
     }
+    vcpu.nested.kept.stack_rights = stack_rights;
+    vcpu.nested.kept.interruptibility = interruptibility;
     if vcpu.nested.violation.is_some() {
         paging::anticipate(vcpu);
     }
@@ -53,5 +56,11 @@ pub fn resume(vcpu: &mut Vcpu) -> bool {
 pub fn leave(vcpu: &mut Vcpu) {
     vcpu.vmx.vmcs12.exit_is_unsettled = true;
     vcpu.level = Level::GuestHypervisor;
-    vcpu.nested.host_image.load(&mut vcpu.vmcs.vmcs01());
+    let (image, kept) = (&vcpu.nested.host_image, &mut vcpu.nested.kept);
+    let mut vmcs01 = vcpu.vmcs.vmcs01();
+    image.load_changed(&mut vmcs01, kept);
+    let (registers_hold, tables_hold) = (kept.registers.holds(), kept.tables.holds());
+    if !(registers_hold && tables_hold) {
+        trap::load(vcpu, registers_hold, tables_hold);
+    }
 }
