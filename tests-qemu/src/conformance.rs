@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::build;
 use crate::layout::Layout;
-use crate::machine::{self, BOCHS, Boot, ChosenEmulator, Line, Machine, Module, Outcome};
+use crate::machine::{self, BOCHS, Boot, ChosenEmulator, Line, Machine, MachineOptions, Module, Outcome};
 use crate::models::Model;
 use crate::progress::Progress;
 use crate::provision::Provisioned;
@@ -28,6 +28,9 @@ pub use verdict::{Case, Report, Verdict};
 
 /// Limit on one of the two runs, for a machine that does other work too.
 const TIMEOUT: Duration = Duration::from_secs(600);
+
+/// The same on [`crate::machine::Emulator::is_slow`] machines.
+const SLOW_TIMEOUT: Duration = Duration::from_secs(7200);
 
 const CASE_PREFIX: &str = "C ";
 const END_PREFIX: &str = "C-END ";
@@ -49,28 +52,33 @@ impl Mode<'_> {
     pub const DEFAULT: Self = Self { name: "conformance-l1hv", host: "", image: "" };
 }
 
-/// The processors of the machine.
-#[derive(Debug, Clone, Copy)]
-pub struct Processors {
-    /// How many.
-    pub cpus: u32,
-    /// Which; the machine's usual ones if `None`.
+/// The machine that the suite runs on.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The emulator.
+    pub emulator: ChosenEmulator,
+    /// Processors and the like.
+    pub options: MachineOptions,
+    /// The processor's model; the machine's usual one if `None`.
     pub model: Option<&'static Model>,
+    /// Only this group of cases.
+    pub only: Option<String>,
 }
 
-impl Processors {
-    /// So many of the usual ones.
-    pub const fn usual(cpus: u32) -> Self {
-        Self { cpus, model: None }
+impl Place {
+    /// The usual machine with so many processors.
+    pub fn usual(cpus: u32) -> Self {
+        let options = MachineOptions { cpus, ..MachineOptions::default() };
+        Self { emulator: machine::with_nested_vmx(), options, model: None, only: None }
     }
 
-    /// The emulator that has them.
-    fn emulator(self) -> ChosenEmulator {
-        if self.model.is_some() { BOCHS } else { machine::with_nested_vmx() }
+    /// Bochs with one processor of this model.
+    pub fn model(model: &'static Model) -> Self {
+        Self { emulator: BOCHS, model: Some(model), ..Self::usual(1) }
     }
 
     /// The name of a run's logs.
-    fn logs(self, name: &str) -> String {
+    fn logs(&self, name: &str) -> String {
         match self.model {
             Some(model) => format!("{name}-{}", model.name),
             None => name.to_owned(),
@@ -78,7 +86,7 @@ impl Processors {
     }
 
     /// Where the suite runs, for people.
-    fn place(self, place: &str) -> String {
+    fn describe(&self, place: &str) -> String {
         match self.model {
             Some(model) => format!("{place} on {}", model.name),
             None => place.to_owned(),
@@ -92,7 +100,7 @@ pub struct Suite<'a> {
     progress: &'a Progress,
     provisioned: &'a Provisioned,
     explained: Explained,
-    processors: Processors,
+    place: Place,
     image: PathBuf,
     l1hv: PathBuf,
     bare: Results,
@@ -104,13 +112,13 @@ impl<'a> Suite<'a> {
         layout: &'a Layout,
         progress: &'a Progress,
         provisioned: &'a Provisioned,
-        processors: Processors,
+        place: Place,
     ) -> Result<Self> {
         let explained = Explained::find(layout)?;
         let image = build::conformance(layout, progress)?;
         let l1hv = build::l1hv(layout, progress)?;
         let bare = Results::default();
-        Ok(Self { layout, progress, provisioned, explained, processors, image, l1hv, bare })
+        Ok(Self { layout, progress, provisioned, explained, place, image, l1hv, bare })
     }
 
     /// The same, and runs the suite on the bare machine: the cases for one processor, or those for several.
@@ -118,16 +126,16 @@ impl<'a> Suite<'a> {
         layout: &'a Layout,
         progress: &'a Progress,
         provisioned: &'a Provisioned,
-        processors: Processors,
+        place: Place,
     ) -> Result<Self> {
-        let mut suite = Self::build(layout, progress, provisioned, processors)?;
+        let mut suite = Self::build(layout, progress, provisioned, place)?;
         suite.run_on_bare_machine()?;
         Ok(suite)
     }
 
     fn run_on_bare_machine(&mut self) -> Result<()> {
-        let boot = Boot::Multiboot { kernel: Module::new(&self.image), modules: Vec::new() };
-        self.bare = self.run(&format!("conformance-{}-bare", self.processors.cpus), "on the bare machine", boot)?;
+        let boot = Boot::Multiboot { kernel: self.image(""), modules: Vec::new() };
+        self.bare = self.run(&format!("conformance-{}-bare", self.place.options.cpus), "on the bare machine", boot)?;
         ensure!(self.bare.complete, "the suite does not end on the bare machine: {}", self.bare.end);
         Ok(())
     }
@@ -140,7 +148,7 @@ impl<'a> Suite<'a> {
     /// Runs the suite under l1hv, and compares the cases whose names match `filter`.
     pub fn under_l1hv(&self, mode: Mode<'_>, filter: Option<&str>) -> Result<Report> {
         let under = self.run_under_l1hv(mode)?;
-        let explained = self.explained.under(mode.host, self.processors.cpus, &self.bare.cases);
+        let explained = self.explained.under(mode.host, self.place.options.cpus, &self.bare.cases);
         let mut report = Report::compare(&self.bare.cases, &under.cases, &explained, filter);
         if !under.complete {
             report.note(format!("under l1hv the suite does not end: {}", under.end));
@@ -156,21 +164,27 @@ impl<'a> Suite<'a> {
 
     fn run_under_l1hv(&self, mode: Mode<'_>) -> Result<Results> {
         let host = Module::with_args(&self.l1hv, mode.host);
-        let boot = Boot::L1hv { host, guest: vec![Module::with_args(&self.image, mode.image)] };
+        let boot = Boot::L1hv { host, guest: vec![self.image(mode.image)] };
         let place = format!("under l1hv {} {}", mode.host, mode.image);
         self.run(mode.name, place.trim(), boot)
     }
 
-    fn run(&self, name: &str, place: &str, boot: Boot) -> Result<Results> {
-        let processors = self.processors;
-        let step = self.progress.step(format!("conformance {}", processors.place(place)));
-        let machine = Machine {
-            cpus: processors.cpus,
-            cpu_model: processors.model.map(|model| model.name),
-            timeout: TIMEOUT,
-            silence: TIMEOUT,
-            ..Machine::new(processors.logs(name), processors.emulator(), boot)
-        };
+    /// The image; on several processors other groups run than on one, unless the place names one group.
+    fn image(&self, arguments: &str) -> Module {
+        let only = self.place.only.as_ref().map_or_else(String::new, |group| format!(" only={group}"));
+        Module::with_args(&self.image, format!("{arguments}{only}"))
+    }
+
+    fn run(&self, name: &str, what: &str, boot: Boot) -> Result<Results> {
+        let place = &self.place;
+        let step = self.progress.step(format!("conformance {}", place.describe(what)));
+        let timeout = if place.emulator.is_slow() { SLOW_TIMEOUT } else { TIMEOUT };
+        let machine = place.options.apply(Machine {
+            cpu_model: place.model.map(|model| model.name),
+            timeout,
+            silence: timeout,
+            ..Machine::new(place.logs(name), place.emulator, boot)
+        });
         let mut results = Results::default();
         let mut panic = None;
         let outcome = machine.run(self.layout, self.provisioned, |line: Line<'_>| {

@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::build::{self, GuestPrograms};
 use crate::guest::{KvmEpt, Plan, Work};
 use crate::layout::Layout;
-use crate::machine::{ChosenEmulator, DEFAULT_IPS, Line, Machine, Module, Outcome, Source};
+use crate::machine::{ChosenEmulator, DEFAULT_IPS, Line, Machine, MachineOptions, Module, Outcome, Source};
 use crate::parallel::{Level, Parallel, Results};
 use crate::progress::{Progress, Step};
 use crate::protocol::NESTED_INIT;
@@ -26,10 +26,10 @@ const TIMEOUT: Duration = Duration::from_secs(600);
 pub struct Settings {
     /// The machine.
     pub emulator: ChosenEmulator,
+    /// Its other options.
+    pub options: MachineOptions,
     /// Debian kernel series of the guest hypervisor and of the nested guest.
     pub series: String,
-    /// Processors of the machine.
-    pub cpus: u32,
     /// Whether l1hv is below; without it, KVM is the only hypervisor.
     pub host: Host,
 }
@@ -89,7 +89,17 @@ pub fn run(settings: &Settings, layout: &Layout, progress: &Progress) -> Result<
         Host::Bare => None,
     };
     let demo = Demo { settings, layout, progress, provisioned: &provisioned, programs: &programs, host };
-    let runs = [demo.run(KvmEpt::On)?, demo.run(KvmEpt::Off)?];
+    let runs = if settings.emulator.counts_instructions() {
+        // Neither machine changes what the other one counts.
+        std::thread::scope(|scope| {
+            let without_ept = scope.spawn(|| demo.run(KvmEpt::Off));
+            let with_ept = demo.run(KvmEpt::On)?;
+            let without_ept = without_ept.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            anyhow::Ok([with_ept, without_ept?])
+        })?
+    } else {
+        [demo.run(KvmEpt::On)?, demo.run(KvmEpt::Off)?]
+    };
     print!("{}", report::demo(&runs));
     let mut status = 0;
     for run in &runs {
@@ -113,8 +123,9 @@ struct Demo<'a> {
 impl Demo<'_> {
     fn run(&self, ept: KvmEpt) -> Result<Run> {
         let emulator = self.settings.emulator;
+        let options = &self.settings.options;
         let plan = Plan {
-            nested_cpus: if self.settings.cpus > 1 { NESTED_CPUS } else { 1 },
+            nested_cpus: if options.cpus > 1 { NESTED_CPUS } else { 1 },
             ..Plan::new(self.provisioned.kernel(&self.settings.series)?, Work::Demo, ept)
         };
         let guest = plan.prepare(self.layout, self.provisioned, self.programs, emulator, DEFAULT_IPS)?;
@@ -126,11 +137,11 @@ impl Demo<'_> {
             KvmEpt::On => "demo-ept",
             KvmEpt::Off => "demo-no-ept",
         };
-        let machine = Machine { cpus: self.settings.cpus, timeout: TIMEOUT, ..Machine::new(name, emulator, boot) };
+        let machine = options.apply(Machine { timeout: TIMEOUT, ..Machine::new(name, emulator, boot) });
         let step = self.progress.step(format!("machine: {emulator}, guest hypervisor's KVM with {ept}"));
         step.detail("firmware and boot loader");
         let mut transcript = Transcript::default();
-        let mut levels = Levels::new(&step);
+        let mut levels = Levels::new(&step, ept);
         let outcome = machine.run(self.layout, self.provisioned, |line| {
             levels.show(line);
             if let Some(event) = Event::of(line) {
@@ -139,23 +150,25 @@ impl Demo<'_> {
             }
         })?;
         step.done();
-        Ok(Run { ept, cpus: self.settings.cpus, outcome, transcript })
+        Ok(Run { ept, cpus: options.cpus, outcome, transcript })
     }
 }
 
 /// Shows the levels as they come up.
 struct Levels<'a> {
     step: &'a Step,
+    ept: KvmEpt,
     host_seen: bool,
 }
 
 impl<'a> Levels<'a> {
-    fn new(step: &'a Step) -> Self {
-        Self { step, host_seen: false }
+    fn new(step: &'a Step, ept: KvmEpt) -> Self {
+        Self { step, ept, host_seen: false }
     }
 
     fn say(&self, level: &str, what: &str, at: Duration) {
-        self.step.line(&format!("    {:>6.1} s  {level:<18}  {what}", at.as_secs_f64()));
+        let seconds = at.as_secs_f64();
+        self.step.line(&format!("    {}  {seconds:>6.1} s  {level:<18}  {what}", self.ept));
     }
 
     fn show(&mut self, line: Line<'_>) {

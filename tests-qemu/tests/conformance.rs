@@ -1,6 +1,6 @@
 //! The differential suite as a test.
 
-use tests_qemu::conformance::{Mode, Processors, Suite};
+use tests_qemu::conformance::{Mode, Place, Suite};
 use tests_qemu::layout::Layout;
 use tests_qemu::progress::Progress;
 use tests_qemu::provision;
@@ -29,7 +29,7 @@ fn a_guest_hypervisor_observes_under_l1hv_what_it_observes_on_the_bare_machine()
     let layout = Layout::find().expect("the workspace is where it was built");
     let progress = Progress::stderr();
     let provisioned = provision::provision(&layout, &progress).expect("what the machines need is there");
-    let suite = Suite::on_bare_machine(&layout, &progress, &provisioned, Processors::usual(1))
+    let suite = Suite::on_bare_machine(&layout, &progress, &provisioned, Place::usual(1))
         .expect("the suite runs on the bare machine");
     for mode in MODES {
         let report = suite.under_l1hv(mode, None).expect("the suite runs under l1hv");
@@ -48,7 +48,7 @@ fn several_processors_observe_under_l1hv_what_they_observe_on_the_bare_machine()
     let progress = Progress::stderr();
     let provisioned = provision::provision(&layout, &progress).expect("what the machines need is there");
     let suite =
-        Suite::on_bare_machine(&layout, &progress, &provisioned, Processors::usual(SEVERAL)).expect("the suite runs");
+        Suite::on_bare_machine(&layout, &progress, &provisioned, Place::usual(SEVERAL)).expect("the suite runs");
     let cases = suite.bare_cases();
     assert!(cases.len() >= CASES_OF_SEVERAL, "only {} cases", cases.len());
     let wrong: Vec<_> = cases.iter().filter(|(_, result)| result.starts_with("wrong")).collect();

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::conformance::{self, Mode, Processors, Suite, Verdicts};
+use super::machine::MachineArgs;
+use crate::conformance::{self, Mode, Place, Suite, Verdicts};
 use crate::layout::Layout;
+use crate::machine::BOCHS;
 use crate::models::{self, MODELS, Model};
 use crate::progress::Progress;
 use crate::provision::{self, Provisioned};
@@ -16,9 +18,12 @@ pub struct Args {
     /// Compare only cases whose names match; `*`, `?` and `{a,b}` as in a shell.
     #[arg(long, value_name = "GLOB")]
     filter: Option<String>,
-    /// Processors of the machine: with 1 the cases for one run, with more those for several.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
-    cpus: u32,
+    /// Run only this group of cases.
+    #[arg(long, value_name = "GROUP")]
+    only: Option<String>,
+    /// With one processor the cases for one run, with more those for several.
+    #[command(flatten)]
+    options: MachineArgs,
     /// The processor: a model of Bochs.
     #[arg(long, value_name = "NAME", value_parser = models::parser())]
     model: Option<&'static Model>,
@@ -43,8 +48,9 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     if args.all_models {
         return run_on_all_models(args, mode, layout, progress, &provisioned);
     }
-    let processors = Processors { cpus: args.cpus, model: args.model };
-    let suite = Suite::on_bare_machine(layout, progress, &provisioned, processors)?;
+    let emulator = if args.model.is_some() { BOCHS } else { args.options.emulator() };
+    let place = Place { emulator, options: args.options.options(), model: args.model, only: args.only.clone() };
+    let suite = Suite::on_bare_machine(layout, progress, &provisioned, place)?;
     let report = suite.under_l1hv(mode, args.filter.as_deref())?;
     if let Some(file) = &args.json {
         conformance::write_json(&report, file)?;

@@ -5,11 +5,12 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::ValueEnum;
 
-use super::run::{MachineChoice, QemuArgs, print};
+use super::machine::MachineArgs;
+use super::run::print;
 use crate::build;
 use crate::guest::{KvmEpt, Plan, Work};
 use crate::layout::Layout;
-use crate::machine::{DEFAULT_IPS, Machine, Module};
+use crate::machine::{Machine, Module};
 use crate::progress::Progress;
 use crate::provision;
 
@@ -28,9 +29,6 @@ pub struct Args {
     /// Another parameter of kvm-intel; repeatable.
     #[arg(long, value_name = "NAME=VALUE")]
     kvm: Vec<String>,
-    /// Processors.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
-    cpus: u32,
     /// Processors of a nested Linux; with several, it and the guest hypervisor run a parallel workload.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
     nested_cpus: u32,
@@ -46,17 +44,8 @@ pub struct Args {
     /// More kernel arguments of the guest hypervisor.
     #[arg(long, value_name = "STRING", default_value = "")]
     append: String,
-    /// The machine.
-    #[arg(long, value_enum, default_value_t = MachineChoice::Auto)]
-    machine: MachineChoice,
-    /// Memory.
-    #[arg(long, value_name = "MIB", default_value_t = 1024)]
-    memory: u32,
-    /// Ticks to a second of emulated time (Bochs).
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_IPS)]
-    ips: u64,
     #[command(flatten)]
-    qemu: QemuArgs,
+    options: MachineArgs,
     /// Limit on the run, in wall-clock seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     timeout: u64,
@@ -97,7 +86,7 @@ impl From<WorkChoice> for Work {
 pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     let provisioned = provision::provision(layout, progress)?;
     let programs = build::guest_programs(layout, progress)?;
-    let emulator = args.machine.emulator();
+    let emulator = args.options.emulator();
     let ept = if args.no_ept { KvmEpt::Off } else { KvmEpt::On };
     let parameters: Vec<&str> = args.kvm.iter().map(String::as_str).collect();
     let plan = Plan {
@@ -106,7 +95,7 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
         parallel_times: args.parallel_times,
         ..Plan::new(provisioned.kernel(&args.series)?, args.work.into(), ept)
     };
-    let mut guest = plan.prepare(layout, &provisioned, &programs, emulator, args.ips)?;
+    let mut guest = plan.prepare(layout, &provisioned, &programs, emulator, args.options.ips)?;
     guest.kernel.args = format!("{} {}", guest.kernel.args, args.append);
     let boot = if args.bare {
         guest.on_bare_machine()
@@ -114,14 +103,8 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
         guest.under(Module::with_args(build::l1hv(layout, progress)?, &args.hv_append))
     };
     let timeout = Duration::from_secs(args.timeout);
-    let machine = Machine {
-        cpus: args.cpus,
-        ips: args.ips,
-        memory_mib: args.memory,
-        timeout,
-        silence: timeout,
-        ..args.qemu.apply(Machine::new("guest", emulator, boot))
-    };
+    let machine = Machine { timeout, silence: timeout, ..Machine::new("guest", emulator, boot) };
+    let machine = args.options.options().apply(machine);
     let outcome = machine.run(layout, &provisioned, print)?;
     eprintln!("{outcome}");
     Ok(outcome.status())

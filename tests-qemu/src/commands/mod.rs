@@ -4,6 +4,7 @@ mod bench;
 mod conformance;
 mod demo;
 mod guest;
+mod machine;
 mod profile;
 mod run;
 

@@ -5,7 +5,7 @@ use std::fmt;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{Mode, Processors, Report, Suite};
+use super::{Mode, Place, Report, Suite};
 use crate::layout::Layout;
 use crate::models::Model;
 use crate::progress::Progress;
@@ -41,8 +41,7 @@ pub fn of_model(
     model: &'static Model,
     (mode, filter): (Mode<'_>, Option<&str>),
 ) -> Result<OfModel> {
-    let processors = Processors { cpus: 1, model: Some(model) };
-    let mut suite = Suite::build(layout, progress, provisioned, processors)?;
+    let mut suite = Suite::build(layout, progress, provisioned, Place::model(model))?;
     let found = if let Some(kind) = model.stop {
         suite.must_stop(mode, kind)?.map_or(Found::Stops(kind), Found::Failed)
     } else if let Err(error) = suite.run_on_bare_machine() {

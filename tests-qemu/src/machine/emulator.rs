@@ -38,6 +38,16 @@ pub trait Emulator: fmt::Debug + fmt::Display + Sync {
     /// How a machine ended whose emulator has exited by itself, with `status`.
     fn outcome(&self, logs: &Path, status: ExitStatus) -> Outcome;
 
+    /// Whether a machine takes minutes for what takes others seconds.
+    fn is_slow(&self) -> bool {
+        false
+    }
+
+    /// Whether the TSC counts instructions, so that machines side by side do not change what they measure.
+    fn counts_instructions(&self) -> bool {
+        self.tsc_khz(1000).is_some()
+    }
+
     /// The frequency of the processors' TSC where it follows from the machine: a kernel that is told so need not calibrate.
     fn tsc_khz(&self, ips: u64) -> Option<u64>;
 }

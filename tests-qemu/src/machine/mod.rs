@@ -36,6 +36,9 @@ pub use run::{Line, Source};
 /// seconds; a smaller one brings more timer interrupts per instruction.
 pub const DEFAULT_IPS: u64 = 1_000_000_000;
 
+/// Memory of a machine unless something else is said.
+pub const DEFAULT_MEMORY_MIB: u32 = 1024;
+
 /// Who loads what a machine boots, where QEMU is the machine. On Bochs GRUB does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loader {
@@ -154,6 +157,45 @@ pub struct Machine {
     pub silence: Duration,
 }
 
+/// What a user says of a machine, whatever it boots.
+#[derive(Debug, Clone)]
+pub struct MachineOptions {
+    /// See [`Machine::cpus`].
+    pub cpus: u32,
+    /// See [`Machine::memory_mib`].
+    pub memory_mib: u32,
+    /// See [`Machine::ips`].
+    pub ips: u64,
+    /// See [`Machine::loader`]; the emulator's own choice if `None`.
+    pub loader: Option<Loader>,
+    /// See [`Machine::qemu_args`].
+    pub qemu_args: Vec<String>,
+    /// See [`Machine::kvm_parameters`].
+    pub kvm_parameters: Vec<String>,
+}
+
+impl Default for MachineOptions {
+    fn default() -> Self {
+        Self {
+            cpus: 1,
+            memory_mib: DEFAULT_MEMORY_MIB,
+            ips: DEFAULT_IPS,
+            loader: None,
+            qemu_args: Vec::new(),
+            kvm_parameters: Vec::new(),
+        }
+    }
+}
+
+impl MachineOptions {
+    /// `machine` with these.
+    pub fn apply(&self, machine: Machine) -> Machine {
+        let Self { cpus, memory_mib, ips, loader, qemu_args, kvm_parameters } = self.clone();
+        let loader = loader.unwrap_or(machine.loader);
+        Machine { cpus, memory_mib, ips, loader, qemu_args, kvm_parameters, ..machine }
+    }
+}
+
 impl Machine {
     /// A machine with one processor, 1 GiB and generous limits.
     pub fn new(name: impl Into<String>, emulator: ChosenEmulator, boot: Boot) -> Self {
@@ -162,7 +204,7 @@ impl Machine {
             emulator,
             loader: emulator.loader(),
             cpus: 1,
-            memory_mib: 1024,
+            memory_mib: DEFAULT_MEMORY_MIB,
             ips: DEFAULT_IPS,
             cpu_model: None,
             boot,

@@ -92,6 +92,11 @@ impl Emulator for QemuInBochs {
         })
     }
 
+    /// Each exit of a nested guest is dozens of the processor's.
+    fn is_slow(&self) -> bool {
+        true
+    }
+
     fn tsc_khz(&self, ips: u64) -> Option<u64> {
         BOCHS.tsc_khz(ips)
     }

@@ -1,0 +1,79 @@
+//! The options that say on which machine a command runs something.
+
+use clap::ValueEnum;
+
+use crate::machine::{
+    self, BOCHS, ChosenEmulator, DEFAULT_IPS, Loader, MachineOptions, QEMU_IN_BOCHS, QEMU_KVM, QEMU_TCG,
+};
+
+/// Which machine.
+#[derive(Debug, Clone, clap::Args)]
+pub struct MachineArgs {
+    /// The machine; auto takes QEMU where this host has nested VMX, else Bochs.
+    #[arg(long, value_enum, default_value_t = MachineChoice::Auto)]
+    machine: MachineChoice,
+    /// Processors.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
+    pub cpus: u32,
+    /// Memory.
+    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(32..=65536))]
+    memory: u32,
+    /// Ticks to a second of emulated time (bochs, qemu-in-bochs).
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_IPS, value_parser = clap::value_parser!(u64).range(1_000_000..=4_000_000_000))]
+    pub ips: u64,
+    /// More arguments of QEMU, separated by spaces (qemu, qemu-in-bochs).
+    #[arg(long, value_name = "STRING", default_value = "", allow_hyphen_values = true)]
+    qemu_args: String,
+    /// Who loads the image (qemu, qemu-in-bochs) [default: grub, from an ISO; on qemu-in-bochs qemu, by its -kernel].
+    #[arg(long, value_enum)]
+    loader: Option<LoaderChoice>,
+    /// A parameter of the kvm-intel module below QEMU; repeatable (qemu-in-bochs).
+    #[arg(long, value_name = "NAME=VALUE")]
+    outer_kvm: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum MachineChoice {
+    /// VMX emulated in software; the same result every time.
+    Bochs,
+    /// With KVM where this host has nested VMX, else without VMX.
+    Qemu,
+    /// QEMU with KVM on a Linux on Bochs: KVM's nested VMX is the processor.
+    QemuInBochs,
+    /// QEMU where this host has nested VMX, else Bochs.
+    Auto,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LoaderChoice {
+    Grub,
+    Qemu,
+}
+
+impl MachineArgs {
+    /// The emulator to use on this host.
+    pub fn emulator(&self) -> ChosenEmulator {
+        match self.machine {
+            MachineChoice::Bochs => BOCHS,
+            MachineChoice::Auto => machine::with_nested_vmx(),
+            MachineChoice::Qemu if machine::host_has_nested_vmx() => QEMU_KVM,
+            MachineChoice::Qemu => QEMU_TCG,
+            MachineChoice::QemuInBochs => QEMU_IN_BOCHS,
+        }
+    }
+
+    /// The rest.
+    pub fn options(&self) -> MachineOptions {
+        MachineOptions {
+            cpus: self.cpus,
+            memory_mib: self.memory,
+            ips: self.ips,
+            loader: self.loader.map(|choice| match choice {
+                LoaderChoice::Grub => Loader::Grub,
+                LoaderChoice::Qemu => Loader::Qemu,
+            }),
+            qemu_args: self.qemu_args.split_whitespace().map(str::to_owned).collect(),
+            kvm_parameters: self.outer_kvm.clone(),
+        }
+    }
+}
