@@ -15,6 +15,10 @@ pub struct VmxSupport {
     pub feature_control: u64,
     /// IA32_VMX_PROCBASED_CTLS.
     pub primary_controls: u64,
+    /// IA32_VMX_EXIT_CTLS.
+    pub exit_controls: u64,
+    /// IA32_VMX_ENTRY_CTLS.
+    pub entry_controls: u64,
     /// IA32_VMX_PROCBASED_CTLS2.
     pub secondary_controls: u64,
     /// IA32_VMX_EPT_VPID_CAP.
@@ -35,6 +39,27 @@ const ACTIVATE_SECONDARY_CONTROLS: u64 = allowed_1(31);
 const ENABLE_EPT: u64 = allowed_1(1);
 const ENABLE_VPID: u64 = allowed_1(5);
 const UNRESTRICTED_GUEST: u64 = allowed_1(7);
+
+/// Picks the capability MSR of a control word.
+type Word = fn(&VmxSupport) -> u64;
+
+/// The controls without which the host does not run, beside those that have kinds of their own: word, bit and name.
+const CONTROLS: [(Word, u32, &str); 10] = [
+    (|vmx| vmx.primary_controls, 27, "the monitor trap flag"),
+    (|vmx| vmx.primary_controls, 28, "MSR bitmaps"),
+    (|vmx| vmx.exit_controls, 2, "debug controls saved by VM exits"),
+    (|vmx| vmx.exit_controls, 18, "IA32_PAT saved by VM exits"),
+    (|vmx| vmx.exit_controls, 19, "IA32_PAT loaded by VM exits"),
+    (|vmx| vmx.exit_controls, 20, "IA32_EFER saved by VM exits"),
+    (|vmx| vmx.exit_controls, 21, "IA32_EFER loaded by VM exits"),
+    (|vmx| vmx.entry_controls, 2, "debug controls loaded by VM entries"),
+    (|vmx| vmx.entry_controls, 14, "IA32_PAT loaded by VM entries"),
+    (|vmx| vmx.entry_controls, 15, "IA32_EFER loaded by VM entries"),
+];
+
+/// The features of INVVPID that the host uses in IA32_VMX_EPT_VPID_CAP, with their names. The guest hypervisor is offered those of the
+/// others that there are.
+const VPID_FEATURES: [(u64, &str); 2] = [(1 << 32, "INVVPID"), (1 << 41, "single-context INVVPID")];
 
 /// The features of IA32_VMX_EPT_VPID_CAP that the host uses, with their names. SDM Vol. 3D, A.10 "VPID and EPT Capabilities".
 const EPT_FEATURES: [(u64, &str); 6] = [
@@ -61,6 +86,8 @@ pub enum Unsupported {
     NoUnrestrictedGuest,
     /// No VPID.
     NoVpid,
+    /// VMX lacks the named feature.
+    Feature(&'static str),
     /// No execute-disable.
     NoExecuteDisable,
 }
@@ -74,6 +101,7 @@ impl Unsupported {
             Self::NoEpt | Self::EptFeature(_) => StopKind::NoEpt,
             Self::NoUnrestrictedGuest => StopKind::NoUnrestrictedGuest,
             Self::NoVpid => StopKind::NoVpid,
+            Self::Feature(_) => StopKind::NoVmxFeature,
             Self::NoExecuteDisable => StopKind::NoExecuteDisable,
         }
     }
@@ -96,6 +124,10 @@ impl fmt::Display for Unsupported {
                 f.write_str("this processor's VMX has no unrestricted guest: use one that has it (Westmere or later)")
             }
             Self::NoVpid => f.write_str("this processor's VMX has no VPID: use one that has it (Nehalem or later)"),
+            Self::Feature(feature) => write!(
+                f,
+                "VMX of this machine lacks {feature}: use a processor that has it (Westmere or later), or a hypervisor below that passes it on"
+            ),
             Self::NoExecuteDisable => f.write_str(
                 "this processor has no execute-disable, or the firmware switched it off: enable \"Execute Disable\" in its setup",
             ),
@@ -131,6 +163,16 @@ impl VmxSupport {
         if self.secondary_controls & ENABLE_VPID == 0 {
             return Err(Unsupported::NoVpid);
         }
+        for (bit, name) in VPID_FEATURES {
+            if self.ept_vpid & bit == 0 {
+                return Err(Unsupported::Feature(name));
+            }
+        }
+        for (word, control, name) in CONTROLS {
+            if word(self) & allowed_1(control) == 0 {
+                return Err(Unsupported::Feature(name));
+            }
+        }
         if !self.execute_disable {
             return Err(Unsupported::NoExecuteDisable);
         }
@@ -148,9 +190,11 @@ mod tests {
             vmx: true,
             execute_disable: true,
             feature_control: FEATURE_CONTROL_LOCKED | FEATURE_CONTROL_VMX_OUTSIDE_SMX,
-            primary_controls: ACTIVATE_SECONDARY_CONTROLS,
+            primary_controls: u64::MAX,
+            exit_controls: u64::MAX,
+            entry_controls: u64::MAX,
             secondary_controls: ENABLE_EPT | ENABLE_VPID | UNRESTRICTED_GUEST,
-            ept_vpid: EPT_FEATURES.iter().fold(0, |all, (bit, _)| all | bit),
+            ept_vpid: EPT_FEATURES.iter().chain(&VPID_FEATURES).fold(0, |all, (bit, _)| all | bit),
         }
     }
 
@@ -179,6 +223,31 @@ mod tests {
         ];
         for (machine, kind) in cases {
             assert_eq!(machine.check().map_err(Unsupported::kind), Err(kind), "{machine:x?}");
+        }
+    }
+
+    #[test]
+    fn each_missing_control_is_named_by_a_stop_that_calls_it_no_defect() {
+        for control in 0..32 {
+            let without = !allowed_1(control);
+            for (word, machine) in [
+                ("primary", VmxSupport { primary_controls: without, ..good() }),
+                ("exit", VmxSupport { exit_controls: without, ..good() }),
+                ("entry", VmxSupport { entry_controls: without, ..good() }),
+            ] {
+                let expected = match (word, control) {
+                    ("primary", 27 | 28) | ("exit", 2 | 18..=21) | ("entry", 2 | 14 | 15) => {
+                        Err(StopKind::NoVmxFeature)
+                    }
+                    ("primary", 31) => Err(StopKind::NoEpt),
+                    _ => Ok(None),
+                };
+                assert_eq!(machine.check().map_err(Unsupported::kind), expected, "{word} {control}");
+            }
+        }
+        for (bit, name) in VPID_FEATURES {
+            let machine = VmxSupport { ept_vpid: good().ept_vpid & !bit, ..good() };
+            assert_eq!(machine.check(), Err(Unsupported::Feature(name)));
         }
     }
 

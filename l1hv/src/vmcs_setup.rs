@@ -1,6 +1,7 @@
 //! vmcs01 and vmcs02 before their first entry.
 
 use boot::guest::GuestEntry;
+use boot::stop::StopKind;
 use ept::{Eptp, Hpa};
 use shadow::VmxCaps;
 use shadow::controls::{ControlWord, EntryControls, ExitControls, Pin, Primary, Secondary};
@@ -11,7 +12,7 @@ use x86_64::registers::control::{Cr0, Cr3, Cr4, Cr4Flags, Efer};
 
 use crate::arch::enter::{GuestRegisters, exit_address};
 use crate::arch::gdt::HostSegments;
-use crate::stop::stop_internal;
+use crate::stop::{StopReason, stop};
 use crate::vcpu::{SHARED_VPID02, VPID01};
 
 /// The host state of both VMCSs.
@@ -44,9 +45,14 @@ pub fn host_state(vmcs: &mut impl VmcsAccess, segments: &HostSegments, registers
 
 const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
 
-/// A control word with what the host wants. The processor was checked at boot, so that a missing control is a defect.
+/// A control word with what the host wants. The boot has named each control that is known to be missing on some machine; this names the
+/// others, and those whose fields are missing.
 fn choose<W: ControlWord>(caps: &VmxCaps, on: W, off: W) -> W {
-    caps.choose(on, off).unwrap_or_else(|conflict| stop_internal!("the processor lacks controls: {conflict}"))
+    caps.choose(on, off).unwrap_or_else(|conflict| {
+        let message =
+            format_args!("this machine's VMX, {conflict}: use a processor, or a hypervisor below, that allows it");
+        stop(StopReason::new(StopKind::NoVmxFeature, message))
+    })
 }
 
 /// Controls of vmcs01: pass-through, with what nesting needs.
@@ -60,8 +66,9 @@ pub fn controls01(vmcs01: &mut impl VmcsAccess, caps: &VmxCaps, ept01: Eptp, msr
         | Secondary::ENABLE_PCONFIG;
     let secondary = wanted | pass_through & Secondary::from_bits_retain(caps.secondary.may_be_1);
     let primary = Primary::USE_MSR_BITMAPS | Primary::ACTIVATE_SECONDARY;
-    // Exits that a processor makes by default, for hypervisors of its first generation.
+    // Exits that a processor makes by default, for hypervisors of its first generation; one without the TRUE capability MSRs always.
     let cr3_exits = Primary::CR3_LOAD_EXITING | Primary::CR3_STORE_EXITING;
+    let cr3_exits = cr3_exits - Primary::from_bits_retain(caps.primary.must_be_1);
     vmcs01.write(PIN_CONTROLS, choose(caps, Pin::empty(), Pin::empty()).bits());
     vmcs01.write(PRIMARY_CONTROLS, choose(caps, primary, cr3_exits).bits());
     vmcs01.write(SECONDARY_CONTROLS, choose(caps, secondary, Secondary::empty()).bits());

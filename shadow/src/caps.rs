@@ -25,8 +25,6 @@ pub enum Exists {
 
 /// IA32_VMX_BASIC\[55\]: the TRUE capability MSRs exist.
 const BASIC_TRUE_CONTROLS: u64 = 1 << 55;
-/// IA32_VMX_BASIC\[49\]: dual-monitor treatment of SMI and SMM.
-const BASIC_DUAL_MONITOR: u64 = 1 << 49;
 
 /// The VMCS revision identifier of VMCS12: its layout is ours, so its name is too.
 pub const VMCS12_REVISION: u32 = 0x4c31_4856;
@@ -154,29 +152,32 @@ impl VmxCaps {
         }
     }
 
-    /// What the guest hypervisor is offered: all that the processor has, less the controls that [`crate::controls`] marks hidden
-    /// and the EPT features that `ept_offered` leaves out.
+    /// What the guest hypervisor is offered: of what the processor has, the controls that [`crate::controls`] names and does not mark
+    /// hidden, the EPT features of `ept_offered`, and what is named here of the rest. What has no name here stays hidden.
     pub fn offered(&self) -> Self {
-        /// Intel PT in VMX operation, RDMSR of IA32_SMBASE in SMM, and SMI blocking across VMXOFF: their features are not offered.
-        const MISC_HIDDEN: u64 = 1 << 14 | 1 << 15 | 1 << 28;
-        const BASIC_REVISION: u64 = 0x7fff_ffff;
-        const BASIC_SIZE: u64 = 0x1fff << 32;
+        /// IA32_VMX_BASIC: physical addresses of 32 bits, the memory type, information on INS and OUTS, the TRUE capability MSRs, and
+        /// hardware exceptions with any error code.
+        const BASIC: u64 = 1 << 48 | 0xf << 50 | 1 << 54 | BASIC_TRUE_CONTROLS | 1 << 56;
+        /// IA32_VMX_MISC: the rate of the timer, EFER.LMA stored, activity states, CR3-target values, the size of MSR areas, VMWRITE to
+        /// exit information, and injection with an instruction length of 0. Not Intel PT, and nothing of SMM.
+        const MISC: u64 = 0x1f | 1 << 5 | 7 << 6 | 0x1ff << 16 | 7 << 25 | 1 << 29 | 1 << 30;
         // The host keeps the content of a shadow VMCS in one of its own, which takes VMWRITE to exit information.
-        let unusable = if self.vmwrite_any() { Secondary::empty() } else { Secondary::VMCS_SHADOWING };
+        let vmcs_shadowing = if self.vmwrite_any() { Secondary::empty() } else { Secondary::VMCS_SHADOWING };
+        // The host does not let an exit of its own start the timer again.
+        let saves_timer = self.may_be_1(Control::Exit(ExitControls::SAVE_PREEMPTION_TIMER));
+        let timer = if saves_timer { Pin::empty() } else { Pin::ACTIVATE_PREEMPTION_TIMER };
         Self {
-            basic: self.basic & !(BASIC_REVISION | BASIC_SIZE | BASIC_DUAL_MONITOR)
-                | u64::from(VMCS12_REVISION)
-                | 4096 << 32,
-            pin: self.pin.without(Pin::HIDDEN.bits()),
-            primary: self.primary.without(Primary::HIDDEN.bits()),
-            secondary: self.secondary.without((Secondary::HIDDEN | unusable).bits()),
-            tertiary: self.tertiary & !Tertiary::HIDDEN.bits(),
-            exit: self.exit.without(ExitControls::HIDDEN.bits()),
-            secondary_exit: self.secondary_exit & !SecondaryExitControls::HIDDEN.bits(),
-            entry: self.entry.without(EntryControls::HIDDEN.bits()),
-            misc: self.misc & !MISC_HIDDEN,
+            basic: self.basic & BASIC | u64::from(VMCS12_REVISION) | 4096 << 32,
+            pin: self.pin.only((Pin::OFFERED - timer).bits(), Pin::DEFAULT1.bits()),
+            primary: self.primary.only(Primary::OFFERED.bits(), Primary::DEFAULT1.bits()),
+            secondary: self.secondary.only((Secondary::OFFERED - vmcs_shadowing).bits(), 0),
+            tertiary: self.tertiary & Tertiary::OFFERED.bits(),
+            exit: self.exit.only(ExitControls::OFFERED.bits(), ExitControls::DEFAULT1.bits()),
+            secondary_exit: self.secondary_exit & SecondaryExitControls::OFFERED.bits(),
+            entry: self.entry.only(EntryControls::OFFERED.bits(), EntryControls::DEFAULT1.bits()),
+            misc: self.misc & MISC,
             ept_vpid: ept_offered(self.ept_vpid),
-            vmfunc: self.vmfunc & !VmFunctions::HIDDEN.bits(),
+            vmfunc: self.vmfunc & VmFunctions::OFFERED.bits(),
             ..*self
         }
     }
@@ -408,6 +409,55 @@ mod tests {
             assert!(!without.has_secondary(Secondary::VMCS_SHADOWING) && !without.has_field(VMREAD_BITMAP.id()));
             assert!(without.has_secondary(Secondary::ENABLE_EPT));
         }
+    }
+
+    /// A processor with every bit that may be anything: what is offered of it has a name.
+    #[test]
+    fn nothing_without_a_name_is_offered_but_what_must_be_1() {
+        fn named<W: ControlWord>() -> u64 {
+            W::BITS.iter().fold(0, |bits, bit| bits | 1 << bit.position)
+        }
+        const RESERVED: u32 = 1 << 31;
+        let anything = Allowed { must_be_1: 0, may_be_1: u32::MAX };
+        let machine = VmxCaps {
+            basic: u64::MAX,
+            pin: Allowed { must_be_1: RESERVED, ..anything },
+            primary: anything,
+            secondary: anything,
+            tertiary: u64::MAX,
+            exit: anything,
+            secondary_exit: u64::MAX,
+            entry: Allowed { must_be_1: RESERVED, ..anything },
+            misc: u64::MAX,
+            ept_vpid: u64::MAX,
+            vmfunc: u64::MAX,
+            ..VmxCaps::default()
+        };
+        let offered = machine.offered();
+        let unnamed = |word: Allowed, named: u64| word.may_be_1 & !(named as u32);
+        assert_eq!(unnamed(offered.pin, named::<Pin>()), Pin::DEFAULT1.bits() | RESERVED);
+        assert_eq!(
+            unnamed(offered.primary, named::<Primary>()),
+            Primary::DEFAULT1.bits() & !(named::<Primary>() as u32)
+        );
+        assert_eq!(unnamed(offered.secondary, named::<Secondary>()), 0);
+        let exit = ExitControls::DEFAULT1.bits() & !(named::<ExitControls>() as u32);
+        assert_eq!(unnamed(offered.exit, named::<ExitControls>()), exit);
+        assert_eq!(offered.exit.must_be_1, exit, "what is unknown keeps its default");
+        let entry = EntryControls::DEFAULT1.bits() & !(named::<EntryControls>() as u32);
+        assert_eq!(unnamed(offered.entry, named::<EntryControls>()), entry | RESERVED);
+        assert_eq!(offered.tertiary & !named::<Tertiary>(), 0);
+        assert_eq!(offered.secondary_exit & !named::<SecondaryExitControls>(), 0);
+        assert_eq!(offered.vmfunc, named::<VmFunctions>());
+        assert_eq!(offered.basic, 0x01fd_1000_0000_0000 | u64::from(VMCS12_REVISION));
+        assert_eq!(offered.misc, 0x6fff_01ff & !(1 << 28) & !(0x7f << 9));
+    }
+
+    #[test]
+    fn a_timer_that_no_exit_saves_is_not_offered() {
+        let exit = skylake_caps().exit.without(ExitControls::SAVE_PREEMPTION_TIMER.bits());
+        let offered = VmxCaps { exit, ..skylake_caps() }.offered();
+        assert!(!offered.has_field(PREEMPTION_TIMER_VALUE.id()) && offered.has_field(GUEST_RIP.id()));
     }
 
     #[test]

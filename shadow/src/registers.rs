@@ -102,6 +102,28 @@ pub fn entry_controls_of_efer(controls: EntryControls, efer: u64) -> EntryContro
     controls
 }
 
+/// CR3 after a MOV of this value, and whether translations are dropped (SDM Volume 2B, MOV: Move to/from Control Registers). `None`: #GP, for
+/// a reserved bit.
+///
+/// ```
+/// use shadow::registers::{CR4_PCIDE, EFER_LMA, cr3_after_write};
+///
+/// const KEEP: u64 = 1 << 63;
+/// assert_eq!(cr3_after_write(0x1000, 0, EFER_LMA, 46), Some((0x1000, true)));
+/// assert_eq!(cr3_after_write(KEEP | 0x1001, CR4_PCIDE, EFER_LMA, 46), Some((0x1001, false)));
+/// assert_eq!(cr3_after_write(KEEP, 0, EFER_LMA, 46), None);
+/// assert_eq!(cr3_after_write(1 << 46, 0, EFER_LMA, 46), None);
+/// ```
+pub const fn cr3_after_write(written: u64, cr4: u64, efer: u64, physical_bits: u32) -> Option<(u64, bool)> {
+    const KEEP_TRANSLATIONS: u64 = 1 << 63;
+    let choice = if cr4 & CR4_PCIDE != 0 { KEEP_TRANSLATIONS } else { 0 };
+    let value = written & !choice;
+    if efer & EFER_LMA != 0 && value >> physical_bits != 0 {
+        return None;
+    }
+    Some((value, written & choice == 0))
+}
+
 /// CR0 or CR4 of a guest with its guest/host mask and read shadow (SDM 25.6.6 "Guest/Host Masks and Read Shadows for CR0 and CR4"). Bits of
 /// the mask are the host's: the guest reads the shadow there, and exits when it writes something else.
 ///

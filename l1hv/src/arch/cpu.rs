@@ -61,7 +61,8 @@ pub fn apic_id() -> u32 {
 /// Reads what [`VmxSupport::check`] needs to know.
 pub fn vmx_support() -> VmxSupport {
     use x86::msr::{
-        IA32_EFER, IA32_FEATURE_CONTROL, IA32_VMX_EPT_VPID_CAP, IA32_VMX_PROCBASED_CTLS, IA32_VMX_PROCBASED_CTLS2,
+        IA32_EFER, IA32_FEATURE_CONTROL, IA32_VMX_ENTRY_CTLS, IA32_VMX_EPT_VPID_CAP, IA32_VMX_EXIT_CTLS,
+        IA32_VMX_PROCBASED_CTLS, IA32_VMX_PROCBASED_CTLS2,
     };
     const EFER_NXE: u64 = 1 << 11;
     let vmx = __cpuid(1).ecx & 1 << 5 != 0;
@@ -72,6 +73,8 @@ pub fn vmx_support() -> VmxSupport {
         execute_disable: msr::try_read(IA32_EFER).unwrap_or(0) & EFER_NXE != 0,
         feature_control: vmx_msr(IA32_FEATURE_CONTROL),
         primary_controls: vmx_msr(IA32_VMX_PROCBASED_CTLS),
+        exit_controls: vmx_msr(IA32_VMX_EXIT_CTLS),
+        entry_controls: vmx_msr(IA32_VMX_ENTRY_CTLS),
         secondary_controls: vmx_msr(IA32_VMX_PROCBASED_CTLS2),
         ept_vpid: vmx_msr(IA32_VMX_EPT_VPID_CAP),
     }

@@ -15,12 +15,19 @@ use crate::vcpu::{VPID01, Vcpu};
 /// A change of one of these drops translations, and reloads the PDPTEs of a PAE guest.
 const CR4_PAGING: u64 = CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP;
 
-/// Handles an access to CR0 or CR4; no other register exits.
+/// Handles an access to CR0 or CR4, or to CR3 on a processor that makes it exit.
 pub fn handle(vcpu: &mut Vcpu) -> Action {
     let access = CrAccess(vcpu.vmcs.vmcs01().read(EXIT_QUALIFICATION));
-    let (cr0, source) = (vcpu.visible_cr0(), vcpu.gpr(access.gpr()));
+    let operand = vcpu.register_operand_mask();
+    let (cr0, source) = (vcpu.visible_cr0(), vcpu.gpr(access.gpr()) & operand);
     let outcome = match (access.kind(), access.register()) {
         (CrAccessKind::MovTo, 0) => set_cr0(vcpu, source),
+        (CrAccessKind::MovTo, 3) => set_cr3(vcpu, source),
+        (CrAccessKind::MovFrom, 3) => {
+            let cr3 = vcpu.vmcs.vmcs01().read(GUEST_CR3);
+            vcpu.set_gpr(access.gpr(), cr3 & operand);
+            Ok(())
+        }
         (CrAccessKind::MovTo, 4) => set_cr4(vcpu, source),
         (CrAccessKind::Clts, _) => set_cr0(vcpu, cr0 & !CR0_TS),
         (CrAccessKind::Lmsw, _) => {
@@ -58,6 +65,14 @@ impl Vcpu {
         let vmcs01 = self.vmcs.vmcs01();
         MaskedRegister { value: vmcs01.read(GUEST_CR4), mask, read_shadow: vmcs01.read(CR4_READ_SHADOW) }.visible()
     }
+
+    /// The bits of a register that MOV to and from control registers moves: outside 64-bit mode the lower half.
+    fn register_operand_mask(&mut self) -> u64 {
+        let vmcs01 = self.vmcs.vmcs01();
+        let long_mode = vmcs01.read(GUEST_EFER) & EFER_LMA != 0;
+        let long_code = vmcs01.read(GUEST_CS_ACCESS_RIGHTS) & access_rights::LONG != 0;
+        if long_mode && long_code { u64::MAX } else { 0xffff_ffff }
+    }
 }
 
 fn require(condition: bool) -> Result<(), Fault> {
@@ -69,7 +84,8 @@ fn set_cr0(vcpu: &mut Vcpu, value: u64) -> Result<(), Fault> {
     let fixed = vcpu.caps.cr0_fixed0;
     let in_vmx = vcpu.vmx.vmxon_region.is_some();
     let vmcs01 = vcpu.vmcs.vmcs01();
-    let (old, cr4, efer) = (vmcs01.read(GUEST_CR0), vmcs01.read(GUEST_CR4), vmcs01.read(GUEST_EFER));
+    let (old, cr3) = (vmcs01.read(GUEST_CR0), vmcs01.read(GUEST_CR3));
+    let (cr4, efer) = (vmcs01.read(GUEST_CR4), vmcs01.read(GUEST_EFER));
     let code_is_long = vmcs01.read(GUEST_CS_ACCESS_RIGHTS) & access_rights::LONG != 0;
     require(value >> 32 == 0)?;
     let value = value & CR0_DEFINED | CR0_ET;
@@ -85,7 +101,7 @@ fn set_cr0(vcpu: &mut Vcpu, value: u64) -> Result<(), Fault> {
     }
     let efer = efer_of_paging(efer, value);
     if is_paged && efer & EFER_LMA == 0 && cr4 & CR4_PAE != 0 {
-        vcpu.load_pdptes(value, cr4)?;
+        vcpu.load_pdptes(value, cr3, cr4)?;
     }
     commit_cr0(vcpu, value, efer);
     if was_paged != is_paged {
@@ -105,6 +121,22 @@ fn commit_cr0(vcpu: &mut Vcpu, value: u64, efer: u64) {
     vmcs01.write(ENTRY_CONTROLS, entry_controls_of_efer(entry, efer).bits());
 }
 
+/// MOV to CR3 with all its conditions, for a processor without the TRUE capability MSRs: it has no way to let CR3 pass.
+fn set_cr3(vcpu: &mut Vcpu, written: u64) -> Result<(), Fault> {
+    let vmcs01 = vcpu.vmcs.vmcs01();
+    let (cr0, cr4, efer) = (vmcs01.read(GUEST_CR0), vmcs01.read(GUEST_CR4), vmcs01.read(GUEST_EFER));
+    let after = cr3_after_write(written, cr4, efer, vcpu.caps.physical_bits);
+    let (cr3, drops_translations) = after.ok_or(Fault::GeneralProtection)?;
+    if cr0 & CR0_PG != 0 && cr4 & CR4_PAE != 0 && efer & EFER_LMA == 0 {
+        vcpu.load_pdptes(cr0, cr3, cr4)?;
+    }
+    vcpu.vmcs.vmcs01().write(GUEST_CR3, cr3);
+    if drops_translations {
+        invvpid(Invvpid::Single(VPID01));
+    }
+    Ok(())
+}
+
 /// MOV to CR4 with all its conditions.
 fn set_cr4(vcpu: &mut Vcpu, value: u64) -> Result<(), Fault> {
     let fixed0 = vcpu.caps.cr4_fixed0;
@@ -121,7 +153,7 @@ fn set_cr4(vcpu: &mut Vcpu, value: u64) -> Result<(), Fault> {
     }
     let paging_changes = (value ^ old) & CR4_PAGING != 0;
     if paging_changes && cr0 & CR0_PG != 0 && value & CR4_PAE != 0 && !long_mode {
-        vcpu.load_pdptes(cr0, value)?;
+        vcpu.load_pdptes(cr0, cr3, value)?;
     }
     let mut vmcs01 = vcpu.vmcs.vmcs01();
     vmcs01.write(GUEST_CR4, value | CR4_VMXE);
@@ -134,8 +166,7 @@ fn set_cr4(vcpu: &mut Vcpu, value: u64) -> Result<(), Fault> {
 
 impl Vcpu {
     /// Loads the PDPTEs of the guest hypervisor, which with EPT come from the VMCS.
-    fn load_pdptes(&mut self, cr0: u64, cr4: u64) -> Result<(), Fault> {
-        let cr3 = self.vmcs.vmcs01().read(GUEST_CR3);
+    fn load_pdptes(&mut self, cr0: u64, cr3: u64, cr4: u64) -> Result<(), Fault> {
         let loaded = shadow::check::load_pdptes(&self.memory, &self.caps, cr0, cr3, cr4, false);
         if let Some(pdptes) = loaded.map_err(|_| Fault::GeneralProtection)? {
             let mut vmcs01 = self.vmcs.vmcs01();

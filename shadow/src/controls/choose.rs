@@ -31,6 +31,13 @@ impl Allowed {
         value & self.must_be_1 == self.must_be_1 && value & !self.may_be_1 == 0
     }
 
+    /// The same with only some bits of which both settings are allowed. The others keep the setting that a processor without them has: 1 in
+    /// the default1 class and where they must be 1, else 0.
+    pub const fn only(self, offered: u32, default1: u32) -> Self {
+        let must_be_1 = self.must_be_1 | self.may_be_1 & default1 & !offered;
+        Self { must_be_1, may_be_1: self.may_be_1 & (offered | must_be_1) }
+    }
+
     /// The same without some bits that could be 1.
     pub const fn without(self, hidden: u32) -> Self {
         Self { must_be_1: self.must_be_1, may_be_1: self.may_be_1 & (!hidden | self.must_be_1) }
@@ -164,6 +171,13 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_bit_that_is_not_offered_keeps_its_default_setting_and_one_that_must_be_1_keeps_that() {
+        let allowed = Allowed { must_be_1: 0b0000_0010, may_be_1: 0b0001_1111 };
+        let only = allowed.only(0b0000_0101, 0b0001_0001);
+        assert_eq!(only, Allowed { must_be_1: 0b0001_0010, may_be_1: 0b0001_0111 });
     }
 
     #[test]

@@ -43,6 +43,8 @@ macro_rules! control_word {
             pub const COMPUTED: Self = Self::of_class(BitMerge::Computed);
             /// Bits that the guest hypervisor is not offered; always 0 in vmcs02.
             pub const HIDDEN: Self = Self::of_class(BitMerge::Hidden);
+            /// Bits that it is offered. One without a name is not among them: nobody here knows what it does to the host.
+            pub const OFFERED: Self = Self::FROM_GUEST.union(Self::FORCED).union(Self::COMPUTED);
 
             const fn of_class(class: BitMerge) -> Self {
                 let mut bits = 0;
