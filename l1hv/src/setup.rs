@@ -9,6 +9,7 @@ use ept::{Hpa, PageSize};
 use shadow::caps::ept_vpid;
 use shadow::check::HostMode;
 use shadow::controls::Secondary;
+use shadow::cpuid::CpuidView;
 use shadow::fields::FIELD_COUNT;
 use shadow::host_load::{HostImage, TRAPPED_MSRS};
 use shadow::index::FieldTable;
@@ -22,7 +23,7 @@ use shadow::{FieldId, FieldSet, VmxCaps};
 use crate::arch::enter::GuestRegisters;
 use crate::arch::gdt::HostSegments;
 use crate::arch::vmx::VmcsPair;
-use crate::arch::{msr, on_behalf};
+use crate::arch::{cpu, msr, on_behalf};
 use crate::boot_flow::{HostSetup, stop_host_memory};
 use crate::ept01::Ept01;
 use crate::exit::{WAIT_FOR_SIPI, control_register_masks, wait_for_start};
@@ -42,6 +43,7 @@ use crate::watch::SLOTS;
 pub struct Blueprint {
     caps: VmxCaps,
     offered: VmxCaps,
+    cpuid: CpuidView,
     prints_stats: bool,
     on_triple_fault: TripleFault,
     takes_hypercalls: bool,
@@ -112,6 +114,7 @@ impl Workshop {
         };
         log::debug!("{table_pages} pages for EPT tables, {} of them for EPT01", pool.in_use());
         let blueprint = place.into_value(Blueprint {
+            cpuid: CpuidView::new(&caps, cpu::cpuid),
             caps,
             offered,
             prints_stats: options.stats,
@@ -265,6 +268,7 @@ pub fn build(
         vmcs,
         level: Level::GuestHypervisor,
         offered_fields: offered.fields(),
+        cpuid: &blueprint.cpuid,
         sync_sets: SyncSets::new(offered, &shadow_fields.live),
         shadow_fields,
         short_table: shadow_fields.short_table,

@@ -7,6 +7,7 @@ use ept::walk::Ept12;
 use ept::{Eptp, Hpa, NestedGpa};
 use shadow::check::HostMode;
 use shadow::controls::EntryControls;
+use shadow::cpuid::CpuidView;
 use shadow::event::{BLOCKING_BY_MOV_SS, BLOCKING_BY_STI};
 use shadow::fields::*;
 use shadow::host_load::{HostImage, Kept};
@@ -136,6 +137,8 @@ pub struct Vcpu {
     pub offered: VmxCaps,
     /// The fields that go with that.
     pub offered_fields: FieldSet,
+    /// What CPUID tells it.
+    pub cpuid: &'static CpuidView,
     /// Those that it accesses without an exit.
     pub shadow_fields: &'static ShadowFields,
     /// Those that [`crate::exit::short`] may handle.

@@ -58,12 +58,11 @@ fn choose<W: ControlWord>(caps: &VmxCaps, on: W, off: W) -> W {
 /// Controls of vmcs01: pass-through, with what nesting needs.
 pub fn controls01(vmcs01: &mut impl VmcsAccess, caps: &VmxCaps, ept01: Eptp, msr_bitmap01: Hpa) {
     let wanted = Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST | Secondary::ENABLE_VPID;
-    // Instructions that are #UD in a guest unless a control says otherwise.
+    // Instructions that are #UD in a guest unless a control says otherwise; `shadow::cpuid` withholds those whose controls are missing here.
     let pass_through = Secondary::ENABLE_RDTSCP
         | Secondary::ENABLE_INVPCID
         | Secondary::ENABLE_XSAVES
-        | Secondary::ENABLE_USER_WAIT_AND_PAUSE
-        | Secondary::ENABLE_PCONFIG;
+        | Secondary::ENABLE_USER_WAIT_AND_PAUSE;
     let secondary = wanted | pass_through & Secondary::from_bits_retain(caps.secondary.may_be_1);
     let primary = Primary::USE_MSR_BITMAPS | Primary::ACTIVATE_SECONDARY;
     // Exits that a processor makes by default, for hypervisors of its first generation; one without the TRUE capability MSRs always.

@@ -19,6 +19,7 @@
 //! |---|---|
 //! | name, encode or look up a VMCS field | [`fields`], [`encoding`], [`index`] |
 //! | know what a processor has, and what a guest hypervisor is offered of it | [`caps`] |
+//! | answer CPUID | [`cpuid`] |
 //! | compute a control word, and hold words against each other | [`VmxCaps::choose`], [`controls::ControlWords::check_dependencies`] |
 //! | take a VM exit apart | [`exit::ExitReason::info`], [`exit::Qualification`], [`exit::InsnInfo`], [`exit::InterruptionInfo`] |
 //! | inject an event, or inject an interrupted one again | [`injection`], [`event`] |
@@ -61,6 +62,7 @@ extern crate std;
 pub mod caps;
 pub mod check;
 pub mod controls;
+pub mod cpuid;
 pub mod encoding;
 pub mod event;
 pub mod exit;

@@ -1,7 +1,7 @@
 //! The few processor instructions that are neither VMX, MSR nor port accesses.
 
 use core::arch::asm;
-use core::arch::x86_64::__cpuid;
+use core::arch::x86_64::{__cpuid, __cpuid_count};
 
 use boot::machine::VmxSupport;
 
@@ -44,6 +44,12 @@ pub fn cr2() -> u64 {
     // SAFETY: reading CR2 has no effect.
     unsafe { asm!("mov {}, cr2", out(reg) value, options(nomem, nostack, preserves_flags)) };
     value
+}
+
+/// CPUID: EAX, EBX, ECX and EDX.
+pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
+    let answer = __cpuid_count(leaf, subleaf);
+    [answer.eax, answer.ebx, answer.ecx, answer.edx]
 }
 
 /// Whether the processor maps 1 GiB pages: CPUID.80000001H:EDX[26].

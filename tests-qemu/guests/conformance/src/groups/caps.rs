@@ -1,5 +1,6 @@
-//! Capability MSRs and IA32_FEATURE_CONTROL (SDM Appendix A).
+//! Capability MSRs and IA32_FEATURE_CONTROL (SDM Appendix A), and CPUID.
 
+use core::arch::x86_64::__cpuid_count;
 use core::fmt;
 
 use crate::cpu::{rdmsr, wrmsr};
@@ -20,7 +21,7 @@ impl fmt::Display for Read {
     }
 }
 
-/// One case for reading and one for writing each.
+/// One case for reading and one for writing each MSR; one for each leaf of CPUID.
 pub fn run(suite: &mut Suite) {
     for msr in (0x480..=0x493).chain([IA32_FEATURE_CONTROL]) {
         let before = rdmsr(msr);
@@ -28,5 +29,17 @@ pub fn run(suite: &mut Suite) {
         suite.case(format_args!("write-{msr:#x}"), wrmsr(msr, before.unwrap_or(0)));
         suite.case(format_args!("write-zero-{msr:#x}"), wrmsr(msr, 0));
         suite.case(format_args!("unchanged-{msr:#x}"), rdmsr(msr) == before);
+    }
+    let beyond = [0x4000_0000, 0x4000_0001, 0x4000_0100, 0x7fff_ffff, 0xc000_0000, u32::MAX];
+    for leaf in (0..0x30).chain(0x8000_0000..0x8000_0010).chain(beyond) {
+        let subleaves = if leaf == 0xd { 20 } else { 4 };
+        for subleaf in 0..subleaves {
+            let answer = __cpuid_count(leaf, subleaf);
+            let (eax, ebx, ecx, edx) = (answer.eax, answer.ebx, answer.ecx, answer.edx);
+            suite.case(
+                format_args!("cpuid-{leaf:#x}-{subleaf}"),
+                format_args!("eax={eax:#x} ebx={ebx:#x} ecx={ecx:#x} edx={edx:#x}"),
+            );
+        }
     }
 }
