@@ -2,6 +2,8 @@
 
 /// IA32_TIME_STAMP_COUNTER.
 pub const IA32_TSC: u32 = 0x10;
+/// MSR_KVM_WALL_CLOCK and MSR_KVM_SYSTEM_TIME in their first place: KVM writes a clock to the address that they are given.
+pub const KVM_CLOCKS: core::ops::RangeInclusive<u32> = 0x11..=0x12;
 /// IA32_APIC_BASE.
 pub const IA32_APIC_BASE: u32 = 0x1b;
 /// IA32_FEATURE_CONTROL.
@@ -84,6 +86,8 @@ pub enum Access {
 /// Whether the host emulates this access, for the guest hypervisor and for nested guests alike. Everything else passes through.
 pub const fn host_owns(msr: u32, access: Access) -> bool {
     match msr {
+        // A hypervisor below would write a clock into the host's memory; no processor with VMX has MSRs there.
+        0x11..=0x12 => true,
         IA32_FEATURE_CONTROL | IA32_SMM_MONITOR_CTL => true,
         IA32_VMX_BASIC..=IA32_VMX_EXIT_CTLS2 => true,
         // The APIC page must not be moved over the host's memory; microcode is the machine owner's business, not a guest's.
@@ -108,6 +112,13 @@ pub const fn bitmap_bit(msr: u32, access: Access) -> Option<(usize, u32)> {
     };
     let index = msr & 0x1fff;
     Some((base + (index / 8) as usize, index % 8))
+}
+
+/// Whether an MSR is outside both ranges of the bitmaps. No Intel processor has one there. Hypervisors do, 4000_0000H to 4000_02FFH and
+/// 4B56_4D00H and above: most of them take the address of memory that the hypervisor then writes, and below l1hv that would be the host's memory.
+/// So a guest has none of them, whoever executes the access.
+pub const fn is_outside_ranges(msr: u32) -> bool {
+    bitmap_bit(msr, Access::Read).is_none()
 }
 
 /// The intercepts of the host itself, as words of an MSR bitmap: where it has any, and which.
@@ -154,6 +165,11 @@ mod tests {
         assert!(set(IA32_FEATURE_CONTROL, Access::Read));
         assert!(!set(IA32_EFER, Access::Write) && !set(IA32_TSC, Access::Write));
         assert!(!set(IA32_APIC_BASE, Access::Read) && set(IA32_APIC_BASE, Access::Write));
-        assert_eq!(HOST_INTERCEPTS.iter().map(|b| b.count_ones()).sum::<u32>(), 2 * 20 + 2 * 2 + 2);
+        assert_eq!(HOST_INTERCEPTS.iter().map(|b| b.count_ones()).sum::<u32>(), 2 * 20 + 2 * 2 + 2 + 2 * 2);
+        assert!(KVM_CLOCKS.into_iter().all(|msr| set(msr, Access::Read) && set(msr, Access::Write)));
+        for msr in [0x4000_0000, 0x4000_0073, 0x4b56_4d01, 0x2000, 0xbfff_ffff, 0xc000_2000, 0xc001_0015, u32::MAX] {
+            assert!(is_outside_ranges(msr), "{msr:x}");
+        }
+        assert!([0, 0x1fff, 0xc000_0000, 0xc000_1fff].iter().all(|&msr| !is_outside_ranges(msr)));
     }
 }

@@ -40,6 +40,7 @@ pub fn read_for_guest(offered: &VmxCaps, msr: u32) -> Result<u64, Fault> {
     let value = match msr {
         IA32_FEATURE_CONTROL => Some(FEATURE_CONTROL),
         _ if VMX_CAPABILITIES.contains(&msr) => offered.msr(msr),
+        _ if is_outside_ranges(msr) || KVM_CLOCKS.contains(&msr) => None,
         _ => machine::try_read(msr),
     };
     value.ok_or(Fault::GeneralProtection)
@@ -51,6 +52,8 @@ pub fn write_for_guest(vcpu: &Vcpu, msr: u32, value: u64) -> Result<(), Fault> {
         // Locked, or read-only, or only for the dual-monitor treatment, which is not offered.
         IA32_FEATURE_CONTROL | IA32_SMM_MONITOR_CTL => Err(Fault::GeneralProtection),
         _ if VMX_CAPABILITIES.contains(&msr) => Err(Fault::GeneralProtection),
+        // What a hypervisor below has there is not for guests of l1hv.
+        _ if is_outside_ranges(msr) || KVM_CLOCKS.contains(&msr) => Err(Fault::GeneralProtection),
         // DEVIATION: an update does nothing, as under every hypervisor; a guest that looks finds the old revision.
         IA32_BIOS_UPDT_TRIG => Ok(()),
         // DEVIATION: the bare machine lets its owner move the APIC over any memory; over the host's it may not.

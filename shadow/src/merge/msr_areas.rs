@@ -5,7 +5,7 @@
 //! change it any more. A VM-exit store area is one that its nested guest may change: its entries count as they are at the exit.
 
 use crate::hw::GuestMemory;
-use crate::msr::{Access, host_owns};
+use crate::msr::{Access, host_owns, is_outside_ranges};
 use ept::Gpa;
 
 /// Entries that a copy has room for: the maximum that IA32_VMX_MISC\[27:25\] = 0 recommends.
@@ -65,9 +65,9 @@ pub fn poison(copy: &mut [MsrEntry; MSR_AREA_ENTRIES], number: u64) {
     copy[slot] = MsrEntry { index: crate::msr::IA32_FS_BASE, ..MsrEntry::default() };
 }
 
-/// Whether the processor may load an MSR from a copy: the host keeps its own from being written.
+/// Whether the processor may load an MSR from a copy: the host keeps its own from being written, and those of a hypervisor below.
 pub const fn is_loadable(entry: &MsrEntry) -> bool {
-    !host_owns(entry.index, Access::Write)
+    !host_owns(entry.index, Access::Write) && !is_outside_ranges(entry.index)
 }
 
 /// Does what the processor does at a VM exit with the VM-exit store area in the guest hypervisor's memory: reads its entries (SDM 28.4
@@ -148,6 +148,12 @@ mod tests {
         let (memory, mut copy) = (FakeMemory::new(0x4000), [MsrEntry::default(); MSR_AREA_ENTRIES]);
         put(&memory, 1, IA32_VMX_BASIC, 0);
         assert_eq!(copy_in(&memory, AREA, 2, is_loadable, &mut copy), Err(AreaError(2)));
+        put(&memory, 1, 0x4b56_4d01, 0);
+        assert_eq!(
+            copy_in(&memory, AREA, 2, is_loadable, &mut copy),
+            Err(AreaError(2)),
+            "a hypervisor below would do it"
+        );
         put(&memory, 1, 0, 0);
         assert_eq!(copy_in(&memory, AREA, 513, is_loadable, &mut copy), Err(AreaError(513)));
     }

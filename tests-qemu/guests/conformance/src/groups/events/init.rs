@@ -11,8 +11,8 @@ use crate::memory::LONG_MSR_AREA;
 use crate::output::Suite;
 use crate::vm::Vm;
 
-/// VM entry cannot load it.
-const NO_MSR: u64 = 0xffff_ffff;
+/// IA32_FS_BASE: VM entry loads it from its field, and never from an MSR area (SDM 27.4).
+const NEVER_LOADED: u64 = 0xc000_0100;
 
 /// Other events that follow the entry, and states of the nested guest.
 const AMONG: &[(&str, Change)] = &[
@@ -47,7 +47,7 @@ const FAILING: &[(&str, Change)] = &[
     ("guest-state", |vm| _ = vm.set(GUEST_RFLAGS, 0)),
     ("link-pointer", |vm| _ = vm.set(VMCS_LINK_POINTER, 1)),
     ("msr-load", |vm| {
-        LONG_MSR_AREA.set(0, NO_MSR);
+        LONG_MSR_AREA.set(0, NEVER_LOADED);
         vm.set(ENTRY_MSR_LOAD_ADDRESS, LONG_MSR_AREA.address()).set(ENTRY_MSR_LOAD_COUNT, 1);
     }),
 ];
