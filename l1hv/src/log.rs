@@ -4,7 +4,7 @@
 //! UART that does not take a byte within a bounded time loses it.
 
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use log::{LevelFilter, Log, Metadata, Record};
 use spin::Mutex;
@@ -49,6 +49,20 @@ pub fn write_line(line: fmt::Arguments<'_>) {
     // `Sink::write_str` never fails; an error could only come from a `Display` of ours, and the rest of the line is still of use.
     let _ = sink.write_fmt(line);
     let _ = sink.write_char('\n');
+}
+
+/// Warnings that are left for what a guest, or the machine below, can do again and again.
+static WARNINGS_LEFT: AtomicU32 = AtomicU32::new(64);
+
+/// A warning of what a guest, or the machine below, can do again and again: the first ones are logged.
+#[cold]
+pub fn warn_of_repeatable(line: fmt::Arguments<'_>) {
+    let left = WARNINGS_LEFT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+    match left {
+        Ok(1) => log::warn!("{line}; more of this kind is not logged"),
+        Ok(_) => log::warn!("{line}"),
+        Err(_) => (),
+    }
 }
 
 struct Logger;

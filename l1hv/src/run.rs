@@ -13,7 +13,6 @@ use crate::arch::on_behalf::{NotEntered, run_guest, set_cr2};
 use crate::exit::{self, Action, short};
 use crate::nested;
 use crate::processor::{self, Requests};
-use crate::stop::stop_internal;
 use crate::vcpu::{Level, Vcpu};
 
 /// Runs a processor's guest, for ever.
@@ -139,7 +138,8 @@ fn handle_vmfail(vcpu: &mut Vcpu) {
         Level::Nested => nested::handle_failed_entry(vcpu),
         Level::GuestHypervisor => {
             let error = vcpu.vmcs.vmcs01().read(VM_INSTRUCTION_ERROR);
-            stop_internal!("VM entry of the guest hypervisor failed with VM-instruction error {error}")
+            let fault = exit::refused(vcpu, format_args!("VM-instruction error {error}"));
+            inject(vcpu, fault);
         }
     }
 }

@@ -284,6 +284,7 @@ pub fn build(
         tables,
         ept01: &blueprint.ept01,
         msr_bitmaps01: blueprint.msr_bitmaps01,
+        undo: None,
         init_blocked: false,
         processor,
         prints_stats: blueprint.prints_stats,

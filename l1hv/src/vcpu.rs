@@ -23,6 +23,7 @@ use shadow::{Field, FieldId, FieldSet, Vmcs12, VmxCaps};
 use crate::arch::enter::GuestRegisters;
 use crate::arch::vmx::VmcsPair;
 use crate::ept01::Ept01;
+use crate::exit::Undo;
 use crate::hw::GuestPhysical;
 use crate::nested::{Displaced, Onward};
 use crate::processor::Processor;
@@ -157,6 +158,8 @@ pub struct Vcpu {
     pub msr_bitmaps01: [Hpa; 2],
     /// EPT01.
     pub ept01: &'static Ept01,
+    /// What the last emulated access to CR0 or CR4 changed.
+    pub undo: Option<Undo>,
     /// An INIT arrived in VMX root operation and waits for VM entry or VMXOFF.
     pub init_blocked: bool,
     /// What it shows the other processors, counters included.

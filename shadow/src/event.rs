@@ -1,9 +1,10 @@
 //! Events: injecting an exception, and delivering again what an exit interrupted.
 
+use crate::caps::VmxCaps;
 use crate::exit::{InterruptionInfo, interruption_type};
 use crate::fields::*;
 use crate::hw::VmcsAccess;
-use crate::injection::Injection;
+use crate::injection::{GuestMode, Injection, InjectionRules};
 use crate::outcome::Fault;
 
 const UD: u8 = 6;
@@ -30,24 +31,27 @@ pub const fn privilege_level(ss_access_rights: u32) -> u8 {
 pub const NMI_INTERRUPTION: InterruptionInfo = InterruptionInfo::new(interruption_type::NMI, NMI);
 
 impl Fault {
-    /// How the fault is injected: its interruption information and error code. CR2 is the caller's, the VMCS has no field for it.
-    pub const fn interruption(self) -> (InterruptionInfo, Option<u32>) {
-        const fn exception(vector: u8) -> InterruptionInfo {
-            InterruptionInfo::new(interruption_type::HARDWARE_EXCEPTION, vector)
-        }
-        match self {
-            Self::InvalidOpcode => (exception(UD), None),
-            Self::GeneralProtection => (exception(GP).with_error_code(), Some(0)),
-            Self::StackSegment => (exception(SS).with_error_code(), Some(0)),
-            Self::Virtualization => (exception(VE), None),
-            Self::Page { error_code, .. } => (exception(PF).with_error_code(), Some(error_code)),
+    /// How the fault is reported and injected: its interruption information and error code. In real-address mode there is none (SDM 27.2.1.3
+    /// "VM-Entry Control Fields", 28.2.2 "Information for VM Exits Due to Vectored Events"). CR2 is the caller's, the VMCS has no field for it.
+    pub const fn interruption(self, mode: GuestMode) -> (InterruptionInfo, Option<u32>) {
+        let (vector, error_code) = match self {
+            Self::InvalidOpcode => (UD, None),
+            Self::GeneralProtection => (GP, Some(0)),
+            Self::StackSegment => (SS, Some(0)),
+            Self::Virtualization => (VE, None),
+            Self::Page { error_code, .. } => (PF, Some(error_code)),
+        };
+        let exception = InterruptionInfo::new(interruption_type::HARDWARE_EXCEPTION, vector);
+        match (mode, error_code) {
+            (GuestMode::Protected, Some(_)) => (exception.with_error_code(), error_code),
+            _ => (exception, None),
         }
     }
 }
 
 /// Injects a fault at the next entry of the current VMCS's guest.
 pub fn inject_fault(vmcs: &mut impl VmcsAccess, fault: Fault) {
-    let (info, error_code) = fault.interruption();
+    let (info, error_code) = fault.interruption(GuestMode::of(vmcs));
     vmcs.write(ENTRY_INTERRUPTION_INFO, info.0);
     if let Some(code) = error_code {
         vmcs.write(ENTRY_EXCEPTION_ERROR_CODE, code);
@@ -57,8 +61,8 @@ pub fn inject_fault(vmcs: &mut impl VmcsAccess, fault: Fault) {
 /// What injects again the event whose delivery an exit interrupted (SDM 28.2.4 "Information for VM Exits During Event Delivery").
 /// `None` if it interrupted none.
 pub fn interrupted(vmcs: &impl VmcsAccess) -> Option<Injection> {
-    /// IDT-vectoring information has bit 12 undefined; injection wants it 0.
-    const DEFINED: u32 = !(1 << 12);
+    /// IDT-vectoring information has bit 12 undefined and those above it reserved; injection wants them 0.
+    const DEFINED: u32 = 1 << 31 | 0xfff;
     let info = InterruptionInfo(vmcs.read(IDT_VECTORING_INFO) & DEFINED);
     info.is_valid().then(|| Injection {
         info,
@@ -69,14 +73,21 @@ pub fn interrupted(vmcs: &impl VmcsAccess) -> Option<Injection> {
 
 /// Injects again the event whose delivery the last exit interrupted, if there was one: an exit that the host handles itself must not
 /// lose it.
-pub fn redeliver(vmcs: &mut impl VmcsAccess) {
-    let Some(injection) = interrupted(vmcs) else { return };
+///
+/// # Errors
+///
+/// What the processor reports is no event that VM entry knows in any form: nothing is injected.
+pub fn redeliver(vmcs: &mut impl VmcsAccess, caps: &VmxCaps) -> Result<(), InterruptionInfo> {
+    let Some(reported) = interrupted(vmcs) else { return Ok(()) };
+    let rules = InjectionRules::new(caps, GuestMode::of(vmcs));
+    let injection = reported.accepted(&rules).ok_or(reported.info)?;
     injection.write(vmcs);
     if injection.info.is_nmi() {
         // The NMI that was being delivered has set blocking already; injecting it needs blocking clear, and sets it again.
         let state = vmcs.read(GUEST_INTERRUPTIBILITY);
         vmcs.write(GUEST_INTERRUPTIBILITY, state & !BLOCKING_BY_NMI);
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -84,9 +95,41 @@ mod tests {
     use super::*;
     use crate::fake::{FakeVmcs, skylake_caps};
 
+    fn protected() -> FakeVmcs {
+        let mut vmcs = FakeVmcs::new(&skylake_caps());
+        vmcs.poke(GUEST_CR0.id(), 1);
+        vmcs
+    }
+
+    /// Every fault, in every mode, is one that VM entry takes.
+    #[test]
+    fn a_fault_has_an_error_code_as_its_vector_wants_and_none_in_real_mode() {
+        let faults = [
+            Fault::InvalidOpcode,
+            Fault::GeneralProtection,
+            Fault::StackSegment,
+            Fault::Page { address: 0, error_code: 3 },
+            Fault::Virtualization,
+        ];
+        for cr0 in [0, 1] {
+            for fault in faults {
+                let mut vmcs = FakeVmcs::new(&skylake_caps());
+                vmcs.poke(GUEST_CR0.id(), cr0);
+                inject_fault(&mut vmcs, fault);
+                let injection = Injection {
+                    info: InterruptionInfo(vmcs.read(ENTRY_INTERRUPTION_INFO)),
+                    error_code: vmcs.read(ENTRY_EXCEPTION_ERROR_CODE),
+                    instruction_length: 0,
+                };
+                let rules = InjectionRules::new(&skylake_caps(), GuestMode::of(&vmcs));
+                assert_eq!(rules.check(&injection), Ok(()), "{fault:?}, CR0.PE {cr0}");
+            }
+        }
+    }
+
     #[test]
     fn a_page_fault_is_injected_with_its_error_code() {
-        let mut vmcs = FakeVmcs::new(&skylake_caps());
+        let mut vmcs = protected();
         inject_fault(&mut vmcs, Fault::Page { address: 0x1000, error_code: 3 });
         assert_eq!(vmcs.read(ENTRY_INTERRUPTION_INFO), 0x8000_0b0e);
         assert_eq!(vmcs.read(ENTRY_EXCEPTION_ERROR_CODE), 3);
@@ -94,24 +137,33 @@ mod tests {
 
     #[test]
     fn an_interrupted_event_is_delivered_again_with_what_it_needs() {
-        let mut vmcs = FakeVmcs::new(&skylake_caps());
-        redeliver(&mut vmcs);
+        let (mut vmcs, caps) = (protected(), skylake_caps());
+        assert_eq!(redeliver(&mut vmcs, &caps), Ok(()));
         assert!(vmcs.written().is_empty());
 
         let int80 = InterruptionInfo::new(interruption_type::SOFTWARE_INTERRUPT, 0x80);
         vmcs.poke(IDT_VECTORING_INFO.id(), (int80.0 | 1 << 12).into());
         vmcs.poke(EXIT_INSTRUCTION_LENGTH.id(), 2);
-        redeliver(&mut vmcs);
+        assert_eq!(redeliver(&mut vmcs, &caps), Ok(()));
         assert_eq!(vmcs.read(ENTRY_INTERRUPTION_INFO), int80.0);
         assert_eq!(vmcs.read(ENTRY_INSTRUCTION_LENGTH), 2);
     }
 
     #[test]
+    fn what_is_no_event_is_not_delivered_again() {
+        let (mut vmcs, caps) = (protected(), skylake_caps());
+        let nonsense = InterruptionInfo::new(interruption_type::RESERVED, 3);
+        vmcs.poke(IDT_VECTORING_INFO.id(), nonsense.0.into());
+        assert_eq!(redeliver(&mut vmcs, &caps), Err(nonsense));
+        assert!(vmcs.written().is_empty());
+    }
+
+    #[test]
     fn an_interrupted_nmi_is_delivered_again_with_blocking_clear() {
-        let mut vmcs = FakeVmcs::new(&skylake_caps());
+        let mut vmcs = protected();
         vmcs.poke(IDT_VECTORING_INFO.id(), NMI_INTERRUPTION.0.into());
         vmcs.poke(GUEST_INTERRUPTIBILITY.id(), 8);
-        redeliver(&mut vmcs);
+        assert_eq!(redeliver(&mut vmcs, &skylake_caps()), Ok(()));
         assert_eq!(vmcs.read(GUEST_INTERRUPTIBILITY), 0);
     }
 }

@@ -21,6 +21,7 @@ use crate::controls::{Control, Primary};
 use crate::exit::{InterruptionInfo, interruption_type as kind};
 use crate::fields::*;
 use crate::hw::VmcsAccess;
+use crate::registers::CR0_PE;
 use core::fmt;
 
 /// An event to inject.
@@ -67,6 +68,13 @@ pub enum GuestMode {
     Protected,
     /// An unrestricted guest with CR0.PE at 0.
     Real,
+}
+
+impl GuestMode {
+    /// That of a VMCS's guest. CR0.PE can be 0 for an unrestricted guest only.
+    pub fn of(vmcs: &impl VmcsAccess) -> Self {
+        if vmcs.read(GUEST_CR0) & CR0_PE != 0 { Self::Protected } else { Self::Real }
+    }
 }
 
 /// Why VM entry would refuse an injection.
@@ -120,6 +128,22 @@ pub struct Injection {
 }
 
 impl Injection {
+    /// The event in a form that VM entry accepts, as near to this one as there is. A processor reports no other form; KVM gives exceptions 3
+    /// and 4 the type of INT3 and INTO however they came about, and then an instruction length of 0.
+    pub fn accepted(self, rules: &InjectionRules) -> Option<Self> {
+        let kind = match self.info.kind() {
+            kind::SOFTWARE_INTERRUPT => kind::EXTERNAL_INTERRUPT,
+            kind::SOFTWARE_EXCEPTION | kind::PRIVILEGED_SOFTWARE_EXCEPTION => kind::HARDWARE_EXCEPTION,
+            other => other,
+        };
+        let without_error_code = InterruptionInfo::new(kind, self.info.vector());
+        let with_error_code = without_error_code.with_error_code();
+        let as_hardware = if self.info.has_error_code() { with_error_code } else { without_error_code };
+        let of_hardware = |info| Self { info, error_code: self.error_code & 0xffff, instruction_length: 0 };
+        let forms = [as_hardware, without_error_code, with_error_code].map(of_hardware);
+        core::iter::once(self).chain(forms).find(|form| rules.check(form).is_ok())
+    }
+
     /// Writes the fields that the injection calls for.
     pub fn write(&self, vmcs: &mut impl VmcsAccess) {
         vmcs.write(ENTRY_INTERRUPTION_INFO, self.info.0);
@@ -295,7 +319,45 @@ mod tests {
         assert_eq!(vmcs.written(), [ENTRY_INTERRUPTION_INFO.id(), ENTRY_INSTRUCTION_LENGTH.id()]);
     }
 
+    #[test]
+    fn an_event_that_kvm_reports_without_its_length_is_injected_as_the_exception_that_it_was() {
+        let rules = rules(GuestMode::Protected);
+        let breakpoint = |length| Injection {
+            info: InterruptionInfo::new(kind::SOFTWARE_EXCEPTION, 3),
+            instruction_length: length,
+            ..Injection::default()
+        };
+        assert_eq!(breakpoint(1).accepted(&rules), Some(breakpoint(1)));
+        let was = rules.inject(Event::Exception { vector: 3, error_code: None }).unwrap();
+        assert_eq!(breakpoint(0).accepted(&rules), Some(was));
+        let with_length_0 = InjectionRules { has_length_0: true, ..rules };
+        assert_eq!(breakpoint(0).accepted(&with_length_0), Some(breakpoint(0)), "a processor that reports it takes it");
+    }
+
+    #[test]
+    fn an_error_code_goes_or_comes_as_the_mode_and_the_vector_want_it() {
+        let page_fault = Event::Exception { vector: 14, error_code: Some(2) };
+        let in_real_mode = rules(GuestMode::Protected).inject(page_fault).unwrap().accepted(&rules(GuestMode::Real));
+        assert_eq!(in_real_mode.unwrap().info.0, 0x8000_030e);
+        let without = Injection { info: InterruptionInfo(0x8000_030d), ..Injection::default() };
+        assert_eq!(without.accepted(&rules(GuestMode::Protected)).unwrap().info.0, 0x8000_0b0d);
+    }
+
     proptest! {
+        #[test]
+        fn an_accepted_form_is_one_that_vm_entry_takes_and_has_the_vector(info: u32, error_code: u32, instruction_length: u32) {
+            let injection = Injection { info: InterruptionInfo(info), error_code, instruction_length };
+            for rules in [rules(GuestMode::Protected), rules(GuestMode::Real)] {
+                if let Some(form) = injection.accepted(&rules) {
+                    prop_assert_eq!(rules.check(&form), Ok(()));
+                    prop_assert_eq!(form.info.vector(), injection.info.vector());
+                } else {
+                    let never = matches!(injection.info.kind(), kind::RESERVED | kind::OTHER_EVENT | kind::NMI);
+                    prop_assert!(never || injection.info.vector() > 31);
+                }
+            }
+        }
+
         #[test]
         fn any_three_words_are_judged_and_what_is_not_valid_passes(info: u32, error_code: u32, instruction_length: u32) {
             let injection = Injection { info: InterruptionInfo(info), error_code, instruction_length };

@@ -216,6 +216,10 @@ pub mod access_rights {
     pub const DATA: u32 = 0xc093;
     /// A busy TSS.
     pub const BUSY_TSS: u32 = 0x8b;
+    /// The type of a segment.
+    pub const TYPE: u32 = 0xf;
+    /// That of a busy TSS; of 16 bits it would be 3.
+    pub const TYPE_OF_BUSY_TSS: u32 = BUSY_TSS & TYPE;
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! CR0 and CR4 of the guest hypervisor: bits that VMX operation fixes are the processor's; the guest hypervisor sees its own through the
 //! read shadow (SDM 24.8 "Restrictions on VMX Operation", 26.3 "Changes to Instruction Behavior in VMX Non-Root Operation").
 
+use shadow::FieldId;
 use shadow::controls::EntryControls;
-use shadow::exit::{CrAccess, CrAccessKind};
+use shadow::exit::{CrAccess, CrAccessKind, ExitReason};
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
 use shadow::outcome::Fault;
@@ -15,11 +16,49 @@ use crate::vcpu::{VPID01, Vcpu};
 /// A change of one of these drops translations, and reloads the PDPTEs of a PAE guest.
 const CR4_PAGING: u64 = CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP;
 
+/// All that an emulated access changes of vmcs01.
+const CHANGED: [FieldId; 14] = [
+    GUEST_RIP.id(),
+    GUEST_INTERRUPTIBILITY.id(),
+    GUEST_PENDING_DEBUG.id(),
+    GUEST_CR0.id(),
+    CR0_READ_SHADOW.id(),
+    GUEST_CR3.id(),
+    GUEST_CR4.id(),
+    CR4_READ_SHADOW.id(),
+    GUEST_EFER.id(),
+    ENTRY_CONTROLS.id(),
+    GUEST_PDPTE0.id(),
+    GUEST_PDPTE1.id(),
+    GUEST_PDPTE2.id(),
+    GUEST_PDPTE3.id(),
+];
+
+/// What the last emulated access to CR0 or CR4 changed. VM entry checks more of the result than the host does: then the access is undone.
+#[derive(Clone, Copy, Debug)]
+pub struct Undo {
+    before: [u64; CHANGED.len()],
+    after: [u64; CHANGED.len()],
+}
+
+/// Undoes the last emulated access, if the guest hypervisor has not run since. Returns whether it did.
+pub fn undo(vcpu: &mut Vcpu) -> bool {
+    let Some(Undo { before, after }) = vcpu.undo.take() else { return false };
+    let mut vmcs01 = vcpu.vmcs.vmcs01();
+    let has_not_run = CHANGED.map(|id| vmcs01.read_raw(id)) == after;
+    if has_not_run {
+        CHANGED.into_iter().zip(before).for_each(|(id, value)| vmcs01.write_raw(id, value));
+    }
+    has_not_run
+}
+
 /// Handles an access to CR0 or CR4, or to CR3 on a processor that makes it exit.
 pub fn handle(vcpu: &mut Vcpu) -> Action {
     let access = CrAccess(vcpu.vmcs.vmcs01().read(EXIT_QUALIFICATION));
     let operand = vcpu.register_operand_mask();
     let (cr0, source) = (vcpu.visible_cr0(), vcpu.gpr(access.gpr()) & operand);
+    let snapshot = |vcpu: &mut Vcpu| CHANGED.map(|id| vcpu.vmcs.vmcs01().read_raw(id));
+    let before = snapshot(vcpu);
     let outcome = match (access.kind(), access.register()) {
         (CrAccessKind::MovTo, 0) => set_cr0(vcpu, source),
         (CrAccessKind::MovTo, 3) => set_cr3(vcpu, source),
@@ -35,10 +74,14 @@ pub fn handle(vcpu: &mut Vcpu) -> Action {
             // LMSW cannot clear PE.
             set_cr0(vcpu, cr0 & !(loaded & !CR0_PE) | access.lmsw_source() & loaded)
         }
-        _ => crate::stop::stop_internal!("control-register exit {access:?}, which nothing asked for"),
+        _ => return super::nobody_asked_for(vcpu, ExitReason::CR_ACCESS),
     };
     match outcome {
-        Ok(()) => Action::Advance,
+        Ok(()) => {
+            vcpu.advance();
+            vcpu.undo = Some(Undo { before, after: snapshot(vcpu) });
+            Action::Resume
+        }
         Err(fault) => Action::Inject(fault),
     }
 }
@@ -87,6 +130,7 @@ fn set_cr0(vcpu: &mut Vcpu, value: u64) -> Result<(), Fault> {
     let (old, cr3) = (vmcs01.read(GUEST_CR0), vmcs01.read(GUEST_CR3));
     let (cr4, efer) = (vmcs01.read(GUEST_CR4), vmcs01.read(GUEST_EFER));
     let code_is_long = vmcs01.read(GUEST_CS_ACCESS_RIGHTS) & access_rights::LONG != 0;
+    let task_is_16_bit = vmcs01.read(GUEST_TR_ACCESS_RIGHTS) & access_rights::TYPE != access_rights::TYPE_OF_BUSY_TSS;
     require(value >> 32 == 0)?;
     let value = value & CR0_DEFINED | CR0_ET;
     require(value & CR0_PG == 0 || value & CR0_PE != 0)?;
@@ -94,8 +138,9 @@ fn set_cr0(vcpu: &mut Vcpu, value: u64) -> Result<(), Fault> {
     require(!in_vmx || value & fixed == fixed)?;
     let (was_paged, is_paged) = (old & CR0_PG != 0, value & CR0_PG != 0);
     if !was_paged && is_paged && efer & EFER_LME != 0 {
-        require(cr4 & CR4_PAE != 0 && !code_is_long)?;
+        require(cr4 & CR4_PAE != 0 && !code_is_long && !task_is_16_bit)?;
     }
+    require(value & CR0_WP != 0 || cr4 & CR4_CET == 0)?;
     if was_paged && !is_paged {
         require(cr4 & CR4_PCIDE == 0 && !code_is_long)?;
     }
@@ -144,6 +189,7 @@ fn set_cr4(vcpu: &mut Vcpu, value: u64) -> Result<(), Fault> {
     require(value & !vcpu.caps.cr4_fixed1 == 0)?;
     require(!in_vmx || value & fixed0 == fixed0)?;
     let vmcs01 = vcpu.vmcs.vmcs01();
+    require(value & CR4_CET == 0 || vmcs01.read(GUEST_CR0) & CR0_WP != 0)?;
     let (cr0, cr3, old, efer) =
         (vmcs01.read(GUEST_CR0), vmcs01.read(GUEST_CR3), vmcs01.read(GUEST_CR4), vmcs01.read(GUEST_EFER));
     let long_mode = efer & EFER_LMA != 0;

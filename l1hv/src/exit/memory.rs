@@ -12,13 +12,19 @@ use crate::vcpu::Vcpu;
 pub fn ept_violation(vcpu: &mut Vcpu) -> Action {
     let vmcs01 = vcpu.vmcs.vmcs01();
     let address = Gpa(vmcs01.read(GUEST_PHYSICAL_ADDRESS));
-    shadow::event::redeliver(&mut vcpu.vmcs.vmcs01());
+    if let Err(reported) = shadow::event::redeliver(&mut vcpu.vmcs.vmcs01(), &vcpu.caps) {
+        crate::log::warn_of_repeatable(format_args!(
+            "an exit of the guest hypervisor interrupted {reported:x?}, which is no event"
+        ));
+    }
     vcpu.memory.unwatch(address);
     map_beyond(vcpu, address);
     Action::Resume
 }
 
-/// Maps what EPT01 does not map yet. When tables run out, translations of nested guests make room.
+/// Maps what EPT01 does not map yet. When tables run out, translations of nested guests make room. Apart from the run loop, as it happens once
+/// for each address.
+#[inline(never)]
 pub fn map_beyond(vcpu: &mut Vcpu, address: Gpa) {
     loop {
         let outcome = vcpu.ept01.writer().map_beyond(&mut vcpu.tables, address);

@@ -9,14 +9,16 @@ mod reset;
 pub mod short;
 mod vmx_insn;
 
-pub use cr::masks as control_register_masks;
+pub use cr::{Undo, masks as control_register_masks};
 pub use memory::map_beyond;
 pub use msr::{read_for_guest, write_for_guest};
 pub use reset::{WAIT_FOR_SIPI, give_back_blocked_init, wait_for_start};
 
+use core::fmt;
+
 use boot::cmdline::TripleFault;
 use boot::stop::StopKind;
-use shadow::exit::ExitReason;
+use shadow::exit::{ExitReason, Fills};
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
 use shadow::outcome::Fault;
@@ -41,7 +43,7 @@ pub enum Action {
 /// Handles an exit of the guest hypervisor.
 pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
     if reason.is_entry_failure() {
-        stop_on_failed_entry(vcpu, reason);
+        return entry_failed_late(vcpu, reason);
     }
     match reason.without_modifiers() {
         ExitReason::VMCALL if hypercall::is_meant(vcpu) => hypercall::handle(vcpu),
@@ -71,12 +73,19 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
         ExitReason::MOV_DR => nested::spring(vcpu, TrappedWrite::Registers),
         ExitReason::GDTR_IDTR_ACCESS | ExitReason::LDTR_TR_ACCESS => nested::spring(vcpu, TrappedWrite::Tables),
         ExitReason::TRIPLE_FAULT => triple_fault(vcpu),
-        _ => stop_on_unexpected(vcpu, reason),
+        ExitReason::TASK_SWITCH => task_switch(vcpu),
+        ExitReason::EPT_MISCONFIGURATION => stop_on_misconfiguration(vcpu),
+        _ => nobody_asked_for(vcpu, reason),
     }
 }
 
-/// XSETBV exits whatever the controls say. The host uses no extended state, so the guest hypervisor's XCR0 is the machine's.
+/// XSETBV exits whatever the controls say. The host uses no extended state, so the guest hypervisor's XCR0 is the machine's. Its fault at a
+/// privilege level other than 0 comes before the exit (SDM 26.1.1 "Relative Priority of Faults and VM Exits"), but not in every emulation of
+/// a processor.
 fn xsetbv(vcpu: &mut Vcpu) -> Action {
+    if vcpu.cpl() != 0 {
+        return Action::Inject(Fault::GeneralProtection);
+    }
     match on_behalf::xsetbv(vcpu.ecx(), vcpu.edx_eax()) {
         Ok(()) => Action::Advance,
         Err(_) => Action::Inject(Fault::GeneralProtection),
@@ -90,28 +99,66 @@ fn invd() -> Action {
     Action::Advance
 }
 
-/// The processor is in shutdown state, of which the chipset makes a reset.
+#[cold]
 fn triple_fault(vcpu: &mut Vcpu) -> ! {
+    shut_down(vcpu, format_args!("triple-faulted"), "look there for its bug")
+}
+
+/// A task switch always exits, and the host emulates none.
+#[cold]
+fn task_switch(vcpu: &mut Vcpu) -> ! {
+    let why = format_args!("switched tasks by hardware, which VMX leaves to software and l1hv does not do,");
+    shut_down(vcpu, why, "run it without task gates and 32-bit tasks")
+}
+
+/// The processor is in shutdown state, of which the chipset makes a reset.
+#[cold]
+fn shut_down(vcpu: &mut Vcpu, why: fmt::Arguments<'_>, advice: &str) -> ! {
     let vmcs01 = vcpu.vmcs.vmcs01();
     let (rip, cs, cr3) = (vmcs01.read(GUEST_RIP), vmcs01.read(GUEST_CS_SELECTOR), vmcs01.read(GUEST_CR3));
-    let message =
-        format_args!("the guest hypervisor triple-faulted at {cs:#x}:{rip:#x} (CR3 {cr3:#x}): look there for its bug");
     if vcpu.on_triple_fault == TripleFault::Reset {
-        log::info!("the guest hypervisor triple-faulted at {cs:#x}:{rip:#x} (CR3 {cr3:#x}): the machine is reset");
+        log::info!("the guest hypervisor {why} at {cs:#x}:{rip:#x} (CR3 {cr3:#x}): the machine is reset");
         reset_machine();
     }
+    let message = format_args!("the guest hypervisor {why} at {cs:#x}:{rip:#x} (CR3 {cr3:#x}): {advice}");
     stop(StopReason::new(StopKind::TripleFault, message))
 }
 
-fn stop_on_failed_entry(vcpu: &mut Vcpu, reason: ExitReason) -> ! {
+/// VM entry of vmcs01 failed after its checks of controls and host state.
+#[cold]
+fn entry_failed_late(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
     let qualification = vcpu.vmcs.vmcs01().read(EXIT_QUALIFICATION);
-    crate::stop::stop_internal!("VM entry of the guest hypervisor: {reason:?}, qualification {qualification:#x}")
+    Action::Inject(refused(vcpu, format_args!("{reason:?}, qualification {qualification:#x}")))
 }
 
-fn stop_on_unexpected(vcpu: &mut Vcpu, reason: ExitReason) -> ! {
+/// The processor refuses to enter vmcs01. If an access to a control register that the host emulated has just made it so, the processor would
+/// have refused the access itself: the fault is returned, and nothing has changed. Otherwise it is as if an event could not be delivered.
+#[cold]
+pub fn refused(vcpu: &mut Vcpu, why: fmt::Arguments<'_>) -> Fault {
+    if cr::undo(vcpu) {
+        crate::log::warn_of_repeatable(format_args!(
+            "the guest hypervisor's control registers are refused ({why}): #GP"
+        ));
+        return Fault::GeneralProtection;
+    }
+    shut_down(vcpu, format_args!("has a state that the processor refuses ({why})"), "look there for what led to it")
+}
+
+/// An exit that no control asks for and that no processor with known features makes: of an instruction, which is undefined then, or of an event,
+/// which nobody waits for.
+#[cold]
+fn nobody_asked_for(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
     let vmcs01 = vcpu.vmcs.vmcs01();
     let (rip, qualification) = (vmcs01.read(GUEST_RIP), vmcs01.read(EXIT_QUALIFICATION));
-    crate::stop::stop_internal!(
-        "the guest hypervisor exited for {reason:?} at {rip:#x}, qualification {qualification:#x}, which nothing asked for"
-    )
+    let is_instruction = reason.info().is_none_or(|info| info.fills.contains(Fills::LENGTH));
+    let answer = if is_instruction { "#UD" } else { "nothing" };
+    crate::log::warn_of_repeatable(format_args!(
+        "the guest hypervisor exited for {reason:?} at {rip:#x}, qualification {qualification:#x}, which nothing asked for: {answer}"
+    ));
+    if is_instruction { Action::Inject(Fault::InvalidOpcode) } else { Action::Resume }
+}
+
+fn stop_on_misconfiguration(vcpu: &mut Vcpu) -> ! {
+    let address = vcpu.vmcs.vmcs01().read(GUEST_PHYSICAL_ADDRESS);
+    crate::stop::stop_internal!("EPT01 is misconfigured at {address:#x}")
 }

@@ -1,24 +1,26 @@
 //! Exits of nested guests.
 
+use core::fmt;
+
 use shadow::controls::{Primary, Secondary};
 use shadow::exit::ExitReason;
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
+use shadow::injection::GuestMode;
 use shadow::outcome::{Fault, InsnError, rflags_fail_valid};
 use shadow::policy::{Route, is_always_reflected, route};
 use shadow::vmcs12::{LaunchState, Vmcs12};
 
-use super::reflect::{Reflected, reflect, reflect_failed_entry, tpr_below_threshold};
+use super::reflect::{Reflected, reflect, reflect_failed_entry, tpr_below_threshold, triple_fault};
 use super::{injection, onward, paging, short, vm_function};
 use crate::exit::{read_for_guest, write_for_guest};
-use crate::stop::stop_internal;
+use crate::log::warn_of_repeatable;
 use crate::vcpu::{Level, Vcpu};
 
 /// Handles an exit of vmcs02.
 pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) {
     if reason.is_entry_failure() {
-        let qualification = vcpu.vmcs.vmcs02().read(EXIT_QUALIFICATION);
-        return reflect_failed_entry(vcpu, reason.without_modifiers(), qualification);
+        return entry_failed_late(vcpu, reason);
     }
     vcpu.vmcs.note_entry_of_vmcs02();
     if vcpu.nested.short_exit && vcpu.nested.displaced.is_none() && is_always_reflected(reason, vcpu.registers.gpr[1]) {
@@ -47,7 +49,9 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) {
     }
 }
 
-/// RDMSR or WRMSR that the guest hypervisor lets through and the host does not.
+/// RDMSR or WRMSR that the guest hypervisor lets through and the host does not. Apart from the run loop, whose registers are for the exits that
+/// the guest hypervisor gets.
+#[inline(never)]
 fn host_msr(vcpu: &mut Vcpu, reason: ExitReason) {
     let outcome = if reason == ExitReason::RDMSR {
         read_for_guest(&vcpu.offered, vcpu.ecx()).map(|value| vcpu.set_edx_eax(value))
@@ -62,7 +66,7 @@ fn host_msr(vcpu: &mut Vcpu, reason: ExitReason) {
 
 /// A fault of a nested guest that the host found: the guest hypervisor's exit if its exception bitmap asks for it.
 pub fn raise(vcpu: &mut Vcpu, fault: Fault) {
-    let (info, error_code) = fault.interruption();
+    let (info, error_code) = fault.interruption(GuestMode::of(&vcpu.vmcs.vmcs02()));
     if vcpu.vmcs12_field(EXCEPTION_BITMAP) >> info.vector() & 1 != 0 {
         super::reflect::reflect_fault(vcpu, info, error_code);
         return;
@@ -70,27 +74,61 @@ pub fn raise(vcpu: &mut Vcpu, fault: Fault) {
     injection::inject_fault(vcpu, fault);
 }
 
-/// The processor refused vmcs02 with VMfail. Control checks that it does and we do not are the guest hypervisor's to hear about; a bad
-/// host state is our own. Of a nested guest that has run already only VTPR can have changed, which is in memory.
+/// VM entry of vmcs02 failed after its checks of controls and host state. The guest hypervisor hears of it as of its own, if it has just asked
+/// for the entry.
+#[cold]
+fn entry_failed_late(vcpu: &mut Vcpu, reason: ExitReason) {
+    let qualification = vcpu.vmcs.vmcs02().read(EXIT_QUALIFICATION);
+    if vcpu.nested.entering {
+        reflect_failed_entry(vcpu, reason.without_modifiers(), qualification);
+    } else {
+        lose(vcpu, format_args!("{reason:?}, qualification {qualification:#x}"));
+    }
+}
+
+/// The processor refused vmcs02 with VMfail. Control checks that it does and we do not are the guest hypervisor's to hear about, and so is
+/// anything else that it says about an entry that was asked for. Of a nested guest that has run already only VTPR can have changed, which is
+/// in memory.
 #[cold]
 pub fn handle_failed_entry(vcpu: &mut Vcpu) {
     let error = InsnError(vcpu.vmcs.vmcs02().read(VM_INSTRUCTION_ERROR));
-    if error == InsnError::ENTRY_INVALID_CONTROL && !vcpu.nested.entering && entry_depends_on_vtpr(&vcpu.vmx.vmcs12) {
-        return tpr_below_threshold(vcpu);
+    if !vcpu.nested.entering {
+        return match error {
+            InsnError::ENTRY_INVALID_CONTROL if entry_depends_on_vtpr(&vcpu.vmx.vmcs12) => tpr_below_threshold(vcpu),
+            _ => lose(vcpu, format_args!("VM-instruction error {}", error.0)),
+        };
     }
-    if error != InsnError::ENTRY_INVALID_CONTROL || !vcpu.nested.entering {
-        stop_internal!("VM entry of the nested guest failed with VM-instruction error {}", error.0);
-    }
-    log::debug!("VM entry refused by the processor, error {}", error.0);
+    let told = match error {
+        InsnError::ENTRY_INVALID_CONTROL => {
+            log::debug!("VM entry refused by the processor, error {}", error.0);
+            error
+        }
+        _ => {
+            warn_of_repeatable(format_args!(
+                "VM entry refused by the processor, error {}, of which the guest hypervisor's VMCS is no cause: it is told of a bad control",
+                error.0
+            ));
+            InsnError::ENTRY_INVALID_CONTROL
+        }
+    };
     vcpu.nested.entering = false;
     vcpu.level = Level::GuestHypervisor;
     vcpu.vmx.vmcs12.settle();
     vcpu.vmx.vmcs12.dirty = vcpu.offered_fields.minus(&vcpu.vmx.vmcs12.stale);
-    vcpu.vmx.vmcs12.set(VM_INSTRUCTION_ERROR, error.0);
+    vcpu.vmx.vmcs12.set(VM_INSTRUCTION_ERROR, told.0);
     let mut vmcs01 = vcpu.vmcs.vmcs01();
     let rflags = vmcs01.read(GUEST_RFLAGS);
     vmcs01.write(GUEST_RFLAGS, rflags_fail_valid(rflags));
     vcpu.advance();
+}
+
+/// A nested guest that has run cannot be entered again after an exit that the host handled, and nothing says why. Its hypervisor is prepared for
+/// a triple fault.
+fn lose(vcpu: &mut Vcpu, why: fmt::Arguments<'_>) {
+    warn_of_repeatable(format_args!(
+        "the processor refuses a nested guest that has run ({why}): its hypervisor gets a triple fault"
+    ));
+    triple_fault(vcpu);
 }
 
 /// Whether VM entry compares VTPR with the TPR threshold (SDM 27.2.1.1 "VM-Execution Control Fields").

@@ -22,7 +22,11 @@ pub struct Displaced {
 pub fn redeliver(vcpu: &mut Vcpu) {
     if InterruptionInfo(vcpu.vmcs.vmcs02().read(IDT_VECTORING_INFO)).is_valid() {
         borrow(vcpu);
-        event::redeliver(&mut vcpu.vmcs.vmcs02());
+        if let Err(reported) = event::redeliver(&mut vcpu.vmcs.vmcs02(), &vcpu.caps) {
+            crate::log::warn_of_repeatable(format_args!(
+                "an exit of a nested guest interrupted {reported:x?}, which is no event"
+            ));
+        }
     }
 }
 

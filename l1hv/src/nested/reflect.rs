@@ -68,6 +68,13 @@ pub fn tpr_below_threshold(vcpu: &mut Vcpu) {
     reflect_without_exit(vcpu, ExitReason::TPR_BELOW_THRESHOLD, InterruptionInfo(0), None);
 }
 
+/// The nested guest cannot go on at all. An exit by a triple fault interrupts the delivery of no event (SDM 28.2.4 "Information for VM Exits
+/// During Event Delivery").
+pub fn triple_fault(vcpu: &mut Vcpu) {
+    let _ = injection::take_pending(vcpu);
+    reflect_without_exit(vcpu, ExitReason::TRIPLE_FAULT, InterruptionInfo(0), None);
+}
+
 fn reflect_event(vcpu: &mut Vcpu, info: InterruptionInfo, error_code: Option<u32>) {
     reflect_without_exit(vcpu, ExitReason::EXCEPTION_OR_NMI, info, error_code);
 }

@@ -18,6 +18,7 @@ pub fn run(suite: &mut Suite) {
     registers(suite);
     faults(suite);
     at_cpl_3(suite);
+    others_at_cpl_3(suite);
     in_compatibility_mode(suite);
 }
 
@@ -223,6 +224,33 @@ fn at_cpl_3(suite: &mut Suite) {
     }
 }
 
+/// Instructions that exit from a guest hypervisor, and privileged ones that may: their faults come before the exits.
+fn others_at_cpl_3(suite: &mut Suite) {
+    const CR4_OSXSAVE: u64 = 1 << 18;
+    let before = crate::cpu::cr4();
+    let _ = crate::cpu::set_cr4(before | CR4_OSXSAVE);
+    let instructions = instructions! {
+        "xsetbv": "xor ecx, ecx; mov eax, 3; xor edx, edx; xsetbv",
+        "cpuid": "xor eax, eax; xchg rbx, r9; cpuid; xchg rbx, r9",
+        "invd": "invd",
+        "getsec": "xor eax, eax; .byte 0x0f, 0x37",
+        "vmfunc": "xor eax, eax; vmfunc",
+        "rdmsr": "mov ecx, 0x480; rdmsr",
+        "wrmsr": "mov ecx, 0x480; wrmsr",
+        "wrmsr-beyond": "mov ecx, 0x4b564d01; wrmsr",
+        "read-cr3": "mov rdx, cr3",
+        "write-cr0": "mov cr0, rax",
+        "write-cr4": "mov cr4, rax",
+        "clts": "clts",
+        "lmsw": "lmsw ax",
+        "hlt": "hlt",
+    };
+    for (name, code) in instructions {
+        suite.case(format_args!("cpl-3-{name}"), execute(code, USER, USER_CODE, USER_DATA, 0));
+    }
+    let _ = crate::cpu::set_cr4(before);
+}
+
 fn in_compatibility_mode(suite: &mut Suite) {
     for (name, code) in all_instructions() {
         load_fresh(&VMCS);
@@ -250,7 +278,7 @@ fn execute(code: Code, offset: u64, cs: u16, ss: u16, operand: u64) -> Outcome {
             scratch = out(reg) _, recovery = sym RECOVERY, recovery_rsp = sym RECOVERY_RSP, recovery_rbx = sym RECOVERY_RBX,
             ss = in(reg) u64::from(ss), stack = in(reg) stack, cs = in(reg) u64::from(cs), rip = in(reg) rip,
             data = in(reg) DATA,
-            in("rax") operand, inout("rcx") 2_u64 => _, out("rdx") _,
+            in("rax") operand, inout("rcx") 2_u64 => _, out("rdx") _, out("r9") _,
         );
     }
     Outcome::of(0, 0)

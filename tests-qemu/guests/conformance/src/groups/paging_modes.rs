@@ -137,7 +137,8 @@ fn clear_tables() {
     }
 }
 
-fn real(vm: &mut Vm) {
+/// Real mode with 32-bit segments.
+pub fn real(vm: &mut Vm) {
     protected(vm);
     vm.clear(GUEST_CR0, CR0_PE);
 }

@@ -14,6 +14,15 @@ unsafe extern "C" {
     static trampoline: u8;
     static trampoline_end: u8;
     static trampoline_cr3: u8;
+    static trampoline_fault: u8;
+}
+
+/// What the fault that the last processor met in real mode was like: how far behind the instruction it came, and how many bytes it pushed beside
+/// IP, CS and FLAGS.
+pub fn real_mode_fault() -> [u16; 2] {
+    let place = TRAMPOLINE + (&raw const trampoline_fault).addr() - (&raw const trampoline).addr();
+    // SAFETY: in the page of the trampoline; the processor that wrote it has gone on.
+    unsafe { core::ptr::with_exposed_provenance::<[u16; 2]>(place).read_unaligned() }
 }
 
 /// How many processors the machine has, as QEMU's firmware configuration device says; 1 without such a device.

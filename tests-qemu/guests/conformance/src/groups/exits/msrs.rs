@@ -5,10 +5,11 @@ use shadow::fields::*;
 
 use super::case;
 use super::others::user;
-use crate::code;
-use crate::memory::MSR_BITMAPS;
+use crate::groups::paging_modes::real;
+use crate::memory::{MSR_BITMAPS, SPARE, guest_stack};
 use crate::output::Suite;
 use crate::vm::Vm;
+use crate::{code, code_32};
 
 /// All of them.
 pub fn run(suite: &mut Suite) {
@@ -66,6 +67,27 @@ pub fn run(suite: &mut Suite) {
         }
     }
     capabilities(suite);
+    faults_in_real_mode(suite);
+}
+
+/// A fault that the host finds has no error code in real mode, neither in the exit nor on the stack.
+fn faults_in_real_mode(suite: &mut Suite) {
+    // VMCALL in memory below 1 MiB that is nobody's, where a real-mode vector can point to.
+    const HANDLER: usize = 0x8000;
+    const VMCALL: [u8; 3] = [0x0f, 0x01, 0xc1];
+    const GP: usize = 13;
+    // SAFETY: the page is mapped and nobody's.
+    unsafe { core::ptr::with_exposed_provenance_mut::<[u8; 3]>(HANDLER).write_volatile(VMCALL) };
+    for (name, bitmap) in [("exits", u32::MAX), ("delivered", 0)] {
+        let mut vm = Vm::new(code_32!("wrmsr"));
+        real(&mut vm);
+        prepare(&mut vm, 0x480);
+        SPARE.set(GP / 2, (HANDLER as u64) << 12 << 32);
+        vm.set(EXCEPTION_BITMAP, bitmap).set(GUEST_IDTR_BASE, SPARE.address());
+        let verdict = vm.run();
+        let pushed = guest_stack() - vm.get(GUEST_RSP);
+        suite.case(format_args!("real-mode-fault-{name}"), format_args!("{verdict} pushed={pushed}"));
+    }
 }
 
 /// The MSRs that the host keeps to itself, let through by the bitmap.
