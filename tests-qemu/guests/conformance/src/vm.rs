@@ -12,7 +12,7 @@ use crate::cpu;
 use crate::fault::Outcome;
 use crate::memory::{Page, VMCS, guest_stack};
 
-pub use enter::{CR4, Registers, prepare_host};
+pub use enter::{CR4, CR4_LA57_BIT, CR4_LASS_BIT, Registers, prepare_host};
 pub use exit::{Exit, Verdict};
 
 /// The nested guest of one case.
