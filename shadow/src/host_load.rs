@@ -217,16 +217,6 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// The image changes.
-    pub fn change(&mut self, from: &HostImage, to: &HostImage) {
-        if !Registers::agree(from, to) {
-            self.registers.forget();
-        }
-        if !Tables::agree(from, to) {
-            self.tables.forget();
-        }
-    }
-
     /// Somebody else has written to these fields of vmcs01.
     pub fn forget(&mut self) {
         self.registers.forget();
@@ -243,6 +233,26 @@ impl HostImage {
         let selectors = [HOST_ES_SELECTOR, HOST_DS_SELECTOR, HOST_FS_SELECTOR, HOST_GS_SELECTOR];
         let has_null_data_segments = is_64(vmcs12) && selectors.iter().all(|&selector| vmcs12.get(selector) == 0);
         Self { words: words_of(vmcs12), has_null_data_segments }
+    }
+
+    /// Follows a VMCS12 of which fields in [`Self::SOURCE`] are dirty.
+    pub fn update(&mut self, vmcs12: &Vmcs12, kept: &mut Kept) {
+        // A guest hypervisor writes these two whenever it runs another of its processes.
+        const BASES: FieldSet = FieldSet::of(&[HOST_FS_BASE.id(), HOST_GS_BASE.id()]);
+        const OTHERS: FieldSet = HostImage::SOURCE.minus(&BASES);
+        if !vmcs12.dirty.intersects(&OTHERS) {
+            self.words[Row::GUEST_FS_BASE as usize] = vmcs12.get(HOST_FS_BASE);
+            self.words[Row::GUEST_GS_BASE as usize] = vmcs12.get(HOST_GS_BASE);
+            return;
+        }
+        let new = Self::of(vmcs12);
+        if !Registers::agree(self, &new) {
+            kept.registers.forget();
+        }
+        if !Tables::agree(self, &new) {
+            kept.tables.forget();
+        }
+        *self = new;
     }
 
     /// Loads what may have changed since the image was loaded last, except what [`Kept`] has traps for. For a guest hypervisor in 64-bit
@@ -373,5 +383,112 @@ mod tests {
         });
         assert_eq!(vmcs01.read(GUEST_CS_ACCESS_RIGHTS), 0xc09b);
         assert_eq!(vmcs01.read(GUEST_EFER), 0, "LMA and LME follow the address-space size");
+    }
+
+    /// A guest hypervisor's host state of Linux' kind, loaded in full.
+    fn long_mode() -> (HostImage, FakeVmcs, Kept) {
+        let caps = skylake_caps();
+        let mut vmcs12 = Vmcs12::new(Gpa(0), &caps.offered());
+        let exit = ExitControls::HOST_ADDRESS_SPACE_SIZE | ExitControls::LOAD_EFER | ExitControls::LOAD_PAT;
+        vmcs12.set(EXIT_CONTROLS, caps.exit.must_be_1 | exit.bits());
+        vmcs12.set(HOST_CS_SELECTOR, 0x10);
+        vmcs12.set(HOST_SS_SELECTOR, 0x18);
+        vmcs12.set(HOST_TR_SELECTOR, 0x40);
+        let image = HostImage::of(&vmcs12);
+        let mut vmcs01 = FakeVmcs::new(&caps);
+        image.load(&mut vmcs01);
+        let mut kept = Kept {
+            registers: WriteTrap::new(),
+            tables: WriteTrap::new(),
+            interruptibility: 0,
+            stack_rights: access_rights::DATA,
+        };
+        assert!(kept.registers.loaded() && kept.tables.loaded());
+        (image, vmcs01, kept)
+    }
+
+    /// As the run loop does it.
+    fn leave(image: &HostImage, vmcs01: &mut FakeVmcs, kept: &mut Kept) {
+        kept.stack_rights = vmcs01.read(GUEST_SS_ACCESS_RIGHTS);
+        kept.interruptibility = vmcs01.read(GUEST_INTERRUPTIBILITY);
+        image.load_changed(vmcs01, kept);
+        if !kept.registers.holds() {
+            image.load_registers(vmcs01);
+            let _ = kept.registers.loaded();
+        }
+        if !kept.tables.holds() {
+            image.load_tables(vmcs01);
+            let _ = kept.tables.loaded();
+        }
+    }
+
+    /// Each field that the guest hypervisor can change, alone: afterwards it is as the full load leaves it, or the processor leaves it
+    /// undefined.
+    #[test]
+    fn whatever_the_guest_hypervisor_changes_is_loaded_again() {
+        let trapped = |id: FieldId| {
+            let name = std::format!("{id:?}");
+            ["DR7", "EFER", "PAT", "DEBUGCTL", "SYSENTER", "_TR_", "LDTR", "GDTR", "IDTR"]
+                .iter()
+                .find(|part| name.contains(**part))
+                .copied()
+        };
+        let (image, mut expected, _) = long_mode();
+        expected.written();
+        image.load(&mut expected);
+        let mut checked = 0;
+        for id in expected.written() {
+            let (image, mut vmcs01, mut kept) = long_mode();
+            let value = expected.read_raw(id) ^ 0x10;
+            vmcs01.poke(id, value);
+            // What the processor does with such a change, beside making the change.
+            let name = std::format!("{id:?}");
+            match trapped(id) {
+                Some("_TR_" | "LDTR" | "GDTR" | "IDTR") => kept.tables.sprung(),
+                Some(_) => kept.registers.sprung(),
+                None if name.contains("PENDING_DEBUG") => vmcs01.poke(GUEST_INTERRUPTIBILITY.id(), 2),
+                // Base, limit and rights of a data segment change with a selector that is not null, or stay.
+                None => {
+                    for segment in ["ES", "DS", "FS", "GS"] {
+                        if name.starts_with(&std::format!("GUEST_{segment}_")) && !name.ends_with("SELECTOR") {
+                            let selector = FieldId::all()
+                                .find(|id| std::format!("{id:?}") == std::format!("GUEST_{segment}_SELECTOR"));
+                            vmcs01.poke(selector.unwrap(), 0x23);
+                        }
+                    }
+                    if name.starts_with("GUEST_CS_") && !name.ends_with("SELECTOR") {
+                        vmcs01.poke(GUEST_CS_SELECTOR.id(), 0x33);
+                    }
+                }
+            }
+            leave(&image, &mut vmcs01, &mut kept);
+            for id in skylake_caps().fields().iter() {
+                assert_eq!(vmcs01.read_raw(id), expected.read_raw(id), "{id:?} after a change of {name}");
+            }
+            checked += 1;
+        }
+        assert!(checked > 40, "only {checked} fields");
+    }
+
+    #[test]
+    fn what_did_not_change_is_not_written() {
+        let (image, mut vmcs01, mut kept) = long_mode();
+        leave(&image, &mut vmcs01, &mut kept);
+        vmcs01.written();
+        leave(&image, &mut vmcs01, &mut kept);
+        assert_eq!(vmcs01.written().len(), 11);
+    }
+
+    #[test]
+    fn another_host_state_is_loaded_although_the_traps_are_set() {
+        let (mut image, mut vmcs01, mut kept) = long_mode();
+        let caps = skylake_caps();
+        let mut vmcs12 = Vmcs12::new(Gpa(0), &caps.offered());
+        vmcs12.set(HOST_IDTR_BASE, 0x5000);
+        vmcs12.set(HOST_SYSENTER_EIP, 0x6000);
+        image.update(&vmcs12, &mut kept);
+        leave(&image, &mut vmcs01, &mut kept);
+        assert_eq!((vmcs01.read(GUEST_IDTR_BASE), vmcs01.read(GUEST_SYSENTER_EIP)), (0x5000, 0x6000));
+        assert!(kept.tables.is_set() && kept.registers.is_set());
     }
 }

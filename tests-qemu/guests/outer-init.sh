@@ -1,5 +1,5 @@
 #!/bin/sh
-# Init of the Linux that runs QEMU with KVM inside Bochs. The machine under test is QEMU's: its console is ttyS1 here, its debug port ttyS2.
+# Init of the Linux that runs QEMU with KVM inside Bochs. The machine under test is QEMU's: its console is ttyS0 here, its debug port ttyS1.
 #   /qemu        starts QEMU
 #   /events.ask  what QEMU reads on its control socket
 #   /parameters  of kvm-intel
@@ -14,8 +14,8 @@ for module in /modules/*.ko; do
     esac
 done
 # Bytes pass as they are.
-stty raw -echo < /dev/ttyS1
-stty raw -echo < /dev/ttyS2
+stty raw -echo 115200 < /dev/ttyS0
+stty raw -echo 115200 < /dev/ttyS1
 
 sh /qemu < /events.ask > /tmp/events 2> /tmp/errors &
 qemu=$!

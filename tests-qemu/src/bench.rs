@@ -25,7 +25,7 @@ use anyhow::{Result, bail};
 use crate::build::{self, GuestPrograms};
 use crate::guest::{KvmEpt, Plan, Work};
 use crate::layout::Layout;
-use crate::machine::{BOCHS, Boot, DEFAULT_IPS, Machine, Module, Outcome};
+use crate::machine::{Boot, ChosenEmulator, Machine, MachineOptions, Module, Outcome};
 use crate::progress::Progress;
 use crate::protocol::RESULT_PREFIX;
 use crate::provision::Provisioned;
@@ -36,8 +36,11 @@ use measure::{Measurement, NUMBERS};
 /// Longest run of one machine.
 const TIMEOUT: Duration = Duration::from_secs(900);
 
+/// The same on a machine that is slow.
+const SLOW_TIMEOUT: Duration = Duration::from_secs(3600);
+
 /// Room for a Linux in a Linux in a Linux.
-const MEMORY_MIB: u32 = 2048;
+pub const MEMORY_MIB: u32 = 2048;
 
 /// Who is the lowest hypervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,6 +159,10 @@ pub struct Bench<'a> {
     pub programs: &'a GuestPrograms,
     /// Debian kernel series of every Linux.
     pub series: &'a str,
+    /// The machine.
+    pub emulator: ChosenEmulator,
+    /// Its other options.
+    pub options: &'a MachineOptions,
 }
 
 impl Bench<'_> {
@@ -165,6 +172,12 @@ impl Bench<'_> {
     /// When the machine could not be started or did not do all its work.
     pub fn measure(&self, system: System) -> Result<Vec<Measurement>> {
         let name = system.to_string();
+        if self.emulator.is_slow() {
+            let transcript = self.run(Run::new(system, system.payload(), &name), |_| ())?;
+            let mut measurements = measure::operations(&name, &measure::PAYLOAD, &transcript)?;
+            measurements.extend(self.minimal(system)?);
+            return Ok(measurements);
+        }
         let transcript = self.run(Run::new(system, system.demo(), &name), |_| ())?;
         let mut measurements = measure::operations(&name, &measure::PAYLOAD, &transcript)?;
         measurements.extend(measure::boots(&name, &transcript)?);
@@ -191,7 +204,8 @@ impl Bench<'_> {
             System::Kvm => {
                 let kernel = self.provisioned.kernel(self.series)?;
                 let plan = Plan::new(kernel, Work::Minimal, KvmEpt::On);
-                plan.prepare(self.layout, self.provisioned, self.programs, BOCHS, DEFAULT_IPS)?.on_bare_machine()
+                plan.prepare(self.layout, self.provisioned, self.programs, self.emulator, self.options.ips)?
+                    .on_bare_machine()
             }
         };
         let transcript = self.boot(&format!("{system}-minimal"), boot, "", &[], |_| ())?;
@@ -216,7 +230,7 @@ impl Bench<'_> {
         let system = run.system;
         let Run { work, ept, parameters, .. } = run;
         let plan = Plan { parameters, ..Plan::new(self.provisioned.kernel(self.series)?, work, ept) };
-        let guest = plan.prepare(self.layout, self.provisioned, self.programs, BOCHS, DEFAULT_IPS)?;
+        let guest = plan.prepare(self.layout, self.provisioned, self.programs, self.emulator, self.options.ips)?;
         let boot = match system {
             System::L1hv => guest.under(Module::with_args(build::l1hv(self.layout, self.progress)?, run.options)),
             System::Bare | System::Kvm => guest.on_bare_machine(),
@@ -235,12 +249,9 @@ impl Bench<'_> {
         mut see: impl FnMut(&str),
     ) -> Result<Transcript> {
         let name = format!("bench-{name}");
-        let machine = Machine {
-            memory_mib: MEMORY_MIB,
-            timeout: TIMEOUT,
-            silence: TIMEOUT,
-            ..Machine::new(name.as_str(), BOCHS, boot)
-        };
+        let timeout = if self.emulator.is_slow() { SLOW_TIMEOUT } else { TIMEOUT };
+        let machine = Machine { timeout, silence: timeout, ..Machine::new(name.as_str(), self.emulator, boot) };
+        let machine = self.options.apply(machine);
         let step = self.progress.step(format!("measuring: {}", &name["bench-".len()..]));
         let mut transcript = Transcript::default();
         let outcome = machine.run(self.layout, self.provisioned, |line| {

@@ -60,9 +60,7 @@ fn check_and_merge(vcpu: &mut Vcpu) -> Result<Result<(), GuestStateError>, Failu
         check::host_state(vmcs12, &vcpu.offered, vcpu.nested.host_mode)
             .map_err(|violation| refused(violation, InsnError::ENTRY_INVALID_HOST_STATE))?;
         if vmcs12.dirty.intersects(&HostImage::SOURCE) {
-            let image = HostImage::of(vmcs12);
-            vcpu.nested.kept.change(&vcpu.nested.host_image, &image);
-            vcpu.nested.host_image = image;
+            vcpu.nested.host_image.update(vmcs12, &mut vcpu.nested.kept);
         }
     }
     let checked = check::guest_state(vmcs12, &vcpu.offered, &vcpu.memory);

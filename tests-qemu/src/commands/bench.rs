@@ -7,9 +7,11 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use super::BadArgument;
+use super::machine::MachineArgs;
 use crate::bench::{self, Bench, System, chart, compare::compare, markdown, measure::Measurement};
 use crate::build;
 use crate::layout::Layout;
+use crate::machine::BOCHS;
 use crate::progress::Progress;
 use crate::provision;
 
@@ -22,6 +24,9 @@ pub struct Args {
     /// Debian kernel series of every Linux.
     #[arg(long, default_value = "6.1")]
     series: String,
+    /// By default Bochs, which counts instructions.
+    #[command(flatten)]
+    machine: MachineArgs,
     /// Write the measurements here, as an array of objects.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -58,7 +63,15 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     let old = args.compare.as_deref().map(read).transpose()?;
     let provisioned = provision::provision(layout, progress)?;
     let programs = build::guest_programs(layout, progress)?;
-    let bench = Bench { layout, progress, provisioned: &provisioned, programs: &programs, series: &args.series };
+    let bench = Bench {
+        layout,
+        progress,
+        provisioned: &provisioned,
+        programs: &programs,
+        series: &args.series,
+        emulator: args.machine.emulator_or(BOCHS),
+        options: &args.machine.options_with(bench::MEMORY_MIB),
+    };
     let mut measurements = Vec::new();
     for system in System::ALL {
         if args.system.is_empty() || args.system.contains(&system.into()) {

@@ -3,7 +3,8 @@
 use clap::ValueEnum;
 
 use crate::machine::{
-    self, BOCHS, ChosenEmulator, DEFAULT_IPS, Loader, MachineOptions, QEMU_IN_BOCHS, QEMU_KVM, QEMU_TCG,
+    self, BOCHS, ChosenEmulator, DEFAULT_IPS, DEFAULT_MEMORY_MIB, Loader, MachineOptions, QEMU_IN_BOCHS, QEMU_KVM,
+    QEMU_TCG,
 };
 
 /// Which machine.
@@ -15,9 +16,9 @@ pub struct MachineArgs {
     /// Processors.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
     pub cpus: u32,
-    /// Memory.
-    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(32..=65536))]
-    memory: u32,
+    /// Memory [default: 1024; for benchmarks 2048].
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(32..=65536))]
+    memory: Option<u32>,
     /// Ticks to a second of emulated time (bochs, qemu-in-bochs).
     #[arg(long, value_name = "N", default_value_t = DEFAULT_IPS, value_parser = clap::value_parser!(u64).range(1_000_000..=4_000_000_000))]
     pub ips: u64,
@@ -53,9 +54,14 @@ enum LoaderChoice {
 impl MachineArgs {
     /// The emulator to use on this host.
     pub fn emulator(&self) -> ChosenEmulator {
+        self.emulator_or(machine::with_nested_vmx())
+    }
+
+    /// The same, with `auto` in place of "auto".
+    pub fn emulator_or(&self, auto: ChosenEmulator) -> ChosenEmulator {
         match self.machine {
             MachineChoice::Bochs => BOCHS,
-            MachineChoice::Auto => machine::with_nested_vmx(),
+            MachineChoice::Auto => auto,
             MachineChoice::Qemu if machine::host_has_nested_vmx() => QEMU_KVM,
             MachineChoice::Qemu => QEMU_TCG,
             MachineChoice::QemuInBochs => QEMU_IN_BOCHS,
@@ -64,9 +70,14 @@ impl MachineArgs {
 
     /// The rest.
     pub fn options(&self) -> MachineOptions {
+        self.options_with(DEFAULT_MEMORY_MIB)
+    }
+
+    /// The same, with this memory unless the user says otherwise.
+    pub fn options_with(&self, memory_mib: u32) -> MachineOptions {
         MachineOptions {
             cpus: self.cpus,
-            memory_mib: self.memory,
+            memory_mib: self.memory.unwrap_or(memory_mib),
             ips: self.ips,
             loader: self.loader.map(|choice| match choice {
                 LoaderChoice::Grub => Loader::Grub,

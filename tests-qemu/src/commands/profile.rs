@@ -2,10 +2,11 @@
 
 use anyhow::Result;
 
-use crate::bench::Bench;
+use crate::bench::{Bench, MEMORY_MIB};
 use crate::build;
 use crate::guest::KvmEpt;
 use crate::layout::Layout;
+use crate::machine::{BOCHS, MachineOptions};
 use crate::profile;
 use crate::progress::Progress;
 use crate::provision;
@@ -27,7 +28,11 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     let programs = build::guest_programs(layout, progress)?;
     let ept = if args.no_ept { KvmEpt::Off } else { KvmEpt::On };
     let (provisioned, programs, series) = (&provisioned, &programs, args.series.as_str());
-    let profile = profile::run(&Bench { layout, progress, provisioned, programs, series }, ept)?;
+    let options = MachineOptions { memory_mib: MEMORY_MIB, ..MachineOptions::default() };
+    let profile = profile::run(
+        &Bench { layout, progress, provisioned, programs, series, emulator: BOCHS, options: &options },
+        ept,
+    )?;
     println!("\nAccesses to VMCS fields, from power-on to the end of the payload; exits: as l1hv grants by default.\n");
     print!("{}", profile.fields());
     println!("\nProposal for l1hv's command line:\n\n  shadow={}\n", profile.proposal);

@@ -1,9 +1,9 @@
 //! QEMU with KVM on a small Linux on Bochs: a second processor with VMX, which is KVM's and none of ours.
 //!
 //! ```text
-//!   Bochs            COM1 ──> outer.log     COM2 ──> console.log     COM3 ──> debug.log
-//!     Debian's Linux, KVM    │ its console        │                       │
-//!       QEMU                 │ QEMU's status      │ COM1                  │ port 0xe9
+//!   Bochs            COM1 ──> console.log     COM2 ──> debug.log     COM3 ──> outer.log
+//!     Debian's Linux, KVM      │                       │                    │ its console
+//!       QEMU                   │ COM1                  │ port 0xe9          │ QEMU's status
 //!         the machine under test
 //! ```
 
@@ -68,7 +68,7 @@ impl fmt::Display for QemuInBochs {
 impl Emulator for QemuInBochs {
     fn command(&self, machine: &Machine, provisioned: &Provisioned, logs: &Path) -> Result<Command> {
         let outer = outer(machine, provisioned, logs)?;
-        bochs::command(&outer, provisioned, logs, &[logs.join(OUTER), logs.join(CONSOLE), logs.join(DEBUG)])
+        bochs::command(&outer, provisioned, logs, &[logs.join(CONSOLE), logs.join(DEBUG), logs.join(OUTER)])
     }
 
     fn loader(&self) -> Loader {
@@ -114,7 +114,8 @@ fn outer(machine: &Machine, provisioned: &Provisioned, logs: &Path) -> Result<Ma
     let kernel = provisioned.kernel("6.1")?;
     let initrd = logs.join("outer-initrd");
     fs::write(&initrd, file_system(machine, provisioned, kernel, logs)?)?;
-    let arguments = format!("{} quiet 8250.nr_uarts=4", linux::default_args(BOCHS, machine.ips));
+    // COM3 shares its interrupt with COM1: good for a console, which polls.
+    let arguments = linux::default_args(BOCHS, machine.ips).replace("ttyS0", "ttyS2") + " quiet 8250.nr_uarts=4";
     let boot = Boot::Linux { kernel: Module::with_args(&kernel.image, arguments), initrds: vec![initrd] };
     Ok(Machine {
         cpus: machine.cpus,
@@ -157,7 +158,7 @@ fn file_system(
             vec!["-cdrom".to_owned(), "/files/iso".to_owned()]
         }
     };
-    let streams = Streams { console: "/dev/ttyS1".into(), debug: "/dev/ttyS2".into() };
+    let streams = Streams { console: "/dev/ttyS0".into(), debug: "/dev/ttyS1".into() };
     let mut words = vec![absolute(&provisioned.qemu)?.display().to_string(), "-L".to_owned(), DATA_DIR.to_owned()];
     words.extend(qemu::arguments(machine, Accelerator::Kvm, &streams));
     words.extend(boot);

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, ensure};
-use tests_qemu::bench::Bench;
 use tests_qemu::bench::measure::{self, Measurement};
+use tests_qemu::bench::{Bench, MEMORY_MIB};
 use tests_qemu::guest::{KvmEpt, Work};
-use tests_qemu::machine::{Boot, Machine, Module};
+use tests_qemu::machine::{BOCHS, Boot, Machine, MachineOptions, Module};
 use tests_qemu::profile;
 use tests_qemu::progress::Progress;
 
@@ -31,7 +31,8 @@ pub fn tests() -> Vec<Test> {
 fn proposal(context: &Context, _: &str) -> Result<()> {
     let Context { layout, provisioned, programs, .. } = context;
     let progress = &Progress::silent();
-    let bench = Bench { layout, progress, provisioned, programs, series: "6.1" };
+    let options = MachineOptions { memory_mib: MEMORY_MIB, ..MachineOptions::default() };
+    let bench = Bench { layout, progress, provisioned, programs, series: "6.1", emulator: BOCHS, options: &options };
     let profile = profile::run(&bench, KvmEpt::On)?;
     let granted: Vec<&str> = profile.proposal.split(',').collect();
     for expected in ["GUEST_RIP:rw", "EXIT_REASON:r"] {
