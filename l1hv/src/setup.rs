@@ -254,6 +254,7 @@ pub fn build(
         entering: false,
         entry_load_count: 0,
         loading_host_msrs: false,
+        loading_registers: false,
         exit_store_count: 0,
         paging: NestedPaging::new(nested_features(caps, offered)),
         msr_bitmaps: pages.msr_bitmaps.map(merged_bitmap),
@@ -395,7 +396,7 @@ fn merged_bitmap(pages: HostPages) -> MergedBitmap {
 
 /// What VMX of this processor has, by its capability MSRs and by its VMREAD, for which it enters VMX operation with two regions.
 fn read_capabilities([vmxon, vmcs]: [HostPages; 2]) -> VmxCaps {
-    let caps = VmxCaps::read(read_capability, on_behalf::physical_address_bits());
+    let caps = VmxCaps::read(read_capability, on_behalf::physical_address_bits(), on_behalf::linear_address_bits());
     let known = on_behalf::known_fields(vmxon, vmcs, &caps);
     let caps = caps.with_fields(&known);
     for id in caps.missing.iter() {

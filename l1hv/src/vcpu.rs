@@ -115,6 +115,8 @@ pub struct Nested {
     pub entry_load_count: u32,
     /// vmcs01's next entry loads the MSRs of VMCS12's VM-exit MSR-load area.
     pub loading_host_msrs: bool,
+    /// vmcs01 loads passing registers, until the next VMLAUNCH or VMRESUME.
+    pub loading_registers: bool,
     /// VM-entry MSR-load area of vmcs02.
     pub entry_load: MsrArea,
     /// VM-exit MSR-store area of vmcs02.

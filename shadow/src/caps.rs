@@ -7,6 +7,7 @@ use crate::controls::{
 use crate::fields::FieldId;
 use crate::index::FieldSet;
 use crate::msr::*;
+use crate::registers::is_canonical;
 
 /// When a field exists.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,13 +65,15 @@ pub struct VmxCaps {
     pub vmfunc: u64,
     /// Physical-address width, from CPUID 0x80000008.
     pub physical_bits: u32,
+    /// Linear-address width: 57 with 5-level paging, else 48.
+    pub linear_bits: u32,
     /// Fields that all of the above promises and VMREAD does not know.
     pub missing: FieldSet,
 }
 
 impl VmxCaps {
     /// Reads the capability MSRs. Those whose existence depends on another are read only if it says so.
-    pub fn read(mut rdmsr: impl FnMut(u32) -> u64, physical_bits: u32) -> Self {
+    pub fn read(mut rdmsr: impl FnMut(u32) -> u64, physical_bits: u32, linear_bits: u32) -> Self {
         let basic = rdmsr(IA32_VMX_BASIC);
         let (pin, primary, exit, entry) = if basic & BASIC_TRUE_CONTROLS != 0 {
             (
@@ -106,6 +109,7 @@ impl VmxCaps {
             ept_vpid: read_if(with(Secondary::ENABLE_EPT) || with(Secondary::ENABLE_VPID), IA32_VMX_EPT_VPID_CAP),
             vmfunc: read_if(with(Secondary::ENABLE_VM_FUNCTIONS), IA32_VMX_VMFUNC),
             physical_bits,
+            linear_bits,
             missing: FieldSet::EMPTY,
         }
     }
@@ -166,12 +170,15 @@ impl VmxCaps {
         // The host does not let an exit of its own start the timer again.
         let saves_timer = self.may_be_1(Control::Exit(ExitControls::SAVE_PREEMPTION_TIMER));
         let timer = if saves_timer { Pin::empty() } else { Pin::ACTIVATE_PREEMPTION_TIMER };
+        // There is no activating what is not offered.
+        let tertiary = self.tertiary & Tertiary::OFFERED.bits();
+        let activate = if tertiary == 0 { Primary::ACTIVATE_TERTIARY } else { Primary::empty() };
         Self {
             basic: self.basic & BASIC | u64::from(VMCS12_REVISION) | 4096 << 32,
             pin: self.pin.only((Pin::OFFERED - timer).bits(), Pin::DEFAULT1.bits()),
-            primary: self.primary.only(Primary::OFFERED.bits(), Primary::DEFAULT1.bits()),
+            primary: self.primary.only((Primary::OFFERED - activate).bits(), Primary::DEFAULT1.bits()),
             secondary: self.secondary.only((Secondary::OFFERED - vmcs_shadowing).bits(), 0),
-            tertiary: self.tertiary & Tertiary::OFFERED.bits(),
+            tertiary,
             exit: self.exit.only(ExitControls::OFFERED.bits(), ExitControls::DEFAULT1.bits()),
             secondary_exit: self.secondary_exit & SecondaryExitControls::OFFERED.bits(),
             entry: self.entry.only(EntryControls::OFFERED.bits(), EntryControls::DEFAULT1.bits()),
@@ -262,6 +269,12 @@ impl VmxCaps {
         address >> self.physical_bits == 0
     }
 
+    /// Whether an address is canonical where it is not accessed but put into a register: by what the processor supports, whatever CR4.LA57 is
+    /// (SDM Volume 1, 3.3.7.1 "Canonical Addressing").
+    pub const fn is_canonical(&self, address: u64) -> bool {
+        is_canonical(address, self.linear_bits)
+    }
+
     /// IA32_VMX_MISC\[24:16\]: number of CR3-target values.
     pub const fn cr3_targets(&self) -> u32 {
         (self.misc >> 16 & 0x1ff) as u32
@@ -320,8 +333,8 @@ pub mod ept_vpid {
     pub const INVVPID_TYPES: u64 = 0xf << INVVPID_TYPE_0;
 }
 
-/// The EPT and VPID features offered. Left out: supervisor shadow stacks, as CET is, and 5-level walks, which no machine that
-/// l1hv is tested on has.
+/// The EPT and VPID features offered. Left out: supervisor shadow-stack control, as ept02 has no shadow-stack pages, and 5-level walks, which no
+/// machine that l1hv is tested on has.
 fn ept_offered(processor: u64) -> u64 {
     use ept_vpid::*;
     const OFFERED: u64 = EXECUTE_ONLY

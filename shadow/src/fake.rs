@@ -31,6 +31,7 @@ pub fn skylake_caps() -> VmxCaps {
         ept_vpid: 0x0f01_0673_4141,
         vmfunc: 1,
         physical_bits: 40,
+        linear_bits: 48,
         missing: FieldSet::EMPTY,
     }
 }

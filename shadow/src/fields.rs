@@ -46,6 +46,8 @@ pub enum Merge {
     Copy,
     /// vmcs02's value is computed from vmcs12's and from what the host needs ([`crate::merge`]).
     Merged,
+    /// A control word: bit by bit as [`crate::controls`] says.
+    ControlWord,
     /// An address in the guest hypervisor's memory; vmcs02 holds what EPT01 translates it to while the control that uses it is 1.
     Translated,
     /// Guest state: copied to vmcs02, and back when the nested guest has run.
@@ -54,6 +56,8 @@ pub enum Merge {
     ExitInfo,
     /// The guest hypervisor's own state, loaded into vmcs01's guest-state area when an exit is reflected.
     HostState,
+    /// A register of the guest hypervisor's that the host has no use for ([`crate::passing`]): vmcs02 holds vmcs12's value, for exits to load.
+    Passing,
     /// vmcs02 holds the host's value; vmcs12's is acted upon in software.
     HostOnly,
 }
@@ -253,7 +257,7 @@ vmcs_fields! {
     /// TSC multiplier.
     TSC_MULTIPLIER: W64 Control 25, Secondary(S::USE_TSC_SCALING), Copy, Rarely;
     /// Tertiary processor-based VM-execution controls.
-    TERTIARY_CONTROLS: W64 Control 26, Primary(C::ACTIVATE_TERTIARY), Merged, Rarely;
+    TERTIARY_CONTROLS: W64 Control 26, Primary(C::ACTIVATE_TERTIARY), ControlWord, Rarely;
     /// ENCLV-exiting bitmap.
     ENCLV_EXITING_BITMAP: W64 Control 27, Secondary(S::ENCLV_EXITING), Copy, Rarely;
     /// Low PASID directory address.
@@ -269,11 +273,11 @@ vmcs_fields! {
     /// PID-pointer table address.
     PID_POINTER_TABLE: W64 Control 33, Tertiary(T::IPI_VIRTUALIZATION), HostOnly, Rarely;
     /// Secondary VM-exit controls.
-    SECONDARY_EXIT_CONTROLS: W64 Control 34, Exit(X::ACTIVATE_SECONDARY), Merged, Rarely;
+    SECONDARY_EXIT_CONTROLS: W64 Control 34, Exit(X::ACTIVATE_SECONDARY), ControlWord, Rarely;
     /// IA32_SPEC_CTRL mask.
     SPEC_CTRL_MASK: W64 Control 37, Tertiary(T::VIRTUALIZE_SPEC_CTRL), Copy, Rarely;
-    /// IA32_SPEC_CTRL shadow.
-    SPEC_CTRL_SHADOW: W64 Control 38, Tertiary(T::VIRTUALIZE_SPEC_CTRL), Copy, Rarely;
+    /// IA32_SPEC_CTRL shadow. Among the controls by its encoding only: WRMSR of the nested guest changes it.
+    SPEC_CTRL_SHADOW: W64 Control 38, Tertiary(T::VIRTUALIZE_SPEC_CTRL), Guest, Rarely;
     /// Guest deadline shadow: the TSC deadline that the guest reads back.
     GUEST_DEADLINE_SHADOW: W64 Control 39, Tertiary(T::APIC_TIMER_VIRTUALIZATION), Copy, Rarely;
     /// Injected-event data: what FRED event delivery saves for an injected event.
@@ -346,7 +350,7 @@ vmcs_fields! {
     /// Host IA32_PERF_GLOBAL_CTRL.
     HOST_PERF_GLOBAL_CTRL: W64 Host 2, Exit(X::LOAD_PERF_GLOBAL_CTRL), HostState, Rarely;
     /// Host IA32_PKRS.
-    HOST_PKRS: W64 Host 3, Exit(X::LOAD_PKRS), HostState, Rarely;
+    HOST_PKRS: W64 Host 3, Exit(X::LOAD_PKRS), Passing, Rarely;
     /// Host IA32_FRED_CONFIG.
     HOST_FRED_CONFIG: W64 Host 4, SecondaryExit(X2::LOAD_FRED), HostState, Rarely;
     /// Host IA32_FRED_RSP1.
@@ -368,9 +372,9 @@ vmcs_fields! {
 
     // 32-bit control fields.
     /// Pin-based VM-execution controls.
-    PIN_CONTROLS: W32 Control 0, Always, Merged, Rarely;
+    PIN_CONTROLS: W32 Control 0, Always, ControlWord, Rarely;
     /// Primary processor-based VM-execution controls.
-    PRIMARY_CONTROLS: W32 Control 1, Always, Merged, Often;
+    PRIMARY_CONTROLS: W32 Control 1, Always, ControlWord, Often;
     /// Exception bitmap.
     EXCEPTION_BITMAP: W32 Control 2, Always, Copy, Often;
     /// Page-fault error-code mask.
@@ -380,13 +384,13 @@ vmcs_fields! {
     /// CR3-target count.
     CR3_TARGET_COUNT: W32 Control 5, Always, Copy, Rarely;
     /// Primary VM-exit controls. "Host address-space size" is here although it decides the mode of the host state.
-    EXIT_CONTROLS: W32 Control 6, Always, Merged, Rarely;
+    EXIT_CONTROLS: W32 Control 6, Always, ControlWord, Rarely;
     /// VM-exit MSR-store count.
     EXIT_MSR_STORE_COUNT: W32 Control 7, Always, HostOnly, Rarely;
     /// VM-exit MSR-load count.
     EXIT_MSR_LOAD_COUNT: W32 Control 8, Always, HostOnly, Rarely;
     /// VM-entry controls. "IA-32e mode guest" is here although it decides the mode of the guest state.
-    ENTRY_CONTROLS: W32 Control 9, Always, Merged, Rarely;
+    ENTRY_CONTROLS: W32 Control 9, Always, ControlWord, Rarely;
     /// VM-entry MSR-load count.
     ENTRY_MSR_LOAD_COUNT: W32 Control 10, Always, HostOnly, Rarely;
     /// VM-entry interruption-information field. Every VM exit clears its valid bit, in vmcs02 and so in VMCS12.
@@ -398,7 +402,7 @@ vmcs_fields! {
     /// TPR threshold.
     TPR_THRESHOLD: W32 Control 14, Primary(C::USE_TPR_SHADOW), Copy, Often;
     /// Secondary processor-based VM-execution controls.
-    SECONDARY_CONTROLS: W32 Control 15, Primary(C::ACTIVATE_SECONDARY), Merged, Rarely;
+    SECONDARY_CONTROLS: W32 Control 15, Primary(C::ACTIVATE_SECONDARY), ControlWord, Rarely;
     /// PLE_Gap.
     PLE_GAP: W32 Control 16, Secondary(S::PAUSE_LOOP_EXITING), Copy, Rarely;
     /// PLE_Window.
@@ -583,11 +587,11 @@ vmcs_fields! {
     /// Host RIP.
     HOST_RIP: Nat Host 11, Always, HostState, Rarely;
     /// Host IA32_S_CET.
-    HOST_S_CET: Nat Host 12, Exit(X::LOAD_CET), HostState, Rarely;
+    HOST_S_CET: Nat Host 12, Exit(X::LOAD_CET), Passing, Rarely;
     /// Host SSP.
-    HOST_SSP: Nat Host 13, Exit(X::LOAD_CET), HostState, Rarely;
+    HOST_SSP: Nat Host 13, Exit(X::LOAD_CET), Passing, Rarely;
     /// Host IA32_INTERRUPT_SSP_TABLE_ADDR.
-    HOST_SSP_TABLE: Nat Host 14, Exit(X::LOAD_CET), HostState, Rarely;
+    HOST_SSP_TABLE: Nat Host 14, Exit(X::LOAD_CET), Passing, Rarely;
 }
 
 /// The PDPTE fields, by number.

@@ -257,9 +257,9 @@ pub fn invvpid_type_is_valid(caps: &VmxCaps, kind: u64) -> bool {
 }
 
 /// INVVPID with a valid type and the two quadwords of its descriptor.
-pub fn invvpid(kind: u64, descriptor: [u64; 2]) -> Result<Invalidation, Failure> {
+pub fn invvpid(caps: &VmxCaps, kind: u64, descriptor: [u64; 2]) -> Result<Invalidation, Failure> {
     let [vpid, linear] = descriptor;
-    if vpid >> 16 != 0 || kind != 2 && vpid == 0 || kind == 0 && !is_canonical(linear) {
+    if vpid >> 16 != 0 || kind != 2 && vpid == 0 || kind == 0 && !caps.is_canonical(linear) {
         return Err(InsnError::INVALID_OPERAND.into());
     }
     let vpid = vpid as u16;
@@ -269,11 +269,6 @@ pub fn invvpid(kind: u64, descriptor: [u64; 2]) -> Result<Invalidation, Failure>
         2 => Invalidation::AllVpids,
         _ => Invalidation::VpidRetainingGlobals(vpid),
     })
-}
-
-/// Whether bits 63:47 of an address are equal (48-bit linear addresses).
-pub const fn is_canonical(address: u64) -> bool {
-    ((address as i64) << 16 >> 16) as u64 == address
 }
 
 #[cfg(test)]
@@ -444,9 +439,9 @@ mod tests {
         assert_eq!(invept(&caps, 1, [0x1000 | 0x5e, 0]), Ok(Invalidation::Eptp(0x105e)));
         assert_eq!(invept(&caps, 1, [0x1000 | 0x5f, 0]), Err(bad));
         assert!(!invept_type_is_valid(&caps, 0) && !invept_type_is_valid(&caps, 3));
-        assert_eq!(invvpid(0, [1, 0x8000_0000_0000]), Err(bad));
-        assert_eq!(invvpid(1, [0, 0]), Err(bad));
-        assert_eq!(invvpid(1, [1 << 16 | 1, 0]), Err(bad));
-        assert_eq!(invvpid(2, [0, 0]), Ok(Invalidation::AllVpids));
+        assert_eq!(invvpid(&skylake_caps(), 0, [1, 0x8000_0000_0000]), Err(bad));
+        assert_eq!(invvpid(&skylake_caps(), 1, [0, 0]), Err(bad));
+        assert_eq!(invvpid(&skylake_caps(), 1, [1 << 16 | 1, 0]), Err(bad));
+        assert_eq!(invvpid(&skylake_caps(), 2, [0, 0]), Ok(Invalidation::AllVpids));
     }
 }

@@ -79,6 +79,7 @@ pub mod merge;
 pub mod msr;
 pub mod operand;
 pub mod outcome;
+pub mod passing;
 pub mod permission;
 pub mod policy;
 pub mod registers;

@@ -64,6 +64,14 @@ pub const IA32_VMX_VMFUNC: u32 = 0x491;
 pub const IA32_VMX_PROCBASED_CTLS3: u32 = 0x492;
 /// IA32_VMX_EXIT_CTLS2.
 pub const IA32_VMX_EXIT_CTLS2: u32 = 0x493;
+/// IA32_S_CET.
+pub const IA32_S_CET: u32 = 0x6a2;
+/// IA32_INTERRUPT_SSP_TABLE_ADDR.
+pub const IA32_INTERRUPT_SSP_TABLE_ADDR: u32 = 0x6a8;
+/// IA32_PKRS.
+pub const IA32_PKRS: u32 = 0x6e1;
+/// IA32_UINTR_MISC.
+pub const IA32_UINTR_MISC: u32 = 0x988;
 /// IA32_EFER.
 pub const IA32_EFER: u32 = 0xc000_0080;
 /// IA32_FS_BASE.

@@ -2,10 +2,9 @@
 
 pub use crate::exit::{Gpr, InsnInfo};
 
-use crate::insn::is_canonical;
 use crate::msr::Access;
 use crate::outcome::Fault;
-use crate::registers::access_rights;
+use crate::registers::{access_rights, is_canonical};
 
 /// A segment register's hidden part, as in the VMCS.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -46,23 +45,28 @@ impl Segment {
     }
 }
 
-/// The linear address of an operand of `bytes` bytes, or the fault that its segment causes.
+/// The linear address of an operand of `bytes` bytes, or the fault that its segment causes. `linear_bits` is the width of linear addresses in
+/// 64-bit mode, `None` in other modes.
 pub fn linear_address(
     info: InsnInfo,
     offset: u64,
     bytes: u64,
     access: Access,
     segment: &Segment,
-    long_mode: bool,
+    linear_bits: Option<u32>,
 ) -> Result<u64, Fault> {
     const SS: usize = 2;
     const FS: usize = 4;
     let fault = if info.segment() == SS { Fault::StackSegment } else { Fault::GeneralProtection };
-    if long_mode {
+    if let Some(linear_bits) = linear_bits {
         let base = if info.segment() >= FS { segment.base } else { 0 };
         let linear = base.wrapping_add(offset);
         let last = linear.wrapping_add(bytes - 1);
-        return if is_canonical(linear) && is_canonical(last) { Ok(linear) } else { Err(fault) };
+        return if [linear, last].iter().all(|&address| is_canonical(address, linear_bits)) {
+            Ok(linear)
+        } else {
+            Err(fault)
+        };
     }
     if !segment.permits(access) || !segment.contains(offset, bytes) {
         return Err(fault);
@@ -92,21 +96,25 @@ mod tests {
     fn a_non_canonical_operand_faults_by_its_segment() {
         let ss = InsnInfo(2 << 15);
         let hole = 0x8000_0000_0000;
-        assert_eq!(linear_address(ss, hole, 8, Access::Read, &DATA, true), Err(Fault::StackSegment));
-        assert_eq!(linear_address(RBX_RSI_4, hole, 8, Access::Read, &DATA, true), Err(Fault::GeneralProtection));
-        assert_eq!(linear_address(RBX_RSI_4, hole - 8, 8, Access::Read, &DATA, true), Ok(hole - 8));
-        assert_eq!(linear_address(RBX_RSI_4, hole - 7, 8, Access::Read, &DATA, true), Err(Fault::GeneralProtection));
+        assert_eq!(linear_address(ss, hole, 8, Access::Read, &DATA, Some(48)), Err(Fault::StackSegment));
+        assert_eq!(linear_address(RBX_RSI_4, hole, 8, Access::Read, &DATA, Some(48)), Err(Fault::GeneralProtection));
+        assert_eq!(linear_address(RBX_RSI_4, hole, 8, Access::Read, &DATA, Some(57)), Ok(hole));
+        assert_eq!(linear_address(RBX_RSI_4, hole - 8, 8, Access::Read, &DATA, Some(48)), Ok(hole - 8));
+        assert_eq!(
+            linear_address(RBX_RSI_4, hole - 7, 8, Access::Read, &DATA, Some(48)),
+            Err(Fault::GeneralProtection)
+        );
     }
 
     #[test]
     fn long_mode_ignores_the_base_of_all_but_fs_and_gs() {
-        assert_eq!(linear_address(RBX_RSI_4, 0x20, 8, Access::Read, &DATA, true), Ok(0x20));
-        assert_eq!(linear_address(InsnInfo(5 << 15), 0x20, 8, Access::Read, &DATA, true), Ok(0x1020));
+        assert_eq!(linear_address(RBX_RSI_4, 0x20, 8, Access::Read, &DATA, Some(48)), Ok(0x20));
+        assert_eq!(linear_address(InsnInfo(5 << 15), 0x20, 8, Access::Read, &DATA, Some(48)), Ok(0x1020));
     }
 
     #[test]
     fn protected_mode_checks_type_and_limit() {
-        let at = |segment: &Segment, offset, access| linear_address(RBX_RSI_4, offset, 8, access, segment, false);
+        let at = |segment: &Segment, offset, access| linear_address(RBX_RSI_4, offset, 8, access, segment, None);
         assert_eq!(at(&DATA, 0xfff8, Access::Write), Ok(0x10ff8));
         assert_eq!(at(&DATA, 0xfff9, Access::Write), Err(Fault::GeneralProtection));
         let read_only = Segment { access_rights: 0xc091, ..DATA };

@@ -60,6 +60,10 @@ pub const CR4_SMAP: u64 = 1 << 21;
 pub const CR4_PKE: u64 = 1 << 22;
 /// CR4.CET.
 pub const CR4_CET: u64 = 1 << 23;
+/// CR4.PKS.
+pub const CR4_PKS: u64 = 1 << 24;
+/// CR4.LASS.
+pub const CR4_LASS: u64 = 1 << 27;
 
 /// IA32_EFER.SCE.
 pub const EFER_SCE: u64 = 1 << 0;
@@ -71,6 +75,23 @@ pub const EFER_LMA: u64 = 1 << 10;
 pub const EFER_NXE: u64 = 1 << 11;
 /// All bits of IA32_EFER that mean something.
 pub const EFER_DEFINED: u64 = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE;
+
+/// Whether the bits of an address from the highest of `linear_bits` on are equal.
+///
+/// ```
+/// use shadow::registers::is_canonical;
+///
+/// assert!(is_canonical(0xffff_8000_0000_0000, 48) && !is_canonical(1 << 47, 48) && is_canonical(1 << 47, 57));
+/// ```
+pub const fn is_canonical(address: u64, linear_bits: u32) -> bool {
+    let unused = u64::BITS - linear_bits;
+    ((address as i64) << unused >> unused) as u64 == address
+}
+
+/// The width of the linear addresses that are accessed in IA-32e mode, by CR4.
+pub const fn linear_bits_of(cr4: u64) -> u32 {
+    if cr4 & CR4_LA57 != 0 { 57 } else { 48 }
+}
 
 /// IA32_EFER as paging makes it: LMA is LME while CR0.PG is 1, else 0.
 ///

@@ -5,7 +5,7 @@
 //! performance counter.
 
 use core::arch::asm;
-use core::arch::x86_64::__cpuid;
+use core::arch::x86_64::{__cpuid, __cpuid_count};
 use core::num::NonZeroU32;
 
 use shadow::{FieldSet, VmxCaps};
@@ -87,6 +87,12 @@ pub fn known_fields(vmxon: HostPages, vmcs: HostPages, caps: &VmxCaps) -> FieldS
 /// CPUID.80000008H:EAX[7:0]: the width of physical addresses.
 pub fn physical_address_bits() -> u32 {
     __cpuid(0x8000_0008).eax & 0xff
+}
+
+/// The width of linear addresses that the processor supports: 57 with 5-level paging, CPUID.07H:ECX[16].
+pub fn linear_address_bits() -> u32 {
+    let has_leaf = __cpuid(0).eax >= 7;
+    if has_leaf && __cpuid_count(7, 0).ecx >> 16 & 1 != 0 { 57 } else { 48 }
 }
 
 /// CPUID.01H:EAX: what RDX holds after a reset.

@@ -10,7 +10,7 @@ use shadow::msr::Access;
 use shadow::operand::{InsnInfo, Segment, linear_address};
 use shadow::outcome::{Failure, Fault, InsnError, VmFail, rflags_fail_invalid, rflags_fail_valid, rflags_succeed};
 use shadow::permission::Access as FieldAccess;
-use shadow::registers::{CR4_VMXE, GUEST_SEGMENTS, RFLAGS_VM, access_rights};
+use shadow::registers::{CR4_VMXE, GUEST_SEGMENTS, RFLAGS_VM, access_rights, linear_bits_of};
 use shadow::vmcs12::LaunchState;
 
 use super::{Action, cr, reset};
@@ -230,7 +230,7 @@ fn emulate_invvpid(vcpu: &mut Vcpu) -> Result<(), Failure> {
         return Err(InsnError::INVALID_OPERAND.into());
     }
     let descriptor = read_descriptor(vcpu, info)?;
-    match insn::invvpid(kind, descriptor)? {
+    match insn::invvpid(&vcpu.offered, kind, descriptor)? {
         Invalidation::Address { vpid, linear } => invvpid(Invvpid::Address { vpid: vpid02(vpid), linear }),
         Invalidation::Vpid(vpid) => invvpid(Invvpid::Single(vpid02(vpid))),
         Invalidation::VpidRetainingGlobals(vpid) => invvpid(Invvpid::RetainingGlobals(vpid02(vpid))),
@@ -260,6 +260,7 @@ fn operand_bytes(vcpu: &Vcpu) -> usize {
 fn operand_address(vcpu: &mut Vcpu, info: InsnInfo, bytes: u64, access: Access) -> Result<u64, Fault> {
     let long_mode = vcpu.in_ia32e_mode();
     let vmcs01 = vcpu.vmcs.vmcs01();
+    let linear_bits = long_mode.then(|| linear_bits_of(vmcs01.read(GUEST_CR4)));
     let displacement = vmcs01.read(EXIT_QUALIFICATION);
     let rsp = vmcs01.read(GUEST_RSP);
     let fields = &GUEST_SEGMENTS[info.segment().min(GUEST_SEGMENTS.len() - 1)];
@@ -270,7 +271,7 @@ fn operand_address(vcpu: &mut Vcpu, info: InsnInfo, bytes: u64, access: Access) 
     };
     let gpr = &vcpu.registers.gpr;
     let offset = info.effective_address(displacement, |number| if number == 4 { rsp } else { gpr[number] });
-    linear_address(info, offset, bytes, access, &segment, long_mode)
+    linear_address(info, offset, bytes, access, &segment, linear_bits)
 }
 
 fn read_operand(vcpu: &mut Vcpu, info: InsnInfo, to: &mut [u8]) -> Result<(), Failure> {

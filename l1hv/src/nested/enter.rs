@@ -3,17 +3,17 @@
 use ept::Gpa;
 use shadow::check::{self, GuestStateError, Violation};
 use shadow::controls::{EntryControls, Secondary};
-use shadow::exit::ExitReason;
 use shadow::fields::*;
 use shadow::host_load::HostImage;
 use shadow::hw::VmcsAccess;
 use shadow::merge::{self, Inherited, MsrEntry, Surroundings};
 use shadow::outcome::{Failure, InsnError};
+use shadow::passing;
 use shadow::sync::save_stale_controls;
 use shadow::vmcs12::LaunchState;
 use shadow::{FieldSet, Vmcs12};
 
-use super::reflect::reflect_failed_entry;
+use super::reflect::reflect_refused_entry;
 use super::short::exits_are_short;
 use super::{msr_bitmap, onward, paging};
 use crate::arch::vmx::{Invvpid, invvpid};
@@ -36,7 +36,7 @@ pub fn enter(vcpu: &mut Vcpu, wanted: LaunchState) -> Result<(), Failure> {
         }
         merge::prepare_unchanged(&mut vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12);
     } else if let Err(error) = check_and_merge(vcpu)? {
-        reflect_failed_entry(vcpu, ExitReason::ENTRY_FAILURE_GUEST_STATE, error.0);
+        reflect_refused_entry(vcpu, error);
         return Ok(());
     }
     if vcpu.init_blocked {
@@ -49,6 +49,9 @@ pub fn enter(vcpu: &mut Vcpu, wanted: LaunchState) -> Result<(), Failure> {
 
 /// All checks that are software's, and the whole merge. The inner error is an entry failure of the late kind.
 fn check_and_merge(vcpu: &mut Vcpu) -> Result<Result<(), GuestStateError>, Failure> {
+    if vcpu.nested.loading_registers {
+        stop_loading_registers(vcpu);
+    }
     let inherited = Inherited::read(&vcpu.vmcs.vmcs01(), &vcpu.vmx.vmcs12);
     save_stale_controls(&vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12);
     let vmcs12 = &vcpu.vmx.vmcs12;
@@ -100,6 +103,10 @@ fn merge(vcpu: &mut Vcpu, inherited: Inherited, pdptes: Option<[u64; 4]>) {
         msr_bitmap::merge(vcpu);
     }
     onward::prepare(vcpu);
+    let inherits = passing::inherits(&vcpu.vmx.vmcs12);
+    if inherits {
+        inherit_registers(vcpu);
+    }
     let areas = AreaCounts::of(vcpu);
     let areas_changed = vcpu.vmx.vmcs12.dirty.intersects(&AREA_COUNTS);
     if areas.any() || areas_changed {
@@ -118,6 +125,7 @@ fn merge(vcpu: &mut Vcpu, inherited: Inherited, pdptes: Option<[u64; 4]>) {
     // What an entry has to look at even if VMCS12 is unchanged, beside what the short one does.
     let short_entry = !areas.any()
         && inherited.is_empty()
+        && !inherits
         && vmcs12.has_secondary(Secondary::ENABLE_VPID)
         && pdptes.is_none()
         && vmcs12.get(VMCS_LINK_POINTER) == u64::MAX
@@ -138,6 +146,26 @@ fn merge(vcpu: &mut Vcpu, inherited: Inherited, pdptes: Option<[u64; 4]>) {
     vcpu.nested.short_entry = short_entry;
     vcpu.nested.short_exit = short_exit;
     switch_vpid(vcpu);
+}
+
+/// Passing registers that exits of the nested guest load and its entries do not: it begins with the guest hypervisor's, and after an exit that
+/// the host handles goes on with its own.
+#[cold]
+fn inherit_registers(vcpu: &mut Vcpu) {
+    let values = passing::read_inherited(&vcpu.vmcs.vmcs01(), &vcpu.vmx.vmcs12);
+    let mut vmcs02 = vcpu.vmcs.vmcs02();
+    for (id, value) in values {
+        vmcs02.write_raw(id, value);
+    }
+}
+
+/// The registers are the processor's again, which the nested guest may change.
+#[cold]
+fn stop_loading_registers(vcpu: &mut Vcpu) {
+    vcpu.nested.loading_registers = false;
+    let mut vmcs01 = vcpu.vmcs.vmcs01();
+    let controls = EntryControls::from_bits_retain(vmcs01.read(ENTRY_CONTROLS));
+    vmcs01.write(ENTRY_CONTROLS, controls.difference(passing::ENTRY).bits());
 }
 
 /// Each VPID12 has a VPID02, whose translations stay until INVVPID; a shared one is emptied for each that comes to it. A nested guest without a

@@ -2,6 +2,8 @@
 
 use boot::stop::StopKind;
 use ept::Gpa;
+use shadow::FieldSet;
+use shadow::check::GuestStateError;
 use shadow::controls::{Pin, Secondary};
 use shadow::event::{BLOCKING_BY_NMI, NMI_INTERRUPTION};
 use shadow::exit::{ExitReason, InterruptionInfo};
@@ -10,6 +12,7 @@ use shadow::host_load::{LeftBehind, VmxAbort, load_host_state};
 use shadow::hw::VmcsAccess;
 use shadow::merge::{self, AreaError};
 use shadow::msr::*;
+use shadow::passing::{self, Untaken};
 use shadow::registers::RFLAGS_RF;
 use shadow::sync::{save_exit_info, save_guest_state};
 use shadow::vmcs12::write_abort_indicator;
@@ -55,6 +58,7 @@ pub fn nmi(vcpu: &mut Vcpu) {
     if vcpu.vmx.vmcs12.get(PIN_CONTROLS) & Pin::NMI_EXITING.bits() != 0 {
         if core::mem::take(&mut vcpu.nested.entering) {
             vcpu.vmx.vmcs12.launch_state = shadow::vmcs12::LaunchState::Launched;
+            load_registers(vcpu, Untaken::BeforeEntry);
         }
         reflect_event(vcpu, NMI_INTERRUPTION, None);
     } else {
@@ -120,7 +124,8 @@ fn store_msrs(vcpu: &mut Vcpu) -> Result<(), AreaError> {
     let vmcs12 = &vcpu.vmx.vmcs12;
     let (area, count) = (Gpa(vmcs12.get(EXIT_MSR_STORE_ADDRESS)), vmcs12.get(EXIT_MSR_STORE_COUNT));
     let stored = &vcpu.nested.exit_store.entries[..vcpu.nested.exit_store_count as usize];
-    let read = |msr| saved_msr(&vmcs02, msr).or_else(|| read_for_guest(&vcpu.offered, msr).ok());
+    let saved = |msr| saved_msr(&vmcs02, msr).or_else(|| saved_passing_msr(&vmcs02, &vcpu.offered_fields, msr));
+    let read = |msr| saved(msr).or_else(|| read_for_guest(&vcpu.offered, msr).ok());
     merge::store(&vcpu.memory, area, count, stored, read)
 }
 
@@ -137,6 +142,44 @@ fn saved_msr(vmcs02: &impl VmcsAccess, msr: u32) -> Option<u64> {
         IA32_GS_BASE => vmcs02.read(GUEST_GS_BASE),
         _ => return None,
     })
+}
+
+/// The same for one that the exit may have given the guest hypervisor's value.
+fn saved_passing_msr(vmcs02: &impl VmcsAccess, fields: &FieldSet, msr: u32) -> Option<u64> {
+    let saved = |field: Field<u64>| fields.contains(field.id()).then(|| vmcs02.read(field));
+    match msr {
+        IA32_S_CET => saved(GUEST_S_CET),
+        IA32_INTERRUPT_SSP_TABLE_ADDR => saved(GUEST_SSP_TABLE),
+        IA32_PKRS => saved(GUEST_PKRS),
+        IA32_UINTR_MISC if fields.contains(GUEST_UINV.id()) => {
+            // UINV in bits 39:32; the rest is no part of the VMCS.
+            let rest = crate::arch::msr::try_read(msr)? & !(0xff << 32);
+            Some(rest | u64::from(vmcs02.read(GUEST_UINV)) << 32)
+        }
+        _ => None,
+    }
+}
+
+/// Reflects the failure of an entry that the host refuses for its guest state.
+#[cold]
+pub fn reflect_refused_entry(vcpu: &mut Vcpu, error: GuestStateError) {
+    load_registers(vcpu, Untaken::EntryFailed);
+    reflect_failed_entry(vcpu, ExitReason::ENTRY_FAILURE_GUEST_STATE, error.0);
+}
+
+/// Makes up for what the processor does about passing registers in an exit that it has not taken: vmcs01 loads them.
+fn load_registers(vcpu: &mut Vcpu, why: Untaken) {
+    let (controls, values) = passing::after_exit(&vcpu.vmcs.vmcs02(), &vcpu.vmx.vmcs12, why);
+    if controls.is_empty() {
+        return;
+    }
+    let mut vmcs01 = vcpu.vmcs.vmcs01();
+    for (id, value) in values {
+        vmcs01.write_raw(id, value);
+    }
+    vmcs01.write(ENTRY_CONTROLS, vmcs01.read(ENTRY_CONTROLS) | controls.bits());
+    vcpu.nested.loading_registers = true;
+    vcpu.nested.short_entry = false;
 }
 
 /// Reflects an entry failure of the late kind (SDM 27.8): of the exit information only reason and qualification are written, and guest

@@ -4,7 +4,6 @@ use super::{Check, pat_is_valid, require};
 use crate::caps::VmxCaps;
 use crate::controls::{EntryControls, ExitControls};
 use crate::fields::*;
-use crate::insn::is_canonical;
 use crate::registers::*;
 use crate::vmcs12::Vmcs12;
 
@@ -23,7 +22,8 @@ pub fn host_state(vmcs12: &Vmcs12, caps: &VmxCaps, mode: HostMode) -> Check {
     let is_64 = exit.contains(ExitControls::HOST_ADDRESS_SPACE_SIZE);
     registers(vmcs12, caps)?;
     msrs(vmcs12, exit, is_64)?;
-    segments(vmcs12, is_64)?;
+    passing_registers(vmcs12, caps, exit, is_64)?;
+    segments(vmcs12, caps, is_64)?;
     address_space(vmcs12, mode, is_64)
 }
 
@@ -33,8 +33,8 @@ fn registers(vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
     require(is_fixed(cr4, caps.cr4_fixed0, caps.cr4_fixed1), "host CR4: fixed bits")?;
     require(cr4 & CR4_CET == 0 || cr0 & CR0_WP != 0, "host CR4.CET without CR0.WP")?;
     require(caps.is_physical(vmcs12.get(HOST_CR3)), "host CR3")?;
-    require(is_canonical(vmcs12.get(HOST_SYSENTER_ESP)), "host IA32_SYSENTER_ESP")?;
-    require(is_canonical(vmcs12.get(HOST_SYSENTER_EIP)), "host IA32_SYSENTER_EIP")
+    require(caps.is_canonical(vmcs12.get(HOST_SYSENTER_ESP)), "host IA32_SYSENTER_ESP")?;
+    require(caps.is_canonical(vmcs12.get(HOST_SYSENTER_EIP)), "host IA32_SYSENTER_EIP")
 }
 
 const LONG_MODE: u64 = EFER_LME | EFER_LMA;
@@ -51,7 +51,26 @@ fn msrs(vmcs12: &Vmcs12, exit: ExitControls, is_64: bool) -> Check {
     Ok(())
 }
 
-fn segments(vmcs12: &Vmcs12, is_64: bool) -> Check {
+/// The processor repeats these on vmcs02, but for what depends on the address-space size.
+fn passing_registers(vmcs12: &Vmcs12, caps: &VmxCaps, exit: ExitControls, is_64: bool) -> Check {
+    if exit.contains(ExitControls::LOAD_CET) {
+        let (s_cet, ssp) = (vmcs12.get(HOST_S_CET), vmcs12.get(HOST_SSP));
+        require(caps.is_canonical(s_cet) && s_cet_is_valid(s_cet), "host IA32_S_CET")?;
+        require(caps.is_canonical(ssp) && ssp.is_multiple_of(4), "host SSP")?;
+        require(is_64 || (s_cet | ssp) >> 32 == 0, "32-bit host with 64-bit CET state")?;
+        require(caps.is_canonical(vmcs12.get(HOST_SSP_TABLE)), "host IA32_INTERRUPT_SSP_TABLE_ADDR")?;
+    }
+    require(!exit.contains(ExitControls::LOAD_PKRS) || vmcs12.get(HOST_PKRS) >> 32 == 0, "host IA32_PKRS")
+}
+
+/// Reserved bits of IA32_S_CET, and SUPPRESS with TRACKER (SDM Volume 1, 17.3.1 "State and MSRs for CET").
+const fn s_cet_is_valid(s_cet: u64) -> bool {
+    const RESERVED: u64 = 0x3c0;
+    const SUPPRESS_AND_TRACKER: u64 = 3 << 10;
+    s_cet & RESERVED == 0 && s_cet & SUPPRESS_AND_TRACKER != SUPPRESS_AND_TRACKER
+}
+
+fn segments(vmcs12: &Vmcs12, caps: &VmxCaps, is_64: bool) -> Check {
     /// RPL and TI.
     const NOT_INDEX: u16 = 7;
     for field in [
@@ -69,7 +88,7 @@ fn segments(vmcs12: &Vmcs12, is_64: bool) -> Check {
     require(vmcs12.get(HOST_TR_SELECTOR) != 0, "host TR selector")?;
     require(is_64 || vmcs12.get(HOST_SS_SELECTOR) != 0, "host SS selector")?;
     for field in [HOST_FS_BASE, HOST_GS_BASE, HOST_GDTR_BASE, HOST_IDTR_BASE, HOST_TR_BASE] {
-        require(is_canonical(vmcs12.get(field)), "host base address")?;
+        require(caps.is_canonical(vmcs12.get(field)), "host base address")?;
     }
     Ok(())
 }
@@ -84,7 +103,8 @@ fn address_space(vmcs12: &Vmcs12, mode: HostMode, is_64: bool) -> Check {
     }
     if is_64 {
         require(cr4 & CR4_PAE != 0, "64-bit host without CR4.PAE")?;
-        require(is_canonical(rip), "host RIP")
+        // RIP is accessed in the paging mode that the exit loads.
+        require(is_canonical(rip, linear_bits_of(cr4)), "host RIP")
     } else {
         require(!ia32e_guest, "IA-32e mode guest with a 32-bit host")?;
         require(cr4 & CR4_PCIDE == 0, "32-bit host with CR4.PCIDE")?;
@@ -104,14 +124,19 @@ mod tests {
     use crate::fake::skylake_caps;
     use ept::Gpa;
 
-    fn verdict(change: impl FnOnce(&mut Vmcs12)) -> Result<(), Violation> {
-        let caps = skylake_caps().offered();
-        let mut vmcs12 = Vmcs12::new(Gpa(0), &caps);
+    fn plain(caps: &VmxCaps) -> Vmcs12 {
+        let mut vmcs12 = Vmcs12::new(Gpa(0), caps);
         vmcs12.set(EXIT_CONTROLS, caps.exit.must_be_1 | ExitControls::HOST_ADDRESS_SPACE_SIZE.bits());
         vmcs12.set(HOST_CR0, 0x8000_0031);
         vmcs12.set(HOST_CR4, 0x2020);
         vmcs12.set(HOST_CS_SELECTOR, 0x10);
         vmcs12.set(HOST_TR_SELECTOR, 0x40);
+        vmcs12
+    }
+
+    fn verdict(change: impl FnOnce(&mut Vmcs12)) -> Result<(), Violation> {
+        let caps = skylake_caps().offered();
+        let mut vmcs12 = plain(&caps);
         change(&mut vmcs12);
         host_state(&vmcs12, &caps, HostMode::Ia32e)
     }
@@ -150,6 +175,47 @@ mod tests {
         ];
         for (name, change) in cases {
             assert_eq!(verdict(change), Err(Violation(name)));
+        }
+    }
+
+    #[test]
+    fn addresses_are_canonical_by_the_processor_and_rip_by_the_mode_that_the_exit_loads() {
+        let caps = VmxCaps { linear_bits: 57, cr4_fixed1: u64::MAX, ..skylake_caps().offered() };
+        let verdict = |change: fn(&mut Vmcs12)| {
+            let mut vmcs12 = plain(&caps);
+            change(&mut vmcs12);
+            host_state(&vmcs12, &caps, HostMode::Ia32e)
+        };
+        assert_eq!(verdict(|v| v.set(HOST_GS_BASE, 1 << 47)), Ok(()));
+        assert_eq!(verdict(|v| v.set(HOST_GS_BASE, 1 << 56)), Err(Violation("host base address")));
+        assert_eq!(verdict(|v| v.set(HOST_RIP, 1 << 47)), Err(Violation("host RIP")));
+        let five_levels = |v: &mut Vmcs12| {
+            v.set(HOST_CR4, v.get(HOST_CR4) | CR4_LA57);
+            v.set(HOST_RIP, 1 << 47);
+        };
+        assert_eq!(verdict(five_levels), Ok(()));
+    }
+
+    #[test]
+    fn passing_registers_are_checked_only_when_loaded() {
+        type Case = (&'static str, ExitControls, fn(&mut Vmcs12));
+        let cases: &[Case] = &[
+            ("host IA32_S_CET", ExitControls::LOAD_CET, |v| v.set(HOST_S_CET, 1 << 6)),
+            ("host IA32_S_CET", ExitControls::LOAD_CET, |v| v.set(HOST_S_CET, 3 << 10)),
+            ("host IA32_S_CET", ExitControls::LOAD_CET, |v| v.set(HOST_S_CET, 1 << 47)),
+            ("host SSP", ExitControls::LOAD_CET, |v| v.set(HOST_SSP, 2)),
+            ("host IA32_INTERRUPT_SSP_TABLE_ADDR", ExitControls::LOAD_CET, |v| v.set(HOST_SSP_TABLE, 1 << 47)),
+            ("host IA32_PKRS", ExitControls::LOAD_PKRS, |v| v.set(HOST_PKRS, 1 << 32)),
+        ];
+        let caps = skylake_caps();
+        let may_be_1 = caps.exit.may_be_1 | crate::passing::EXIT.bits();
+        let caps = VmxCaps { exit: crate::controls::Allowed { may_be_1, ..caps.exit }, ..caps }.offered();
+        for (name, control, change) in cases {
+            let mut vmcs12 = plain(&caps);
+            change(&mut vmcs12);
+            assert_eq!(host_state(&vmcs12, &caps, HostMode::Ia32e), Ok(()));
+            vmcs12.set(EXIT_CONTROLS, vmcs12.get(EXIT_CONTROLS) | control.bits());
+            assert_eq!(host_state(&vmcs12, &caps, HostMode::Ia32e), Err(Violation(name)));
         }
     }
 

@@ -177,8 +177,8 @@ control_word! {
         CR3_LOAD_EXITING = 15, FromGuest;
         /// CR3-store exiting.
         CR3_STORE_EXITING = 16, FromGuest;
-        /// Activate tertiary controls. Hidden: none of them is offered.
-        ACTIVATE_TERTIARY = 17, Hidden;
+        /// Activate tertiary controls. Offered if any of them is.
+        ACTIVATE_TERTIARY = 17, FromGuest;
         /// CR8-load exiting.
         CR8_LOAD_EXITING = 19, FromGuest;
         /// CR8-store exiting.
@@ -276,7 +276,7 @@ control_word! {
 }
 
 control_word! {
-    /// Tertiary processor-based VM-execution controls. All are hidden: no processor that l1hv is tested on has any.
+    /// Tertiary processor-based VM-execution controls. All but one are hidden: no processor that l1hv is tested on has them.
     Tertiary: u64, "tertiary processor-based VM-execution controls", default1 0, tertiary[1], {
         /// LOADIWKEY exiting.
         LOADIWKEY_EXITING = 0, Hidden;
@@ -291,7 +291,7 @@ control_word! {
         /// Enable MSR-list instructions: RDMSRLIST and WRMSRLIST.
         ENABLE_MSR_LIST = 6, Hidden;
         /// Virtualize IA32_SPEC_CTRL.
-        VIRTUALIZE_SPEC_CTRL = 7, Hidden;
+        VIRTUALIZE_SPEC_CTRL = 7, FromGuest;
         /// APIC-timer virtualization.
         APIC_TIMER_VIRTUALIZATION = 8, Hidden;
     }
@@ -326,12 +326,12 @@ control_word! {
         CLEAR_RTIT_CTL = 25, Hidden;
         /// Clear IA32_LBR_CTL. Hidden: architectural LBRs are not offered.
         CLEAR_LBR_CTL = 26, Hidden;
-        /// Clear UINV. Hidden: user interrupts are not offered.
-        CLEAR_UINV = 27, Hidden;
-        /// Load CET state. Hidden: the host would have to keep its own shadow-stack state apart.
-        LOAD_CET = 28, Hidden;
-        /// Load PKRS. Hidden: the host would have to keep its own PKRS apart.
-        LOAD_PKRS = 29, Hidden;
+        /// Clear UINV: a passing register, as the next two are.
+        CLEAR_UINV = 27, FromGuest;
+        /// Load CET state.
+        LOAD_CET = 28, FromGuest;
+        /// Load PKRS.
+        LOAD_PKRS = 29, FromGuest;
         /// Save IA32_PERF_GLOBAL_CTRL. Hidden: see loading it.
         SAVE_PERF_GLOBAL_CTRL = 30, Hidden;
         /// Activate secondary VM-exit controls. Hidden: none of them is offered.
@@ -340,15 +340,16 @@ control_word! {
 }
 
 control_word! {
-    /// Secondary VM-exit controls. All are hidden: no processor that l1hv is tested on has any.
+    /// Secondary VM-exit controls. All are hidden.
     SecondaryExitControls: u64, "secondary VM-exit controls", default1 0, secondary_exit[1], {
-        /// Save IA32_FRED state.
+        /// Save IA32_FRED state. Hidden: no processor that l1hv is tested on has FRED.
         SAVE_FRED = 0, Hidden;
-        /// Load IA32_FRED state.
+        /// Load IA32_FRED state. Hidden: as saving it.
         LOAD_FRED = 1, Hidden;
-        /// Load IA32_SPEC_CTRL.
+        /// Load IA32_SPEC_CTRL. Hidden: exits do not save what entries load, so that a nested guest's value would be lost in an exit that the
+        /// host handles. MSR areas and "virtualize IA32_SPEC_CTRL" do the same.
         LOAD_SPEC_CTRL = 2, Hidden;
-        /// Prematurely busy shadow stack.
+        /// Prematurely busy shadow stack. Hidden: Bochs offers it and does not do it (SDM 28.4.3).
         PREMATURELY_BUSY_SHADOW_STACK = 3, Hidden;
     }
 }
@@ -376,17 +377,17 @@ control_word! {
         CONCEAL_VMX_FROM_PT = 17, Hidden;
         /// Load IA32_RTIT_CTL. Hidden: see the exit control.
         LOAD_RTIT_CTL = 18, Hidden;
-        /// Load UINV. Hidden: see the exit control.
-        LOAD_UINV = 19, Hidden;
-        /// Load CET state. Hidden: the host would have to keep its own shadow-stack state apart.
-        LOAD_CET = 20, Hidden;
+        /// Load UINV: a passing register. 1 in vmcs02 also if only exits clear it.
+        LOAD_UINV = 19, Computed;
+        /// Load CET state, likewise.
+        LOAD_CET = 20, Computed;
         /// Load guest IA32_LBR_CTL. Hidden: see the exit control.
         LOAD_LBR_CTL = 21, Hidden;
-        /// Load PKRS. Hidden: the host would have to keep its own PKRS apart.
-        LOAD_PKRS = 22, Hidden;
-        /// Load IA32_FRED state.
+        /// Load PKRS, likewise.
+        LOAD_PKRS = 22, Computed;
+        /// Load IA32_FRED state. Hidden: no processor that l1hv is tested on has FRED.
         LOAD_FRED = 23, Hidden;
-        /// Load IA32_SPEC_CTRL.
+        /// Load IA32_SPEC_CTRL. Hidden: see the exit control.
         LOAD_SPEC_CTRL = 24, Hidden;
     }
 }

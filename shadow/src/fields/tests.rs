@@ -38,7 +38,8 @@ fn exit_information_is_the_only_area_that_is_read_only() {
         if info.merge == Merge::ExitInfo {
             assert_eq!(info.encoding.area(), Area::ExitInfo, "{id:?}");
         }
-        assert_eq!(info.merge == Merge::HostState, info.encoding.area() == Area::Host, "{id:?}");
+        let is_host_state = matches!(info.merge, Merge::HostState | Merge::Passing);
+        assert_eq!(is_host_state, info.encoding.area() == Area::Host, "{id:?}");
     }
 }
 
@@ -85,7 +86,7 @@ fn the_table_has_the_encodings_of_appendix_b_and_no_other() {
 #[test]
 fn a_field_of_a_feature_that_is_not_offered_does_not_exist_for_the_guest_hypervisor() {
     use crate::caps::VmxCaps;
-    use crate::controls::Allowed;
+    use crate::controls::{Allowed, Tertiary};
     let everything = Allowed { must_be_1: 0, may_be_1: u32::MAX };
     let machine = VmxCaps {
         pin: everything,
@@ -102,9 +103,10 @@ fn a_field_of_a_feature_that_is_not_offered_does_not_exist_for_the_guest_hypervi
     let absent: std::vec::Vec<_> = FieldId::all().filter(|&id| !machine.has_field(id)).collect();
     assert_eq!(absent, [SHARED_EPT_POINTER.id(), EXTENDED_INSTRUCTION_INFO.id()]);
     let offered = machine.offered();
-    for field in [GUEST_FRED_CONFIG, HOST_FRED_SSP3, GUEST_PKRS, GUEST_SSP, HLAT_POINTER, VMREAD_BITMAP, GUEST_DEADLINE]
-    {
+    for field in [GUEST_FRED_CONFIG, HOST_FRED_SSP3, GUEST_SPEC_CTRL, HLAT_POINTER, VMREAD_BITMAP, GUEST_DEADLINE] {
         assert!(!offered.has_field(field.id()), "{:?}", field.id());
     }
-    assert!(!offered.has_field(TERTIARY_CONTROLS.id()) && !offered.has_field(SECONDARY_EXIT_CONTROLS.id()));
+    assert!(offered.has_field(TERTIARY_CONTROLS.id()) && !offered.has_field(SECONDARY_EXIT_CONTROLS.id()));
+    let without_tertiary = VmxCaps { tertiary: Tertiary::IPI_VIRTUALIZATION.bits(), ..machine }.offered();
+    assert!(!without_tertiary.has_field(TERTIARY_CONTROLS.id()), "nothing to activate");
 }

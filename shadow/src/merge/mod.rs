@@ -8,10 +8,11 @@ mod msr_areas;
 pub use msr_areas::{AreaError, MSR_AREA_ENTRIES, MsrEntry, copy_in, is_loadable, poison, store};
 
 use crate::caps::VmxCaps;
-use crate::controls::{EntryControls, ExitControls, Pin, Primary, Secondary};
+use crate::controls::{EntryControls, ExitControls, Pin, Primary, Secondary, SecondaryExitControls, Tertiary};
 use crate::fields::*;
 use crate::hw::{GuestMemory, VmcsAccess};
 use crate::index::FieldSet;
+use crate::passing;
 use crate::registers::{CR0_PG, EFER_LMA, EFER_LME};
 use crate::sync::{ExitEffects, SyncSets, save_stale_except};
 use crate::vmcs12::Vmcs12;
@@ -23,12 +24,13 @@ pub const CHECKED_CONTROLS: FieldSet =
 
 /// The same for the checks of host state, which look at the VM-exit and VM-entry controls too. Apart, because a guest hypervisor writes a
 /// host FS or GS base whenever it runs another of its processes.
-pub const CHECKED_HOST_STATE: FieldSet =
-    with_merge(Merge::HostState).or(&FieldSet::of(&[EXIT_CONTROLS.id(), ENTRY_CONTROLS.id()]));
+pub const CHECKED_HOST_STATE: FieldSet = with_merge(Merge::HostState)
+    .or(&with_merge(Merge::Passing))
+    .or(&FieldSet::of(&[EXIT_CONTROLS.id(), ENTRY_CONTROLS.id()]));
 
 /// Fields that may be live: vmcs02 has VMCS12's value, and any value that is wrong for it the processor refuses at VM entry, with the
 /// very failure that VMCS12 would have met.
-pub const SHADOWABLE: FieldSet = WORDS.or(&with_merge(Merge::ExitInfo));
+pub const SHADOWABLE: FieldSet = SHADOWABLE_WORDS.or(&with_merge(Merge::ExitInfo));
 
 /// Puts the fields of a VMCS12 that just became current into vmcs02, where the guest hypervisor accesses them from now on.
 pub fn make_live(vmcs02: &mut impl VmcsAccess, vmcs12: &mut Vmcs12, live: &FieldSet) {
@@ -39,16 +41,11 @@ pub fn make_live(vmcs02: &mut impl VmcsAccess, vmcs12: &mut Vmcs12, live: &Field
 }
 
 /// Fields that vmcs02 takes over word by word.
-const WORDS: FieldSet = with_merge(Merge::Copy).or(&with_merge(Merge::Guest));
+const WORDS: FieldSet = SHADOWABLE_WORDS.or(&with_merge(Merge::Passing));
+const SHADOWABLE_WORDS: FieldSet = with_merge(Merge::Copy).or(&with_merge(Merge::Guest));
 const ADDRESSES: FieldSet = with_merge(Merge::Translated);
 /// Whatever decides the value of a control word of vmcs02.
-const CONTROL_WORDS: FieldSet = FieldSet::of(&[
-    PIN_CONTROLS.id(),
-    PRIMARY_CONTROLS.id(),
-    SECONDARY_CONTROLS.id(),
-    EXIT_CONTROLS.id(),
-    ENTRY_CONTROLS.id(),
-]);
+const CONTROL_WORDS: FieldSet = with_merge(Merge::ControlWord);
 
 /// Registers of the guest hypervisor that its nested guest starts with where VMCS12 does not load them. Read from vmcs01, and only
 /// those that are needed.
@@ -157,7 +154,17 @@ fn control_words(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12, caps: &VmxCaps) 
     vmcs02.write(PRIMARY_CONTROLS, primary | Primary::FORCED.bits());
     vmcs02.write(SECONDARY_CONTROLS, secondary & !Secondary::COMPUTED.bits() | Secondary::FORCED.bits());
     vmcs02.write(EXIT_CONTROLS, vmcs12.get(EXIT_CONTROLS) | (ExitControls::FORCED | save_timer).bits());
-    vmcs02.write(ENTRY_CONTROLS, vmcs12.get(ENTRY_CONTROLS) | EntryControls::FORCED.bits());
+    let entry = vmcs12.get(ENTRY_CONTROLS) | passing::entry_controls(vmcs12).bits();
+    vmcs02.write(ENTRY_CONTROLS, entry | EntryControls::FORCED.bits());
+    // The words that few processors have are all the guest hypervisor's.
+    if primary & Primary::ACTIVATE_TERTIARY.bits() != 0 {
+        const { assert!(Tertiary::FORCED.union(Tertiary::COMPUTED).is_empty()) };
+        vmcs02.write(TERTIARY_CONTROLS, vmcs12.get(TERTIARY_CONTROLS));
+    }
+    if vmcs12.get(EXIT_CONTROLS) & ExitControls::ACTIVATE_SECONDARY.bits() != 0 {
+        const { assert!(SecondaryExitControls::FORCED.union(SecondaryExitControls::COMPUTED).is_empty()) };
+        vmcs02.write(SECONDARY_EXIT_CONTROLS, vmcs12.get(SECONDARY_EXIT_CONTROLS));
+    }
 }
 
 /// Registers that vmcs02 always loads: from VMCS12 where that says so, else as the guest hypervisor has them.

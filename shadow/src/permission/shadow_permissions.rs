@@ -44,7 +44,12 @@ fn every_field_is_granted_just_as_its_merge_class_allows() {
                 Merge::Copy | Merge::Guest => Access::all(),
                 Merge::ExitInfo if offered.vmwrite_any() => Access::all(),
                 Merge::ExitInfo => Access::READ,
-                Merge::Merged | Merge::Translated | Merge::HostState | Merge::HostOnly => Access::empty(),
+                Merge::ControlWord
+                | Merge::Merged
+                | Merge::Translated
+                | Merge::HostState
+                | Merge::Passing
+                | Merge::HostOnly => Access::empty(),
             };
             for wanted in ALL_ACCESSES {
                 let mut permissions = Permissions::widest(&offered);

@@ -1,0 +1,185 @@
+//! Registers of the guests that the host has no use for: CET state, IA32_PKRS and UINV.
+//!
+//! No value of them affects the host, whose CR4 has their features off, so it never loads them. vmcs01 leaves them alone, and vmcs02 has VMCS12's
+//! host-state fields and VM-exit controls for them: whatever an exit of the nested guest loads is there already when the guest hypervisor goes
+//! on, and what it does not load, its nested guest leaves behind, as on the bare machine. A VMCS12 that has none of these controls costs nothing.
+//!
+//! ```text
+//!                        "load" on VM entry                     "load" or "clear" on VM exit
+//!   processor            vmcs02 as VMCS12                       vmcs02 as VMCS12
+//!   software             also if only exits load: after an      an exit that the processor did not take loads nothing:
+//!                        exit that the host handles, the        vmcs01's next entry does (after_exit)
+//!                        nested guest's value comes back
+//! ```
+
+use crate::controls::{EntryControls, ExitControls};
+use crate::fields::*;
+use crate::hw::VmcsAccess;
+use crate::vmcs12::Vmcs12;
+use arrayvec::ArrayVec;
+
+/// Registers with the controls that load them. Every VM exit saves them if the processor has the controls (SDM 28.3.1 "Saving Control
+/// Registers, Debug Registers, and MSRs").
+struct Passing {
+    entry: EntryControls,
+    exit: ExitControls,
+    /// Guest-state fields, and the host-state fields with what an exit loads; 0 where there is none.
+    registers: &'static [(FieldId, Option<FieldId>)],
+}
+
+const PASSING: [Passing; 3] = [
+    Passing {
+        entry: EntryControls::LOAD_CET,
+        exit: ExitControls::LOAD_CET,
+        registers: &[
+            (GUEST_S_CET.id(), Some(HOST_S_CET.id())),
+            (GUEST_SSP.id(), Some(HOST_SSP.id())),
+            (GUEST_SSP_TABLE.id(), Some(HOST_SSP_TABLE.id())),
+        ],
+    },
+    Passing {
+        entry: EntryControls::LOAD_PKRS,
+        exit: ExitControls::LOAD_PKRS,
+        registers: &[(GUEST_PKRS.id(), Some(HOST_PKRS.id()))],
+    },
+    Passing { entry: EntryControls::LOAD_UINV, exit: ExitControls::CLEAR_UINV, registers: &[(GUEST_UINV.id(), None)] },
+];
+
+/// The VM-entry controls that load them.
+pub const ENTRY: EntryControls =
+    EntryControls::LOAD_CET.union(EntryControls::LOAD_PKRS).union(EntryControls::LOAD_UINV);
+/// The VM-exit controls that load or clear them.
+pub const EXIT: ExitControls = ExitControls::LOAD_CET.union(ExitControls::LOAD_PKRS).union(ExitControls::CLEAR_UINV);
+
+/// Guest-state fields with values for them.
+pub type Values = ArrayVec<(FieldId, u64), 5>;
+
+impl Passing {
+    fn is_loaded(&self, vmcs12: &Vmcs12) -> (bool, bool) {
+        let entry = EntryControls::from_bits_retain(vmcs12.get(ENTRY_CONTROLS));
+        let exit = ExitControls::from_bits_retain(vmcs12.get(EXIT_CONTROLS));
+        (entry.contains(self.entry), exit.contains(self.exit))
+    }
+}
+
+/// vmcs02's VM-entry controls for these registers.
+#[inline]
+pub fn entry_controls(vmcs12: &Vmcs12) -> EntryControls {
+    let exit = ExitControls::from_bits_retain(vmcs12.get(EXIT_CONTROLS));
+    let entry = EntryControls::from_bits_retain(vmcs12.get(ENTRY_CONTROLS)).intersection(ENTRY);
+    if exit.intersects(EXIT) { entry | inherited(vmcs12) } else { entry }
+}
+
+/// The controls for registers that exits load and entries do not: the nested guest begins with the guest hypervisor's.
+#[cold]
+fn inherited(vmcs12: &Vmcs12) -> EntryControls {
+    PASSING.iter().filter(|passing| passing.is_loaded(vmcs12) == (false, true)).map(|passing| passing.entry).collect()
+}
+
+/// Whether the nested guest begins with a value of the guest hypervisor's that vmcs02 has to hold.
+#[inline]
+pub fn inherits(vmcs12: &Vmcs12) -> bool {
+    vmcs12.get(EXIT_CONTROLS) & EXIT.bits() != 0 && !inherited(vmcs12).is_empty()
+}
+
+/// What it begins with: fields of vmcs01, which must be current, and of vmcs02.
+#[cold]
+pub fn read_inherited(vmcs01: &impl VmcsAccess, vmcs12: &Vmcs12) -> Values {
+    let inherits = PASSING.iter().filter(|passing| passing.is_loaded(vmcs12) == (false, true));
+    let fields = inherits.flat_map(|passing| passing.registers).map(|&(guest, _)| guest);
+    fields.map(|guest| (guest, vmcs01.read_raw(guest))).collect()
+}
+
+/// Why the processor has not taken an exit that the guest hypervisor gets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Untaken {
+    /// The entry failed by a check of the host's: the nested guest's registers were not loaded.
+    EntryFailed,
+    /// Something came between VMLAUNCH or VMRESUME and the entry: they were, and the exit came at once.
+    BeforeEntry,
+}
+
+/// What the registers hold after such an exit, with the VM-entry controls that load them. vmcs02 must be current.
+#[cold]
+pub fn after_exit(vmcs02: &impl VmcsAccess, vmcs12: &Vmcs12, why: Untaken) -> (EntryControls, Values) {
+    let (mut controls, mut values) = (EntryControls::empty(), Values::new());
+    for passing in &PASSING {
+        let value = |&(guest, host): &(FieldId, Option<FieldId>)| match passing.is_loaded(vmcs12) {
+            (_, true) => Some((guest, host.map_or(0, |host| vmcs12.word(host)))),
+            (true, false) if why == Untaken::BeforeEntry => Some((guest, vmcs02.read_raw(guest))),
+            _ => None,
+        };
+        let before = values.len();
+        values.extend(passing.registers.iter().filter_map(value));
+        if values.len() > before {
+            controls |= passing.entry;
+        }
+    }
+    (controls, values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::VmxCaps;
+    use crate::controls::Allowed;
+    use crate::fake::{FakeVmcs, skylake_caps};
+    use ept::Gpa;
+
+    /// A processor with all of them.
+    fn caps() -> VmxCaps {
+        let caps = skylake_caps();
+        let entry = Allowed { may_be_1: caps.entry.may_be_1 | ENTRY.bits(), ..caps.entry };
+        let exit = Allowed { may_be_1: caps.exit.may_be_1 | EXIT.bits(), ..caps.exit };
+        VmxCaps { entry, exit, ..caps }
+    }
+
+    fn vmcs12(entry: EntryControls, exit: ExitControls) -> Vmcs12 {
+        let mut vmcs12 = Vmcs12::new(Gpa(0), &caps());
+        vmcs12.set(ENTRY_CONTROLS, entry.bits());
+        vmcs12.set(EXIT_CONTROLS, exit.bits());
+        vmcs12.set(HOST_PKRS, 7);
+        vmcs12
+    }
+
+    #[test]
+    fn the_table_has_every_control_once() {
+        let (entry, exit) = (PASSING.iter().map(|row| row.entry), PASSING.iter().map(|row| row.exit));
+        assert_eq!(entry.clone().collect::<EntryControls>(), ENTRY);
+        assert_eq!(exit.clone().collect::<ExitControls>(), EXIT);
+        assert_eq!(EntryControls::COMPUTED, ENTRY);
+        assert!(ExitControls::FROM_GUEST.contains(EXIT));
+    }
+
+    #[test]
+    fn what_only_exits_load_the_nested_guest_inherits_and_gets_back() {
+        let vmcs12 = vmcs12(EntryControls::LOAD_PKRS, ExitControls::LOAD_PKRS | ExitControls::CLEAR_UINV);
+        assert_eq!(entry_controls(&vmcs12), EntryControls::LOAD_PKRS | EntryControls::LOAD_UINV);
+        assert!(inherits(&vmcs12));
+        let mut vmcs01 = FakeVmcs::new(&caps());
+        vmcs01.poke(GUEST_UINV.id(), 0x55);
+        assert_eq!(read_inherited(&vmcs01, &vmcs12)[..], [(GUEST_UINV.id(), 0x55)]);
+    }
+
+    #[test]
+    fn a_vmcs12_without_the_controls_leaves_the_registers_alone() {
+        let vmcs12 = vmcs12(EntryControls::empty(), ExitControls::empty());
+        assert!(entry_controls(&vmcs12).is_empty() && !inherits(&vmcs12));
+        let vmcs02 = FakeVmcs::new(&caps());
+        for why in [Untaken::EntryFailed, Untaken::BeforeEntry] {
+            assert_eq!(after_exit(&vmcs02, &vmcs12, why), (EntryControls::empty(), Values::new()));
+        }
+    }
+
+    #[test]
+    fn an_exit_that_the_processor_did_not_take_is_made_up_for() {
+        let vmcs12 = vmcs12(EntryControls::LOAD_UINV, ExitControls::LOAD_PKRS);
+        let mut vmcs02 = FakeVmcs::new(&caps());
+        vmcs02.poke(GUEST_UINV.id(), 0x55);
+        let (controls, values) = after_exit(&vmcs02, &vmcs12, Untaken::EntryFailed);
+        assert_eq!((controls, &values[..]), (EntryControls::LOAD_PKRS, &[(GUEST_PKRS.id(), 7)][..]));
+        let (controls, values) = after_exit(&vmcs02, &vmcs12, Untaken::BeforeEntry);
+        assert_eq!(controls, EntryControls::LOAD_PKRS | EntryControls::LOAD_UINV);
+        assert_eq!(values[..], [(GUEST_PKRS.id(), 7), (GUEST_UINV.id(), 0x55)]);
+    }
+}
