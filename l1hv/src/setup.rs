@@ -16,6 +16,7 @@ use shadow::index::FieldTable;
 use shadow::insn::VmxOperation;
 use shadow::merge::{MSR_AREA_ENTRIES, MsrEntry};
 use shadow::msr::{BITMAP_BYTES, HOST_INTERCEPTS, intercept_writes};
+use shadow::passing;
 use shadow::permission::Permissions;
 use shadow::sync::SyncSets;
 use shadow::{FieldId, FieldSet, VmxCaps};
@@ -255,6 +256,7 @@ pub fn build(
         entry_load_count: 0,
         loading_host_msrs: false,
         loading_registers: false,
+        displaced_registers: passing::Values::new(),
         exit_store_count: 0,
         paging: NestedPaging::new(nested_features(caps, offered)),
         msr_bitmaps: pages.msr_bitmaps.map(merged_bitmap),

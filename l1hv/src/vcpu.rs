@@ -16,12 +16,15 @@ use shadow::index::FieldTable;
 use shadow::insn::{SyncStale, VmxOperation};
 use shadow::linear::Paging;
 use shadow::merge::{MSR_AREA_ENTRIES, MsrEntry};
-use shadow::registers::{RFLAGS_TF, access_rights};
+use shadow::msr::IA32_PKRS;
+use shadow::passing;
+use shadow::registers::{CR4_PKE, CR4_PKS, RFLAGS_TF, access_rights};
 use shadow::sync::{SyncSets, save_stale, save_stale_field};
 use shadow::{Field, FieldId, FieldSet, Vmcs12, VmxCaps};
 
 use crate::arch::enter::GuestRegisters;
 use crate::arch::vmx::VmcsPair;
+use crate::arch::{cpu, msr};
 use crate::ept01::Ept01;
 use crate::exit::Undo;
 use crate::hw::GuestPhysical;
@@ -115,6 +118,8 @@ pub struct Nested {
     pub entry_load_count: u32,
     /// vmcs01's next entry loads the MSRs of VMCS12's VM-exit MSR-load area.
     pub loading_host_msrs: bool,
+    /// VMCS12's values of guest-state fields in which vmcs02 has registers that the nested guest inherits: an entry that fails saves none.
+    pub displaced_registers: passing::Values,
     /// vmcs01 loads passing registers, until the next VMLAUNCH or VMRESUME.
     pub loading_registers: bool,
     /// VM-entry MSR-load area of vmcs02.
@@ -244,13 +249,16 @@ impl Vcpu {
     pub fn paging(&mut self) -> Paging {
         let physical_bits = self.caps.physical_bits;
         let vmcs01 = self.vmcs.vmcs01();
+        let cr4 = vmcs01.read(GUEST_CR4);
         Paging {
             cr0: vmcs01.read(GUEST_CR0),
             cr3: vmcs01.read(GUEST_CR3),
-            cr4: vmcs01.read(GUEST_CR4),
+            cr4,
             efer: vmcs01.read(GUEST_EFER),
             rflags: vmcs01.read(GUEST_RFLAGS),
             physical_bits,
+            pkru: if cr4 & CR4_PKE != 0 { cpu::pkru() } else { 0 },
+            pkrs: if cr4 & CR4_PKS != 0 { msr::try_read(IA32_PKRS).unwrap_or(0) as u32 } else { 0 },
         }
     }
 

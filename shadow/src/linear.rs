@@ -23,6 +23,10 @@ pub struct Paging {
     pub rflags: u64,
     /// Physical-address width.
     pub physical_bits: u32,
+    /// PKRU, for CR4.PKE.
+    pub pkru: u32,
+    /// IA32_PKRS, for CR4.PKS.
+    pub pkrs: u32,
 }
 
 const RFLAGS_AC: u64 = 1 << 18;
@@ -38,6 +42,7 @@ const NO_EXECUTE: u64 = 1 << 63;
 const FAULT_PRESENT: u32 = 1 << 0;
 const FAULT_WRITE: u32 = 1 << 1;
 const FAULT_RESERVED: u32 = 1 << 3;
+const FAULT_KEY: u32 = 1 << 5;
 
 /// How one paging mode lays out its tables.
 struct Layout {
@@ -90,6 +95,7 @@ impl Paging {
                 rights &= entry;
             }
             if level == 1 || self.is_large(&layout, level, entry) {
+                self.check_key(linear, access, rights, entry)?;
                 self.check_rights(linear, access, rights)?;
                 let dirty = if matches!(access, Access::Write) { DIRTY } else { 0 };
                 set_flags(memory, &layout, at, entry, ACCESSED | dirty);
@@ -141,6 +147,24 @@ impl Paging {
         let user_page_forbidden = smap && rights & USER != 0;
         let read_only = matches!(access, Access::Write) && self.cr0 & CR0_WP != 0 && rights & WRITABLE == 0;
         if user_page_forbidden || read_only { Err(self.fault(linear, access, FAULT_PRESENT)) } else { Ok(()) }
+    }
+
+    /// The protection key of a page in IA-32e mode (SDM Volume 3A, 4.6.2 "Protection Keys"): PKRU has rights to user-mode pages, also for a
+    /// supervisor, IA32_PKRS to the others.
+    fn check_key(&self, linear: u64, access: Access, rights: u64, entry: u64) -> Result<(), Fault> {
+        const ACCESS_DISABLE: u32 = 1 << 0;
+        const WRITE_DISABLE: u32 = 1 << 1;
+        let (enabled, register) = if rights & USER != 0 { (CR4_PKE, self.pkru) } else { (CR4_PKS, self.pkrs) };
+        if self.efer & EFER_LMA == 0 || self.cr4 & enabled == 0 {
+            return Ok(());
+        }
+        let key = entry >> 59 & 0xf;
+        let disabled = register >> (2 * key);
+        let write_disabled = matches!(access, Access::Write) && self.cr0 & CR0_WP != 0 && disabled & WRITE_DISABLE != 0;
+        if disabled & ACCESS_DISABLE != 0 || write_disabled {
+            return Err(self.fault(linear, access, FAULT_PRESENT | FAULT_KEY));
+        }
+        Ok(())
     }
 
     fn page_address(&self, layout: &Layout, level: u32, entry: u64, shift: u32, linear: u64) -> Gpa {
@@ -211,6 +235,8 @@ mod tests {
         efer: EFER_LMA | EFER_NXE,
         rflags: 2,
         physical_bits: 39,
+        pkru: 0,
+        pkrs: 0,
     };
 
     /// Maps linear 0 to 0x5000 (user, writable), 0x1000 to 0x6000 (supervisor, read-only), 0x20_0000 to a 2-MiB page at 0.
@@ -253,6 +279,26 @@ mod tests {
         assert!(smap.translate(&memory, 0, Access::Read).is_err());
         assert!(smap.translate(&memory, 0x1000, Access::Read).is_ok());
         assert!(Paging { rflags: RFLAGS_AC, ..smap }.translate(&memory, 0, Access::Read).is_ok());
+    }
+
+    #[test]
+    fn protection_keys_are_of_the_page_and_a_supervisor_is_no_exception() {
+        let memory = tables();
+        // User page with key 1, supervisor page with key 2.
+        memory.write_u64(Gpa(0x4000), 1 << 59 | 0x5007);
+        memory.write_u64(Gpa(0x4008), 2 << 59 | 0x6003);
+        let keys = Paging { cr4: LONG.cr4 | CR4_PKE | CR4_PKS, ..LONG };
+        let outcome = |paging: Paging, linear, access| paging.translate(&memory, linear, access).map(|_| ());
+        let fault = |address, error_code| Err(Fault::Page { address, error_code });
+        let no_write = Paging { pkru: 2 << 2, pkrs: 0, ..keys };
+        assert_eq!(outcome(no_write, 0, Access::Write), fault(0, 0x23));
+        assert_eq!(outcome(no_write, 0, Access::Read), Ok(()));
+        assert_eq!(outcome(Paging { cr0: CR0_PG | 1, ..no_write }, 0, Access::Write), Ok(()));
+        assert_eq!(outcome(Paging { cr4: LONG.cr4, ..no_write }, 0, Access::Write), Ok(()));
+        assert_eq!(outcome(no_write, 0x1000, Access::Write), Ok(()), "PKRU is for user-mode pages");
+        let no_access = Paging { pkru: 0, pkrs: 1 << 4, ..keys };
+        assert_eq!(outcome(no_access, 0x1000, Access::Read), fault(0x1000, 0x21));
+        assert_eq!(outcome(no_access, 0, Access::Read), Ok(()), "PKRS is for supervisor-mode pages");
     }
 
     #[test]

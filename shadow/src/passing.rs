@@ -54,6 +54,13 @@ pub const EXIT: ExitControls = ExitControls::LOAD_CET.union(ExitControls::LOAD_P
 /// Guest-state fields with values for them.
 pub type Values = ArrayVec<(FieldId, u64), 5>;
 
+/// Writes them.
+pub fn write(vmcs: &mut impl VmcsAccess, values: &Values) {
+    for &(id, value) in values {
+        vmcs.write_raw(id, value);
+    }
+}
+
 impl Passing {
     fn is_loaded(&self, vmcs12: &Vmcs12) -> (bool, bool) {
         let entry = EntryControls::from_bits_retain(vmcs12.get(ENTRY_CONTROLS));

@@ -38,6 +38,31 @@ pub unsafe fn try_xsetbv(register: u32, value: u64) -> Result<(), GpFault> {
     if fault == 0 { Ok(()) } else { Err(GpFault) }
 }
 
+/// PKRU of a guest: a processor that the guest's CR4.PKE says to have it.
+pub fn pkru() -> u32 {
+    const CR4_PKE: u64 = 1 << 22;
+    let pkru: u32;
+    // SAFETY: RDPKRU needs CR4.PKE, which decides about user-mode pages only, and the host has none.
+    unsafe {
+        asm!(
+            "mov {cr4}, cr4",
+            "mov {with_pke}, {cr4}",
+            "or {with_pke}, {pke}",
+            "mov cr4, {with_pke}",
+            "rdpkru",
+            "mov cr4, {cr4}",
+            cr4 = out(reg) _,
+            with_pke = out(reg) _,
+            pke = const CR4_PKE,
+            out("eax") pkru,
+            in("ecx") 0,
+            out("edx") _,
+            options(nomem, nostack)
+        );
+    }
+    pkru
+}
+
 /// The address of the page that a page fault was about.
 pub fn cr2() -> u64 {
     let value: u64;

@@ -154,9 +154,8 @@ fn merge(vcpu: &mut Vcpu, inherited: Inherited, pdptes: Option<[u64; 4]>) {
 fn inherit_registers(vcpu: &mut Vcpu) {
     let values = passing::read_inherited(&vcpu.vmcs.vmcs01(), &vcpu.vmx.vmcs12);
     let mut vmcs02 = vcpu.vmcs.vmcs02();
-    for (id, value) in values {
-        vmcs02.write_raw(id, value);
-    }
+    vcpu.nested.displaced_registers = values.iter().map(|&(id, _)| (id, vmcs02.read_raw(id))).collect();
+    passing::write(&mut vmcs02, &values);
 }
 
 /// The registers are the processor's again, which the nested guest may change.

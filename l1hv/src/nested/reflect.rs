@@ -164,6 +164,7 @@ fn saved_passing_msr(vmcs02: &impl VmcsAccess, fields: &FieldSet, msr: u32) -> O
 #[cold]
 pub fn reflect_refused_entry(vcpu: &mut Vcpu, error: GuestStateError) {
     load_registers(vcpu, Untaken::EntryFailed);
+    vcpu.nested.displaced_registers.clear();
     reflect_failed_entry(vcpu, ExitReason::ENTRY_FAILURE_GUEST_STATE, error.0);
 }
 
@@ -174,9 +175,7 @@ fn load_registers(vcpu: &mut Vcpu, why: Untaken) {
         return;
     }
     let mut vmcs01 = vcpu.vmcs.vmcs01();
-    for (id, value) in values {
-        vmcs01.write_raw(id, value);
-    }
+    passing::write(&mut vmcs01, &values);
     vmcs01.write(ENTRY_CONTROLS, vmcs01.read(ENTRY_CONTROLS) | controls.bits());
     vcpu.nested.loading_registers = true;
     vcpu.nested.short_entry = false;
@@ -189,6 +188,9 @@ pub fn reflect_failed_entry(vcpu: &mut Vcpu, reason: ExitReason, qualification: 
     log::debug!("{reason:?}, qualification {qualification:#x}");
     vcpu.processor.stats.reflect(reason);
     vcpu.nested.entering = false;
+    if passing::inherits(&vcpu.vmx.vmcs12) {
+        passing::write(&mut vcpu.vmcs.vmcs02(), &vcpu.nested.displaced_registers);
+    }
     let vmcs01 = vcpu.vmcs.vmcs01();
     let nmi_blocked = vmcs01.read(GUEST_INTERRUPTIBILITY) & BLOCKING_BY_NMI != 0;
     let left = LeftBehind { pat: vmcs01.read(GUEST_PAT), efer: vmcs01.read(GUEST_EFER), nmi_blocked };

@@ -256,7 +256,8 @@ control_word! {
         PASID_TRANSLATION = 21, Hidden;
         /// Mode-based execute control for EPT. An ept02 is made for an EPT12 with it, or for one without.
         MODE_BASED_EXECUTE = 22, FromGuest;
-        /// Sub-page write permissions for EPT. Hidden: ept02 has no sub-page tables.
+        /// Sub-page write permissions for EPT. Hidden: their tables hold addresses of the guest hypervisor's, so that ept02 would need tables of
+        /// its own beside them.
         SUB_PAGE_WRITE_PERMISSIONS = 23, Hidden;
         /// Intel PT uses guest-physical addresses. Hidden: Intel PT is not offered.
         PT_USES_GUEST_PHYSICAL = 24, Hidden;
@@ -349,7 +350,8 @@ control_word! {
         /// Load IA32_SPEC_CTRL. Hidden: exits do not save what entries load, so that a nested guest's value would be lost in an exit that the
         /// host handles. MSR areas and "virtualize IA32_SPEC_CTRL" do the same.
         LOAD_SPEC_CTRL = 2, Hidden;
-        /// Prematurely busy shadow stack. Hidden: Bochs offers it and does not do it (SDM 28.4.3).
+        /// Prematurely busy shadow stack. Hidden: of an exit with it that the host handles, the host would have to make the shadow stack free
+        /// before it delivers the event again.
         PREMATURELY_BUSY_SHADOW_STACK = 3, Hidden;
     }
 }
