@@ -1,7 +1,8 @@
 //! The differential suite as a test.
 
-use tests_qemu::conformance::{Mode, Place, Suite};
+use tests_qemu::conformance::{Mode, Place, Suite, Verdicts, of_model};
 use tests_qemu::layout::Layout;
+use tests_qemu::models::Model;
 use tests_qemu::progress::Progress;
 use tests_qemu::provision;
 
@@ -19,6 +20,9 @@ const MODES: [Mode<'_>; 3] = [
     Mode { name: "conformance-emulated", host: "vmcs-shadowing=off", image: "" },
     Mode { name: "conformance-shadow-permissions", host: "hypercalls shadow=*:none", image: "permissions=20261121" },
 ];
+
+/// The oldest of Bochs' processors that l1hv runs on and the one with most features; `cargo l1hv conformance --all-models` runs them all.
+const MODELS: [&str; 2] = ["corei5_arrandale_m520", "sapphire_rapids"];
 
 /// Processors of the machine for the groups that need several, and at least so many of their cases.
 const SEVERAL: u32 = 4;
@@ -39,6 +43,18 @@ fn a_guest_hypervisor_observes_under_l1hv_what_it_observes_on_the_bare_machine()
         assert!(memory >= MEMORY_CASES, "only {memory} cases about memory");
         assert_eq!(report.different, 0, "{mode:?}\n{report}");
     }
+}
+
+#[test]
+fn an_old_and_a_new_processor_look_under_l1hv_as_they_are() {
+    let layout = Layout::find().expect("the workspace is where it was built");
+    let progress = Progress::stderr();
+    let provisioned = provision::provision(&layout, &progress).expect("what the machines need is there");
+    let models = MODELS.map(|name| Model::named(name).expect("Bochs has the model"));
+    let run = |model| of_model(&layout, &progress, &provisioned, model, (Mode::DEFAULT, None));
+    let verdicts = Verdicts(models.into_iter().map(|model| run(model).expect("the machines start")).collect());
+    let wrong: Vec<_> = verdicts.0.iter().filter(|verdict| !verdict.is_right()).map(ToString::to_string).collect();
+    assert!(wrong.is_empty(), "{}\n{verdicts}", wrong.join("\n"));
 }
 
 /// Interrupts that got lost, or an edit that another processor did not see, are no result to compare with.

@@ -13,6 +13,7 @@ mod ept_random;
 mod events;
 mod exits;
 mod fields;
+mod five_levels;
 mod insn;
 mod isolation;
 mod memory_load;
@@ -20,6 +21,8 @@ mod operands;
 mod outside;
 mod page_log;
 mod paging_modes;
+mod passing;
+mod protection_keys;
 mod smp_init;
 mod smp_interrupts;
 mod smp_migration;
@@ -54,6 +57,7 @@ pub const ALL: &[Group] = &[
     ("fields", fields::run),
     ("insn", insn::run),
     ("operands", operands::run),
+    ("protection-keys", protection_keys::run),
     ("stepping", stepping::run),
     ("entry-controls", entry_controls::run),
     ("entry-host", entry_host::run),
@@ -66,6 +70,8 @@ pub const ALL: &[Group] = &[
     ("virtual-apic", virtual_apic::run),
     ("page-log", page_log::run),
     ("paging-modes", paging_modes::run),
+    ("passing-registers", passing::run),
+    ("five-levels", five_levels::run),
     ("ept-edits", ept_edits::run),
     ("ept-random", ept_random::run),
     ("ept-features", ept_features::run),

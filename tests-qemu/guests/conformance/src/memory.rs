@@ -219,6 +219,11 @@ fn tss(selector: u16, area: &Page, kind: u64) {
     gdt_table().set(usize::from(selector) / 8 + 1, base >> 32);
 }
 
+/// An entry of the page table of [`WINDOW`].
+pub fn set_window(page: usize, entry: u64) {
+    WINDOW_PT.set(page, entry);
+}
+
 fn window() {
     const PRESENT_WRITE_USER: u64 = 7;
     const RESERVED: u64 = 1 << 51;

@@ -6,7 +6,9 @@ mod state;
 
 use shadow::Field;
 use shadow::controls::Secondary;
-use shadow::fields::{FieldValue, GUEST_RFLAGS, GUEST_RIP, GUEST_RSP, SECONDARY_CONTROLS, VM_INSTRUCTION_ERROR};
+use shadow::fields::{
+    FieldValue, GUEST_RFLAGS, GUEST_RIP, GUEST_RSP, HOST_CR3, HOST_CR4, SECONDARY_CONTROLS, VM_INSTRUCTION_ERROR,
+};
 
 use crate::cpu;
 use crate::fault::Outcome;
@@ -113,6 +115,23 @@ impl Vm {
             }
             outcome => Verdict::NotEntered(outcome),
         }
+    }
+
+    /// Enters with exits that load 5-level paging and this CR3, does `work` in it, and comes back by the next exit, which loads 4-level paging.
+    pub fn with_five_levels(&mut self, cr3: u64, work: impl FnOnce()) -> (Verdict, Verdict) {
+        const LA57: u64 = 1 << CR4_LA57_BIT;
+        self.or(HOST_CR4, LA57).set(HOST_CR3, cr3);
+        let entered = self.run_again();
+        if let Verdict::NotEntered(_) = entered {
+            return (entered, Verdict::NotEntered(Outcome::Success));
+        }
+        work();
+        state::host();
+        self.set(GUEST_RIP, self.entry_point);
+        let returned = self.run_again();
+        assert!(matches!(returned, Verdict::Exited(_)), "no way back from 5-level paging");
+        prepare_host();
+        (entered, returned)
     }
 
     /// Enters, and looks at the host after the exit before anything is restored.

@@ -28,6 +28,8 @@ pub fn run(suite: &mut Suite) {
     suite.case("vmxoff-twice", vmxoff());
     cr0_around_vmxon(suite);
     prepare_host();
+    cet_and_wp(suite);
+    prepare_host();
     suite.case("clear-vmxe-after-vmxoff", set_cr4(cr4() & !CR4_VMXE));
     prepare_host();
     suite.case("vmxon-again", vmxon(VMXON.address()));
@@ -50,6 +52,23 @@ fn cr0_around_vmxon(suite: &mut Suite) {
     step("vmxoff-with-cr0-ne-set", vmxoff());
     step("cr0-ne-after-second-vmxoff", set_cr0(cr0() & !NE));
     step("cr0-ne-restored", set_cr0(cr0() | NE));
+}
+
+/// CR4.CET and CR0.WP in writes that a host with VMX has to look at.
+fn cet_and_wp(suite: &mut Suite) {
+    const NE: u64 = 1 << 5;
+    const WP: u64 = 1 << 16;
+    const CET: u64 = 1 << 23;
+    let mut step = |name: &str, outcome: Outcome| suite.case(name, format_args!("{outcome} {:#x} {:#x}", cr0(), cr4()));
+    step("wp-clear", set_cr0(cr0() & !WP));
+    step("cet-without-wp", set_cr4(cr4() | CET));
+    step("cet-and-vmxe-without-wp", set_cr4((cr4() | CET) ^ CR4_VMXE));
+    step("wp-set", set_cr0(cr0() | WP));
+    step("cet-and-vmxe-with-wp", set_cr4((cr4() | CET) ^ CR4_VMXE));
+    step("wp-clear-with-cet", set_cr0(cr0() & !WP));
+    step("wp-and-ne-clear-with-cet", set_cr0(cr0() & !WP & !NE));
+    step("ne-clear-with-cet", set_cr0(cr0() & !NE));
+    step("cet-and-vmxe-again", set_cr4((cr4() & !CET) ^ CR4_VMXE));
 }
 
 fn without_vmxe(suite: &mut Suite) {
