@@ -59,8 +59,6 @@ pub struct Place {
     pub emulator: ChosenEmulator,
     /// Processors and the like.
     pub options: MachineOptions,
-    /// The processor's model; the machine's usual one if `None`.
-    pub model: Option<&'static Model>,
     /// Only this group of cases.
     pub only: Option<String>,
 }
@@ -69,17 +67,18 @@ impl Place {
     /// The usual machine with so many processors.
     pub fn usual(cpus: u32) -> Self {
         let options = MachineOptions { cpus, ..MachineOptions::default() };
-        Self { emulator: machine::with_nested_vmx(), options, model: None, only: None }
+        Self { emulator: machine::with_nested_vmx(), options, only: None }
     }
 
     /// Bochs with one processor of this model.
     pub fn model(model: &'static Model) -> Self {
-        Self { emulator: BOCHS, model: Some(model), ..Self::usual(1) }
+        let options = MachineOptions { model: Some(model), ..MachineOptions::default() };
+        Self { emulator: BOCHS, options, only: None }
     }
 
     /// The name of a run's logs.
     fn logs(&self, name: &str) -> String {
-        match self.model {
+        match self.options.model {
             Some(model) => format!("{name}-{}", model.name),
             None => name.to_owned(),
         }
@@ -87,7 +86,7 @@ impl Place {
 
     /// Where the suite runs, for people.
     fn describe(&self, place: &str) -> String {
-        match self.model {
+        match self.options.model {
             Some(model) => format!("{place} on {}", model.name),
             None => place.to_owned(),
         }
@@ -180,7 +179,6 @@ impl<'a> Suite<'a> {
         let step = self.progress.step(format!("conformance {}", place.describe(what)));
         let timeout = if place.emulator.is_slow() { SLOW_TIMEOUT } else { TIMEOUT };
         let machine = place.options.apply(Machine {
-            cpu_model: place.model.map(|model| model.name),
             timeout,
             silence: timeout,
             ..Machine::new(place.logs(name), place.emulator, boot)

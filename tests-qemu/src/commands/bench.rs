@@ -69,7 +69,7 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
         provisioned: &provisioned,
         programs: &programs,
         series: &args.series,
-        emulator: args.machine.emulator_or(BOCHS),
+        emulator: args.machine.emulator_or(BOCHS)?,
         options: &args.machine.options_with(bench::MEMORY_MIB),
     };
     let mut measurements = Vec::new();

@@ -7,8 +7,7 @@ use anyhow::Result;
 use super::machine::MachineArgs;
 use crate::conformance::{self, Mode, Place, Suite, Verdicts};
 use crate::layout::Layout;
-use crate::machine::BOCHS;
-use crate::models::{self, MODELS, Model};
+use crate::models::MODELS;
 use crate::progress::Progress;
 use crate::provision::{self, Provisioned};
 
@@ -24,9 +23,6 @@ pub struct Args {
     /// With one processor the cases for one run, with more those for several.
     #[command(flatten)]
     options: MachineArgs,
-    /// The processor: a model of Bochs.
-    #[arg(long, value_name = "NAME", value_parser = models::parser())]
-    model: Option<&'static Model>,
     /// Run on every model, one after the other, and print one table.
     #[arg(long, conflicts_with_all = ["model", "cpus"])]
     all_models: bool,
@@ -48,8 +44,7 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     if args.all_models {
         return run_on_all_models(args, mode, layout, progress, &provisioned);
     }
-    let emulator = if args.model.is_some() { BOCHS } else { args.options.emulator() };
-    let place = Place { emulator, options: args.options.options(), model: args.model, only: args.only.clone() };
+    let place = Place { emulator: args.options.emulator()?, options: args.options.options(), only: args.only.clone() };
     let suite = Suite::on_bare_machine(layout, progress, &provisioned, place)?;
     let report = suite.under_l1hv(mode, args.filter.as_deref())?;
     if let Some(file) = &args.json {

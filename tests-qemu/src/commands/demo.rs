@@ -23,7 +23,7 @@ pub struct Args {
 /// Runs the demo.
 pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     let settings = Settings {
-        emulator: args.options.emulator(),
+        emulator: args.options.emulator()?,
         options: args.options.options(),
         series: args.series.clone(),
         host: if args.bare { Host::Bare } else { Host::L1hv },

@@ -86,7 +86,7 @@ impl From<WorkChoice> for Work {
 pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     let provisioned = provision::provision(layout, progress)?;
     let programs = build::guest_programs(layout, progress)?;
-    let emulator = args.options.emulator();
+    let emulator = args.options.emulator()?;
     let ept = if args.no_ept { KvmEpt::Off } else { KvmEpt::On };
     let parameters: Vec<&str> = args.kvm.iter().map(String::as_str).collect();
     let plan = Plan {

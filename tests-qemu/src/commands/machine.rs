@@ -1,11 +1,14 @@
 //! The options that say on which machine a command runs something.
 
+use anyhow::Result;
 use clap::ValueEnum;
 
+use super::BadArgument;
 use crate::machine::{
     self, BOCHS, ChosenEmulator, DEFAULT_IPS, DEFAULT_MEMORY_MIB, Loader, MachineOptions, QEMU_IN_BOCHS, QEMU_KVM,
     QEMU_TCG,
 };
+use crate::models::{self, Model};
 
 /// Which machine.
 #[derive(Debug, Clone, clap::Args)]
@@ -22,6 +25,9 @@ pub struct MachineArgs {
     /// Ticks to a second of emulated time (bochs, qemu-in-bochs).
     #[arg(long, value_name = "N", default_value_t = DEFAULT_IPS, value_parser = clap::value_parser!(u64).range(1_000_000..=4_000_000_000))]
     pub ips: u64,
+    /// The processor: a model of Bochs (bochs).
+    #[arg(long, value_name = "NAME", value_parser = models::parser())]
+    model: Option<&'static Model>,
     /// More arguments of QEMU, separated by spaces (qemu, qemu-in-bochs).
     #[arg(long, value_name = "STRING", default_value = "", allow_hyphen_values = true)]
     qemu_args: String,
@@ -53,19 +59,22 @@ enum LoaderChoice {
 
 impl MachineArgs {
     /// The emulator to use on this host.
-    pub fn emulator(&self) -> ChosenEmulator {
+    pub fn emulator(&self) -> Result<ChosenEmulator> {
         self.emulator_or(machine::with_nested_vmx())
     }
 
     /// The same, with `auto` in place of "auto".
-    pub fn emulator_or(&self, auto: ChosenEmulator) -> ChosenEmulator {
-        match self.machine {
-            MachineChoice::Bochs => BOCHS,
-            MachineChoice::Auto => auto,
-            MachineChoice::Qemu if machine::host_has_nested_vmx() => QEMU_KVM,
-            MachineChoice::Qemu => QEMU_TCG,
-            MachineChoice::QemuInBochs => QEMU_IN_BOCHS,
-        }
+    pub fn emulator_or(&self, auto: ChosenEmulator) -> Result<ChosenEmulator> {
+        Ok(match (self.machine, self.model) {
+            (MachineChoice::Bochs, _) | (MachineChoice::Auto, Some(_)) => BOCHS,
+            (_, Some(model)) => {
+                return Err(BadArgument(format!("--model {}: only the machine bochs has it", model.name)).into());
+            }
+            (MachineChoice::Auto, None) => auto,
+            (MachineChoice::Qemu, None) if machine::host_has_nested_vmx() => QEMU_KVM,
+            (MachineChoice::Qemu, None) => QEMU_TCG,
+            (MachineChoice::QemuInBochs, None) => QEMU_IN_BOCHS,
+        })
     }
 
     /// The rest.
@@ -79,6 +88,7 @@ impl MachineArgs {
             cpus: self.cpus,
             memory_mib: self.memory.unwrap_or(memory_mib),
             ips: self.ips,
+            model: self.model,
             loader: self.loader.map(|choice| match choice {
                 LoaderChoice::Grub => Loader::Grub,
                 LoaderChoice::Qemu => Loader::Qemu,

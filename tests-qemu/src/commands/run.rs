@@ -50,7 +50,7 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     let kind = kind_of(&args.kernel)?;
     let modules: Vec<Module> = args.initrd.iter().map(|text| module(text)).collect::<Result<_>>()?;
     let provisioned = provision::provision(layout, progress)?;
-    let emulator = args.options.emulator();
+    let emulator = args.options.emulator()?;
     let append = args.append.clone().unwrap_or_else(|| match kind {
         ImageKind::BzImage => linux::default_args(emulator, args.options.ips),
         ImageKind::Multiboot | ImageKind::Unknown => String::new(),

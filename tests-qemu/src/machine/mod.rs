@@ -23,6 +23,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::layout::Layout;
+use crate::models::Model;
 use crate::provision::Provisioned;
 
 pub use emulator::{BOCHS, ChosenEmulator, Emulator, QEMU_IN_BOCHS, QEMU_KVM, QEMU_TCG, with_nested_vmx};
@@ -166,6 +167,8 @@ pub struct MachineOptions {
     pub memory_mib: u32,
     /// See [`Machine::ips`].
     pub ips: u64,
+    /// The processor; see [`Machine::cpu_model`].
+    pub model: Option<&'static Model>,
     /// See [`Machine::loader`]; the emulator's own choice if `None`.
     pub loader: Option<Loader>,
     /// See [`Machine::qemu_args`].
@@ -180,6 +183,7 @@ impl Default for MachineOptions {
             cpus: 1,
             memory_mib: DEFAULT_MEMORY_MIB,
             ips: DEFAULT_IPS,
+            model: None,
             loader: None,
             qemu_args: Vec::new(),
             kvm_parameters: Vec::new(),
@@ -190,9 +194,10 @@ impl Default for MachineOptions {
 impl MachineOptions {
     /// `machine` with these.
     pub fn apply(&self, machine: Machine) -> Machine {
-        let Self { cpus, memory_mib, ips, loader, qemu_args, kvm_parameters } = self.clone();
+        let Self { cpus, memory_mib, ips, model, loader, qemu_args, kvm_parameters } = self.clone();
         let loader = loader.unwrap_or(machine.loader);
-        Machine { cpus, memory_mib, ips, loader, qemu_args, kvm_parameters, ..machine }
+        let cpu_model = model.map(|model| model.name).or(machine.cpu_model);
+        Machine { cpus, memory_mib, ips, cpu_model, loader, qemu_args, kvm_parameters, ..machine }
     }
 }
 
