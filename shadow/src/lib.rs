@@ -28,6 +28,7 @@
 //! | emulate a VMX instruction | [`insn`], [`operand`], [`linear`], [`outcome`] |
 //! | run a nested guest | [`vmcs12`], [`merge`], [`sync`], [`host_load`], [`policy`] |
 //! | leave out of an exit what cannot have changed | [`write_trap`] |
+//! | hand over registers that the host has no use for | [`passing`] |
 //! | grant fields for VMCS shadowing, field by field | [`permission`] |
 //!
 //! Operations of Apple's Hypervisor framework that exist here:

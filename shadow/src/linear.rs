@@ -29,8 +29,6 @@ pub struct Paging {
     pub pkrs: u32,
 }
 
-const RFLAGS_AC: u64 = 1 << 18;
-
 const PRESENT: u64 = 1 << 0;
 const WRITABLE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;

@@ -4,7 +4,7 @@ pub use crate::exit::{Gpr, InsnInfo};
 
 use crate::msr::Access;
 use crate::outcome::Fault;
-use crate::registers::{access_rights, is_canonical};
+use crate::registers::{CR4_LASS, CR4_SMAP, RFLAGS_AC, access_rights, is_canonical, linear_bits_of};
 
 /// A segment register's hidden part, as in the VMCS.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -45,28 +45,43 @@ impl Segment {
     }
 }
 
-/// The linear address of an operand of `bytes` bytes, or the fault that its segment causes. `linear_bits` is the width of linear addresses in
-/// 64-bit mode, `None` in other modes.
+/// The linear addresses that a supervisor's operand may have in 64-bit mode.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AddressSpace {
+    linear_bits: u32,
+    /// Linear-address space separation keeps data accesses out of the user's half (SDM Volume 3A, 4.4 "Linear-Address Separation").
+    supervisor_half_only: bool,
+}
+
+impl AddressSpace {
+    /// By the registers that decide.
+    pub const fn of(cr4: u64, rflags: u64) -> Self {
+        let separated = cr4 & CR4_LASS != 0 && cr4 & CR4_SMAP != 0 && rflags & RFLAGS_AC == 0;
+        Self { linear_bits: linear_bits_of(cr4), supervisor_half_only: separated }
+    }
+
+    fn contains(self, address: u64) -> bool {
+        is_canonical(address, self.linear_bits) && (!self.supervisor_half_only || address >> 63 != 0)
+    }
+}
+
+/// The linear address of an operand of `bytes` bytes, or the fault that its segment causes. Without an address space the mode is not 64-bit mode.
 pub fn linear_address(
     info: InsnInfo,
     offset: u64,
     bytes: u64,
     access: Access,
     segment: &Segment,
-    linear_bits: Option<u32>,
+    space: Option<AddressSpace>,
 ) -> Result<u64, Fault> {
     const SS: usize = 2;
     const FS: usize = 4;
     let fault = if info.segment() == SS { Fault::StackSegment } else { Fault::GeneralProtection };
-    if let Some(linear_bits) = linear_bits {
+    if let Some(space) = space {
         let base = if info.segment() >= FS { segment.base } else { 0 };
         let linear = base.wrapping_add(offset);
         let last = linear.wrapping_add(bytes - 1);
-        return if [linear, last].iter().all(|&address| is_canonical(address, linear_bits)) {
-            Ok(linear)
-        } else {
-            Err(fault)
-        };
+        return if space.contains(linear) && space.contains(last) { Ok(linear) } else { Err(fault) };
     }
     if !segment.permits(access) || !segment.contains(offset, bytes) {
         return Err(fault);
@@ -77,8 +92,11 @@ pub fn linear_address(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registers::CR4_LA57;
 
     const DATA: Segment = Segment { base: 0x1000, limit: 0xffff, access_rights: 0xc093 };
+
+    const SPACE: Option<AddressSpace> = Some(AddressSpace::of(0, 2));
 
     /// DS:[RBX + RSI * 4 + displacement], 64-bit addressing.
     const RBX_RSI_4: InsnInfo = InsnInfo(2 | 2 << 7 | 3 << 15 | 6 << 18 | 3 << 23);
@@ -96,20 +114,30 @@ mod tests {
     fn a_non_canonical_operand_faults_by_its_segment() {
         let ss = InsnInfo(2 << 15);
         let hole = 0x8000_0000_0000;
-        assert_eq!(linear_address(ss, hole, 8, Access::Read, &DATA, Some(48)), Err(Fault::StackSegment));
-        assert_eq!(linear_address(RBX_RSI_4, hole, 8, Access::Read, &DATA, Some(48)), Err(Fault::GeneralProtection));
-        assert_eq!(linear_address(RBX_RSI_4, hole, 8, Access::Read, &DATA, Some(57)), Ok(hole));
-        assert_eq!(linear_address(RBX_RSI_4, hole - 8, 8, Access::Read, &DATA, Some(48)), Ok(hole - 8));
+        assert_eq!(linear_address(ss, hole, 8, Access::Read, &DATA, SPACE), Err(Fault::StackSegment));
+        assert_eq!(linear_address(RBX_RSI_4, hole, 8, Access::Read, &DATA, SPACE), Err(Fault::GeneralProtection));
         assert_eq!(
-            linear_address(RBX_RSI_4, hole - 7, 8, Access::Read, &DATA, Some(48)),
-            Err(Fault::GeneralProtection)
+            linear_address(RBX_RSI_4, hole, 8, Access::Read, &DATA, Some(AddressSpace::of(CR4_LA57, 2))),
+            Ok(hole)
         );
+        assert_eq!(linear_address(RBX_RSI_4, hole - 8, 8, Access::Read, &DATA, SPACE), Ok(hole - 8));
+        assert_eq!(linear_address(RBX_RSI_4, hole - 7, 8, Access::Read, &DATA, SPACE), Err(Fault::GeneralProtection));
+    }
+
+    #[test]
+    fn with_lass_an_operand_is_in_the_supervisors_half_unless_ac_is_set() {
+        let separated = |rflags| Some(AddressSpace::of(CR4_LASS | CR4_SMAP, rflags));
+        let at = |offset, space| linear_address(RBX_RSI_4, offset, 8, Access::Read, &DATA, space);
+        assert_eq!(at(0x20, separated(2)), Err(Fault::GeneralProtection));
+        assert_eq!(at(0x20, separated(RFLAGS_AC)), Ok(0x20));
+        assert_eq!(at(0x20, Some(AddressSpace::of(CR4_LASS, 2))), Ok(0x20), "LASS for data needs SMAP");
+        assert_eq!(at(!0xffff, separated(2)), Ok(!0xffff));
     }
 
     #[test]
     fn long_mode_ignores_the_base_of_all_but_fs_and_gs() {
-        assert_eq!(linear_address(RBX_RSI_4, 0x20, 8, Access::Read, &DATA, Some(48)), Ok(0x20));
-        assert_eq!(linear_address(InsnInfo(5 << 15), 0x20, 8, Access::Read, &DATA, Some(48)), Ok(0x1020));
+        assert_eq!(linear_address(RBX_RSI_4, 0x20, 8, Access::Read, &DATA, SPACE), Ok(0x20));
+        assert_eq!(linear_address(InsnInfo(5 << 15), 0x20, 8, Access::Read, &DATA, SPACE), Ok(0x1020));
     }
 
     #[test]

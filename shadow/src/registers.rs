@@ -11,6 +11,8 @@ pub const RFLAGS_TF: u64 = 1 << 8;
 pub const RFLAGS_RF: u64 = 1 << 16;
 /// RFLAGS.VM: virtual-8086 mode.
 pub const RFLAGS_VM: u64 = 1 << 17;
+/// RFLAGS.AC.
+pub const RFLAGS_AC: u64 = 1 << 18;
 
 /// CR0.PE: protected mode.
 pub const CR0_PE: u64 = 1 << 0;

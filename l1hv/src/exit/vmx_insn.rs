@@ -7,10 +7,10 @@ use shadow::fields::*;
 use shadow::hw::VmcsAccess;
 use shadow::insn::{self, Invalidation};
 use shadow::msr::Access;
-use shadow::operand::{InsnInfo, Segment, linear_address};
+use shadow::operand::{AddressSpace, InsnInfo, Segment, linear_address};
 use shadow::outcome::{Failure, Fault, InsnError, VmFail, rflags_fail_invalid, rflags_fail_valid, rflags_succeed};
 use shadow::permission::Access as FieldAccess;
-use shadow::registers::{CR4_VMXE, GUEST_SEGMENTS, RFLAGS_VM, access_rights, linear_bits_of};
+use shadow::registers::{CR4_VMXE, GUEST_SEGMENTS, RFLAGS_VM, access_rights};
 use shadow::vmcs12::LaunchState;
 
 use super::{Action, cr, reset};
@@ -260,7 +260,7 @@ fn operand_bytes(vcpu: &Vcpu) -> usize {
 fn operand_address(vcpu: &mut Vcpu, info: InsnInfo, bytes: u64, access: Access) -> Result<u64, Fault> {
     let long_mode = vcpu.in_ia32e_mode();
     let vmcs01 = vcpu.vmcs.vmcs01();
-    let linear_bits = long_mode.then(|| linear_bits_of(vmcs01.read(GUEST_CR4)));
+    let space = long_mode.then(|| AddressSpace::of(vmcs01.read(GUEST_CR4), vmcs01.read(GUEST_RFLAGS)));
     let displacement = vmcs01.read(EXIT_QUALIFICATION);
     let rsp = vmcs01.read(GUEST_RSP);
     let fields = &GUEST_SEGMENTS[info.segment().min(GUEST_SEGMENTS.len() - 1)];
@@ -271,7 +271,7 @@ fn operand_address(vcpu: &mut Vcpu, info: InsnInfo, bytes: u64, access: Access) 
     };
     let gpr = &vcpu.registers.gpr;
     let offset = info.effective_address(displacement, |number| if number == 4 { rsp } else { gpr[number] });
-    linear_address(info, offset, bytes, access, &segment, linear_bits)
+    linear_address(info, offset, bytes, access, &segment, space)
 }
 
 fn read_operand(vcpu: &mut Vcpu, info: InsnInfo, to: &mut [u8]) -> Result<(), Failure> {
