@@ -5,6 +5,7 @@
 
 mod explained;
 mod glob;
+pub mod matrix;
 mod models;
 mod verdict;
 
@@ -21,7 +22,7 @@ use crate::models::Model;
 use crate::progress::Progress;
 use crate::provision::Provisioned;
 
-pub use explained::Explained;
+pub use explained::{Explained, KVM};
 pub use glob::matches;
 pub use models::{OfModel, Verdicts, of_model};
 pub use verdict::{Case, Report, Verdict};
@@ -59,7 +60,7 @@ pub struct Place {
     pub emulator: ChosenEmulator,
     /// Processors and the like.
     pub options: MachineOptions,
-    /// Only this group of cases.
+    /// Only these groups of cases, separated by commas.
     pub only: Option<String>,
 }
 
@@ -147,7 +148,15 @@ impl<'a> Suite<'a> {
     /// Runs the suite under l1hv, and compares the cases whose names match `filter`.
     pub fn under_l1hv(&self, mode: Mode<'_>, filter: Option<&str>) -> Result<Report> {
         let under = self.run_under_l1hv(mode)?;
-        let explained = self.explained.under(mode.host, self.place.options.cpus, &self.bare.cases);
+        let explained = self.explained.under(
+            mode.host,
+            self.place.options.cpus,
+            self.place.emulator.hypervisor(),
+            &self.bare.cases,
+        );
+        // Entries are of the whole suite on our own emulator.
+        let is_part = self.place.only.is_some() || self.place.emulator.hypervisor().is_some();
+        let filter = filter.or(is_part.then_some("*"));
         let mut report = Report::compare(&self.bare.cases, &under.cases, &explained, filter);
         if !under.complete {
             report.note(format!("under l1hv the suite does not end: {}", under.end));
@@ -184,18 +193,10 @@ impl<'a> Suite<'a> {
             ..Machine::new(place.logs(name), place.emulator, boot)
         });
         let mut results = Results::default();
-        let mut panic = None;
         let outcome = machine.run(self.layout, self.provisioned, |line: Line<'_>| {
-            if let Some(case) = line.text.strip_prefix(CASE_PREFIX) {
-                let (case, result) = case.split_once(' ').unwrap_or((case, ""));
-                if results.cases.len().is_multiple_of(1000) {
-                    step.detail(case);
-                }
-                results.cases.push((case.to_owned(), result.to_owned()));
-            } else if let Some(count) = line.text.strip_prefix(END_PREFIX) {
-                results.complete = count.trim().parse() == Ok(results.cases.len());
-            } else if line.text.starts_with(PANIC_PREFIX) {
-                panic = Some(line.text.to_owned());
+            results.add(line.text);
+            if let (true, Some((case, _))) = (results.cases.len().is_multiple_of(1000), results.cases.last()) {
+                step.detail(case);
             }
         })?;
         results.complete &= outcome == Outcome::GuestShutdown;
@@ -203,7 +204,8 @@ impl<'a> Suite<'a> {
             results.stop = Some(stop.kind.clone());
         }
         let last = results.cases.last().map_or("none", |(case, _)| case);
-        results.end = format!("{}; the last case was {last}", panic.unwrap_or_else(|| outcome.to_string()));
+        results.end =
+            format!("{}; the last case was {last}", results.panic.take().unwrap_or_else(|| outcome.to_string()));
         step.done();
         Ok(results)
     }
@@ -218,8 +220,24 @@ struct Results {
     complete: bool,
     /// The kind of l1hv's stop, if that is how it ended.
     stop: Option<String>,
+    /// What a case said that did what none may do.
+    panic: Option<String>,
     /// How the machine ended.
     end: String,
+}
+
+impl Results {
+    /// A line of the image, or of somebody else.
+    fn add(&mut self, line: &str) {
+        if let Some(case) = line.strip_prefix(CASE_PREFIX) {
+            let (case, result) = case.split_once(' ').unwrap_or((case, ""));
+            self.cases.push((case.to_owned(), result.to_owned()));
+        } else if let Some(count) = line.strip_prefix(END_PREFIX) {
+            self.complete = count.trim().parse() == Ok(self.cases.len());
+        } else if line.starts_with(PANIC_PREFIX) {
+            self.panic = Some(line.to_owned());
+        }
+    }
 }
 
 /// Writes a report as JSON.

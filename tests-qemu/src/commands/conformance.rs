@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::machine::MachineArgs;
+use crate::conformance::matrix::{self, Matrix};
 use crate::conformance::{self, Mode, Place, Suite, Verdicts};
 use crate::layout::Layout;
 use crate::models::MODELS;
@@ -17,8 +18,8 @@ pub struct Args {
     /// Compare only cases whose names match; `*`, `?` and `{a,b}` as in a shell.
     #[arg(long, value_name = "GLOB")]
     filter: Option<String>,
-    /// Run only this group of cases.
-    #[arg(long, value_name = "GROUP")]
+    /// Run only these groups of cases.
+    #[arg(long, value_name = "GROUP,GROUP")]
     only: Option<String>,
     /// With one processor the cases for one run, with more those for several.
     #[command(flatten)]
@@ -26,6 +27,9 @@ pub struct Args {
     /// Run on every model, one after the other, and print one table.
     #[arg(long, conflicts_with_all = ["model", "cpus"])]
     all_models: bool,
+    /// On processors of QEMU that each lack something: run quick groups, and print one table. Rows whose names contain FILTER, or all.
+    #[arg(long, value_name = "FILTER", num_args = 0..=1, default_missing_value = "", conflicts_with_all = ["model", "cpus", "all_models", "only"])]
+    matrix: Option<String>,
     /// Write the numbers and a record per case.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -41,6 +45,19 @@ pub struct Args {
 pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     let provisioned = provision::provision(layout, progress)?;
     let mode = Mode { host: &args.hv_append, image: &args.append, ..Mode::DEFAULT };
+    if let Some(filter) = &args.matrix {
+        let matrix = Matrix(matrix::run(layout, progress, &provisioned, "matrix", filter)?);
+        if let Some(file) = &args.json {
+            conformance::write_json(&matrix, file)?;
+        }
+        for row in matrix.0.iter().filter(|row| !row.is_right()) {
+            if let matrix::Found::Compared(report) = &row.found {
+                eprintln!("{}: {report}", row.processor);
+            }
+        }
+        print!("{matrix}");
+        return Ok(u8::from(!matrix.is_right()));
+    }
     if args.all_models {
         return run_on_all_models(args, mode, layout, progress, &provisioned);
     }

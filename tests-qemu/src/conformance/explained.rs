@@ -12,6 +12,9 @@ use crate::layout::Layout;
 /// The list, from the workspace's top directory.
 const FILE: &str = "tests-qemu/guests/conformance/explained.toml";
 
+/// The name of KVM where it is the processor.
+pub const KVM: &str = "kvm";
+
 /// All entries.
 #[derive(Debug, Default, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -31,6 +34,8 @@ pub struct Entry {
     pub only: Option<String>,
     /// On the machine with so many processors; 1 if it does not say.
     pub cpus: Option<u32>,
+    /// The hypervisor below without which there is no difference: [`KVM`].
+    pub below: Option<String>,
     /// The bit of a capability MSR without which there is no difference: the processor lacks what the entry is about.
     pub needs: Option<CapabilityBit>,
     /// Patterns of case names.
@@ -83,13 +88,15 @@ impl Explained {
         Ok(list)
     }
 
-    /// The entries that count under l1hv with this command line on a machine with so many processors, which had these results when it was bare.
+    /// The entries that count under l1hv with this command line on a machine with so many processors, which had these results when it was
+    /// bare. It may itself be the virtual machine of a hypervisor `below`.
     #[must_use]
-    pub fn under(&self, host: &str, cpus: u32, bare: &[(String, String)]) -> Self {
+    pub fn under(&self, host: &str, cpus: u32, below: Option<&str>, bare: &[(String, String)]) -> Self {
         let has = |option: &String| host.split_whitespace().any(|word| word == option);
         let counts = |entry: &&Entry| {
             entry.only.as_ref().is_none_or(has)
                 && entry.cpus.unwrap_or(1) == cpus
+                && entry.below.as_deref().is_none_or(|name| below == Some(name))
                 && entry.needs.is_none_or(|bit| bit.is_set(bare))
         };
         Self { entry: self.entry.iter().filter(counts).cloned().collect() }
@@ -117,15 +124,15 @@ mod tests {
     fn an_entry_for_an_option_counts_only_with_it() {
         let entry = Entry { only: Some("feature=off".into()), cases: vec!["a/*".into()], ..Entry::default() };
         let list = Explained { entry: vec![entry] };
-        assert!(list.under("log=debug feature=off", 1, &[]).of("a/1").is_some());
-        assert!(list.under("feature=offline", 1, &[]).of("a/1").is_none());
+        assert!(list.under("log=debug feature=off", 1, None, &[]).of("a/1").is_some());
+        assert!(list.under("feature=offline", 1, None, &[]).of("a/1").is_none());
     }
 
     #[test]
     fn an_entry_counts_on_the_machine_that_it_is_for() {
         let entry = |cpus, case: &str| Entry { cpus, cases: vec![case.into()], ..Entry::default() };
         let list = Explained { entry: vec![entry(None, "one"), entry(Some(4), "four")] };
-        let explains = |cpus| ["one", "four"].map(|case| list.under("", cpus, &[]).of(case).is_some());
+        let explains = |cpus| ["one", "four"].map(|case| list.under("", cpus, None, &[]).of(case).is_some());
         assert_eq!(explains(1), [true, false]);
         assert_eq!(explains(4), [false, true]);
     }
@@ -135,7 +142,7 @@ mod tests {
         let needs = CapabilityBit::try_from("0x48b[33]".to_owned()).unwrap();
         let entry = Entry { needs: Some(needs), cases: vec!["a".into()], ..Entry::default() };
         let list = Explained { entry: vec![entry] };
-        let on = |value: &str| list.under("", 1, &[("caps/read-0x48b".into(), value.into())]).of("a").is_some();
+        let on = |value: &str| list.under("", 1, None, &[("caps/read-0x48b".into(), value.into())]).of("a").is_some();
         assert_eq!(["0x200000000", "0x100000000", "#GP(0x0)"].map(on), [true, false, false]);
         for wrong in ["0x48b", "48b[1]", "0x48b[64]", "0x48b[x]"] {
             assert!(CapabilityBit::try_from(wrong.to_owned()).is_err(), "{wrong}");

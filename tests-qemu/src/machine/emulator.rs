@@ -38,6 +38,11 @@ pub trait Emulator: fmt::Debug + fmt::Display + Sync {
     /// How a machine ended whose emulator has exited by itself, with `status`.
     fn outcome(&self, logs: &Path, status: ExitStatus) -> Outcome;
 
+    /// The hypervisor whose virtual machine it is, which makes the processor what it is.
+    fn hypervisor(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Whether a machine takes minutes for what takes others seconds.
     fn is_slow(&self) -> bool {
         false

@@ -29,7 +29,10 @@ use crate::provision::Provisioned;
 pub use emulator::{BOCHS, ChosenEmulator, Emulator, QEMU_IN_BOCHS, QEMU_KVM, QEMU_TCG, with_nested_vmx};
 pub use outcome::Outcome;
 pub use qemu::host_has_nested_vmx;
+pub use qemu_in_bochs::run_all as run_all_in_bochs;
 pub use run::{Line, Source};
+
+use run::HostStops;
 
 /// Ticks that make one second of emulated time on Bochs. One tick is one instruction and one TSC cycle.
 ///
@@ -231,7 +234,7 @@ impl Machine {
     pub fn run(&self, layout: &Layout, provisioned: &Provisioned, on_line: impl FnMut(Line<'_>)) -> Result<Outcome> {
         let logs = layout.fresh_log_dir(&self.name)?;
         let command = self.emulator.command(self, provisioned, &logs)?;
-        let outcome = run::run(self, command, &logs, on_line)?;
+        let outcome = run::run(self, HostStops::EndTheRun, command, &logs, on_line)?;
         let iso = logs.join(files::BOOT_ISO);
         let is_expected = matches!(outcome, Outcome::GuestShutdown | Outcome::GuestFailure(_) | Outcome::HostStop(_));
         if is_expected && iso.is_file() {

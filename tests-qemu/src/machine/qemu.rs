@@ -11,6 +11,7 @@ use super::emulator::Emulator;
 use super::files::{BOOT_ISO, CONSOLE, DEBUG, ERRORS, supervised};
 use super::{Boot, Loader, Machine, Module, Outcome, TripleFault, iso};
 use crate::command::tail;
+use crate::conformance::KVM;
 use crate::protocol::{DEBUG_EXIT_PORT, DEBUG_PORT};
 use crate::provision::Provisioned;
 
@@ -90,6 +91,10 @@ impl Emulator for Qemu {
             Some(code) => judge(code, &read(EVENTS), &read(ERRORS)),
             None => Outcome::MachineError(format!("{status}\n{}", tail(&read(ERRORS), 8))),
         }
+    }
+
+    fn hypervisor(&self) -> Option<&'static str> {
+        (self.0 == Accelerator::Kvm).then_some(KVM)
     }
 
     fn tsc_khz(&self, _: u64) -> Option<u64> {

@@ -11,23 +11,35 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::emulator::{BOCHS, Emulator, Stream};
 use super::files::{BOOT_ISO, CONSOLE, DEBUG};
 use super::qemu::{self, Accelerator, Streams};
-use super::{Boot, Loader, Machine, Module, Outcome, bochs, iso};
+use super::run::{self, HostStops};
+use super::{Boot, DEFAULT_IPS, Line, Loader, Machine, Module, Outcome, Source, bochs, iso};
 use crate::command::{self, tail};
+use crate::conformance::KVM;
 use crate::guest::{self, KVM_MODULE};
 use crate::initrd::Initrd;
+use crate::layout::Layout;
 use crate::linux;
-use crate::provision::Provisioned;
+use crate::protocol::{self, HostStop};
+use crate::provision::{Kernel, Provisioned};
 
 const INIT: &str = include_str!("../../guests/outer-init.sh");
 
 /// Applets of busybox that the init calls.
-const APPLETS: &[&str] = &["sh", "mount", "mkdir", "cat", "grep", "insmod", "stty", "kill", "sleep", "poweroff"];
+const APPLETS: &[&str] =
+    &["sh", "mount", "mkdir", "cat", "grep", "insmod", "rmmod", "stty", "kill", "sleep", "poweroff"];
+
+/// What the init prints on each stream before one of several runs: its number follows.
+const RUN_PREFIX: &str = "L1HV-OUTER: run ";
+
+/// How often the init looks whether a run has reached its limit.
+const STEPS_PER_SECOND: u64 = 5;
 
 /// What the init prints before QEMU's status.
 const STATUS_PREFIX: &str = "L1HV-OUTER: QEMU's status ";
@@ -67,8 +79,7 @@ impl fmt::Display for QemuInBochs {
 
 impl Emulator for QemuInBochs {
     fn command(&self, machine: &Machine, provisioned: &Provisioned, logs: &Path) -> Result<Command> {
-        let outer = outer(machine, provisioned, logs)?;
-        bochs::command(&outer, provisioned, logs, &[logs.join(CONSOLE), logs.join(DEBUG), logs.join(OUTER)])
+        command_for(&[machine], None, provisioned, logs)
     }
 
     fn loader(&self) -> Loader {
@@ -92,6 +103,10 @@ impl Emulator for QemuInBochs {
         })
     }
 
+    fn hypervisor(&self) -> Option<&'static str> {
+        Some(KVM)
+    }
+
     /// Each exit of a nested guest is dozens of the processor's.
     fn is_slow(&self) -> bool {
         true
@@ -104,32 +119,88 @@ impl Emulator for QemuInBochs {
 
 fn judge(log: &str) -> Option<Outcome> {
     let (words, rest) = log.split_once(STATUS_PREFIX)?;
+    if words.contains("L1HV-OUTER: the limit is reached") {
+        return Some(Outcome::Timeout);
+    }
     let status = rest.lines().next()?.trim().parse().ok()?;
     let errors: Vec<&str> = words.lines().filter(|line| line.starts_with("qemu")).collect();
     Some(qemu::judge(status, words, &errors.join("\n")))
 }
 
-/// The machine that Bochs emulates.
-fn outer(machine: &Machine, provisioned: &Provisioned, logs: &Path) -> Result<Machine> {
+/// Boots the outer Linux once and runs `machines` in it, one after the other; each gets a line's machine by its number. A machine that
+/// takes longer than `limit`, in emulated time, ends with [`Outcome::Timeout`].
+///
+/// # Errors
+/// When the outer Linux does not do its work.
+pub fn run_all(
+    name: &str,
+    machines: &[Machine],
+    limit: Duration,
+    layout: &Layout,
+    provisioned: &Provisioned,
+    mut on_line: impl FnMut(usize, Line<'_>),
+) -> Result<Vec<Outcome>> {
+    let [first, ..] = machines else { return Ok(Vec::new()) };
+    let logs = layout.fresh_log_dir(name)?;
+    let all: Vec<&Machine> = machines.iter().collect();
+    let command = command_for(&all, Some(limit), provisioned, &logs)?;
+    // Lines of a stream belong to the run that it has announced last.
+    let mut current = [None; 2];
+    let mut stops: Vec<Option<HostStop>> = vec![None; machines.len()];
+    let outcome = run::run(first, HostStops::AreLines, command, &logs, |line| {
+        let current = &mut current[usize::from(line.source == Source::Debug)];
+        if let Some(number) = line.text.strip_prefix(RUN_PREFIX) {
+            *current = number.trim().parse::<usize>().ok().filter(|number| *number < machines.len());
+        } else if let Some(number) = *current {
+            if line.source == Source::Debug && stops[number].is_none() {
+                stops[number] = protocol::parse_stop(line.text);
+            }
+            on_line(number, line);
+        }
+    })?;
+    let log = fs::read_to_string(logs.join(OUTER)).unwrap_or_default();
+    let runs: Vec<&str> = log.split(RUN_PREFIX).skip(1).collect();
+    ensure!(runs.len() == machines.len(), "{name}: {outcome} after {} of {} machines", runs.len(), machines.len());
+    Ok(runs
+        .into_iter()
+        .zip(stops)
+        .map(|(log, stop)| match stop {
+            Some(stop) => Outcome::HostStop(stop),
+            None => judge(log).unwrap_or_else(|| Outcome::MachineError(tail(log, 8))),
+        })
+        .collect())
+}
+
+/// Starts Bochs with an outer Linux that runs these machines.
+fn command_for(
+    machines: &[&Machine],
+    limit: Option<Duration>,
+    provisioned: &Provisioned,
+    logs: &Path,
+) -> Result<Command> {
     let kernel = provisioned.kernel("6.1")?;
     let initrd = logs.join("outer-initrd");
-    fs::write(&initrd, file_system(machine, provisioned, kernel, logs)?)?;
+    fs::write(&initrd, file_system(machines, limit, provisioned, kernel, logs)?)?;
+    let most = |of: fn(&Machine) -> u32| machines.iter().map(|machine| of(machine)).max().unwrap_or_default();
+    let ips = machines.first().map_or(DEFAULT_IPS, |machine| machine.ips);
     // COM3 shares its interrupt with COM1: good for a console, which polls.
-    let arguments = linux::default_args(BOCHS, machine.ips).replace("ttyS0", "ttyS2") + " quiet 8250.nr_uarts=4";
+    let arguments = linux::default_args(BOCHS, ips).replace("ttyS0", "ttyS2") + " quiet 8250.nr_uarts=4";
     let boot = Boot::Linux { kernel: Module::with_args(&kernel.image, arguments), initrds: vec![initrd] };
-    Ok(Machine {
-        cpus: machine.cpus,
-        memory_mib: machine.memory_mib + OUTER_MEMORY_MIB,
-        ips: machine.ips,
-        ..Machine::new(machine.name.as_str(), BOCHS, boot)
-    })
+    let outer = Machine {
+        cpus: most(|machine| machine.cpus),
+        memory_mib: most(|machine| machine.memory_mib) + OUTER_MEMORY_MIB,
+        ips,
+        ..Machine::new("outer", BOCHS, boot)
+    };
+    bochs::command(&outer, provisioned, logs, &[logs.join(CONSOLE), logs.join(DEBUG), logs.join(OUTER)])
 }
 
 /// The outer Linux' root file system, with QEMU and all that it loads.
 fn file_system(
-    machine: &Machine,
+    machines: &[&Machine],
+    limit: Option<Duration>,
     provisioned: &Provisioned,
-    kernel: &crate::provision::Kernel,
+    kernel: &Kernel,
     logs: &Path,
 ) -> Result<Vec<u8>> {
     let mut initrd = guest::base(&provisioned.busybox, INIT, APPLETS)?;
@@ -137,25 +208,42 @@ fn file_system(
         initrd.directory(directory);
     }
     guest::add_modules(&mut initrd, kernel, KVM_MODULE)?;
-    initrd.file("parameters", 0o644, machine.kvm_parameters.join(" ").as_bytes());
     initrd.file("events.ask", 0o644, qemu::ASK_FOR_EVENTS.as_bytes());
     add_qemu(&mut initrd, &provisioned.qemu)?;
-    let boot = match machine.loader {
-        Loader::Qemu => {
-            let mut files = Vec::new();
-            let boot = qemu::load(machine, &mut |file| {
-                files.push(file.to_owned());
-                Ok(format!("/files/{}", files.len()))
-            })?;
-            for (number, file) in (1..).zip(files) {
-                initrd.copy(&format!("files/{number}"), 0o644, &file)?;
-            }
-            boot
+    let mut files: Vec<PathBuf> = Vec::new();
+    for (number, machine) in machines.iter().enumerate() {
+        let dir = format!("runs/{number:03}");
+        let command = qemu_command(machine, provisioned, logs, &mut files)?;
+        initrd.file(&format!("{dir}/qemu"), 0o644, command.as_bytes());
+        initrd.file(&format!("{dir}/parameters"), 0o644, machine.kvm_parameters.join(" ").as_bytes());
+        if let Some(limit) = limit {
+            let steps = limit.as_secs() * STEPS_PER_SECOND;
+            initrd.file(&format!("{dir}/limit"), 0o644, steps.to_string().as_bytes());
         }
+    }
+    for (number, file) in files.iter().enumerate() {
+        initrd.copy(&format!("files/{number}"), 0o644, file)?;
+    }
+    Ok(initrd.finish())
+}
+
+/// The line for the shell that starts a machine's QEMU. What it loads is added to `files`, whose numbers are their names.
+fn qemu_command(machine: &Machine, provisioned: &Provisioned, logs: &Path, files: &mut Vec<PathBuf>) -> Result<String> {
+    let mut place = |file: &Path| {
+        let known = files.iter().position(|known| known == file);
+        let number = known.unwrap_or_else(|| {
+            files.push(file.to_owned());
+            files.len() - 1
+        });
+        Ok(format!("/files/{number}"))
+    };
+    let boot = match machine.loader {
+        Loader::Qemu => qemu::load(machine, &mut place)?,
         Loader::Grub => {
-            iso::make(machine, logs, &provisioned.grub_mkrescue)?;
-            initrd.copy("files/iso", 0o644, &logs.join(BOOT_ISO))?;
-            vec!["-cdrom".to_owned(), "/files/iso".to_owned()]
+            let dir = logs.join(&machine.name);
+            fs::create_dir_all(&dir)?;
+            iso::make(machine, &dir, &provisioned.grub_mkrescue)?;
+            vec!["-cdrom".to_owned(), place(&dir.join(BOOT_ISO))?]
         }
     };
     let streams = Streams { console: "/dev/ttyS0".into(), debug: "/dev/ttyS1".into() };
@@ -164,8 +252,7 @@ fn file_system(
     words.extend(boot);
     words.extend(machine.qemu_args.iter().cloned());
     let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
-    initrd.file("qemu", 0o644, format!("exec {}\n", words.join(" ")).as_bytes());
-    Ok(initrd.finish())
+    Ok(format!("exec {}\n", words.join(" ")))
 }
 
 /// The program, its libraries at their own places, and its data.

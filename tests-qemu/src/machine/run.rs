@@ -40,6 +40,15 @@ pub struct Line<'a> {
     pub at: Duration,
 }
 
+/// What l1hv's last line means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostStops {
+    /// The machine's end.
+    EndTheRun,
+    /// A line like others: other machines follow.
+    AreLines,
+}
+
 /// A child that is killed when it goes out of scope.
 struct Guard(Child);
 
@@ -52,12 +61,18 @@ impl Drop for Guard {
 }
 
 /// Starts `command` and follows it to its end.
-pub fn run(machine: &Machine, mut command: Command, logs: &Path, on_line: impl FnMut(Line<'_>)) -> Result<Outcome> {
+pub fn run(
+    machine: &Machine,
+    stops: HostStops,
+    mut command: Command,
+    logs: &Path,
+    on_line: impl FnMut(Line<'_>),
+) -> Result<Outcome> {
     let emulator = machine.emulator;
     command.stdout(File::create(logs.join(emulator.stdout()))?).stderr(File::create(logs.join(ERRORS))?);
     let program = command.get_program().to_owned();
     let child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
-    let mut follow = Follow::new(logs, emulator.streams(), on_line);
+    let mut follow = Follow::new(logs, emulator.streams(), stops, on_line);
     let outcome = follow.until_the_end(machine, &mut Guard(child))?;
     Ok(match outcome {
         Ending::Exited(status) => emulator.outcome(logs, status),
@@ -81,17 +96,19 @@ struct Follow<F> {
     on_line: F,
     began: Instant,
     last_line: Instant,
+    stops: HostStops,
     stop: Option<HostStop>,
 }
 
 impl<F: FnMut(Line<'_>)> Follow<F> {
-    fn new(logs: &Path, streams: &[Stream], on_line: F) -> Self {
+    fn new(logs: &Path, streams: &[Stream], stops: HostStops, on_line: F) -> Self {
         let now = Instant::now();
         Self {
             streams: streams.iter().map(|stream| (*stream, Follower::new(logs.join(stream.file)))).collect(),
             on_line,
             began: now,
             last_line: now,
+            stops,
             stop: None,
         }
     }
@@ -145,7 +162,7 @@ impl<F: FnMut(Line<'_>)> Follow<F> {
             return;
         }
         // Only l1hv writes here with this prefix; the console belongs to the guest, which may lie.
-        if source == Source::Debug && self.stop.is_none() {
+        if source == Source::Debug && self.stop.is_none() && self.stops == HostStops::EndTheRun {
             self.stop = protocol::parse_stop(text);
         }
         (self.on_line)(Line { source, text, at: self.began.elapsed() });

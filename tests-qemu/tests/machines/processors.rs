@@ -52,7 +52,7 @@ fn both(context: &Context, name: &str, arguments: &str) -> Result<()> {
     let bare = |kernel| Boot::Multiboot { kernel, modules: Vec::new() };
     let bare = run(context, &format!("{name}-bare"), arguments, bare)?;
     let under = run(context, name, arguments, under_l1hv(context))?;
-    let explained = Explained::find(&context.layout)?.under("", 1, &[]);
+    let explained = Explained::find(&context.layout)?.under("", 1, None, &[]);
     let report = Report::compare(&cases(&bare), &cases(&under), &explained, Some("*"));
     ensure!(report.cases > 20 && report.different == 0, "{report}");
     Ok(())

@@ -41,9 +41,14 @@ fn word(name: &str) -> Option<&'static str> {
     words().find_map(|word| word.strip_prefix(name))
 }
 
-/// The group that `only=GROUP` names: no other is printed.
-pub fn only() -> Option<&'static str> {
-    word("only=")
+/// Whether the cases of this group are printed: `only=GROUP,GROUP` leaves out those of all others.
+pub fn wants(group: &str) -> bool {
+    word("only=").is_none_or(|groups| groups.split(',').any(|name| name == group))
+}
+
+/// Whether `only=` names a group for which this holds.
+pub fn names_a_group(is_one: impl Fn(&str) -> bool) -> bool {
+    word("only=").is_some_and(|groups| groups.split(',').any(is_one))
 }
 
 /// The number in the word that begins with `name`.

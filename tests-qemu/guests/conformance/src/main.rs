@@ -16,7 +16,7 @@
 //!   smp       the other processors
 //! ```
 //!
-//! On a machine with several processors the groups that need them run, and no others unless `only=GROUP` names one. With `on=NUMBER` those
+//! On a machine with several processors the groups that need them run, and no others unless `only=GROUP,GROUP` names some. With `on=NUMBER` those
 //! that one processor runs do so on that one.
 
 #![no_std]
@@ -70,8 +70,8 @@ extern "C" fn conformance_main(loader_information: u32) -> ! {
         processors.begin(number as usize, run_for_one, 0);
         smp::halt()
     }
-    let is_for_one = |only| groups::ALL.iter().any(|(name, _)| *name == only);
-    if processors.count() == 1 || arguments::only().is_some_and(is_for_one) {
+    let is_for_one = |group: &str| groups::ALL.iter().any(|(name, _)| *name == group);
+    if processors.count() == 1 || arguments::names_a_group(is_for_one) {
         run_for_one(0);
     }
     run_for_several(&processors)
@@ -79,11 +79,10 @@ extern "C" fn conformance_main(loader_information: u32) -> ! {
 
 /// The groups that one processor runs, on this processor.
 fn run_for_one(_: u64) -> u64 {
-    let only = arguments::only();
     let mut suite = Suite::new(Permissions::from_arguments(arguments::command_line()));
     for (name, run) in groups::ALL {
         suite.begin(name);
-        let wanted = only.is_none_or(|only| only == *name);
+        let wanted = arguments::wants(name);
         if wanted || *name == groups::WAY_IN {
             suite.print_cases(wanted);
             run(&mut suite);
@@ -94,12 +93,11 @@ fn run_for_one(_: u64) -> u64 {
 
 /// The groups that need several processors. The first processor enters VMX operation here, the others in the first group.
 fn run_for_several(processors: &Processors) -> ! {
-    let only = arguments::only();
     let mut suite = Suite::new(Permissions::from_arguments(arguments::command_line()));
     let _ = smp::enter_vmx(0);
     for (name, run) in groups::OF_SEVERAL_PROCESSORS {
         suite.begin(name);
-        let wanted = only.is_none_or(|only| only == *name);
+        let wanted = arguments::wants(name);
         if wanted || *name == groups::WAY_IN_OF_OTHERS {
             suite.print_cases(wanted);
             run(&mut suite, processors);

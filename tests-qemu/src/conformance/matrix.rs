@@ -1,0 +1,275 @@
+//! Processors that lack something: KVM and QEMU take a feature away, and the suite's quick groups run bare and under l1hv.
+//!
+//! What can be taken away QEMU itself lists. All machines run in one Linux on Bochs, one after the other.
+
+use std::fmt;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Serialize;
+
+use super::{Explained, KVM, Report, Results};
+use crate::build;
+use crate::command;
+use crate::layout::Layout;
+use crate::machine::{self, Boot, DEFAULT_MEMORY_MIB, Machine, Module, Outcome, QEMU_IN_BOCHS};
+use crate::progress::Progress;
+use crate::provision::Provisioned;
+use crate::table::Table;
+
+/// The groups of the suite that run. Capabilities are compared whole; nested guests are entered, exit and are resumed.
+const GROUPS: &str = "caps,stepping,memory-load";
+
+/// Limit on one machine, in emulated time.
+const LIMIT: Duration = Duration::from_secs(40);
+
+/// Parameters of kvm_intel that take something from its guests' processor.
+const PARAMETERS: [&str; 12] = [
+    "ept=0",
+    "vpid=0",
+    "unrestricted_guest=0",
+    "flexpriority=0",
+    "enable_apicv=0",
+    "eptad=0",
+    "pml=0",
+    "enable_shadow_vmcs=0",
+    "preemption_timer=0",
+    "vnmi=0",
+    "ple_gap=0",
+    "nested_early_check=1",
+];
+
+/// Features that are missing together.
+const PAIRS: [[&str; 2]; 6] = [
+    ["vmx-true-ctls", "vmx-shadow-vmcs"],
+    ["vmx-desc-exit", "vmx-movdr-exit"],
+    ["vmx-ept-1gb", "vmx-ept-2mb"],
+    ["vmx-ept-execonly", "vmx-eptad"],
+    ["vmx-vmwrite-vmexit-fields", "vmx-activity-wait-sipi"],
+    ["vmx-invvpid-single-addr", "vmx-ept-1gb"],
+];
+
+/// Machines with other numbers of things.
+const SIZES: [(&str, u32, u32, &str); 8] = [
+    ("q35", 1, DEFAULT_MEMORY_MIB, "-machine q35"),
+    ("2 processors", 2, DEFAULT_MEMORY_MIB, ""),
+    ("4 processors", 4, DEFAULT_MEMORY_MIB, ""),
+    ("4 processors, q35", 4, DEFAULT_MEMORY_MIB, "-machine q35"),
+    ("64 MiB", 1, 64, ""),
+    ("96 MiB", 1, 96, ""),
+    ("128 MiB", 1, 128, ""),
+    ("4 GiB", 1, 4096, ""),
+];
+
+/// A processor, or a machine.
+#[derive(Debug, Clone)]
+struct Row {
+    name: String,
+    cpus: u32,
+    memory_mib: u32,
+    qemu_args: String,
+    kvm_parameter: Option<String>,
+}
+
+impl Row {
+    fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            cpus: 1,
+            memory_mib: DEFAULT_MEMORY_MIB,
+            qemu_args: String::new(),
+            kvm_parameter: None,
+        }
+    }
+
+    fn without(features: &[&str]) -> Self {
+        let minus: Vec<String> = features.iter().map(|feature| format!("-{feature}")).collect();
+        Self { qemu_args: format!("-cpu host,{}", minus.join(",")), ..Self::new(minus.join(" ")) }
+    }
+
+    /// The machine that boots `boot`.
+    fn machine(&self, name: String, boot: Boot) -> Machine {
+        Machine {
+            cpus: self.cpus,
+            memory_mib: self.memory_mib,
+            qemu_args: self.qemu_args.split_whitespace().map(str::to_owned).collect(),
+            kvm_parameters: self.kvm_parameter.iter().cloned().collect(),
+            timeout: Duration::from_secs(7200),
+            silence: Duration::from_secs(1800),
+            ..Machine::new(name, QEMU_IN_BOCHS, boot)
+        }
+    }
+}
+
+/// All rows whose names contain `filter`; KVM's parameters come last, for each loads the module anew.
+fn rows(provisioned: &Provisioned, filter: &str) -> Result<Vec<Row>> {
+    let features = features(provisioned)?;
+    let mut rows = vec![Row::new("as it is")];
+    rows.extend(SIZES.iter().map(|&(name, cpus, memory_mib, qemu_args)| Row {
+        cpus,
+        memory_mib,
+        qemu_args: qemu_args.to_owned(),
+        ..Row::new(name)
+    }));
+    rows.extend(features.iter().map(|feature| Row::without(&[feature])));
+    rows.extend(PAIRS.iter().map(|pair| Row::without(pair)));
+    rows.extend(PARAMETERS.iter().map(|parameter| Row {
+        kvm_parameter: Some((*parameter).to_owned()),
+        ..Row::new(format!("kvm_intel {parameter}"))
+    }));
+    rows.retain(|row| row.name.contains(filter));
+    Ok(rows)
+}
+
+/// The VMX features that this QEMU can take away.
+fn features(provisioned: &Provisioned) -> Result<Vec<String>> {
+    let help = command::output(Command::new(&provisioned.qemu).args(["-cpu", "help"]))?;
+    let mut features: Vec<String> =
+        help.split_whitespace().filter(|word| word.starts_with("vmx-")).map(str::to_owned).collect();
+    features.sort();
+    features.dedup();
+    ensure!(!features.is_empty(), "{} lists no VMX features", provisioned.qemu.display());
+    Ok(features)
+}
+
+/// What happened on a processor.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Found {
+    /// l1hv runs; the comparison.
+    Compared(Report),
+    /// l1hv stops, and says why.
+    Stops(String),
+    /// Something else.
+    Failed(String),
+}
+
+/// A processor and what happened on it.
+#[derive(Debug, Serialize)]
+pub struct OfProcessor {
+    /// What it lacks.
+    pub processor: String,
+    /// The result.
+    pub found: Found,
+}
+
+impl OfProcessor {
+    /// Whether it works or is one named stop.
+    pub fn is_right(&self) -> bool {
+        match &self.found {
+            Found::Compared(report) => report.different == 0,
+            Found::Stops(reason) => !reason.starts_with("internal"),
+            Found::Failed(_) => false,
+        }
+    }
+}
+
+/// Runs the rows whose names contain `filter`.
+///
+/// # Errors
+/// When the outer machine does not do its work.
+pub fn run(
+    layout: &Layout,
+    progress: &Progress,
+    provisioned: &Provisioned,
+    name: &str,
+    filter: &str,
+) -> Result<Vec<OfProcessor>> {
+    let rows = rows(provisioned, filter)?;
+    ensure!(!rows.is_empty(), "no row of the matrix is called like \"{filter}\"");
+    let image = Module::with_args(build::conformance(layout, progress)?, format!("only={GROUPS}"));
+    let host = Module::new(build::l1hv(layout, progress)?);
+    let machines: Vec<Machine> = rows
+        .iter()
+        .flat_map(|row| {
+            let bare = Boot::Multiboot { kernel: image.clone(), modules: Vec::new() };
+            let under = Boot::L1hv { host: host.clone(), guest: vec![image.clone()] };
+            [row.machine(format!("{name}-bare"), bare), row.machine(format!("{name}-l1hv"), under)]
+        })
+        .collect();
+    let step = progress.step(format!("{} processors of QEMU", rows.len()));
+    let mut results: Vec<Results> = machines.iter().map(|_| Results::default()).collect();
+    let mut running = None;
+    let outcomes = machine::run_all_in_bochs(name, &machines, LIMIT, layout, provisioned, |number, line| {
+        if running != Some(number) {
+            running = Some(number);
+            step.detail(&rows[number / 2].name);
+        }
+        results[number].add(line.text);
+    })?;
+    step.done();
+    let explained = Explained::find(layout)?;
+    rows.iter()
+        .zip(results.chunks(2).zip(outcomes.chunks(2)))
+        .map(|(row, (results, outcomes))| {
+            let [bare, under] = results else { unreachable!("two machines a row") };
+            let found = found(row, (bare, &outcomes[0]), (under, &outcomes[1]), &explained);
+            Ok(OfProcessor { processor: row.name.clone(), found })
+        })
+        .collect::<Result<_>>()
+        .context("cannot judge the matrix")
+}
+
+fn found(row: &Row, bare: (&Results, &Outcome), under: (&Results, &Outcome), explained: &Explained) -> Found {
+    if let Outcome::HostStop(stop) = under.1 {
+        return Found::Stops(format!("{}: {}", stop.kind, stop.message));
+    }
+    for (place, (results, outcome)) in [("bare", bare), ("under l1hv", under)] {
+        if !results.complete || *outcome != Outcome::GuestShutdown {
+            let last = results.cases.last().map_or("none", |(case, _)| case);
+            return Found::Failed(format!("{place}: {outcome}; the last case was {last}"));
+        }
+    }
+    let explained = explained.under("", row.cpus, Some(KVM), &bare.0.cases);
+    Found::Compared(Report::compare(&bare.0.cases, &under.0.cases, &explained, Some("*")))
+}
+
+/// The table of all.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct Matrix(pub Vec<OfProcessor>);
+
+impl Matrix {
+    /// Whether every row works or is one named stop.
+    pub fn is_right(&self) -> bool {
+        self.0.iter().all(OfProcessor::is_right)
+    }
+}
+
+impl fmt::Display for Matrix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = Table::new(&["processor", "l1hv", "cases", "equal", "explained", "different"]);
+        for OfProcessor { processor, found } in &self.0 {
+            match found {
+                Found::Compared(Report { cases, equal, explained, different, .. }) => {
+                    let numbers = [cases, equal, explained, different].map(|&number| Some(number as u64));
+                    table.row_of(&[processor, "runs"], numbers);
+                }
+                Found::Stops(reason) => table.row_of(&[processor, &format!("stops: {reason}")], [None; 4]),
+                Found::Failed(why) => table.row_of(&[processor, &format!("FAILED: {why}")], [None; 4]),
+            }
+        }
+        f.write_str(&table.render())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_that_names_the_lack_is_right_and_a_defect_is_not() {
+        let of = |found| OfProcessor { processor: "p".to_owned(), found };
+        assert!(of(Found::Stops("no-ept: this processor's VMX has no EPT".to_owned())).is_right());
+        assert!(!of(Found::Stops("internal: a defect of l1hv".to_owned())).is_right());
+        assert!(!of(Found::Failed("bare: timeout".to_owned())).is_right());
+        assert!(!of(Found::Compared(Report { different: 1, ..Report::default() })).is_right());
+    }
+
+    #[test]
+    fn features_are_taken_away_by_name() {
+        let row = Row::without(&["vmx-pml", "vmx-ple"]);
+        assert_eq!((row.name.as_str(), row.qemu_args.as_str()), ("-vmx-pml -vmx-ple", "-cpu host,-vmx-pml,-vmx-ple"));
+    }
+}
