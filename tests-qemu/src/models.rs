@@ -48,3 +48,19 @@ pub fn parser() -> impl TypedValueParser<Value = &'static Model> {
     PossibleValuesParser::new(MODELS.iter().map(|model| model.name))
         .try_map(|name| Model::named(&name).ok_or("no such model"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_is_none_is_answered_with_all() {
+        let argument = clap::Arg::new("model").long("model").value_parser(parser());
+        let command = clap::Command::new("command").arg(argument);
+        let parsed = |name| command.clone().try_get_matches_from(["command", "--model", name]);
+        let model = parsed("arrow_lake").unwrap().get_one::<&Model>("model").copied();
+        assert_eq!(model, Model::named("arrow_lake"));
+        let error = parsed("pentium").unwrap_err().to_string();
+        assert!(MODELS.iter().all(|model| error.contains(model.name)), "{error}");
+    }
+}
