@@ -3,7 +3,7 @@
 //! ```text
 //!   nested guest-physical   0 .. 1 GiB            identity, 2 MiB pages
 //!                           WINDOW .. + 2 MiB     one page table; page n is page n of PAGES
-//!                           3 .. 4 GiB            identity, one page: the local APIC
+//!                           3 .. 4 GiB            identity, 2 MiB pages: the local APIC
 //!   nested linear           0 .. 4 GiB            identity, supervisor and user
 //!                           LINEAR .. + 2 MiB     one page table; page n is WINDOW + n pages
 //! ```
@@ -28,6 +28,7 @@ pub static PML4: Page = Page::new();
 /// EPT page-directory-pointer table.
 pub static PDPT: Page = Page::new();
 static LOW_PD: Page = Page::new();
+static HIGH_PD: Page = Page::new();
 /// EPT page directory of the window.
 pub static WINDOW_PD: Page = Page::new();
 /// EPT page table of the window.
@@ -59,7 +60,7 @@ pub fn reset() -> u64 {
     PDPT.set(0, LOW_PD.address() | TABLE);
     PDPT.set(1, WINDOW_PD.address() | TABLE);
     PDPT.set(2, 0);
-    PDPT.set(3, 3 << 30 | LARGE | 7);
+    PDPT.set(3, HIGH_PD.address() | TABLE);
     WINDOW_PD.set(0, WINDOW_PT.address() | TABLE);
     WINDOW_PD.set(1, 0);
     GUEST_PML4.set(0, GUEST_PDPT.address() | GUEST_TABLE);
@@ -82,7 +83,7 @@ pub fn eptp() -> u64 {
 /// Clears the accessed and dirty flags of EPT12.
 pub fn clear_accessed_and_dirty() {
     const FLAGS: u64 = 3 << 8;
-    for table in [&PML4, &PDPT, &LOW_PD, &WINDOW_PD, &WINDOW_PT] {
+    for table in [&PML4, &PDPT, &LOW_PD, &HIGH_PD, &WINDOW_PD, &WINDOW_PT] {
         for index in 0..512 {
             table.set(index, table.get(index) & !FLAGS);
         }
@@ -93,6 +94,7 @@ pub fn clear_accessed_and_dirty() {
 fn large_pages() {
     for index in 0..512 {
         LOW_PD.set(index, (index as u64) << 21 | LARGE | LEAF);
+        HIGH_PD.set(index, 3 << 30 | (index as u64) << 21 | LARGE | 7);
     }
     for index in 0..4 {
         GUEST_PDPT.set(index, (GUEST_PDS.address() + index as u64 * 4096) | GUEST_TABLE);

@@ -22,6 +22,8 @@ use crate::{attempt, code_32};
 
 const ACCESSED_DIRTY: u64 = 1 << 6;
 const LARGE: u64 = 1 << 7;
+/// The offset in a GiB: what a nested guest sees of a target in a page of that size.
+const IN_GIB: u64 = (1 << 30) - 1;
 const EPT_VIOLATION: u64 = 48;
 const EPT_MISCONFIGURATION: u64 = 49;
 
@@ -72,7 +74,7 @@ impl Aim<'_> {
         // Where the target shows in it, the result would tell the machines apart.
         if let Verdict::Exited(exit) = &verdict
             && matches!(exit.reason, EPT_VIOLATION | EPT_MISCONFIGURATION)
-            && vm.get(GUEST_PHYSICAL_ADDRESS) & !0xfff == self.target
+            && (vm.get(GUEST_PHYSICAL_ADDRESS) ^ self.target) & IN_GIB & !0xfff == 0
         {
             return self.print(name, format_args!("exit={:#x} at the target", exit.reason));
         }

@@ -126,13 +126,15 @@ fn loaded(suite: &mut Suite, register: &Register, on_entry: bool, on_exit: bool)
     vm.set_entry_point(write);
     step(&mut vm, "written", true);
     step(&mut vm, "written-again", true);
-    for (what, link, flags) in [("refused-link", 8, 2), ("refused-flags", u64::MAX, 0)] {
+    for (what, then, link, flags) in
+        [("refused-link", "after-refused-link", 8, 2), ("refused-flags", "after-refused-flags", u64::MAX, 0)]
+    {
         let mut vm = Vm::new(read);
         prepare(&mut vm, register, on_entry, on_exit);
         vm.set(VMCS_LINK_POINTER, link).set(GUEST_RFLAGS, flags);
         step(&mut vm, what, false);
         vm.set(VMCS_LINK_POINTER, u64::MAX);
-        step(&mut vm, "after-refusal", true);
+        step(&mut vm, then, true);
     }
     areas(suite, register, on_entry, on_exit);
     let _ = wrmsr(register.msr, 0);
