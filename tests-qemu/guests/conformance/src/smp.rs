@@ -25,7 +25,7 @@ use crate::memory;
 use crate::minimal::enter_vmx_operation;
 
 pub use meeting::Meeting;
-pub use start::real_mode_fault;
+pub use start::faults;
 pub use taken::{Counters, TAKEN, number};
 
 global_asm!(include_str!("smp/trampoline.S"), options(att_syntax));

@@ -17,7 +17,9 @@ const CAPABILITIES: core::ops::RangeInclusive<u32> = 0x480..=0x492;
 /// All of them. Ends with every processor in VMX operation.
 pub fn run(suite: &mut Suite, processors: &Processors) {
     suite.case("count", processors.count());
-    suite.case("real-mode-fault", format_args!("{:?}", smp::real_mode_fault()));
+    let [behind, too_many, tss @ ..] = smp::faults();
+    suite.case("real-mode-fault", format_args!("{behind} {too_many}"));
+    suite.case("16-bit-tss-fault", format_args!("{tss:x?}"));
     for number in processors.others() {
         for (name, register) in [("cr0", CR0), ("cr4", CR4), ("apic-id", APIC_ID)] {
             let value = processors.run_on(number, registers, register);

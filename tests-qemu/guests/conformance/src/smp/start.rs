@@ -17,12 +17,12 @@ unsafe extern "C" {
     static trampoline_fault: u8;
 }
 
-/// What the fault that the last processor met in real mode was like: how far behind the instruction it came, and how many bytes it pushed beside
-/// IP, CS and FLAGS.
-pub fn real_mode_fault() -> [u16; 2] {
+/// The two faults that the last processor met on its way. In real mode: how far behind the instruction it came, and how many bytes it pushed beside
+/// IP, CS and FLAGS. With a 16-bit TSS: how far behind, its error code, and both halves of CR0 after it.
+pub fn faults() -> [u16; 6] {
     let place = TRAMPOLINE + (&raw const trampoline_fault).addr() - (&raw const trampoline).addr();
     // SAFETY: in the page of the trampoline; the processor that wrote it has gone on.
-    unsafe { core::ptr::with_exposed_provenance::<[u16; 2]>(place).read_unaligned() }
+    unsafe { core::ptr::with_exposed_provenance::<[u16; 6]>(place).read_unaligned() }
 }
 
 /// How many processors the machine has, as QEMU's firmware configuration device says; 1 without such a device.
