@@ -33,7 +33,7 @@ use crate::mem::{GuestRam, HostPages, HostRegion, PAGE_BYTES, PhysAllocator};
 use crate::nested::Onward;
 use crate::processor::Processor;
 use crate::shadow_fields::{AccessCounters, Profile, ShadowFields};
-use crate::stop::{StopReason, stop, stop_internal};
+use crate::stop::{StopReason, stop};
 use crate::tables::{TableArea, TablePool};
 use crate::vcpu::{Level, MergedBitmap, MsrArea, Nested, Vcpu};
 use crate::vmcs_setup;
@@ -410,7 +410,12 @@ fn read_capabilities([vmxon, vmcs]: [HostPages; 2]) -> VmxCaps {
 fn read_capability(number: u32) -> u64 {
     match msr::try_read(number) {
         Some(value) => value,
-        None => stop_internal!("the processor promises VMX capability MSR {number:#x} and does not have it"),
+        None => {
+            let message = format_args!(
+                "this machine's VMX promises the capability MSR {number:#x} and does not have it: use a processor, or a hypervisor below, that has it"
+            );
+            stop(StopReason::new(StopKind::NoVmxFeature, message))
+        }
     }
 }
 
