@@ -19,7 +19,7 @@ use crate::provision::Provisioned;
 use crate::table::Table;
 
 /// The groups of the suite that run. Capabilities are compared whole; nested guests are entered, exit and are resumed.
-const GROUPS: &str = "caps,stepping,memory-load";
+const GROUPS: &str = "caps,stepping";
 
 /// Limit on one machine, in emulated time.
 const LIMIT: Duration = Duration::from_secs(40);

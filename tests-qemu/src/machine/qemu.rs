@@ -133,7 +133,11 @@ pub fn arguments(machine: &Machine, accelerator: Accelerator, streams: &Streams)
 /// What QEMU itself loads, without a boot loader. `place` says under which name QEMU finds a file.
 pub fn load(machine: &Machine, place: &mut dyn FnMut(&Path) -> Result<String>) -> Result<Vec<String>> {
     let mut arguments = Vec::new();
-    let mut argument = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+    let mut argument = |name: &str, value: String| {
+        if !value.is_empty() {
+            arguments.extend([name.to_owned(), value]);
+        }
+    };
     match &machine.boot {
         Boot::L1hv { host, guest } => {
             argument("-kernel", place(&host.file)?);
@@ -155,7 +159,6 @@ pub fn load(machine: &Machine, place: &mut dyn FnMut(&Path) -> Result<String>) -
             }
         }
     }
-    arguments.retain(|argument| !argument.is_empty());
     Ok(arguments)
 }
 
@@ -214,5 +217,12 @@ mod tests {
         let arguments = load(&machine, &mut |file| Ok(file.display().to_string())).unwrap();
         let initrd = "/bzImage console=ttyS0,,115200 quiet,/initrd";
         assert_eq!(arguments, ["-kernel", "/l1hv", "-append", "triple-fault=stop stats", "-initrd", initrd]);
+    }
+
+    #[test]
+    fn an_image_without_arguments_and_modules_has_no_options_for_them() {
+        let boot = Boot::Multiboot { kernel: Module::new("/image"), modules: Vec::new() };
+        let machine = Machine::new("load", QEMU_KVM, boot);
+        assert_eq!(load(&machine, &mut |file| Ok(file.display().to_string())).unwrap(), ["-kernel", "/image"]);
     }
 }
