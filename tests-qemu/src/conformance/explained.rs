@@ -36,39 +36,51 @@ pub struct Entry {
     pub cpus: Option<u32>,
     /// The hypervisor below without which there is no difference: [`KVM`].
     pub below: Option<String>,
-    /// The bit of a capability MSR without which there is no difference: the processor lacks what the entry is about.
-    pub needs: Option<CapabilityBit>,
+    /// The bit without which there is no difference: the processor lacks what the entry is about.
+    pub needs: Option<ProcessorBit>,
     /// Patterns of case names.
     pub cases: Vec<String>,
 }
 
-/// A bit of a VMX capability MSR, as in `0x48b[23]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+/// A bit of what a processor says of itself: of a VMX capability MSR, as in `0x48b[23]`, or of a register after CPUID with subleaf 0, as in
+/// `0x6.eax[19]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub struct CapabilityBit {
-    msr: u32,
+pub struct ProcessorBit {
+    /// MSR or leaf.
+    number: u32,
+    register: Option<String>,
     bit: u32,
 }
 
-impl TryFrom<String> for CapabilityBit {
+impl TryFrom<String> for ProcessorBit {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
         let parse = || {
-            let (msr, bit) = text.strip_prefix("0x")?.strip_suffix(']')?.split_once('[')?;
-            let (msr, bit) = (u32::from_str_radix(msr, 16).ok()?, bit.parse().ok()?);
-            (bit < u64::BITS).then_some(Self { msr, bit })
+            let (place, bit) = text.strip_prefix("0x")?.strip_suffix(']')?.split_once('[')?;
+            let (number, register) = match place.split_once('.') {
+                Some((leaf, register)) if ["eax", "ebx", "ecx", "edx"].contains(&register) => (leaf, Some(register)),
+                Some(_) => return None,
+                None => (place, None),
+            };
+            let (number, bit) = (u32::from_str_radix(number, 16).ok()?, bit.parse().ok()?);
+            (bit < u64::BITS).then(|| Self { number, register: register.map(str::to_owned), bit })
         };
-        parse().ok_or_else(|| format!("{text} is no bit of an MSR: write 0xMSR[BIT]"))
+        parse().ok_or_else(|| format!("{text} is no bit of a processor: write 0xMSR[BIT] or 0xLEAF.REGISTER[BIT]"))
     }
 }
 
-impl CapabilityBit {
-    /// Whether it is 1, by what a run read from the MSR. An MSR that faulted has no bits.
-    fn is_set(self, cases: &[(String, String)]) -> bool {
-        let name = format!("caps/read-{:#x}", self.msr);
-        let value = cases.iter().find(|(case, _)| *case == name).and_then(|(_, value)| value.strip_prefix("0x"));
-        value.and_then(|value| u64::from_str_radix(value, 16).ok()).is_some_and(|value| value >> self.bit & 1 != 0)
+impl ProcessorBit {
+    /// Whether it is 1, by what a run read. An MSR that faulted has no bits.
+    fn is_set(&self, cases: &[(String, String)]) -> bool {
+        let (name, before) = match &self.register {
+            None => (format!("caps/read-{:#x}", self.number), "0x".to_owned()),
+            Some(register) => (format!("caps/cpuid-{:#x}-0", self.number), format!("{register}=0x")),
+        };
+        let words = cases.iter().find(|(case, _)| *case == name).into_iter().flat_map(|(_, value)| value.split(' '));
+        let mut values = words.filter_map(|word| u64::from_str_radix(word.strip_prefix(&before)?, 16).ok());
+        values.next().is_some_and(|value| value >> self.bit & 1 != 0)
     }
 }
 
@@ -97,7 +109,7 @@ impl Explained {
             entry.only.as_ref().is_none_or(has)
                 && entry.cpus.unwrap_or(1) == cpus
                 && entry.below.as_deref().is_none_or(|name| below == Some(name))
-                && entry.needs.is_none_or(|bit| bit.is_set(bare))
+                && entry.needs.as_ref().is_none_or(|bit| bit.is_set(bare))
         };
         Self { entry: self.entry.iter().filter(counts).cloned().collect() }
     }
@@ -139,13 +151,16 @@ mod tests {
 
     #[test]
     fn an_entry_counts_on_a_processor_that_has_what_it_needs() {
-        let needs = CapabilityBit::try_from("0x48b[33]".to_owned()).unwrap();
+        let needs = ProcessorBit::try_from("0x48b[33]".to_owned()).unwrap();
         let entry = Entry { needs: Some(needs), cases: vec!["a".into()], ..Entry::default() };
         let list = Explained { entry: vec![entry] };
         let on = |value: &str| list.under("", 1, None, &[("caps/read-0x48b".into(), value.into())]).of("a").is_some();
         assert_eq!(["0x200000000", "0x100000000", "#GP(0x0)"].map(on), [true, false, false]);
-        for wrong in ["0x48b", "48b[1]", "0x48b[64]", "0x48b[x]"] {
-            assert!(CapabilityBit::try_from(wrong.to_owned()).is_err(), "{wrong}");
+        let leaf = ProcessorBit::try_from("0x6.edx[1]".to_owned()).unwrap();
+        let with = |edx| leaf.is_set(&[("caps/cpuid-0x6-0".into(), format!("eax=0x2 ebx=0x2 ecx=0x2 edx={edx}"))]);
+        assert_eq!(["0x3", "0x1"].map(with), [true, false]);
+        for wrong in ["0x48b", "48b[1]", "0x48b[64]", "0x48b[x]", "0x6.ax[1]"] {
+            assert!(ProcessorBit::try_from(wrong.to_owned()).is_err(), "{wrong}");
         }
     }
 }
