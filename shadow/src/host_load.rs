@@ -2,7 +2,7 @@
 //! State").
 
 use crate::caps::VmxCaps;
-use crate::check::load_pdptes;
+use crate::check::{HOST_BASES, load_pdptes};
 use crate::controls::ExitControls;
 use crate::event::BLOCKING_BY_NMI;
 use crate::fields::*;
@@ -237,9 +237,7 @@ impl HostImage {
 
     /// Follows a VMCS12 of which fields in [`Self::SOURCE`] are dirty.
     pub fn update(&mut self, vmcs12: &Vmcs12, kept: &mut Kept) {
-        // A guest hypervisor writes these two whenever it runs another of its processes.
-        const BASES: FieldSet = FieldSet::of(&[HOST_FS_BASE.id(), HOST_GS_BASE.id()]);
-        const OTHERS: FieldSet = HostImage::SOURCE.minus(&BASES);
+        const OTHERS: FieldSet = HostImage::SOURCE.minus(&HOST_BASES);
         if !vmcs12.dirty.intersects(&OTHERS) {
             self.words[Row::GUEST_FS_BASE as usize] = vmcs12.get(HOST_FS_BASE);
             self.words[Row::GUEST_GS_BASE as usize] = vmcs12.get(HOST_GS_BASE);

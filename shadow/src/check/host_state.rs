@@ -4,6 +4,7 @@ use super::{Check, pat_is_valid, require};
 use crate::caps::VmxCaps;
 use crate::controls::{EntryControls, ExitControls};
 use crate::fields::*;
+use crate::index::FieldSet;
 use crate::registers::*;
 use crate::vmcs12::Vmcs12;
 
@@ -26,6 +27,15 @@ pub fn host_state(vmcs12: &Vmcs12, caps: &VmxCaps, mode: HostMode) -> Check {
     segments(vmcs12, caps, is_64)?;
     address_space(vmcs12, mode, is_64)
 }
+
+/// The checks of [`HOST_BASES`] alone, for a VMCS12 whose other fields have passed.
+pub fn host_bases(vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
+    let bases = [vmcs12.get(HOST_FS_BASE), vmcs12.get(HOST_GS_BASE)];
+    require(bases.into_iter().all(|base| caps.is_canonical(base)), "host base address")
+}
+
+/// Host state that a guest hypervisor writes whenever it runs another of its processes.
+pub const HOST_BASES: FieldSet = FieldSet::of(&[HOST_FS_BASE.id(), HOST_GS_BASE.id()]);
 
 fn registers(vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
     let (cr0, cr4) = (vmcs12.get(HOST_CR0), vmcs12.get(HOST_CR4));

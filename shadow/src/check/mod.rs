@@ -9,7 +9,7 @@ mod host_state;
 
 pub use controls::{controls, controls_of_vmcs12, eptp_is_valid};
 pub use guest_state::{GuestStateError, guest_state, load_pdptes, read_pdptes};
-pub use host_state::{HostMode, host_state, is_fixed};
+pub use host_state::{HOST_BASES, HostMode, host_bases, host_state, is_fixed};
 
 use crate::controls::Dependency;
 
