@@ -137,7 +137,9 @@ impl Demo<'_> {
             KvmEpt::On => "demo-ept",
             KvmEpt::Off => "demo-no-ept",
         };
-        let machine = options.apply(Machine { timeout: TIMEOUT, ..Machine::new(name, emulator, boot) });
+        // The payload says nothing until it has measured.
+        let machine = Machine { timeout: TIMEOUT, silence: TIMEOUT, ..Machine::new(name, emulator, boot) };
+        let machine = options.apply(machine);
         let step = self.progress.step(format!("machine: {emulator}, guest hypervisor's KVM with {ept}"));
         step.detail("firmware and boot loader");
         let mut transcript = Transcript::default();
