@@ -7,6 +7,8 @@
 #                  hotplug (processors come and go while a nested Linux runs), clocks (both levels are busy),
 #                  or reboot (by the means that the kernel's own reboot= names; the second boot ends the machine)
 #   l1hv.end=reset resets the machine at the end, where there is no power to switch off
+#   l1hv.show=NAME shows the payload's results on screen and serial port, as those of the system NAME
+#   l1hv.linger=N  stays so long, in seconds, before the end
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
@@ -16,12 +18,16 @@ echo "init: $(grep -c ^processor /proc/cpuinfo) cpu, $(grep MemTotal: /proc/memi
 
 work=boot-only
 end=power-off
+show=
+linger=0
 kvm_parameters=
 nested_arguments=
 for word in $(cat /proc/cmdline); do
     case $word in
         l1hv.run=*) work=${word#*=} ;;
         l1hv.end=*) end=${word#*=} ;;
+        l1hv.show=*) show=${word#*=} ;;
+        l1hv.linger=*) linger=${word#*=} ;;
         l1hv.ept=*) kvm_parameters="$kvm_parameters ept=${word#*=}" ;;
         l1hv.kvm=*) kvm_parameters="$kvm_parameters ${word#*=}" ;;
         tsc_early_khz=*) nested_arguments=$word ;;
@@ -100,18 +106,47 @@ run_reboot() {
     return 1
 }
 
-case $work in
-    boot-only) ;;
-    payload) start_kvm && run_payload ;;
-    linux | nest | nest-payload) start_kvm && run_parallel && run_linux ;;
-    demo) start_kvm && run_payload && run_parallel && run_linux ;;
-    hotplug) start_kvm && run_hotplug ;;
-    clocks) start_kvm && run_loaded ;;
-    reboot) run_reboot ;;
-    minimal) start_kvm && vmm multiboot /minimal minimal ;;
-    *) echo "init: l1hv.run=$work is none of boot-only, payload, linux, demo, nest, nest-payload, hotplug, clocks, reboot, minimal" ;;
-esac
-status=$?
+do_work() {
+    case $work in
+        boot-only) ;;
+        payload) start_kvm && run_payload ;;
+        linux | nest | nest-payload) start_kvm && run_parallel && run_linux ;;
+        demo) start_kvm && run_payload && run_parallel && run_linux ;;
+        hotplug) start_kvm && run_hotplug ;;
+        clocks) start_kvm && run_loaded ;;
+        reboot) run_reboot ;;
+        minimal) start_kvm && vmm multiboot /minimal minimal ;;
+        *) echo "init: l1hv.run=$work is none of boot-only, payload, linux, demo, nest, nest-payload, hotplug, clocks, reboot, minimal" ;;
+    esac
+}
+
+# For who looks at a screen, and for who reads the serial port.
+on_consoles() {
+    for console in /dev/ttyS0 /dev/tty0; do
+        { "$@" > $console; } 2> /dev/null
+    done
+}
+
+# What the work said last stands for results that there are not.
+show_results() {
+    vmm timings json $show /results
+    if [ $status = 0 ]; then
+        on_consoles vmm timings table $show /results
+    else
+        on_consoles tail -n 20 /results
+    fi
+    sleep $linger
+}
+
+if [ -n "$show" ]; then
+    on_consoles echo "$show: nested exits are being timed"
+    { do_work; echo $? > /status; } 2>&1 | tee /results
+    status=$(cat /status)
+    show_results
+else
+    do_work
+    status=$?
+fi
 vmm stats
 echo "L1HV-RESULT {\"kind\":\"exit\",\"status\":$status}"
 case $end in

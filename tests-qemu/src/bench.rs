@@ -13,24 +13,26 @@
 
 pub mod chart;
 pub mod compare;
+pub mod image;
 pub mod markdown;
 pub mod measure;
 pub mod model;
+pub mod timed;
 
 use std::fmt;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::build::{self, GuestPrograms};
-use crate::guest::{KvmEpt, Plan, Work};
+use crate::guest::{KvmEpt, Plan, Shown, Work};
 use crate::layout::Layout;
 use crate::machine::{Boot, ChosenEmulator, Machine, MachineOptions, Module, Outcome};
 use crate::progress::Progress;
 use crate::protocol::RESULT_PREFIX;
 use crate::provision::Provisioned;
 use crate::table::Table;
-use crate::transcript::{Event, Transcript};
+use crate::transcript::{Event, Timings, Transcript};
 use measure::{Measurement, NUMBERS};
 
 /// Longest run of one machine.
@@ -66,7 +68,7 @@ impl System {
     }
 
     /// Likewise for [`Work::Payload`].
-    fn payload(self) -> Work {
+    pub(crate) fn payload(self) -> Work {
         match self {
             Self::Bare | Self::L1hv => Work::Payload,
             Self::Kvm => Work::NestPayload,
@@ -102,13 +104,14 @@ struct Run<'a> {
     options: &'a str,
     /// Parameters of the lowest KVM.
     parameters: &'a [&'a str],
+    shown: Option<Shown<'a>>,
     name: &'a str,
 }
 
 impl<'a> Run<'a> {
     /// With everything as it is by default.
     fn new(system: System, work: Work, name: &'a str) -> Self {
-        Self { system, work, ept: KvmEpt::On, options: "", parameters: &[], name }
+        Self { system, work, ept: KvmEpt::On, options: "", parameters: &[], shown: None, name }
     }
 }
 
@@ -193,6 +196,17 @@ impl Bench<'_> {
         Ok(measurements)
     }
 
+    /// Lets the payload time every operation on `system`.
+    ///
+    /// # Errors
+    /// When the machine could not be started or did not do all its work.
+    pub fn time(&self, system: System) -> Result<Timings> {
+        let (system_name, name) = (system.to_string(), format!("{system}-timed"));
+        let shown = Some(Shown { system: &system_name, linger_seconds: 0 });
+        let transcript = self.run(Run { shown, ..Run::new(system, system.payload(), &name) }, |_| ())?;
+        transcript.timings().cloned().with_context(|| format!("{system}: the payload timed nothing"))
+    }
+
     /// The minimal guest hypervisor.
     fn minimal(&self, system: System) -> Result<Vec<Measurement>> {
         let image = Module::with_args(&self.programs.conformance, "minimal");
@@ -228,8 +242,8 @@ impl Bench<'_> {
 
     fn run(&self, run: Run<'_>, see: impl FnMut(&str)) -> Result<Transcript> {
         let system = run.system;
-        let Run { work, ept, parameters, .. } = run;
-        let plan = Plan { parameters, ..Plan::new(self.provisioned.kernel(self.series)?, work, ept) };
+        let Run { work, ept, parameters, shown, .. } = run;
+        let plan = Plan { parameters, shown, ..Plan::new(self.provisioned.kernel(self.series)?, work, ept) };
         let guest = plan.prepare(self.layout, self.provisioned, self.programs, self.emulator, self.options.ips)?;
         let boot = match system {
             System::L1hv => guest.under(Module::with_args(build::l1hv(self.layout, self.progress)?, run.options)),

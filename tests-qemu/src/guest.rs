@@ -21,7 +21,8 @@ const NESTED_INIT: &str = include_str!("../guests/nested-init.sh");
 pub const KVM_MODULE: &str = "kvm-intel";
 
 /// Applets of busybox that the init scripts of guests call.
-const APPLETS: &[&str] = &["sh", "mount", "cat", "grep", "insmod", "poweroff", "reboot", "uname", "sleep"];
+const APPLETS: &[&str] =
+    &["sh", "mount", "cat", "grep", "insmod", "poweroff", "reboot", "uname", "sleep", "tail", "tee"];
 
 /// Arguments of the nested guest's kernel: no hardware but the console, the clock and the reset port.
 const NESTED_ARGUMENTS: &str = "console=ttyS0 reboot=p panic=-1 pci=off i8042.noaux i8042.nokbd \
@@ -161,12 +162,23 @@ pub struct Plan<'a> {
     pub nested_cpus: u32,
     /// How often each does so.
     pub parallel_times: u32,
+    /// How the payload's results are shown, beside the lines for the runner.
+    pub shown: Option<Shown<'a>>,
+}
+
+/// The payload's results on screen and serial port.
+#[derive(Debug, Clone, Copy)]
+pub struct Shown<'a> {
+    /// Whose they are: a word.
+    pub system: &'a str,
+    /// How long the guest hypervisor stays before it switches the machine off.
+    pub linger_seconds: u32,
 }
 
 impl<'a> Plan<'a> {
     /// With KVM's defaults and nested guests of one processor.
     pub const fn new(kernel: &'a Kernel, work: Work, ept: KvmEpt) -> Self {
-        Self { kernel, work, ept, parameters: &[], nested_cpus: 1, parallel_times: 1 }
+        Self { kernel, work, ept, parameters: &[], nested_cpus: 1, parallel_times: 1, shown: None }
     }
 
     /// Writes the root file system and composes the command line.
@@ -178,15 +190,29 @@ impl<'a> Plan<'a> {
         emulator: ChosenEmulator,
         ips: u64,
     ) -> Result<GuestHypervisor> {
+        self.prepare_with(layout, provisioned, programs, &linux::default_args(emulator, ips))
+    }
+
+    /// The same with these arguments of the kernel before those of the init.
+    pub fn prepare_with(
+        &self,
+        layout: &Layout,
+        provisioned: &Provisioned,
+        programs: &GuestPrograms,
+        arguments: &str,
+    ) -> Result<GuestHypervisor> {
         let dir = layout.root().join("initrds");
         fs::create_dir_all(&dir)?;
         let Self { nested_cpus, parallel_times, .. } = self;
         let initrd = dir.join(format!("{}-{}-{nested_cpus}-{parallel_times}", self.kernel.series, self.work.name()));
         write_atomically(&initrd, &self.file_system(provisioned, programs)?)?;
         let ept = if self.work.of_nested_hypervisor().is_some() { KvmEpt::On } else { self.ept };
-        let mut args = format!("{} quiet l1hv.run={} l1hv.{ept}", linux::default_args(emulator, ips), self.work.name());
+        let mut args = format!("{arguments} quiet l1hv.run={} l1hv.{ept}", self.work.name());
         for parameter in self.parameters {
             args += &format!(" l1hv.kvm={parameter}");
+        }
+        if let Some(Shown { system, linger_seconds }) = self.shown {
+            args += &format!(" l1hv.show={system} l1hv.linger={linger_seconds}");
         }
         Ok(GuestHypervisor { kernel: Module::with_args(&self.kernel.image, args), initrd })
     }

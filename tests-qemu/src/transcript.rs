@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::counters::{CountMark, Counters};
 use crate::machine::{Line, Source};
@@ -15,6 +15,8 @@ use crate::protocol::{MARK_PREFIX, RESULT_PREFIX, STATS_PREFIX};
 pub enum GuestResult {
     /// One operation of the bare-metal payload.
     Payload(Operation),
+    /// All operations of the payload, with whose and on what processor they are.
+    Timings(Timings),
     /// Linux as nested guest has reached its init.
     Linux {
         /// TSC ticks from its first entry.
@@ -46,8 +48,36 @@ pub enum GuestResult {
     },
 }
 
+/// What nested exits take on one system, in TSC ticks that the nested guest has read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timings {
+    /// `bare`, `l1hv` or `kvm`: the lowest hypervisor.
+    pub system: String,
+    /// Who runs the nested guest.
+    pub guest_hypervisor: String,
+    /// What it runs on.
+    pub processor: Processor,
+    /// The operations.
+    pub operations: Vec<Operation>,
+}
+
+/// A processor by its own words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Processor {
+    /// CPUID's brand string.
+    pub name: String,
+    /// Ticks of the TSC in a millisecond, as the guest hypervisor knows them: from CPUID, or by its own calibration.
+    pub tsc_khz: u64,
+    /// Signature of the hypervisor that CPUID shows to the guest hypervisor.
+    pub hypervisor: Option<String>,
+    /// Whether the TSC counts instructions: ticks then say nothing of silicon.
+    pub is_emulated: bool,
+    /// What reading the TSC twice takes; the operations' ticks include it.
+    pub ticks_of_nothing: u64,
+}
+
 /// An operation of the payload and what it cost.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
     /// Name, as in performance.md.
     #[serde(rename = "operation")]
@@ -56,10 +86,14 @@ pub struct Operation {
     pub repeats: u64,
     /// How often the answer was right.
     pub right: u64,
-    /// TSC ticks of the middle one.
-    pub median: u64,
     /// TSC ticks of the quickest one.
     pub minimum: u64,
+    /// The 1st percentile.
+    pub percentile_1: u64,
+    /// TSC ticks of the middle one.
+    pub median: u64,
+    /// The 99th percentile.
+    pub percentile_99: u64,
 }
 
 /// Exits of one reason, counted by l1hv.
@@ -199,6 +233,14 @@ impl Transcript {
     pub fn operations(&self) -> impl Iterator<Item = &Operation> {
         self.results.iter().filter_map(|result| match result {
             GuestResult::Payload(operation) => Some(operation),
+            _ => None,
+        })
+    }
+
+    /// All of them, with their processor.
+    pub fn timings(&self) -> Option<&Timings> {
+        self.results.iter().find_map(|result| match result {
+            GuestResult::Timings(timings) => Some(timings),
             _ => None,
         })
     }

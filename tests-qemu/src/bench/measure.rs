@@ -25,7 +25,8 @@ pub struct Marked {
     /// The mark of the first operation; of the others the last character counts up.
     mark: &'static [u8],
     repeats: usize,
-    operations: &'static [&'static str],
+    /// Their names.
+    pub operations: &'static [&'static str],
 }
 
 /// Linux KVM with the payload.

@@ -8,10 +8,10 @@ use clap::ValueEnum;
 
 use super::BadArgument;
 use super::machine::MachineArgs;
-use crate::bench::{self, Bench, System, chart, compare::compare, markdown, measure::Measurement};
+use crate::bench::{self, Bench, System, chart, compare::compare, markdown, measure::Measurement, timed, timed::Timed};
 use crate::build;
 use crate::layout::Layout;
-use crate::machine::BOCHS;
+use crate::machine::{self, BOCHS};
 use crate::progress::Progress;
 use crate::provision;
 
@@ -27,6 +27,9 @@ pub struct Args {
     /// By default Bochs, which counts instructions.
     #[command(flatten)]
     machine: MachineArgs,
+    /// Let the nested guest time the payload's operations by the TSC, instead of counting; always so on QEMU. On emulators the ticks mean nothing.
+    #[arg(long)]
+    timed: bool,
     /// Write the measurements here, as an array of objects.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -60,6 +63,14 @@ impl From<System> for SystemChoice {
 
 /// Measures, prints the table, writes and compares files.
 pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
+    let emulator = args.machine.emulator_or(BOCHS)?;
+    let is_timed = args.timed || !emulator.counts_instructions();
+    if is_timed && (args.markdown.is_some() || args.svg.is_some() || args.compare.is_some()) {
+        return Err(BadArgument("--markdown, --svg and --compare are for counted instructions".to_owned()).into());
+    }
+    if !emulator.counts_instructions() && !machine::host_has_nested_vmx() {
+        return Err(BadArgument("--machine qemu: KVM on this host offers no nested VMX".to_owned()).into());
+    }
     let old = args.compare.as_deref().map(read).transpose()?;
     let provisioned = provision::provision(layout, progress)?;
     let programs = build::guest_programs(layout, progress)?;
@@ -69,14 +80,17 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
         provisioned: &provisioned,
         programs: &programs,
         series: &args.series,
-        emulator: args.machine.emulator_or(BOCHS)?,
+        emulator,
         options: &args.machine.options_with(bench::MEMORY_MIB),
     };
+    let systems =
+        System::ALL.into_iter().filter(|&system| args.system.is_empty() || args.system.contains(&system.into()));
+    if is_timed {
+        return time(&bench, systems, args.json.as_deref());
+    }
     let mut measurements = Vec::new();
-    for system in System::ALL {
-        if args.system.is_empty() || args.system.contains(&system.into()) {
-            measurements.extend(bench.measure(system)?);
-        }
+    for system in systems {
+        measurements.extend(bench.measure(system)?);
     }
     println!("\nPer operation: medians of 1,000; boots: totals. \"Host\" is the lowest hypervisor.\n");
     print!("{}", bench::table(&measurements));
@@ -88,6 +102,17 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
         println!("\nAgainst the older run\n");
         print!("{}", compare(old, &measurements));
     }
+    Ok(0)
+}
+
+/// The same by the nested guest's own clock.
+fn time(bench: &Bench<'_>, systems: impl Iterator<Item = System>, json: Option<&Path>) -> Result<u8> {
+    let timed = systems.map(|system| Ok(Timed::new(bench.emulator.to_string(), bench.time(system)?)));
+    let timed = timed.collect::<Result<Vec<_>>>()?;
+    println!("\nPer operation: 1st percentile, median and 99th percentile of 1,000.\n");
+    print!("{}", timed::table(&timed));
+    let text = serde_json::to_string_pretty(&timed)?;
+    write(json, || text + "\n")?;
     Ok(0)
 }
 

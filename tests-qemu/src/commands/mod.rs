@@ -1,6 +1,7 @@
 //! The command line.
 
 mod bench;
+mod bench_image;
 mod conformance;
 mod demo;
 mod guest;
@@ -45,6 +46,8 @@ enum CliCommand {
     Demo(demo::Args),
     /// Count what nested exits and boots cost: bare machine, l1hv and KVM side by side.
     BenchNested(bench::Args),
+    /// Make an ISO that boots a PC and times nested exits on it.
+    BenchImage(bench_image::Args),
     /// Compare what a guest hypervisor observes under l1hv and on the bare machine, case by case.
     Conformance(conformance::Args),
     /// Count a guest hypervisor's accesses to VMCS fields, propose which to grant, and show what that is worth.
@@ -98,6 +101,7 @@ fn dispatch(command: CliCommand) -> anyhow::Result<u8> {
             Ok(0)
         }
         CliCommand::BenchNested(args) => bench::run(&args, &layout, &progress),
+        CliCommand::BenchImage(args) => bench_image::run(&args, &layout, &progress),
         CliCommand::Conformance(args) => conformance::run(&args, &layout, &progress),
         CliCommand::Profile(args) => profile::run(&args, &layout, &progress),
         CliCommand::Demo(args) => demo::run(&args, &layout, &progress),

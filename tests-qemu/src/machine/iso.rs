@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::files::BOOT_ISO;
 use super::{Boot, Machine, Module};
@@ -14,50 +14,114 @@ use crate::command;
 /// GRUB says what it cannot do on the console that the runner follows.
 const GRUB_PREAMBLE: &str = "serial --unit=0 --speed=115200\nterminal_output serial\n";
 
+/// A menu is for whoever is there: at the screen, and at COM1 if the machine has it. A kernel finds the screen in text mode.
+const MENU_PREAMBLE: &str = "if serial --unit=0 --speed=115200; then\n  terminal_input console serial\n  \
+     terminal_output console serial\nfi\nset gfxpayload=text\n";
+
 /// Makes [`BOOT_ISO`] below `dir`, which boots what `machine` boots.
 pub fn make(machine: &Machine, dir: &Path, grub_mkrescue: &Path) -> Result<()> {
-    let tree = dir.join("iso");
-    let grub = tree.join("boot/grub");
-    fs::create_dir_all(&grub)?;
-    let mut files = Files { tree: &tree, count: 0 };
-    let tables = acpi_table(machine, &mut files)?;
-    let config = [GRUB_PREAMBLE, &tables, &config(machine, &mut files)?].concat();
-    fs::write(grub.join("grub.cfg"), config)?;
     let iso = dir.join(BOOT_ISO);
+    if let Boot::Iso(file) = &machine.boot {
+        fs::copy(file, iso).with_context(|| format!("cannot read {}", file.display()))?;
+        return Ok(());
+    }
+    let tree = dir.join("iso");
+    let mut files = Files::new(&tree)?;
+    let tables = acpi_table(machine, &mut files)?;
+    let commands = commands(&machine.boot, &|host| machine.host_arguments(host), &mut files)?;
+    pack(files, &[GRUB_PREAMBLE, &tables, &commands, "boot\n"].concat(), &iso, grub_mkrescue)
+}
+
+/// Several images to choose from.
+#[derive(Debug)]
+pub struct Menu {
+    /// Waiting time before the first entry boots.
+    pub seconds: u32,
+    /// What there is.
+    pub entries: Vec<Entry>,
+}
+
+/// A line of the menu.
+#[derive(Debug)]
+pub struct Entry {
+    /// Its text.
+    pub title: String,
+    /// What it boots.
+    pub boot: Boot,
+}
+
+impl Menu {
+    /// Writes an ISO with this menu, which boots from USB too, to `output`.
+    ///
+    /// # Errors
+    /// When a file cannot be read or written, or GRUB's tools fail.
+    pub fn make(&self, output: &Path, grub_mkrescue: &Path) -> Result<()> {
+        let mut files = Files::new(&output.with_extension("tree"))?;
+        let config = self.config(&mut files)?;
+        pack(files, &config, output, grub_mkrescue)
+    }
+
+    fn config(&self, files: &mut Files) -> Result<String> {
+        let mut text = format!("{MENU_PREAMBLE}set timeout={}\n", self.seconds);
+        for Entry { title, boot } in &self.entries {
+            let commands = commands(boot, &|host| host.args.clone(), files)?;
+            write!(text, "menuentry {} {{\n{commands}}}\n", quoted(title))?;
+        }
+        Ok(text)
+    }
+}
+
+/// Makes the image of all `files` and removes their tree.
+fn pack(files: Files, config: &str, output: &Path, grub_mkrescue: &Path) -> Result<()> {
+    fs::write(files.tree.join("boot/grub/grub.cfg"), config)?;
     command::output(
-        Command::new(grub_mkrescue).args(["--directory=/usr/lib/grub/i386-pc", "--output"]).arg(iso).arg(&tree),
+        Command::new(grub_mkrescue)
+            .args(["--directory=/usr/lib/grub/i386-pc", "--output"])
+            .arg(output)
+            .arg(&files.tree),
     )
     .context("cannot make the boot image")?;
-    Ok(fs::remove_dir_all(tree)?)
+    Ok(fs::remove_dir_all(files.tree)?)
 }
 
 /// The ISO's tree: files get short names, so that no host path needs quoting.
-struct Files<'a> {
-    tree: &'a Path,
-    count: usize,
+struct Files {
+    tree: PathBuf,
+    added: Vec<PathBuf>,
 }
 
-impl Files<'_> {
+impl Files {
+    fn new(tree: &Path) -> Result<Self> {
+        let directory = tree.join("boot/grub");
+        fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        Ok(Self { tree: tree.to_owned(), added: Vec::new() })
+    }
+
+    /// A file that is there already keeps its name.
     fn add(&mut self, file: &Path) -> Result<String> {
-        let name = format!("/file{}", self.count);
-        self.count += 1;
+        if let Some(number) = self.added.iter().position(|added| added == file) {
+            return Ok(format!("/file{number}"));
+        }
+        let name = format!("/file{}", self.added.len());
         fs::copy(file, self.tree.join(&name[1..])).with_context(|| format!("cannot read {}", file.display()))?;
+        self.added.push(file.to_owned());
         Ok(name)
     }
 }
 
 /// The line that puts the machine's own list of processors in place of the firmware's.
-fn acpi_table(machine: &Machine, files: &mut Files<'_>) -> Result<String> {
+fn acpi_table(machine: &Machine, files: &mut Files) -> Result<String> {
     let Some(madt) = &machine.madt else { return Ok(String::new()) };
     let name = files.add(madt)?;
     Ok(format!("acpi --exclude=APIC {name}\n"))
 }
 
-fn config(machine: &Machine, files: &mut Files<'_>) -> Result<String> {
+/// The lines that load what boots.
+fn commands(boot: &Boot, host_arguments: &dyn Fn(&Module) -> String, files: &mut Files) -> Result<String> {
     let mut text = String::new();
-    match &machine.boot {
+    match boot {
         Boot::L1hv { host, guest } => {
-            let host = Module { args: machine.host_arguments(host), ..host.clone() };
+            let host = Module { args: host_arguments(host), ..host.clone() };
             line(&mut text, "multiboot", &host, files)?;
             for module in guest {
                 line(&mut text, "module", module, files)?;
@@ -76,12 +140,12 @@ fn config(machine: &Machine, files: &mut Files<'_>) -> Result<String> {
                 writeln!(text, "initrd {}", names.join(" "))?;
             }
         }
+        Boot::Iso(file) => bail!("{} cannot be loaded from another ISO", file.display()),
     }
-    text.push_str("boot\n");
     Ok(text)
 }
 
-fn line(text: &mut String, verb: &str, module: &Module, files: &mut Files<'_>) -> Result<()> {
+fn line(text: &mut String, verb: &str, module: &Module, files: &mut Files) -> Result<()> {
     let name = files.add(&module.file)?;
     write!(text, "{verb} {name}")?;
     if module.named {
@@ -115,17 +179,23 @@ mod tests {
     #[test]
     fn l1hv_gets_the_guest_and_its_files_as_modules() {
         let tree = std::env::temp_dir().join(format!("l1hv-iso-{}", std::process::id()));
-        fs::create_dir_all(&tree).unwrap();
+        let mut files = Files::new(&tree).unwrap();
         let source = tree.join("source");
         fs::write(&source, "content").unwrap();
+        let other = tree.join("other");
+        fs::write(&other, "content").unwrap();
         let boot = Boot::L1hv {
             host: Module::with_args(&source, "log=debug"),
-            guest: vec![Module::with_args(&source, "quiet"), Module::new(&source)],
+            guest: vec![Module::with_args(&other, "quiet"), Module::new(&source)],
         };
-        let mut files = Files { tree: &tree, count: 0 };
-        let text = config(&Machine::new("iso", BOCHS, boot), &mut files).unwrap();
-        let expected = "multiboot /file0 'triple-fault=stop' 'log=debug'\nmodule /file1 'quiet'\nmodule /file2\nboot\n";
+        let machine = Machine::new("iso", BOCHS, boot.clone());
+        let text = commands(&boot, &|host| machine.host_arguments(host), &mut files).unwrap();
+        let expected = "multiboot /file0 'triple-fault=stop' 'log=debug'\nmodule /file1 'quiet'\nmodule /file0\n";
         assert_eq!(text, expected);
+        let menu = Menu { seconds: 7, entries: vec![Entry { title: "it's".into(), boot }] };
+        let text = menu.config(&mut files).unwrap();
+        let entry = "set timeout=7\nmenuentry 'it'\\''s' {\nmultiboot /file0 'log=debug'\nmodule /file1 'quiet'\nmodule /file0\n}\n";
+        assert!(text.ends_with(entry), "{text}");
         fs::remove_dir_all(tree).unwrap();
     }
 }

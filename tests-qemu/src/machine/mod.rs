@@ -27,6 +27,7 @@ use crate::models::Model;
 use crate::provision::Provisioned;
 
 pub use emulator::{BOCHS, ChosenEmulator, Emulator, QEMU_IN_BOCHS, QEMU_KVM, QEMU_TCG, with_nested_vmx};
+pub use iso::{Entry, Menu};
 pub use outcome::Outcome;
 pub use qemu::host_has_nested_vmx;
 pub use qemu_in_bochs::run_all as run_all_in_bochs;
@@ -124,6 +125,8 @@ pub enum Boot {
         /// Its modules.
         modules: Vec<Module>,
     },
+    /// An ISO with its own boot loader.
+    Iso(PathBuf),
 }
 
 /// A machine that can be run.

@@ -158,6 +158,7 @@ pub fn load(machine: &Machine, place: &mut dyn FnMut(&Path) -> Result<String>) -
                 _ => anyhow::bail!("QEMU loads one initrd file: use a boot loader for {}", initrds.len()),
             }
         }
+        Boot::Iso(file) => argument("-cdrom", place(file)?),
     }
     Ok(arguments)
 }

@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
+use tests_qemu::bench::image::{self, Image};
 use tests_qemu::bench::measure::{self, Measurement};
 use tests_qemu::bench::{Bench, MEMORY_MIB};
 use tests_qemu::guest::{KvmEpt, Work};
 use tests_qemu::machine::{BOCHS, Boot, Machine, MachineOptions, Module};
 use tests_qemu::profile;
 use tests_qemu::progress::Progress;
+use tests_qemu::transcript::Operation;
 
 use crate::context::{Context, Test};
 
@@ -23,6 +26,7 @@ pub fn tests() -> Vec<Test> {
     vec![
         Test { name: "a_nested_exit_costs_no_more_host_instructions_than_recorded", run: host_instructions },
         Test { name: "with_four_processors_a_nested_exit_costs_what_it_costs_with_one", run: with_four_processors },
+        Test { name: "the_bench_image_boots_l1hv_and_shows_what_nested_exits_take", run: bench_image },
         Test { name: "a_profile_proposes_shadow_permissions_that_save_exits", run: proposal },
     ]
 }
@@ -45,6 +49,29 @@ fn proposal(context: &Context, _: &str) -> Result<()> {
     let (before, after) = (exits(&profile.before), exits(&profile.after));
     ensure!(before > after && after == Some(2), "CPUID: {before:?} exits before, {after:?} after");
     Ok(())
+}
+
+/// The menu's first entry, up to its power-off. The results are there as a table for people and as one line of JSON.
+fn bench_image(context: &Context, name: &str) -> Result<()> {
+    let Context { layout, provisioned, programs, l1hv, .. } = context;
+    let iso = layout.root().join(format!("{name}.iso"));
+    let image = Image { series: "6.1", menu_seconds: 1, linger_seconds: 0 };
+    image::make(&image, &iso, layout, provisioned, programs, l1hv)?;
+    let finished = context.run(&context.bochs(name, Boot::Iso(iso.clone())))?;
+    finished.must_have_done(&["payload"])?;
+    let timings = finished.transcript.timings().context("no line of JSON has the results")?;
+    ensure!(timings.system == "l1hv" && timings.operations.len() == measure::PAYLOAD.operations.len(), "{timings:?}");
+    ensure!(timings.processor.is_emulated, "Bochs passes for silicon: {:?}", timings.processor);
+    for operation in &timings.operations {
+        let Operation { minimum, percentile_1, median, percentile_99, .. } = operation;
+        ensure!(
+            0 < *minimum && minimum <= percentile_1 && percentile_1 <= median && median <= percentile_99,
+            "{operation:?}"
+        );
+    }
+    finished.console_must_say("The numbers mean NOTHING.")?;
+    finished.console_must_say("storm: CPUID, VMCALL, RDMSR, WRMSR, OUT  ")?;
+    Ok(fs::remove_file(iso)?)
 }
 
 /// Of both guest hypervisors.

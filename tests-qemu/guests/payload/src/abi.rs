@@ -3,8 +3,11 @@
 //! The VMM answers each input with [`answer`] of it; the payload checks each answer. Results are an array
 //! of [`Sample`] in the payload's memory.
 
-/// Times that each operation is done.
+/// Times that each operation is done and measured.
 pub const REPEATS: usize = 1000;
+
+/// Times that it is done before, unmeasured: as many as there are pages left for first touches.
+pub const WARM_UP: usize = 24;
 
 /// `OUT` stores a dword, `IN` returns [`answer`] of the last one stored.
 pub const PIO_PORT: u16 = 0x510;
@@ -45,10 +48,16 @@ pub const FRESH_BASE: u64 = 0x0800_0000;
 /// Pages for the second measure of these, likewise.
 pub const COUNTED_FRESH_BASE: u64 = 0x0a00_0000;
 
+/// Pages of one measure of first touches.
+pub const TOUCHED_PAGES: usize = WARM_UP + REPEATS;
+
+const _: () = assert!(TOUCH_BASE + TOUCHED_PAGES as u64 * TOUCH_STRIDE <= COUNTED_TOUCH_BASE);
+const _: () = assert!(FRESH_BASE + TOUCHED_PAGES as u64 * TOUCH_STRIDE <= COUNTED_FRESH_BASE);
+
 /// How long the payload sleeps, in ticks of the APIC timer: longer than KVM polls for a wake-up (`halt_poll_ns`), so that it sleeps too.
 pub const SLEEP_TICKS: u32 = 1_000_000;
 
-/// What the payload does; its number is in RDI at the entry point.
+/// What the payload does; its number is in RDI at the entry point, and in RSI how many ticks of the TSC a sleep has.
 #[repr(transparent)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Part(pub u64);
@@ -68,19 +77,33 @@ pub const fn answer(input: u32) -> u32 {
     input.wrapping_mul(0x9e37_79b1) ^ 0x5bd1_e995
 }
 
-/// What one operation did.
+/// What one operation did. Ticks are those of the TSC between two readings, without those that the payload itself wanted to sleep.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
-    /// Index into [`OPERATIONS`].
+    /// Index into [`OPERATIONS`], [`NOTHING`] or [`CHAIN`].
     pub operation: u32,
     /// Answers that were right, of [`REPEATS`].
     pub right: u32,
-    /// TSC ticks of the middle one, without those that the payload itself wanted to sleep.
-    pub median: u64,
-    /// TSC ticks of the quickest one.
+    /// Ticks of the quickest one.
     pub minimum: u64,
+    /// Ticks of the quickest one but 1%.
+    pub percentile_1: u64,
+    /// Ticks of the middle one.
+    pub median: u64,
+    /// Ticks of the slowest one but 1%.
+    pub percentile_99: u64,
 }
+
+/// In place of an operation: nothing. The ticks are those of reading the TSC.
+pub const NOTHING: u32 = OPERATIONS.len() as u32;
+
+/// In place of an operation: [`CHAIN_LENGTH`] multiplications, each of what the one before has left. They take a processor of silicon three
+/// cycles each, and a TSC that counts instructions one tick.
+pub const CHAIN: u32 = NOTHING + 1;
+
+/// See [`CHAIN`].
+pub const CHAIN_LENGTH: u64 = 1000;
 
 /// Names of the operations, in the order in which the payload does them.
 ///

@@ -1,15 +1,29 @@
 //! The instructions, each as a function. All of them may exit; none touches memory that Rust knows of.
 
 use core::arch::asm;
-use core::arch::x86_64::{__cpuid_count, _rdtsc};
+use core::arch::x86_64::__cpuid_count;
 
+use crate::abi::CHAIN_LENGTH;
 use crate::mark::SIGNATURE;
 
-/// The time-stamp counter.
+/// The time-stamp counter when all that comes before is done and nothing that follows has begun (SDM volume 2B, "RDTSC").
+///
+/// The LFENCE before does what RDTSCP would do. It needs no feature, and KVM no other IA32_TSC_AUX.
 #[inline(always)]
 pub fn rdtsc() -> u64 {
-    // SAFETY: CR4.TSD is clear; RDTSC has no other effect.
-    unsafe { _rdtsc() }
+    let (low, high): (u32, u32);
+    // SAFETY: CR4.TSD is clear; the fences have no effect that Rust knows of.
+    unsafe { asm!("lfence", "rdtsc", "lfence", out("eax") low, out("edx") high, options(nostack, preserves_flags)) };
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Multiplies, [`CHAIN_LENGTH`] times.
+#[inline(always)]
+pub fn multiply() {
+    // SAFETY: changes one register.
+    unsafe {
+        asm!(".rept {}", "imul {1}, {1}", ".endr", const CHAIN_LENGTH, inout(reg) 3_u64 => _, options(nomem, nostack))
+    };
 }
 
 /// `EAX` of a CPUID subleaf.

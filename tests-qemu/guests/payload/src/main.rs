@@ -1,5 +1,5 @@
 //! A bare-metal nested guest: does each operation that exits [`abi::REPEATS`] times, checks every answer
-//! and counts TSC ticks.
+//! and counts TSC ticks, each reading of the TSC serialized.
 //!
 //! The VMM enters `_start` in 64-bit mode with an identity map and a stack. There is no
 //! handler of faults: one ends the virtual machine, and the VMM says so.
@@ -17,11 +17,11 @@ mod sleep;
 use core::panic::PanicInfo;
 
 use abi::{
-    COUNT_MARK, COUNTED_FRESH_BASE, COUNTED_TOUCH_BASE, CPUID_LEAF, CPUID_SUBLEAVES, EVENT_PORT, EXIT_PORT, FRESH_BASE,
-    MMIO_ANSWER, MMIO_STORE, OPERATIONS, PIO_PORT, Part, REPEATS, SAMPLES_PORT, SLEEP_TICKS, Sample, TOUCH_BASE,
-    TOUCH_STRIDE, answer,
+    CHAIN, COUNT_MARK, COUNTED_FRESH_BASE, COUNTED_TOUCH_BASE, CPUID_LEAF, CPUID_SUBLEAVES, EVENT_PORT, EXIT_PORT,
+    FRESH_BASE, MMIO_ANSWER, MMIO_STORE, NOTHING, OPERATIONS, PIO_PORT, Part, REPEATS, SAMPLES_PORT, Sample,
+    TOUCH_BASE, TOUCH_STRIDE, WARM_UP, answer,
 };
-use instructions::{count, cpuid, halt, inl, load, outl, rdmsr, rdtsc, reload_cr3, store, vmcall, wrmsr};
+use instructions::{count, cpuid, halt, inl, load, multiply, outl, rdmsr, rdtsc, reload_cr3, store, vmcall, wrmsr};
 use sleep::Idt;
 
 /// IA32_MCG_STATUS: KVM intercepts it and keeps what is written.
@@ -31,13 +31,13 @@ const INTERCEPTED_MSR: u32 = 0x17a;
 const HYPERCALL: u64 = 0x4c31;
 const HYPERCALL_REPLY: u64 = -1000_i64 as u64;
 
-/// Entry point.
+/// Entry point. A sleep has so many ticks of the TSC.
 #[unsafe(no_mangle)]
-pub extern "C" fn _start(part: Part) -> ! {
+pub extern "C" fn _start(part: Part, sleep_ticks: u64) -> ! {
     const { assert!(OPERATIONS.len() == 14) };
     match part {
         Part::EXITS => exits(),
-        Part::SLEEP => sleeps(),
+        Part::SLEEP => sleeps(sleep_ticks),
         Part(_) => report(&[]),
     }
 }
@@ -76,6 +76,8 @@ fn exits() -> ! {
         sample(10, |n| (timed(|| outl(EVENT_PORT, n)).0, true)),
         sample(11, |_| (timed(reload_cr3).0, true)),
         sample(12, |n| timed(|| storm(n))),
+        sample(NOTHING, |_| (timed(|| ()).0, true)),
+        sample(CHAIN, |_| (timed(multiply).0, true)),
     ];
     counted(0, |n| _ = cpuid(CPUID_LEAF, n % CPUID_SUBLEAVES));
     counted(1, |n| _ = vmcall(HYPERCALL, u64::from(n)));
@@ -94,12 +96,12 @@ fn exits() -> ! {
 }
 
 /// [`Part::SLEEP`].
-fn sleeps() -> ! {
+fn sleeps(sleep_ticks: u64) -> ! {
     let idt = Idt::new();
     sleep::prepare(&idt);
     let samples = [sample(13, |n| {
         let (ticks, ()) = timed(sleep::sleep);
-        (ticks.saturating_sub(SLEEP_TICKS.into()), sleep::interrupts_taken() == n + 1)
+        (ticks.saturating_sub(sleep_ticks), sleep::interrupts_taken() == n + 1)
     })];
     counted(13, |_| sleep::sleep());
     report(&samples)
@@ -129,17 +131,28 @@ fn timed<T>(operation: impl FnOnce() -> T) -> (u64, T) {
     (rdtsc() - before, result)
 }
 
-/// Repeats `once`, which gets its number and returns its ticks and whether its answer was right.
+/// Repeats `once`, which gets its number and returns its ticks and whether its answer was right. The first ones only warm up.
 fn sample(operation: u32, once: impl Fn(u32) -> (u64, bool)) -> Sample {
     let mut ticks = [0; REPEATS];
     let mut right = 0;
-    for (n, slot) in ticks.iter_mut().enumerate() {
-        let (elapsed, is_right) = once(n as u32);
+    for n in 0..WARM_UP as u32 {
+        once(n);
+    }
+    for (n, slot) in (WARM_UP as u32..).zip(&mut ticks) {
+        let (elapsed, is_right) = once(n);
         *slot = elapsed;
         right += u32::from(is_right);
     }
     ticks.sort_unstable();
-    Sample { operation, right, median: ticks[REPEATS / 2], minimum: ticks[0] }
+    let percentile = |percent| ticks[REPEATS * percent / 100];
+    Sample {
+        operation,
+        right,
+        minimum: ticks[0],
+        percentile_1: percentile(1),
+        median: percentile(50),
+        percentile_99: percentile(99),
+    }
 }
 
 /// Repeats `once` and nothing else, with a mark before each and after the last: what the emulator counts

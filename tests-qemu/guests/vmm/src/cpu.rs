@@ -17,6 +17,36 @@ pub fn tsc() -> u64 {
     unsafe { _rdtsc() }
 }
 
+/// CPUID leaves: features, those of hypervisors, the highest extended one, the brand string.
+const FEATURES: u32 = 1;
+const HYPERVISOR: u32 = 0x4000_0000;
+const EXTENDED: u32 = 0x8000_0000;
+const BRAND: std::ops::RangeInclusive<u32> = 0x8000_0002..=0x8000_0004;
+
+/// CPUID.1:ECX: a hypervisor says that it is there.
+const IS_HYPERVISOR_PRESENT: u32 = 1 << 31;
+
+/// The processor's name.
+pub fn brand() -> String {
+    if __cpuid_count(EXTENDED, 0).eax < *BRAND.end() {
+        return "unknown".to_owned();
+    }
+    text(BRAND.map(|leaf| __cpuid_count(leaf, 0)).flat_map(|leaf| [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]))
+}
+
+/// The signature of the hypervisor below, where it shows itself.
+pub fn hypervisor() -> Option<String> {
+    let is_present = __cpuid_count(FEATURES, 0).ecx & IS_HYPERVISOR_PRESENT != 0;
+    let leaf = is_present.then(|| __cpuid_count(HYPERVISOR, 0))?;
+    Some(text([leaf.ebx, leaf.ecx, leaf.edx].into_iter()))
+}
+
+/// The characters that registers hold.
+fn text(registers: impl Iterator<Item = u32>) -> String {
+    let bytes: Vec<u8> = registers.flat_map(u32::to_le_bytes).filter(|&byte| byte != 0).collect();
+    String::from_utf8_lossy(&bytes).trim().to_owned()
+}
+
 /// l1hv writes its statistics to its log; other machines answer like for every unknown leaf.
 pub fn request_host_stats() {
     __cpuid_count(HYPERCALL_LEAF, HYPERCALL_STATS);

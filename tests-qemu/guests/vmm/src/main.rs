@@ -5,6 +5,7 @@
 //!   vmm linux MIB CPUS KERNEL INITRD [ARGUMENTS]
 //!                                            boots a bzImage until its init has asked for a reset
 //!   vmm multiboot FILE [ARGUMENTS]           boots a multiboot 1 image until it ends the machine
+//!   vmm timings table|json SYSTEM FILE       shows the payload's results that FILE has, as those of SYSTEM
 //!   vmm mark NAME                            prints NAME with the time-stamp counter
 //!   vmm boots                                prints how often it did so before on this machine
 //!   vmm stats                                asks l1hv for its statistics; nothing elsewhere
@@ -23,6 +24,7 @@ mod payload;
 mod processors;
 mod report;
 mod serial;
+mod timings;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -57,6 +59,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
             )
         }
         ["multiboot", file, arguments @ ..] => multiboot::run(Path::new(file), &arguments.join(" ")),
+        ["timings", form, system, file] => timings::show(form.parse()?, system, Path::new(file)),
         ["mark", name] => {
             report::mark(name);
             Ok(())
@@ -70,7 +73,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
             Ok(())
         }
         _ => bail!(
-            "usage: vmm payload FILE | linux MIB CPUS KERNEL INITRD [ARGUMENTS] | multiboot FILE [ARGUMENTS] | mark NAME | boots | stats"
+            "usage: vmm payload FILE | linux MIB CPUS KERNEL INITRD [ARGUMENTS] | multiboot FILE [ARGUMENTS] | timings table|json SYSTEM FILE | mark NAME | boots | stats"
         ),
     }
 }

@@ -10,21 +10,25 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::kvm::{Interrupts, Vm};
-use crate::{elf, report};
+use crate::{cpu, elf, report};
 
 #[path = "../../payload/src/abi.rs"]
 #[expect(dead_code, reason = "the names of the marks are the payload's and the runner's")]
 mod abi;
 
 use abi::{
-    COUNTED_TOUCH_BASE, CPUID_LEAF, CPUID_SUBLEAVES, EVENT_PORT, EXIT_PORT, MMIO_ANSWER, MMIO_STORE, OPERATIONS,
-    PIO_PORT, Part, REPEATS, SAMPLES_PORT, Sample, TOUCH_BASE, TOUCH_STRIDE, answer,
+    CHAIN, CHAIN_LENGTH, COUNTED_TOUCH_BASE, CPUID_LEAF, CPUID_SUBLEAVES, EVENT_PORT, EXIT_PORT, MMIO_ANSWER,
+    MMIO_STORE, NOTHING, OPERATIONS, PIO_PORT, Part, REPEATS, SAMPLES_PORT, SLEEP_TICKS, Sample, TOUCH_BASE,
+    TOUCH_STRIDE, TOUCHED_PAGES, WARM_UP, answer,
 };
 
 const MEMORY: u64 = 192 << 20;
 
-/// Operations that wake the eventfd are two, done twice.
-const EVENTS: u64 = 4 * REPEATS as u64;
+/// Operations that wake the eventfd are two, timed and counted.
+const EVENTS: u64 = 2 * (WARM_UP + 2 * REPEATS) as u64;
+
+/// KVM's APIC timer has a tick in each nanosecond.
+const APIC_TIMER_KHZ: u64 = 1_000_000;
 
 /// Below the payload's image. A call has just pushed eight bytes, says the calling convention.
 const STACK_TOP: u64 = 0x20_0000 - 8;
@@ -39,16 +43,17 @@ const ADDRESS_BITS: u32 = 48 << 8 | 36;
 pub fn run(file: &Path) -> Result<()> {
     let image = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     report::mark("payload-begin");
-    let samples = [exits(&image)?, sleep(&image)?].concat();
+    let exits = exits(&image)?;
+    let (sleep, tsc_khz) = sleep(&image)?;
     report::mark("payload-end");
-    judge(&samples)
+    judge(&[exits, sleep].concat(), tsc_khz)
 }
 
 /// [`Part::EXITS`].
 fn exits(image: &[u8]) -> Result<Vec<Sample>> {
     let mut vm = Vm::new(MEMORY, Interrupts::Absent)?;
     for base in [TOUCH_BASE, COUNTED_TOUCH_BASE] {
-        for n in 0..REPEATS as u32 {
+        for n in 0..TOUCHED_PAGES as u32 {
             let page = GuestAddress(base + u64::from(n) * TOUCH_STRIDE);
             vm.memory.write_obj(answer(n), page)?;
         }
@@ -57,25 +62,26 @@ fn exits(image: &[u8]) -> Result<Vec<Sample>> {
     let port = IoEventAddress::Pio(EVENT_PORT.into());
     vm.fd.register_ioevent(&event, &port, NoDatamatch).context("KVM_IOEVENTFD")?;
     vm.vcpu.set_cpuid2(&cpuid()?).context("KVM_SET_CPUID2")?;
-    let samples = start(&mut vm, image, Part::EXITS)?;
+    let samples = start(&mut vm, image, Part::EXITS, 0)?;
     report::kvm_stats("payload");
     let events = event.read().context("eventfd")?;
     ensure!(events == EVENTS, "the eventfd was woken {events} times of {EVENTS}");
     Ok(samples)
 }
 
-/// [`Part::SLEEP`].
-fn sleep(image: &[u8]) -> Result<Vec<Sample>> {
+/// [`Part::SLEEP`]; the frequency of its TSC is known then.
+fn sleep(image: &[u8]) -> Result<(Vec<Sample>, u64)> {
     let mut vm = Vm::new(MEMORY, Interrupts::InKernel)?;
     let cpuid = vm.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
     vm.vcpu.set_cpuid2(&cpuid).context("KVM_SET_CPUID2")?;
-    start(&mut vm, image, Part::SLEEP)
+    let tsc_khz = u64::from(vm.vcpu.get_tsc_khz().context("KVM_GET_TSC_KHZ")?);
+    Ok((start(&mut vm, image, Part::SLEEP, u64::from(SLEEP_TICKS) * tsc_khz / APIC_TIMER_KHZ)?, tsc_khz))
 }
 
-/// Loads the payload and lets it do one part.
-fn start(vm: &mut Vm, image: &[u8], part: Part) -> Result<Vec<Sample>> {
+/// Loads the payload and lets it do one part, where it sleeps so many ticks of the TSC.
+fn start(vm: &mut Vm, image: &[u8], part: Part, sleep_ticks: u64) -> Result<Vec<Sample>> {
     let rip = elf::load(image, &vm.memory)?;
-    vm.enter_long_mode(kvm_regs { rip, rsp: STACK_TOP, rdi: part.0, ..Default::default() })?;
+    vm.enter_long_mode(kvm_regs { rip, rsp: STACK_TOP, rdi: part.0, rsi: sleep_ticks, ..Default::default() })?;
     serve(vm)
 }
 
@@ -123,17 +129,43 @@ fn sample(vm: &Vm, base: u32, index: u32) -> Result<Sample> {
     let at = u64::from(base) + u64::from(index) * size_of::<Sample>() as u64;
     let word = |offset| vm.memory.read_obj::<u32>(GuestAddress(at + offset));
     let long = |offset| vm.memory.read_obj::<u64>(GuestAddress(at + offset));
-    Ok(Sample { operation: word(0)?, right: word(4)?, median: long(8)?, minimum: long(16)? })
+    Ok(Sample {
+        operation: word(0)?,
+        right: word(4)?,
+        minimum: long(8)?,
+        percentile_1: long(16)?,
+        median: long(24)?,
+        percentile_99: long(32)?,
+    })
 }
 
-fn judge(samples: &[Sample]) -> Result<()> {
+/// What is known of the processor, by its own words and by the payload's readings of the TSC.
+fn report_processor(samples: &[Sample], tsc_khz: u64) -> Result<()> {
+    let median = |operation| samples.iter().find(|sample| sample.operation == operation).map(|sample| sample.median);
+    let (nothing, chain) = median(NOTHING).zip(median(CHAIN)).context("the payload did not measure how it measures")?;
+    report::result(
+        "processor",
+        json!({
+            "name": cpu::brand(),
+            "tsc_khz": tsc_khz,
+            "hypervisor": cpu::hypervisor(),
+            "is_emulated": chain.saturating_sub(nothing).abs_diff(CHAIN_LENGTH) < CHAIN_LENGTH / 100,
+            "ticks_of_nothing": nothing,
+        }),
+    );
+    Ok(())
+}
+
+fn judge(samples: &[Sample], tsc_khz: u64) -> Result<()> {
+    report_processor(samples, tsc_khz)?;
+    let samples: Vec<&Sample> = samples.iter().filter(|sample| sample.operation < NOTHING).collect();
     ensure!(
         samples.len() == OPERATIONS.len(),
         "the payload reports {} operations of {}",
         samples.len(),
         OPERATIONS.len()
     );
-    for sample in samples {
+    for sample in &samples {
         let name = OPERATIONS.get(sample.operation as usize).context("unknown operation")?;
         report::result(
             "payload",
@@ -141,8 +173,10 @@ fn judge(samples: &[Sample]) -> Result<()> {
                 "operation": name,
                 "repeats": REPEATS,
                 "right": sample.right,
-                "median": sample.median,
                 "minimum": sample.minimum,
+                "percentile_1": sample.percentile_1,
+                "median": sample.median,
+                "percentile_99": sample.percentile_99,
             }),
         );
     }

@@ -8,13 +8,16 @@ use serde_json::{Map, Value, json};
 
 use crate::cpu;
 
+/// Before the JSON of a result.
+pub const RESULT_PREFIX: &str = "L1HV-RESULT ";
+
 /// Prints a result line of kind `kind` with the members of `value`.
 pub fn result(kind: &str, value: Value) {
     let mut object = Map::from_iter([("kind".to_owned(), json!(kind))]);
     if let Value::Object(members) = value {
         object.extend(members);
     }
-    println!("L1HV-RESULT {}", Value::Object(object));
+    println!("{RESULT_PREFIX}{}", Value::Object(object));
 }
 
 /// Prints a point reached, after the emulator has printed its counters there.
