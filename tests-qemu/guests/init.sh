@@ -127,12 +127,12 @@ on_consoles() {
     done
 }
 
-# What the work said last stands for results that there are not.
 show_results() {
-    vmm timings json $show /results
     if [ $status = 0 ]; then
+        vmm timings json $show /results
         on_consoles vmm timings table $show /results
     else
+        on_consoles echo "$show: the work failed; what it said last:"
         on_consoles tail -n 20 /results
     fi
     sleep $linger

@@ -68,7 +68,7 @@ pub struct Processor {
     pub name: String,
     /// Ticks of the TSC in a millisecond, as the guest hypervisor knows them: from CPUID, or by its own calibration.
     pub tsc_khz: u64,
-    /// Signature of the hypervisor that CPUID shows to the guest hypervisor.
+    /// Signature of the hypervisor that CPUID shows to the lowest Linux; l1hv shows none.
     pub hypervisor: Option<String>,
     /// Whether the TSC counts instructions: ticks then say nothing of silicon.
     pub is_emulated: bool,

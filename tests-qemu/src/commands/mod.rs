@@ -44,7 +44,7 @@ enum CliCommand {
     /// Show each level coming up, run nested guests, print what their exits cost.
     #[command(after_help = STATUSES)]
     Demo(demo::Args),
-    /// Count what nested exits and boots cost: bare machine, l1hv and KVM side by side.
+    /// Count, or time, what nested exits and boots cost: bare machine, l1hv and KVM side by side.
     BenchNested(bench::Args),
     /// Make an ISO that boots a PC and times nested exits on it.
     BenchImage(bench_image::Args),

@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::kvm::{Interrupts, Vm};
-use crate::{cpu, elf, report};
+use crate::{elf, report};
 
 #[path = "../../payload/src/abi.rs"]
 #[expect(dead_code, reason = "the names of the marks are the payload's and the runner's")]
@@ -139,16 +139,14 @@ fn sample(vm: &Vm, base: u32, index: u32) -> Result<Sample> {
     })
 }
 
-/// What is known of the processor, by its own words and by the payload's readings of the TSC.
+/// What the payload's readings say of the TSC.
 fn report_processor(samples: &[Sample], tsc_khz: u64) -> Result<()> {
     let median = |operation| samples.iter().find(|sample| sample.operation == operation).map(|sample| sample.median);
     let (nothing, chain) = median(NOTHING).zip(median(CHAIN)).context("the payload did not measure how it measures")?;
     report::result(
         "processor",
         json!({
-            "name": cpu::brand(),
             "tsc_khz": tsc_khz,
-            "hypervisor": cpu::hypervisor(),
             "is_emulated": chain.saturating_sub(nothing).abs_diff(CHAIN_LENGTH) < CHAIN_LENGTH / 100,
             "ticks_of_nothing": nothing,
         }),
