@@ -11,6 +11,7 @@ mod images;
 mod memory;
 mod nesting;
 mod processors;
+mod second;
 mod smp;
 mod stops;
 
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         images::tests(),
         memory::tests(),
         processors::tests(),
+        second::tests(),
         smp::tests(),
     ]
     .concat();

@@ -1,0 +1,38 @@
+//! A second processor, which is none of ours: KVM's nested VMX, in QEMU on a Linux on Bochs.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use tests_qemu::conformance::matrix::{self, Matrix};
+use tests_qemu::machine::{Boot, Machine, Module, QEMU_IN_BOCHS};
+use tests_qemu::progress::Progress;
+
+use crate::context::{Context, Test};
+
+/// Limit on one machine: each exit of a nested guest is dozens of the emulator's.
+const TIMEOUT: Duration = Duration::from_secs(900);
+
+pub fn tests() -> Vec<Test> {
+    vec![
+        Test { name: "kvm_as_the_processor_runs_nested_guests", run: nests },
+        Test { name: "kvm_as_the_processor_looks_under_l1hv_as_it_is", run: looks },
+    ]
+}
+
+/// The minimal guest hypervisor and its nested guests, loaded as a user of QEMU does it.
+fn nests(context: &Context, name: &str) -> Result<()> {
+    let image = Module::with_args(&context.programs.conformance, "minimal");
+    let boot = Boot::L1hv { host: context.host(""), guest: vec![image] };
+    let machine = Machine { timeout: TIMEOUT, silence: TIMEOUT, ..Machine::new(name, QEMU_IN_BOCHS, boot) };
+    let finished = context.run(&machine)?;
+    finished.must_shut_down()?;
+    finished.debug_must_say("minimal: done")
+}
+
+/// One row of the matrix: the quick groups of the suite, bare and under l1hv.
+fn looks(context: &Context, name: &str) -> Result<()> {
+    let Context { layout, provisioned, .. } = context;
+    let matrix = Matrix(matrix::run(layout, &Progress::silent(), provisioned, name, "as it is")?);
+    ensure!(matrix.is_right(), "{matrix}");
+    Ok(())
+}
