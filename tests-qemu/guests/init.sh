@@ -7,6 +7,7 @@
 #                  hotplug (processors come and go while a nested Linux runs), clocks (both levels are busy),
 #                  or reboot (by the means that the kernel's own reboot= names; the second boot ends the machine)
 #   l1hv.end=reset resets the machine at the end, where there is no power to switch off
+#   l1hv.counted   the payload does all once more, for an emulator that counts
 #   l1hv.show=NAME shows the payload's results on screen and serial port, as those of the system NAME
 #   l1hv.linger=N  stays so long, in seconds, before the end
 mount -t proc proc /proc
@@ -20,12 +21,14 @@ work=boot-only
 end=power-off
 show=
 linger=0
+counted=
 kvm_parameters=
 nested_arguments=
 for word in $(cat /proc/cmdline); do
     case $word in
         l1hv.run=*) work=${word#*=} ;;
         l1hv.end=*) end=${word#*=} ;;
+        l1hv.counted) counted=counted ;;
         l1hv.show=*) show=${word#*=} ;;
         l1hv.linger=*) linger=${word#*=} ;;
         l1hv.ept=*) kvm_parameters="$kvm_parameters ept=${word#*=}" ;;
@@ -53,7 +56,7 @@ start_kvm() {
 run_payload() {
     # The payload counts first touches of small pages.
     echo never > /sys/kernel/mm/transparent_hugepage/enabled
-    vmm payload /payload
+    vmm payload /payload $counted
 }
 
 run_linux() {

@@ -245,7 +245,8 @@ impl Bench<'_> {
     fn run(&self, run: Run<'_>, see: impl FnMut(&str)) -> Result<Transcript> {
         let system = run.system;
         let Run { work, ept, parameters, shown, .. } = run;
-        let plan = Plan { parameters, shown, ..Plan::new(self.provisioned.kernel(self.series)?, work, ept) };
+        let counted = shown.is_none();
+        let plan = Plan { parameters, counted, shown, ..Plan::new(self.provisioned.kernel(self.series)?, work, ept) };
         let guest = plan.prepare(self.layout, self.provisioned, self.programs, self.emulator, self.options.ips)?;
         let boot = match system {
             System::L1hv => guest.under(Module::with_args(build::l1hv(self.layout, self.progress)?, run.options)),

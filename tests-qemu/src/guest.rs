@@ -162,6 +162,8 @@ pub struct Plan<'a> {
     pub nested_cpus: u32,
     /// How often each does so.
     pub parallel_times: u32,
+    /// Whether the payload does all once more, with the emulator's marks.
+    pub counted: bool,
     /// How the payload's results are shown, beside the lines for the runner.
     pub shown: Option<Shown<'a>>,
 }
@@ -178,7 +180,7 @@ pub struct Shown<'a> {
 impl<'a> Plan<'a> {
     /// With KVM's defaults and nested guests of one processor.
     pub const fn new(kernel: &'a Kernel, work: Work, ept: KvmEpt) -> Self {
-        Self { kernel, work, ept, parameters: &[], nested_cpus: 1, parallel_times: 1, shown: None }
+        Self { kernel, work, ept, parameters: &[], nested_cpus: 1, parallel_times: 1, counted: false, shown: None }
     }
 
     /// Writes the root file system and composes the command line.
@@ -211,6 +213,7 @@ impl<'a> Plan<'a> {
         for parameter in self.parameters {
             args += &format!(" l1hv.kvm={parameter}");
         }
+        args += self.counted_argument();
         if let Some(Shown { system, linger_seconds }) = self.shown {
             args += &format!(" l1hv.show={system} l1hv.linger={linger_seconds}");
         }
@@ -246,6 +249,10 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
+    fn counted_argument(&self) -> &'static str {
+        if self.counted { " l1hv.counted" } else { "" }
+    }
+
     fn nested(&self, provisioned: &Provisioned, programs: &GuestPrograms) -> Result<NestedLinux> {
         let one_processor = if self.nested_cpus == 1 { ONE_PROCESSOR } else { "" };
         let arguments = format!("{NESTED_ARGUMENTS}{one_processor}");
@@ -257,7 +264,12 @@ impl<'a> Plan<'a> {
         let inner = Plan { work, parameters: &[], nested_cpus: 1, ..*self };
         Ok(NestedLinux {
             initrd: inner.file_system(provisioned, programs)?,
-            arguments: format!("{arguments} l1hv.run={} l1hv.{} l1hv.end=reset", inner.work.name(), self.ept),
+            arguments: format!(
+                "{arguments} l1hv.run={} l1hv.{} l1hv.end=reset{}",
+                inner.work.name(),
+                self.ept,
+                self.counted_argument()
+            ),
             memory_mib: GUEST_HYPERVISOR_MEMORY_MIB,
         })
     }

@@ -60,7 +60,11 @@ impl Context {
 
     /// Debian's kernel as guest hypervisor.
     pub fn guest_hypervisor(&self, series: &str, work: Work, ept: KvmEpt) -> Result<GuestHypervisor> {
-        let plan = Plan::new(self.provisioned.kernel(series)?, work, ept);
+        self.prepare(&Plan::new(self.provisioned.kernel(series)?, work, ept))
+    }
+
+    /// The guest hypervisor of `plan`.
+    pub fn prepare(&self, plan: &Plan<'_>) -> Result<GuestHypervisor> {
         plan.prepare(&self.layout, &self.provisioned, &self.programs, BOCHS, DEFAULT_IPS)
     }
 

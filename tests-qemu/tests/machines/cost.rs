@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use tests_qemu::bench::image::{self, Image};
 use tests_qemu::bench::measure::{self, Measurement};
 use tests_qemu::bench::{Bench, MEMORY_MIB};
-use tests_qemu::guest::{KvmEpt, Work};
+use tests_qemu::guest::{KvmEpt, Plan, Work};
 use tests_qemu::machine::{BOCHS, Boot, Machine, MachineOptions, Module};
 use tests_qemu::profile;
 use tests_qemu::progress::Progress;
@@ -76,7 +76,8 @@ fn bench_image(context: &Context, name: &str) -> Result<()> {
 
 /// Of both guest hypervisors.
 fn measure(context: &Context, name: &str, cpus: u32) -> Result<Vec<Measurement>> {
-    let guest = context.guest_hypervisor("6.1", Work::Payload, KvmEpt::On)?;
+    let plan = Plan { counted: true, ..Plan::new(context.provisioned.kernel("6.1")?, Work::Payload, KvmEpt::On) };
+    let guest = context.prepare(&plan)?;
     let payload = context.run(&Machine { cpus, ..context.bochs(name, guest.under(context.host(""))) })?;
     payload.must_have_done(&["payload"])?;
     let image = Module::with_args(&context.programs.conformance, "minimal");

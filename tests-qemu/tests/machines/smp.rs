@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tests_qemu::guest::{GuestHypervisor, KvmEpt, Plan, Work};
-use tests_qemu::machine::{BOCHS, DEFAULT_IPS, Machine, TripleFault};
+use tests_qemu::machine::{DEFAULT_IPS, Machine, TripleFault};
 use tests_qemu::parallel::{Clock, Level, Parallel};
 use tests_qemu::transcript::GuestResult;
 
@@ -33,18 +33,13 @@ fn plan(context: &Context, work: Work) -> Result<Plan<'_>> {
     Ok(Plan { nested_cpus: 2, ..Plan::new(context.provisioned.kernel("6.1")?, work, KvmEpt::On) })
 }
 
-fn prepare(context: &Context, plan: &Plan<'_>) -> Result<GuestHypervisor> {
-    let Context { layout, provisioned, programs, .. } = context;
-    plan.prepare(layout, provisioned, programs, BOCHS, DEFAULT_IPS)
-}
-
 fn machine(context: &Context, name: &str, guest: GuestHypervisor) -> Machine {
     Machine { cpus: CPUS, timeout: TIMEOUT, ..context.bochs(name, guest.under(context.host(""))) }
 }
 
 /// Runs it until all work is done, at each level by all its processors.
 fn run(context: &Context, name: &str, plan: &Plan<'_>) -> Result<Finished> {
-    let finished = context.run(&machine(context, name, prepare(context, plan)?))?;
+    let finished = context.run(&machine(context, name, context.prepare(plan)?))?;
     finished.must_have_done(&["linux"])?;
     let expected = [(Level::GuestHypervisor, CPUS), (Level::NestedGuest, plan.nested_cpus)];
     match Parallel::failure(&finished.transcript.parallel, expected) {
@@ -111,7 +106,7 @@ fn clocks(context: &Context, name: &str) -> Result<()> {
 /// `reboot=a` Linux goes on to the keyboard controller. That resets the processors alone, and the firmware, which then writes to the locked
 /// IA32_FEATURE_CONTROL, triple-faults and has the whole machine reset, with l1hv and without it.
 fn reboot(context: &Context, name: &str, by: &str) -> Result<()> {
-    let mut guest = prepare(context, &plan(context, Work::Reboot)?)?;
+    let mut guest = context.prepare(&plan(context, Work::Reboot)?)?;
     guest.kernel.args += &format!(" reboot={by}");
     let machine = Machine { triple_fault: TripleFault::Resets, ..machine(context, name, guest) };
     let finished = context.run(&machine)?;

@@ -57,7 +57,8 @@ const _: () = assert!(FRESH_BASE + TOUCHED_PAGES as u64 * TOUCH_STRIDE <= COUNTE
 /// How long the payload sleeps, in ticks of the APIC timer: longer than KVM polls for a wake-up (`halt_poll_ns`), so that it sleeps too.
 pub const SLEEP_TICKS: u32 = 1_000_000;
 
-/// What the payload does; its number is in RDI at the entry point, and in RSI how many ticks of the TSC a sleep has.
+/// What the payload does; its number is in RDI at the entry point, in RSI how many ticks of the TSC a sleep has, and in RDX how many rounds
+/// follow that an emulator counts: none or one.
 #[repr(transparent)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Part(pub u64);

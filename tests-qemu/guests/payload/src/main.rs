@@ -31,19 +31,19 @@ const INTERCEPTED_MSR: u32 = 0x17a;
 const HYPERCALL: u64 = 0x4c31;
 const HYPERCALL_REPLY: u64 = -1000_i64 as u64;
 
-/// Entry point. A sleep has so many ticks of the TSC.
+/// Entry point. A sleep has so many ticks of the TSC; so many rounds follow that an emulator counts.
 #[unsafe(no_mangle)]
-pub extern "C" fn _start(part: Part, sleep_ticks: u64) -> ! {
+pub extern "C" fn _start(part: Part, sleep_ticks: u64, counted_rounds: u64) -> ! {
     const { assert!(OPERATIONS.len() == 14) };
     match part {
-        Part::EXITS => exits(),
-        Part::SLEEP => sleeps(sleep_ticks),
+        Part::EXITS => exits(counted_rounds),
+        Part::SLEEP => sleeps(sleep_ticks, counted_rounds),
         Part(_) => report(&[]),
     }
 }
 
 /// [`Part::EXITS`].
-fn exits() -> ! {
+fn exits(counted_rounds: u64) -> ! {
     let samples = [
         sample(0, |n| timed(|| cpuid(CPUID_LEAF, n % CPUID_SUBLEAVES) == answer(n % CPUID_SUBLEAVES))),
         sample(1, |n| timed(|| vmcall(HYPERCALL, u64::from(n)) == HYPERCALL_REPLY)),
@@ -79,31 +79,35 @@ fn exits() -> ! {
         sample(NOTHING, |_| (timed(|| ()).0, true)),
         sample(CHAIN, |_| (timed(multiply).0, true)),
     ];
-    counted(0, |n| _ = cpuid(CPUID_LEAF, n % CPUID_SUBLEAVES));
-    counted(1, |n| _ = vmcall(HYPERCALL, u64::from(n)));
-    counted(2, |_| _ = rdmsr(INTERCEPTED_MSR));
-    counted(3, |n| wrmsr(INTERCEPTED_MSR, u64::from(n)));
-    counted(4, |n| outl(PIO_PORT, n));
-    counted(5, |_| _ = inl(PIO_PORT));
-    counted(6, |n| store(MMIO_STORE, n));
-    counted(7, |_| _ = load(MMIO_ANSWER));
-    counted(8, |n| _ = load(COUNTED_TOUCH_BASE + u64::from(n) * TOUCH_STRIDE));
-    counted(9, |n| _ = load(COUNTED_FRESH_BASE + u64::from(n) * TOUCH_STRIDE));
-    counted(10, |n| outl(EVENT_PORT, n));
-    counted(11, |_| reload_cr3());
-    counted(12, |n| _ = storm(n));
+    for _ in 0..counted_rounds {
+        counted(0, |n| _ = cpuid(CPUID_LEAF, n % CPUID_SUBLEAVES));
+        counted(1, |n| _ = vmcall(HYPERCALL, u64::from(n)));
+        counted(2, |_| _ = rdmsr(INTERCEPTED_MSR));
+        counted(3, |n| wrmsr(INTERCEPTED_MSR, u64::from(n)));
+        counted(4, |n| outl(PIO_PORT, n));
+        counted(5, |_| _ = inl(PIO_PORT));
+        counted(6, |n| store(MMIO_STORE, n));
+        counted(7, |_| _ = load(MMIO_ANSWER));
+        counted(8, |n| _ = load(COUNTED_TOUCH_BASE + u64::from(n) * TOUCH_STRIDE));
+        counted(9, |n| _ = load(COUNTED_FRESH_BASE + u64::from(n) * TOUCH_STRIDE));
+        counted(10, |n| outl(EVENT_PORT, n));
+        counted(11, |_| reload_cr3());
+        counted(12, |n| _ = storm(n));
+    }
     report(&samples)
 }
 
 /// [`Part::SLEEP`].
-fn sleeps(sleep_ticks: u64) -> ! {
+fn sleeps(sleep_ticks: u64, counted_rounds: u64) -> ! {
     let idt = Idt::new();
     sleep::prepare(&idt);
     let samples = [sample(13, |n| {
         let (ticks, ()) = timed(sleep::sleep);
         (ticks.saturating_sub(sleep_ticks), sleep::interrupts_taken() == n + 1)
     })];
-    counted(13, |_| sleep::sleep());
+    for _ in 0..counted_rounds {
+        counted(13, |_| sleep::sleep());
+    }
     report(&samples)
 }
 

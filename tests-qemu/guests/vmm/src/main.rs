@@ -1,7 +1,7 @@
 //! A small VMM on KVM, the init system's helper in the guest hypervisor.
 //!
 //! ```text
-//!   vmm payload FILE                         runs the bare-metal payload, reports each operation
+//!   vmm payload FILE [counted]               runs the bare-metal payload, reports each operation; counted: once more for an emulator
 //!   vmm linux MIB CPUS KERNEL INITRD [ARGUMENTS]
 //!                                            boots a bzImage until its init has asked for a reset
 //!   vmm multiboot FILE [ARGUMENTS]           boots a multiboot 1 image until it ends the machine
@@ -47,7 +47,8 @@ fn main() -> ExitCode {
 
 fn dispatch(args: &[&str]) -> Result<()> {
     match args {
-        ["payload", file] => payload::run(Path::new(file)),
+        ["payload", file] => payload::run(Path::new(file), 0),
+        ["payload", file, "counted"] => payload::run(Path::new(file), 1),
         ["linux", mib, processors, kernel, initrd, arguments @ ..] => {
             let mib: u64 = mib.parse().context("the memory is a number of MiB")?;
             let processors = processors.parse().context("processors are a number")?;
@@ -73,7 +74,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
             Ok(())
         }
         _ => bail!(
-            "usage: vmm payload FILE | linux MIB CPUS KERNEL INITRD [ARGUMENTS] | multiboot FILE [ARGUMENTS] | timings table|json SYSTEM FILE | mark NAME | boots | stats"
+            "usage: vmm payload FILE [counted] | linux MIB CPUS KERNEL INITRD [ARGUMENTS] | multiboot FILE [ARGUMENTS] | timings table|json SYSTEM FILE | mark NAME | boots | stats"
         ),
     }
 }

@@ -24,9 +24,6 @@ use abi::{
 
 const MEMORY: u64 = 192 << 20;
 
-/// Operations that wake the eventfd are two, timed and counted.
-const EVENTS: u64 = 2 * (WARM_UP + 2 * REPEATS) as u64;
-
 /// KVM's APIC timer has a tick in each nanosecond.
 const APIC_TIMER_KHZ: u64 = 1_000_000;
 
@@ -39,18 +36,18 @@ const LONG_MODE: u32 = 1 << 29;
 /// CPUID.80000008H:EAX: 48 linear, 36 physical.
 const ADDRESS_BITS: u32 = 48 << 8 | 36;
 
-/// Runs the payload in `file`; fails unless each answer was right.
-pub fn run(file: &Path) -> Result<()> {
+/// Runs the payload in `file`, with so many rounds that an emulator counts; fails unless each answer was right.
+pub fn run(file: &Path, counted_rounds: u64) -> Result<()> {
     let image = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     report::mark("payload-begin");
-    let exits = exits(&image)?;
-    let (sleep, tsc_khz) = sleep(&image)?;
+    let exits = exits(&image, counted_rounds)?;
+    let (sleep, tsc_khz) = sleep(&image, counted_rounds)?;
     report::mark("payload-end");
     judge(&[exits, sleep].concat(), tsc_khz)
 }
 
 /// [`Part::EXITS`].
-fn exits(image: &[u8]) -> Result<Vec<Sample>> {
+fn exits(image: &[u8], counted_rounds: u64) -> Result<Vec<Sample>> {
     let mut vm = Vm::new(MEMORY, Interrupts::Absent)?;
     for base in [TOUCH_BASE, COUNTED_TOUCH_BASE] {
         for n in 0..TOUCHED_PAGES as u32 {
@@ -62,26 +59,29 @@ fn exits(image: &[u8]) -> Result<Vec<Sample>> {
     let port = IoEventAddress::Pio(EVENT_PORT.into());
     vm.fd.register_ioevent(&event, &port, NoDatamatch).context("KVM_IOEVENTFD")?;
     vm.vcpu.set_cpuid2(&cpuid()?).context("KVM_SET_CPUID2")?;
-    let samples = start(&mut vm, image, Part::EXITS, 0)?;
+    let samples = start(&mut vm, image, Part::EXITS, 0, counted_rounds)?;
     report::kvm_stats("payload");
     let events = event.read().context("eventfd")?;
-    ensure!(events == EVENTS, "the eventfd was woken {events} times of {EVENTS}");
+    let expected = 2 * (WARM_UP as u64 + (1 + counted_rounds) * REPEATS as u64);
+    ensure!(events == expected, "the eventfd was woken {events} times of {expected}");
     Ok(samples)
 }
 
 /// [`Part::SLEEP`]; the frequency of its TSC is known then.
-fn sleep(image: &[u8]) -> Result<(Vec<Sample>, u64)> {
+fn sleep(image: &[u8], counted_rounds: u64) -> Result<(Vec<Sample>, u64)> {
     let mut vm = Vm::new(MEMORY, Interrupts::InKernel)?;
     let cpuid = vm.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
     vm.vcpu.set_cpuid2(&cpuid).context("KVM_SET_CPUID2")?;
     let tsc_khz = u64::from(vm.vcpu.get_tsc_khz().context("KVM_GET_TSC_KHZ")?);
-    Ok((start(&mut vm, image, Part::SLEEP, u64::from(SLEEP_TICKS) * tsc_khz / APIC_TIMER_KHZ)?, tsc_khz))
+    let sleep_ticks = u64::from(SLEEP_TICKS) * tsc_khz / APIC_TIMER_KHZ;
+    Ok((start(&mut vm, image, Part::SLEEP, sleep_ticks, counted_rounds)?, tsc_khz))
 }
 
 /// Loads the payload and lets it do one part, where it sleeps so many ticks of the TSC.
-fn start(vm: &mut Vm, image: &[u8], part: Part, sleep_ticks: u64) -> Result<Vec<Sample>> {
+fn start(vm: &mut Vm, image: &[u8], part: Part, sleep_ticks: u64, counted_rounds: u64) -> Result<Vec<Sample>> {
     let rip = elf::load(image, &vm.memory)?;
-    vm.enter_long_mode(kvm_regs { rip, rsp: STACK_TOP, rdi: part.0, rsi: sleep_ticks, ..Default::default() })?;
+    let (rdi, rsi, rdx) = (part.0, sleep_ticks, counted_rounds);
+    vm.enter_long_mode(kvm_regs { rip, rsp: STACK_TOP, rdi, rsi, rdx, ..Default::default() })?;
     serve(vm)
 }
 
