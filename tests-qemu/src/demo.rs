@@ -48,7 +48,9 @@ pub enum Host {
 pub struct Run {
     /// With or without EPT.
     pub ept: KvmEpt,
-    /// Processors of the machine.
+    /// The machine.
+    pub emulator: ChosenEmulator,
+    /// Its processors.
     pub cpus: u32,
     /// How the machine ended.
     pub outcome: Outcome,
@@ -152,7 +154,7 @@ impl Demo<'_> {
             }
         })?;
         step.done();
-        Ok(Run { ept, cpus: options.cpus, outcome, transcript })
+        Ok(Run { ept, emulator, cpus: options.cpus, outcome, transcript })
     }
 }
 

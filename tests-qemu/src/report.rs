@@ -47,6 +47,11 @@ fn kvm_exits(run: &Run) -> String {
     format!("\nCounters of the guest hypervisor's KVM, {}\n\n{}", run.ept, table.render())
 }
 
+/// Whether the published numbers are of such a machine: one that counts instructions, and that no hypervisor below makes slow.
+fn is_comparable(runs: &[Run]) -> bool {
+    runs.iter().all(|run| run.emulator.counts_instructions() && run.emulator.hypervisor().is_none())
+}
+
 /// Instructions of each operation, beside KVM's.
 fn costs(runs: &[Run]) -> String {
     let median = |ept: KvmEpt, name: &str| {
@@ -62,20 +67,20 @@ fn costs(runs: &[Run]) -> String {
     if names.is_empty() {
         return String::new();
     }
-    let headings = ["operation", "here", "KVM under KVM", "here, ept=0", "KVM under KVM, ept=0", "KVM, not nested"];
+    let here = ["operation", "here", "here, ept=0"];
+    let beside = ["KVM under KVM", "KVM under KVM, ept=0", "KVM, not nested"];
+    let comparable = is_comparable(runs);
+    let headings = if comparable { [&here[..], &beside].concat() } else { here.to_vec() };
     let mut table = Table::new(&headings);
     for name in names {
-        let baseline = baseline::of(name);
-        table.row(
-            name,
-            [
-                median(KvmEpt::On, name),
-                baseline.map(|row| row.nested),
-                median(KvmEpt::Off, name),
-                baseline.and_then(|row| row.nested_without_ept),
-                baseline.map(|row| row.not_nested),
-            ],
-        );
+        let mut numbers = vec![median(KvmEpt::On, name), median(KvmEpt::Off, name)];
+        if comparable {
+            let baseline = baseline::of(name);
+            numbers.push(baseline.map(|row| row.nested));
+            numbers.push(baseline.and_then(|row| row.nested_without_ept));
+            numbers.push(baseline.map(|row| row.not_nested));
+        }
+        table.row(name, numbers);
     }
     format!(
         "\nInstructions of one exit of the nested guest, from exit to next instruction (median)\n\n{}",
@@ -96,6 +101,9 @@ fn boots(runs: &[Run]) -> String {
     if lines.is_empty() {
         return lines;
     }
-    let kvm = grouped(baseline::KVM_NESTED_LINUX);
-    format!("\nLinux as nested guest, from entry to init\n\n{lines}  KVM under KVM: {kvm} instructions\n")
+    let kvm = match is_comparable(runs) {
+        true => format!("  KVM under KVM: {} instructions\n", grouped(baseline::KVM_NESTED_LINUX)),
+        false => String::new(),
+    };
+    format!("\nLinux as nested guest, from entry to init\n\n{lines}{kvm}")
 }
