@@ -30,6 +30,11 @@ pub fn tail(text: &str, count: usize) -> String {
     kept.iter().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
 }
 
+/// `word` as a shell reads it back, and GRUB's script language: in single quotes nothing is special but the quote.
+pub fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
 /// Finds `program` on `PATH`, or in the directories of administrators' programs.
 pub fn which(program: impl AsRef<Path>) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -60,8 +60,8 @@ fn check_and_merge(vcpu: &mut Vcpu) -> Result<Result<(), GuestStateError>, Failu
             .map_err(|violation| refused(violation, InsnError::ENTRY_INVALID_CONTROL))?;
     }
     if vmcs12.dirty.intersects(&merge::CHECKED_HOST_STATE) {
-        let others = vmcs12.dirty.intersects(&merge::CHECKED_HOST_STATE.minus(&check::HOST_BASES));
-        let checked = match others {
+        const OTHERS: FieldSet = merge::CHECKED_HOST_STATE.minus(&check::HOST_BASES);
+        let checked = match vmcs12.dirty.intersects(&OTHERS) {
             true => check::host_state(vmcs12, &vcpu.offered, vcpu.nested.host_mode),
             false => check::host_bases(vmcs12, &vcpu.offered),
         };

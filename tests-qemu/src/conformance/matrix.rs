@@ -6,7 +6,7 @@ use std::fmt;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use serde::Serialize;
 
 use super::{Explained, KVM, Report, Results};
@@ -200,15 +200,15 @@ pub fn run(
     })?;
     step.done();
     let explained = Explained::find(layout)?;
-    rows.iter()
+    Ok(rows
+        .iter()
         .zip(results.chunks(2).zip(outcomes.chunks(2)))
         .map(|(row, (results, outcomes))| {
             let [bare, under] = results else { unreachable!("two machines a row") };
             let found = found(row, (bare, &outcomes[0]), (under, &outcomes[1]), &explained);
-            Ok(OfProcessor { processor: row.name.clone(), found })
+            OfProcessor { processor: row.name.clone(), found }
         })
-        .collect::<Result<_>>()
-        .context("cannot judge the matrix")
+        .collect())
 }
 
 fn found(row: &Row, bare: (&Results, &Outcome), under: (&Results, &Outcome), explained: &Explained) -> Found {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use super::files::BOOT_ISO;
 use super::{Boot, Machine, Module};
-use crate::command;
+use crate::command::{self, quoted};
 
 /// GRUB says what it cannot do on the console that the runner follows.
 const GRUB_PREAMBLE: &str = "serial --unit=0 --speed=115200\nterminal_output serial\n";
@@ -158,11 +158,6 @@ fn line(text: &mut String, verb: &str, module: &Module, files: &mut Files) -> Re
     }
     text.push('\n');
     Ok(())
-}
-
-/// `word` as GRUB's script language reads it back: in single quotes nothing is special but the quote.
-fn quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]

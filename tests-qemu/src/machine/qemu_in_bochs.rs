@@ -20,7 +20,7 @@ use super::files::{BOOT_ISO, CONSOLE, DEBUG};
 use super::qemu::{self, Accelerator, Streams};
 use super::run::{self, HostStops};
 use super::{Boot, DEFAULT_IPS, Line, Loader, Machine, Module, Outcome, Source, bochs, iso};
-use crate::command::{self, tail};
+use crate::command::{self, quoted, tail};
 use crate::conformance::KVM;
 use crate::guest::{self, KVM_MODULE};
 use crate::initrd::Initrd;
@@ -284,11 +284,6 @@ fn library(line: &str) -> Option<PathBuf> {
 
 fn absolute(file: &Path) -> Result<PathBuf> {
     std::path::absolute(file).with_context(|| format!("cannot name {}", file.display()))
-}
-
-/// `word` for the shell.
-fn quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]
