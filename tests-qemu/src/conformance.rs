@@ -7,6 +7,7 @@ mod explained;
 mod glob;
 pub mod matrix;
 mod models;
+mod processors;
 mod verdict;
 
 use std::path::{Path, PathBuf};
@@ -24,7 +25,8 @@ use crate::provision::Provisioned;
 
 pub use explained::{Explained, KVM};
 pub use glob::matches;
-pub use models::{OfModel, Verdicts, of_model};
+pub use models::of_model;
+pub use processors::{Found, OfProcessor, Verdicts};
 pub use verdict::{Case, Report, Verdict};
 
 /// Limit on one of the two runs, for a machine that does other work too.

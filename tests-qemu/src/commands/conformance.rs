@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::machine::MachineArgs;
-use crate::conformance::matrix::{self, Matrix};
-use crate::conformance::{self, Mode, Place, Suite, Verdicts};
+use crate::conformance::{self, Mode, OfProcessor, Place, Suite, Verdicts, matrix};
 use crate::layout::Layout;
 use crate::models::MODELS;
 use crate::progress::Progress;
@@ -46,17 +45,9 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     let provisioned = provision::provision(layout, progress)?;
     let mode = Mode { host: &args.hv_append, image: &args.append, ..Mode::DEFAULT };
     if let Some(filter) = &args.matrix {
-        let matrix = Matrix(matrix::run(layout, progress, &provisioned, "matrix", filter)?);
-        if let Some(file) = &args.json {
-            conformance::write_json(&matrix, file)?;
-        }
-        for row in matrix.0.iter().filter(|row| !row.is_right()) {
-            if let matrix::Found::Compared(report) = &row.found {
-                eprintln!("{}: {report}", row.processor);
-            }
-        }
-        print!("{matrix}");
-        return Ok(u8::from(!matrix.is_right()));
+        let verdicts = matrix::run(layout, progress, &provisioned, "matrix", filter)?;
+        verdicts.0.iter().for_each(show_if_wrong);
+        return conclude(args, &verdicts);
     }
     if args.all_models {
         return run_on_all_models(args, mode, layout, progress, &provisioned);
@@ -83,13 +74,22 @@ fn run_on_all_models(
     for model in &MODELS {
         let filter = args.filter.as_deref();
         let of_model = conformance::of_model(layout, progress, provisioned, model, (mode, filter))?;
-        if !of_model.is_right() {
-            eprintln!("{of_model}");
-        }
+        show_if_wrong(&of_model);
         verdicts.0.push(of_model);
     }
+    conclude(args, &verdicts)
+}
+
+fn show_if_wrong(verdict: &OfProcessor) {
+    if !verdict.is_right() {
+        eprintln!("{verdict}");
+    }
+}
+
+/// The file, the table, and the exit status.
+fn conclude(args: &Args, verdicts: &Verdicts) -> Result<u8> {
     if let Some(file) = &args.json {
-        conformance::write_json(&verdicts, file)?;
+        conformance::write_json(verdicts, file)?;
     }
     print!("{verdicts}");
     Ok(u8::from(!verdicts.are_right()))

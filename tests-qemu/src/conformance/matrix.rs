@@ -2,13 +2,12 @@
 //!
 //! What can be taken away QEMU itself lists. All machines run in one Linux on Bochs, one after the other.
 
-use std::fmt;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use serde::Serialize;
 
+use super::processors::{Found, OfProcessor, Verdicts};
 use super::{Explained, KVM, Report, Results};
 use crate::build;
 use crate::command;
@@ -16,7 +15,6 @@ use crate::layout::Layout;
 use crate::machine::{self, Boot, DEFAULT_MEMORY_MIB, Machine, Module, Outcome, QEMU_IN_BOCHS};
 use crate::progress::Progress;
 use crate::provision::Provisioned;
-use crate::table::Table;
 
 /// The groups of the suite that run. Capabilities are compared whole; nested guests are entered, exit and are resumed.
 const GROUPS: &str = "caps,stepping";
@@ -133,38 +131,6 @@ fn features(provisioned: &Provisioned) -> Result<Vec<String>> {
     Ok(features)
 }
 
-/// What happened on a processor.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Found {
-    /// l1hv runs; the comparison.
-    Compared(Report),
-    /// l1hv stops, and says why.
-    Stops(String),
-    /// Something else.
-    Failed(String),
-}
-
-/// A processor and what happened on it.
-#[derive(Debug, Serialize)]
-pub struct OfProcessor {
-    /// What it lacks.
-    pub processor: String,
-    /// The result.
-    pub found: Found,
-}
-
-impl OfProcessor {
-    /// Whether it works or is one named stop.
-    pub fn is_right(&self) -> bool {
-        match &self.found {
-            Found::Compared(report) => report.different == 0,
-            Found::Stops(reason) => !reason.starts_with("internal"),
-            Found::Failed(_) => false,
-        }
-    }
-}
-
 /// Runs the rows whose names contain `filter`.
 ///
 /// # Errors
@@ -175,7 +141,7 @@ pub fn run(
     provisioned: &Provisioned,
     name: &str,
     filter: &str,
-) -> Result<Vec<OfProcessor>> {
+) -> Result<Verdicts> {
     let rows = rows(provisioned, filter)?;
     ensure!(!rows.is_empty(), "no row of the matrix is called like \"{filter}\"");
     let image = Module::with_args(build::conformance(layout, progress)?, format!("only={GROUPS}"));
@@ -200,7 +166,7 @@ pub fn run(
     })?;
     step.done();
     let explained = Explained::find(layout)?;
-    Ok(rows
+    let verdicts = rows
         .iter()
         .zip(results.chunks(2).zip(outcomes.chunks(2)))
         .map(|(row, (results, outcomes))| {
@@ -208,7 +174,8 @@ pub fn run(
             let found = found(row, (bare, &outcomes[0]), (under, &outcomes[1]), &explained);
             OfProcessor { processor: row.name.clone(), found }
         })
-        .collect())
+        .collect();
+    Ok(Verdicts(verdicts))
 }
 
 fn found(row: &Row, bare: (&Results, &Outcome), under: (&Results, &Outcome), explained: &Explained) -> Found {
@@ -225,47 +192,9 @@ fn found(row: &Row, bare: (&Results, &Outcome), under: (&Results, &Outcome), exp
     Found::Compared(Report::compare(&bare.0.cases, &under.0.cases, &explained, Some("*")))
 }
 
-/// The table of all.
-#[derive(Debug, Serialize)]
-#[serde(transparent)]
-pub struct Matrix(pub Vec<OfProcessor>);
-
-impl Matrix {
-    /// Whether every row works or is one named stop.
-    pub fn is_right(&self) -> bool {
-        self.0.iter().all(OfProcessor::is_right)
-    }
-}
-
-impl fmt::Display for Matrix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = Table::new(&["processor", "l1hv", "cases", "equal", "explained", "different"]);
-        for OfProcessor { processor, found } in &self.0 {
-            match found {
-                Found::Compared(Report { cases, equal, explained, different, .. }) => {
-                    let numbers = [cases, equal, explained, different].map(|&number| Some(number as u64));
-                    table.row_of(&[processor, "runs"], numbers);
-                }
-                Found::Stops(reason) => table.row_of(&[processor, &format!("stops: {reason}")], [None; 4]),
-                Found::Failed(why) => table.row_of(&[processor, &format!("FAILED: {why}")], [None; 4]),
-            }
-        }
-        f.write_str(&table.render())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_stop_that_names_the_lack_is_right_and_a_defect_is_not() {
-        let of = |found| OfProcessor { processor: "p".to_owned(), found };
-        assert!(of(Found::Stops("no-ept: this processor's VMX has no EPT".to_owned())).is_right());
-        assert!(!of(Found::Stops("internal: a defect of l1hv".to_owned())).is_right());
-        assert!(!of(Found::Failed("bare: timeout".to_owned())).is_right());
-        assert!(!of(Found::Compared(Report { different: 1, ..Report::default() })).is_right());
-    }
 
     #[test]
     fn features_are_taken_away_by_name() {
