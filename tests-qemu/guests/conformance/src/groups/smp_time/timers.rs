@@ -136,9 +136,10 @@ fn preemption_timer(_: u64) -> u64 {
     (0..ROUNDS).filter(|_| expires_in_time(&mut vm, |_| false)).count() as u64
 }
 
-/// Other exits save what is left, and the next entry goes on with it.
+/// Other exits save what is left, and the next entry goes on with it. The nested guest runs for longer than a turn of the emulator, in which
+/// no time passes.
 fn saved_preemption_timer(_: u64) -> u64 {
-    let mut vm = Vm::with_vpid(code!("2: mov ecx, 50", "3: loop 3b", "cpuid", "jmp 2b"));
+    let mut vm = Vm::with_vpid(code!("2: mov ecx, 1000", "3: loop 3b", "cpuid", "jmp 2b"));
     vm.or(EXIT_CONTROLS, ExitControls::SAVE_PREEMPTION_TIMER.bits());
     READY.join();
     let is_right = |_: &u64| {
