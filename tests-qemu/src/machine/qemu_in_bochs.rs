@@ -186,8 +186,10 @@ fn command_for(
     // COM3 shares its interrupt with COM1: good for a console, which polls.
     let arguments = linux::default_args(BOCHS, ips).replace("ttyS0", "ttyS2") + " quiet 8250.nr_uarts=4";
     let boot = Boot::Linux { kernel: Module::with_args(&kernel.image, arguments), initrds: vec![initrd] };
-    // One processor below: several take turns of as many instructions each, in step with which SeaBIOS's lock is never seen free.
+    // A processor below for each of the machine's: two that share one wait through a time slice at each contended spin lock, and the nested
+    // guest's timers ask for more of them than there are.
     let outer = Machine {
+        cpus: most(|machine| machine.cpus),
         memory_mib: most(|machine| machine.memory_mib) + OUTER_MEMORY_MIB,
         ips,
         ..Machine::new("outer", BOCHS, boot)
