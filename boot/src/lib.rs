@@ -4,7 +4,7 @@
 //!   entry (assembly) -> multiboot -> cmdline, memory_map -> layout -> acpi -> guest -> LoadPlan, GuestEntry
 //! ```
 //!
-//! Everything but [`entry`] is pure: it reads copies, and returns plans that the `l1hv` binary carries out.
+//! Everything but `entry` is pure: it reads copies, and returns plans that the `l1hv` binary carries out.
 //!
 //! Invariants:
 //! * No input from the loader, the firmware or an image panics; each error is one line that says what is wrong and what to do.

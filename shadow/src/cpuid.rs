@@ -4,7 +4,7 @@
 //! one. Two things are hidden by that alone: what a hypervisor below answers in the leaves 4000_00xxH, whose interface (VMCALL, and MSRs
 //! that name memory by address) is not the guest hypervisor's, and what a processor of tomorrow has that nobody here has looked at.
 //!
-//! [`FEATURES`] names what is known and still does not come through as it is, each with its reason.
+//! `FEATURES` names what is known and still does not come through as it is, each with its reason.
 
 use crate::caps::VmxCaps;
 use crate::controls::{Control, Secondary};

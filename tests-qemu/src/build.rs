@@ -9,8 +9,7 @@ use crate::command;
 use crate::layout::Layout;
 use crate::progress::Progress;
 
-/// Target of l1hv and of the bare-metal payloads.
-const BARE_TARGET: &str = "x86_64-unknown-none";
+pub use crate::provision::tools::BARE_TARGET;
 
 /// Target of the programs that run on the guests' Linux.
 const LINUX_TARGET: &str = "x86_64-unknown-linux-gnu";

@@ -182,7 +182,8 @@ impl<'a> Suite<'a> {
     /// The image; on several processors other groups run than on one, unless the place names one group.
     fn image(&self, arguments: &str) -> Module {
         let only = self.place.only.as_ref().map_or_else(String::new, |group| format!(" only={group}"));
-        Module::with_args(&self.image, format!("{arguments}{only}"))
+        let memory = if self.place.emulator.reads_ones_beyond_memory() { "" } else { " memory-only" };
+        Module::with_args(&self.image, format!("{arguments}{only}{memory}"))
     }
 
     fn run(&self, name: &str, what: &str, boot: Boot) -> Result<Results> {

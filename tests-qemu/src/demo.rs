@@ -135,10 +135,11 @@ impl Demo<'_> {
             Some(host) => guest.under(host.clone()),
             None => guest.on_bare_machine(),
         };
-        let name = match ept {
-            KvmEpt::On => "demo-ept",
-            KvmEpt::Off => "demo-no-ept",
+        let paging = match ept {
+            KvmEpt::On => "ept",
+            KvmEpt::Off => "no-ept",
         };
+        let name = format!("demo-{}-{paging}", options.cpus);
         // The payload says nothing until it has measured.
         let machine = Machine { timeout: TIMEOUT, silence: TIMEOUT, ..Machine::new(name, emulator, boot) };
         let machine = options.apply(machine);

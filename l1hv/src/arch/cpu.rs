@@ -77,7 +77,7 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     [answer.eax, answer.ebx, answer.ecx, answer.edx]
 }
 
-/// Whether the processor maps 1 GiB pages: CPUID.80000001H:EDX[26].
+/// Whether the processor maps 1 GiB pages: `CPUID.80000001H:EDX[26]`.
 pub fn has_1gib_pages() -> bool {
     __cpuid(0x8000_0001).edx & 1 << 26 != 0
 }

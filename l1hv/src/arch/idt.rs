@@ -1,6 +1,6 @@
 //! The host's exceptions. Interrupts are always off in the host, so only the 32 exception vectors have gates.
 //!
-//! An NMI is a request to the run loop, which passes it on to the guest; a foreseen #GP resumes at its [fixup](super::fixup);
+//! An NMI is a request to the run loop, which passes it on to the guest; a foreseen #GP resumes at its [`super::fixup`];
 //! everything else is a defect of the host and stops the machine with the exception's name and place.
 
 use core::arch::{asm, global_asm};

@@ -84,12 +84,12 @@ pub fn known_fields(vmxon: HostPages, vmcs: HostPages, caps: &VmxCaps) -> FieldS
     unsafe { vmx::known_fields(vmxon.phys(), vmcs.phys(), caps) }
 }
 
-/// CPUID.80000008H:EAX[7:0]: the width of physical addresses.
+/// `CPUID.80000008H:EAX[7:0]`: the width of physical addresses.
 pub fn physical_address_bits() -> u32 {
     __cpuid(0x8000_0008).eax & 0xff
 }
 
-/// The width of linear addresses that the processor supports: 57 with 5-level paging, CPUID.07H:ECX[16].
+/// The width of linear addresses that the processor supports: 57 with 5-level paging, `CPUID.07H:ECX[16]`.
 pub fn linear_address_bits() -> u32 {
     let has_leaf = __cpuid(0).eax >= 7;
     if has_leaf && __cpuid_count(7, 0).ecx >> 16 & 1 != 0 { 57 } else { 48 }

@@ -16,7 +16,7 @@ use crate::provision::Provisioned;
 /// An emulator.
 pub trait Emulator: fmt::Debug + fmt::Display + Sync {
     /// The command that starts `machine`, whose logs and images go below `logs`. It writes the guest's console to
-    /// [`CONSOLE`] and the debug port to [`DEBUG`].
+    /// `console.log` and the debug port to `debug.log`.
     ///
     /// # Errors
     /// When an image cannot be made, or the machine asks for what this emulator does not have.
@@ -41,6 +41,12 @@ pub trait Emulator: fmt::Debug + fmt::Display + Sync {
     /// The hypervisor whose virtual machine it is, which makes the processor what it is.
     fn hypervisor(&self) -> Option<&'static str> {
         None
+    }
+
+    /// Whether the processor takes a VMX structure or operand in no memory for one of ones. KVM stops the virtual machine there ("emulation
+    /// failure").
+    fn reads_ones_beyond_memory(&self) -> bool {
+        self.hypervisor().is_none()
     }
 
     /// Whether a machine takes minutes for what takes others seconds.

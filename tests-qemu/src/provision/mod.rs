@@ -7,7 +7,7 @@ mod apt;
 mod bochs;
 mod packages;
 mod stamp;
-mod tools;
+pub mod tools;
 
 use std::fmt;
 use std::fs::{self, File};

@@ -1,5 +1,6 @@
 //! A second processor, which is none of ours: KVM's nested VMX, in QEMU on a Linux on Bochs.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -15,6 +16,8 @@ const TIMEOUT: Duration = Duration::from_secs(900);
 pub fn tests() -> Vec<Test> {
     vec![
         Test { name: "kvm_as_the_processor_runs_nested_guests", run: nests },
+        Test { name: "the_demo_runs_on_kvm_as_the_processor", run: |_, _| demo(1) },
+        Test { name: "the_demo_runs_on_two_of_kvms_processors", run: |_, _| demo(2) },
         Test { name: "kvm_as_the_processor_looks_under_l1hv_as_it_is", run: looks },
     ]
 }
@@ -27,6 +30,18 @@ fn nests(context: &Context, name: &str) -> Result<()> {
     let finished = context.run(&machine)?;
     finished.must_shut_down()?;
     finished.debug_must_say("minimal: done")
+}
+
+/// Linux with KVM as guest hypervisor, with EPT and without: the payload, and Linux as nested guest.
+fn demo(cpus: u32) -> Result<()> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tests-qemu"));
+    let output = command.args(["demo", "--machine", "qemu-in-bochs", "--cpus", &cpus.to_string()]).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{}:\n{said}", output.status);
+    let greeting = format!("{cpus} cpu");
+    let greetings = said.lines().filter(|line| line.contains("init runs:") && line.ends_with(&greeting)).count();
+    ensure!(greetings == 2, "nested Linux did not say twice \"{greeting}\":\n{said}");
+    Ok(())
 }
 
 /// One row of the matrix: the quick groups of the suite, bare and under l1hv.

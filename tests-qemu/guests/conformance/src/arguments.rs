@@ -51,6 +51,11 @@ pub fn names_a_group(is_one: impl Fn(&str) -> bool) -> bool {
     word("only=").is_some_and(|groups| groups.split(',').any(is_one))
 }
 
+/// Whether the machine's processor stops where a VMX structure or operand lies in no memory: `memory-only`.
+pub fn has_memory_only() -> bool {
+    words().any(|word| word == "memory-only")
+}
+
 /// The number in the word that begins with `name`.
 pub fn value(name: &str) -> Option<u64> {
     word(name)?.parse().ok()

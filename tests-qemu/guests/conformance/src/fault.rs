@@ -1,4 +1,4 @@
-//! Exceptions: an instruction that is expected to fault is [`attempt!`]ed, and what happened is its [`Outcome`].
+//! Exceptions: an instruction that is expected to fault is tried with `attempt!`, and what happened is its [`Outcome`].
 
 use core::arch::asm;
 use core::fmt;

@@ -48,7 +48,7 @@ fn inject(prepare: fn(&mut Vm), info: u32, change: impl FnOnce(&mut Vm)) -> Verd
     })
 }
 
-/// VM-entry instruction length: 1 to 15, and 0 where IA32_VMX_MISC[30] allows.
+/// VM-entry instruction length: 1 to 15, and 0 where `IA32_VMX_MISC[30]` allows.
 fn lengths(suite: &mut Suite) {
     for (kind, vector) in [(4, 0x80), (5, 1), (6, 3), (3, 6)] {
         for length in (0..18).chain([0x8000_0000]) {

@@ -124,7 +124,7 @@ fn changed_by_the_guest(suite: &mut Suite) {
     let _ = wrmsr(LSTAR as u32, 0);
 }
 
-/// Areas of as many entries as IA32_VMX_MISC[27:25] = 0 recommends at most.
+/// Areas of as many entries as `IA32_VMX_MISC[27:25]` = 0 recommends at most.
 fn longest(suite: &mut Suite) {
     const MOST: u32 = 512;
     for count in [MOST - 1, MOST] {
