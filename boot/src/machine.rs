@@ -44,15 +44,17 @@ const UNRESTRICTED_GUEST: u64 = allowed_1(7);
 type Word = fn(&VmxSupport) -> u64;
 
 /// The controls without which the host does not run, beside those that have kinds of their own: word, bit and name.
-const CONTROLS: [(Word, u32, &str); 10] = [
+const CONTROLS: [(Word, u32, &str); 12] = [
     (|vmx| vmx.primary_controls, 27, "the monitor trap flag"),
     (|vmx| vmx.primary_controls, 28, "MSR bitmaps"),
     (|vmx| vmx.exit_controls, 2, "debug controls saved by VM exits"),
+    (|vmx| vmx.exit_controls, 9, "a host in IA-32e mode"),
     (|vmx| vmx.exit_controls, 18, "IA32_PAT saved by VM exits"),
     (|vmx| vmx.exit_controls, 19, "IA32_PAT loaded by VM exits"),
     (|vmx| vmx.exit_controls, 20, "IA32_EFER saved by VM exits"),
     (|vmx| vmx.exit_controls, 21, "IA32_EFER loaded by VM exits"),
     (|vmx| vmx.entry_controls, 2, "debug controls loaded by VM entries"),
+    (|vmx| vmx.entry_controls, 9, "guests in IA-32e mode"),
     (|vmx| vmx.entry_controls, 14, "IA32_PAT loaded by VM entries"),
     (|vmx| vmx.entry_controls, 15, "IA32_EFER loaded by VM entries"),
 ];
@@ -236,7 +238,7 @@ mod tests {
                 ("entry", VmxSupport { entry_controls: without, ..good() }),
             ] {
                 let expected = match (word, control) {
-                    ("primary", 27 | 28) | ("exit", 2 | 18..=21) | ("entry", 2 | 14 | 15) => {
+                    ("primary", 27 | 28) | ("exit", 2 | 9 | 18..=21) | ("entry", 2 | 9 | 14 | 15) => {
                         Err(StopKind::NoVmxFeature)
                     }
                     ("primary", 31) => Err(StopKind::NoEpt),

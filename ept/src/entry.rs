@@ -196,11 +196,6 @@ impl Entry {
         self.0 & Self::IGNORE_PAT != 0
     }
 
-    /// The same entry with the dirty flag clear.
-    pub const fn without_dirty(self) -> Self {
-        Self(self.0 & !Self::DIRTY)
-    }
-
     /// Whether the accessed flag is set.
     pub const fn is_accessed(self) -> bool {
         self.0 & Self::ACCESSED != 0

@@ -298,9 +298,8 @@ fn compose(
     let hpa = Hpa(below.leaf.address()).align_down(below.size) + gpa.offset_in(below.size);
     let rights = above.rights.and(execute.widen(below.leaf.rights(ExecuteControl::UNIFORM)));
     let leaf = Entry::leaf(hpa.align_down(size).0, size, rights, above.memory_type, above.ignore_pat);
-    // PML logs a page when its dirty flag becomes set. A page that is dirty in EPT12 was logged already; one that this access makes dirty
-    // is left clean here, so that the processor, which tries again, sets the flag and logs it.
-    (if above.was_dirty { leaf.with_dirty() } else { leaf }, size)
+    // A page is writable here only if it is dirty in EPT12, so that the processor has no flag to set.
+    (leaf.with_dirty(), size)
 }
 
 /// Gives back all tables below a root; whether there was one.

@@ -35,23 +35,20 @@ pub struct Translation {
     pub memory_type: MemoryType,
     /// The leaf's ignore-PAT bit.
     pub ignore_pat: bool,
-    /// The leaf's dirty flag was set before this access, or there is none.
-    pub was_dirty: bool,
 }
 
 impl Translation {
     /// By a leaf at `level`, below entries that grant `rights` together with it, for an access that sets the dirty flag if it is a write.
     #[inline(always)]
     pub(crate) fn new(leaf: Entry, level: u32, rights: Rights, eptp: Eptp, access: Rights) -> Self {
-        let was_dirty = !eptp.has_flags() || leaf.is_dirty();
+        let is_dirty = !eptp.has_flags() || leaf.is_dirty() || access.contain(Rights::WRITE);
         let size = page_size(level);
         Self {
             page: Gpa(leaf.address()).align_down(size),
             size,
-            rights: if was_dirty || access.contain(Rights::WRITE) { rights } else { rights.without(Rights::WRITE) },
+            rights: if is_dirty { rights } else { rights.without(Rights::WRITE) },
             memory_type: leaf.memory_type(),
             ignore_pat: leaf.ignores_pat(),
-            was_dirty,
         }
     }
 }

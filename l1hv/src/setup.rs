@@ -243,6 +243,7 @@ pub fn build(
         eptp02: ept01,
         ept12: None,
         converts_violations: false,
+        logs_pages: false,
         vpid12: 0,
         short_entry: false,
         short_exit: false,

@@ -83,6 +83,8 @@ pub struct Nested {
     pub ept12: Option<Ept12>,
     /// VMCS12 wants #VE for what EPT12 refuses.
     pub converts_violations: bool,
+    /// VMCS12 has page-modification logging.
+    pub logs_pages: bool,
     /// The VPID12 that its VPID stands for; 0 is none.
     pub vpid12: u16,
     /// The last merge found that entries need no more than `merge::prepare_unchanged` as long as VMCS12 is unchanged.

@@ -356,7 +356,9 @@ mod tests {
                 let answer = view.answer(leaf, subleaf, cr4, processor);
                 let of_cr4 = bits([4, 27]);
                 if leaf != 0 && leaf != EXTENDED {
-                    prop_assert!(answer.iter().all(|register| register & !word & !of_cr4 == 0), "{leaf:x}");
+                    // EAX of leaf 7 is a number.
+                    let words = &answer[usize::from(leaf == 7)..];
+                    prop_assert!(words.iter().all(|register| register & !word & !of_cr4 == 0), "{leaf:x}");
                 }
             }
         }

@@ -218,8 +218,8 @@ vmcs_fields! {
     ENTRY_MSR_LOAD_ADDRESS: W64 Control 5, Always, HostOnly, Rarely;
     /// Executive-VMCS pointer, for SMM only.
     EXECUTIVE_VMCS_POINTER: W64 Control 6, Smm, HostOnly, Rarely;
-    /// PML address.
-    PML_ADDRESS: W64 Control 7, Secondary(S::ENABLE_PML), Translated, Rarely;
+    /// PML address. The host logs.
+    PML_ADDRESS: W64 Control 7, Secondary(S::ENABLE_PML), HostOnly, Rarely;
     /// TSC offset. The guest hypervisor itself has none, so the nested guest has just this one.
     TSC_OFFSET: W64 Control 8, Always, Copy, Rarely;
     /// Virtual-APIC address.

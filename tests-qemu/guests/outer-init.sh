@@ -8,6 +8,8 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mkdir -p /tmp /dev/shm
+# A machine need not fit: it does not touch all its memory.
+echo 1 > /proc/sys/vm/overcommit_memory
 # Bytes pass as they are.
 stty raw -echo 115200 < /dev/ttyS0
 stty raw -echo 115200 < /dev/ttyS1

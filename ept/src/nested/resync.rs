@@ -10,7 +10,7 @@ use crate::entry::Features;
 use crate::map::{Mapping, free_tables, lookup, page_size};
 use crate::table::{ENTRIES, TableMemory, for_each_used, index};
 use crate::walk::{GuestTables, Translation};
-use crate::{Entry, Eptp, ExecuteControl, Gpa, Hpa, NestedGpa, PageSize, Rights};
+use crate::{Entry, Eptp, Gpa, Hpa, NestedGpa, PageSize, Rights};
 
 impl NestedPaging {
     /// INVEPT, single-context: by address bits, whatever the EPTP's flags.
@@ -137,9 +137,6 @@ impl<'a, 'b, T: TableMemory, G: GuestTables> Resync<'a, 'b, T, G> {
             }
             let address = start + (at << (12 + 9 * (level - 1)));
             let leaf = self.source(source, level, at).and_then(|source| self.leaf(source, level, address));
-            // The write that made the page dirty in EPT12 has yet to be tried again, and logged.
-            let unlogged = cached.rights(ExecuteControl::UNIFORM).contain(Rights::WRITE) && !cached.is_dirty();
-            let leaf = if unlogged { leaf.map(Entry::without_dirty) } else { leaf };
             self.context.tables.write(table, at, leaf.unwrap_or(Entry::NOT_PRESENT));
             if cached.is_present() {
                 (self.kept, self.dropped) =

@@ -11,6 +11,7 @@ mod exit;
 mod injection;
 mod msr_bitmap;
 mod onward;
+mod page_log;
 mod paging;
 mod reflect;
 mod shadowing;

@@ -13,6 +13,7 @@ use shadow::fields::*;
 use shadow::hw::VmcsAccess;
 
 use super::injection;
+use super::page_log::Logged;
 use super::reflect::{Reflected, reflect};
 use super::virtualization_exception;
 use crate::arch::vmx::{Invept, invept};
@@ -38,6 +39,7 @@ fn find_eptp02(vcpu: &mut Vcpu) -> Eptp {
     let ept12 =
         vmcs12.has_secondary(Secondary::ENABLE_EPT).then(|| Ept12 { eptp: Eptp(vmcs12.get(EPT_POINTER)), execute });
     vcpu.nested.converts_violations = vmcs12.has_secondary(Secondary::EPT_VIOLATION_VE);
+    vcpu.nested.logs_pages = vmcs12.has_secondary(Secondary::ENABLE_PML);
     vcpu.nested.ept12 = ept12;
     let Some(ept12) = ept12 else { return vcpu.ept01.root() };
     let (eptp02, dropped) = vcpu.nested.paging.activate(&mut vcpu.tables, ept12).unwrap_or_else(|error| stop(error));
@@ -67,7 +69,17 @@ pub fn handle(vcpu: &mut Vcpu) {
         permit(vcpu, ept::Gpa(address.0));
         return repaired(vcpu, qualification);
     };
-    match fill(vcpu, ept12, address, qualification) {
+    let filled = if vcpu.nested.logs_pages {
+        let Some(filled) = fill_and_log(vcpu, ept12, address, qualification) else {
+            // Of the qualification only bit 12 is left: NMI unblocking due to IRET (SDM 28.2.1).
+            let qualification = u64::from(qualification.nmi_unblocking()) << 12;
+            return reflect(vcpu, Reflected { reason: ExitReason::PML_FULL, qualification: Some(qualification) });
+        };
+        filled
+    } else {
+        fill(vcpu, ept12, address, qualification)
+    };
+    match filled {
         Fill::Mapped => repaired(vcpu, qualification),
         Fill::Ept01Forbids(gpa) => {
             permit(vcpu, gpa);
@@ -110,6 +122,21 @@ fn fill(vcpu: &mut Vcpu, ept12: Ept12, address: NestedGpa, qualification: EptVio
         .unwrap_or_else(|error| stop(error));
     flush(dropped);
     fill
+}
+
+/// The same for a VMCS12 with page-modification logging. `None` if the log is full.
+#[inline(never)]
+fn fill_and_log(vcpu: &mut Vcpu, ept12: Ept12, address: NestedGpa, qualification: EptViolation) -> Option<Fill> {
+    let area = ept::Gpa(vcpu.vmx.vmcs12.get(PML_ADDRESS));
+    let mut memory = Logged::new(&vcpu.memory, vcpu.vmcs.vmcs02(), area, address);
+    let mut context = Context { tables: &mut vcpu.tables, guest: &mut memory, ept01: vcpu.ept01.root() };
+    let (fill, dropped) = vcpu
+        .nested
+        .paging
+        .fill(&mut context, ept12, address, qualification, Extent::Table)
+        .unwrap_or_else(|error| stop(error));
+    flush(dropped);
+    (!memory.is_full()).then_some(fill)
 }
 
 /// EPT01 does not permit an access: it lacks the address, or it watches the page for a write.

@@ -244,8 +244,8 @@ control_word! {
         ENCLS_EXITING = 15, Hidden;
         /// RDSEED exiting.
         RDSEED_EXITING = 16, FromGuest;
-        /// Enable PML. ept02's dirty flags follow EPT12's, so that the processor logs what it would log on EPT12.
-        ENABLE_PML = 17, FromGuest;
+        /// Enable PML: off in vmcs02. The host sets EPT12's flags, and logs what it makes dirty.
+        ENABLE_PML = 17, Computed;
         /// EPT-violation #VE. 0 in vmcs02, as a violation of ept02 need not be one of EPT12: the host delivers the exception.
         EPT_VIOLATION_VE = 18, Computed;
         /// Conceal VMX from PT. Hidden: Intel PT is not offered.

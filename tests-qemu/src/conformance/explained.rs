@@ -38,8 +38,21 @@ pub struct Entry {
     pub below: Option<String>,
     /// The bit without which there is no difference: the processor lacks what the entry is about.
     pub needs: Option<ProcessorBit>,
+    /// Words of the results that begin with this may differ, and nothing else.
+    pub word: Option<String>,
     /// Patterns of case names.
     pub cases: Vec<String>,
+}
+
+impl Entry {
+    /// Whether it covers what differs between two results.
+    fn covers(&self, bare: Option<&str>, l1hv: Option<&str>) -> bool {
+        let Some(word) = &self.word else { return true };
+        let rest = |result: Option<&str>| -> Option<Vec<String>> {
+            Some(result?.split(' ').filter(|part| !part.starts_with(word)).map(str::to_owned).collect())
+        };
+        rest(bare) == rest(l1hv)
+    }
 }
 
 /// A bit of what a processor says of itself: of a VMX capability MSR, as in `0x48b[23]`, or of a register after CPUID with subleaf 0, as in
@@ -114,9 +127,9 @@ impl Explained {
         Self { entry: self.entry.iter().filter(counts).cloned().collect() }
     }
 
-    /// The entry and the pattern that explain this case.
-    pub fn of(&self, case: &str) -> Option<(&Entry, &str)> {
-        self.entry.iter().find_map(|entry| {
+    /// The entry and the pattern that explain this case with its results.
+    pub fn of(&self, case: &str, bare: Option<&str>, l1hv: Option<&str>) -> Option<(&Entry, &str)> {
+        self.entry.iter().filter(|entry| entry.covers(bare, l1hv)).find_map(|entry| {
             let pattern = entry.cases.iter().find(|pattern| matches(pattern, case))?;
             Some((entry, pattern.as_str()))
         })
@@ -136,15 +149,26 @@ mod tests {
     fn an_entry_for_an_option_counts_only_with_it() {
         let entry = Entry { only: Some("feature=off".into()), cases: vec!["a/*".into()], ..Entry::default() };
         let list = Explained { entry: vec![entry] };
-        assert!(list.under("log=debug feature=off", 1, None, &[]).of("a/1").is_some());
-        assert!(list.under("feature=offline", 1, None, &[]).of("a/1").is_none());
+        assert!(list.under("log=debug feature=off", 1, None, &[]).of("a/1", None, None).is_some());
+        assert!(list.under("feature=offline", 1, None, &[]).of("a/1", None, None).is_none());
+    }
+
+    #[test]
+    fn an_entry_for_a_word_explains_no_other_difference() {
+        let entry = Entry { word: Some("q=".into()), cases: vec!["a".into()], ..Entry::default() };
+        let list = Explained { entry: vec![entry] };
+        let explains = |bare, l1hv| list.of("a", Some(bare), Some(l1hv)).is_some();
+        assert!(explains("exit=0x31 q=0x81 rip=+0x2", "exit=0x31 rip=+0x2"));
+        assert!(!explains("exit=0x31 q=0x81 rip=+0x2", "exit=0x30 rip=+0x2"));
+        assert!(list.of("a", Some("exit=0x31"), None).is_none());
     }
 
     #[test]
     fn an_entry_counts_on_the_machine_that_it_is_for() {
         let entry = |cpus, case: &str| Entry { cpus, cases: vec![case.into()], ..Entry::default() };
         let list = Explained { entry: vec![entry(None, "one"), entry(Some(4), "four")] };
-        let explains = |cpus| ["one", "four"].map(|case| list.under("", cpus, None, &[]).of(case).is_some());
+        let explains =
+            |cpus| ["one", "four"].map(|case| list.under("", cpus, None, &[]).of(case, None, None).is_some());
         assert_eq!(explains(1), [true, false]);
         assert_eq!(explains(4), [false, true]);
     }
@@ -154,7 +178,9 @@ mod tests {
         let needs = ProcessorBit::try_from("0x48b[33]".to_owned()).unwrap();
         let entry = Entry { needs: Some(needs), cases: vec!["a".into()], ..Entry::default() };
         let list = Explained { entry: vec![entry] };
-        let on = |value: &str| list.under("", 1, None, &[("caps/read-0x48b".into(), value.into())]).of("a").is_some();
+        let on = |value: &str| {
+            list.under("", 1, None, &[("caps/read-0x48b".into(), value.into())]).of("a", None, None).is_some()
+        };
         assert_eq!(["0x200000000", "0x100000000", "#GP(0x0)"].map(on), [true, false, false]);
         let leaf = ProcessorBit::try_from("0x6.edx[1]".to_owned()).unwrap();
         let with = |edx| leaf.is_set(&[("caps/cpuid-0x6-0".into(), format!("eax=0x2 ebx=0x2 ecx=0x2 edx={edx}"))]);

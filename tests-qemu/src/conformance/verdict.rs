@@ -100,7 +100,7 @@ impl Report {
             return;
         }
         let (bare, l1hv) = (bare.cloned(), l1hv.map(str::to_owned));
-        let (verdict, reason) = match explained.of(name) {
+        let (verdict, reason) = match explained.of(name, bare.as_deref(), l1hv.as_deref()) {
             _ if bare == l1hv => (Verdict::Equal, None),
             Some((entry, pattern)) => {
                 used.insert(pattern);

@@ -1,0 +1,71 @@
+//! Page-modification logging of EPT12 (SDM 29.3.6 "Page-Modification Logging").
+//!
+//! The host sets EPT12's accessed and dirty flags, so the host logs. EPT02's writable pages are dirty, and vmcs02 has no PML: the processor
+//! could only log a page after EPT12 says that it is dirty, and whoever drops EPT02 in between would lose the entry.
+
+use ept::walk::GuestTables;
+use ept::{Gpa, NestedGpa, PageSize};
+use shadow::fields::PML_INDEX;
+use shadow::hw::{GuestMemory, VmcsAccess};
+
+use crate::hw::{Ept12Memory, GuestPhysical};
+
+/// Entries of the log.
+const ENTRIES: u16 = 512;
+
+/// EPT12 for one access of a nested guest whose dirty pages are logged.
+pub struct Logged<'a, Vmcs> {
+    memory: &'a GuestPhysical,
+    vmcs02: Vmcs,
+    area: Gpa,
+    address: NestedGpa,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// No flag was to be set yet.
+    Unasked,
+    /// There is room for this access.
+    Room,
+    /// There is none, and no flag is set.
+    Full,
+}
+
+impl<'a, Vmcs: VmcsAccess> Logged<'a, Vmcs> {
+    /// For an access to `address`; the log is at `area`, its index in vmcs02.
+    pub fn new(memory: &'a GuestPhysical, vmcs02: Vmcs, area: Gpa, address: NestedGpa) -> Self {
+        Self { memory, vmcs02, area, address, state: State::Unasked }
+    }
+
+    /// Whether a flag was to be set, and the log is full.
+    pub fn is_full(&self) -> bool {
+        self.state == State::Full
+    }
+
+    fn log(&mut self) {
+        let index = self.vmcs02.read(PML_INDEX);
+        let page = self.address.0 & !(PageSize::Size4K.bytes() - 1);
+        self.memory.write_u64(self.area + u64::from(index) * 8, page);
+        self.vmcs02.write(PML_INDEX, index.wrapping_sub(1));
+    }
+}
+
+impl<Vmcs: VmcsAccess> GuestTables for Logged<'_, Vmcs> {
+    fn read(&self, entry: Gpa) -> u64 {
+        Ept12Memory(self.memory).read(entry)
+    }
+
+    fn set_flags(&mut self, entry: Gpa, seen: u64, flags: u64) -> bool {
+        if self.state == State::Unasked {
+            self.state = if self.vmcs02.read(PML_INDEX) < ENTRIES { State::Room } else { State::Full };
+        }
+        if self.state == State::Full || !Ept12Memory(self.memory).set_flags(entry, seen, flags) {
+            return false;
+        }
+        if !seen & flags & ept::Entry::DIRTY != 0 {
+            self.log();
+        }
+        true
+    }
+}
