@@ -69,16 +69,16 @@ pub fn handle(vcpu: &mut Vcpu) {
         permit(vcpu, ept::Gpa(address.0));
         return repaired(vcpu, qualification);
     };
-    let filled = if vcpu.nested.logs_pages {
-        let Some(filled) = fill_and_log(vcpu, ept12, address, qualification) else {
-            // Of the qualification only bit 12 is left: NMI unblocking due to IRET (SDM 28.2.1).
-            let qualification = u64::from(qualification.nmi_unblocking()) << 12;
-            return reflect(vcpu, Reflected { reason: ExitReason::PML_FULL, qualification: Some(qualification) });
-        };
-        filled
-    } else {
-        fill(vcpu, ept12, address, qualification)
-    };
+    if vcpu.nested.logs_pages {
+        return handle_and_log(vcpu, ept12, address, qualification);
+    }
+    let filled = fill(vcpu, ept12, address, qualification);
+    handle_filled(vcpu, filled, address, qualification);
+}
+
+/// What follows from what became of a violation.
+#[inline(always)]
+fn handle_filled(vcpu: &mut Vcpu, filled: Fill, address: NestedGpa, qualification: EptViolation) {
     match filled {
         Fill::Mapped => repaired(vcpu, qualification),
         Fill::Ept01Forbids(gpa) => {
@@ -112,6 +112,7 @@ pub fn anticipate(vcpu: &mut Vcpu) {
     flush(filled.unwrap_or_else(|error| stop(error)).1);
 }
 
+#[inline(always)]
 fn fill(vcpu: &mut Vcpu, ept12: Ept12, address: NestedGpa, qualification: EptViolation) -> Fill {
     let mut memory = Ept12Memory(&vcpu.memory);
     let mut context = Context { tables: &mut vcpu.tables, guest: &mut memory, ept01: vcpu.ept01.root() };
@@ -124,19 +125,25 @@ fn fill(vcpu: &mut Vcpu, ept12: Ept12, address: NestedGpa, qualification: EptVio
     fill
 }
 
-/// The same for a VMCS12 with page-modification logging. `None` if the log is full.
+/// The same with page-modification logging.
+#[cold]
 #[inline(never)]
-fn fill_and_log(vcpu: &mut Vcpu, ept12: Ept12, address: NestedGpa, qualification: EptViolation) -> Option<Fill> {
+fn handle_and_log(vcpu: &mut Vcpu, ept12: Ept12, address: NestedGpa, qualification: EptViolation) {
     let area = ept::Gpa(vcpu.vmx.vmcs12.get(PML_ADDRESS));
     let mut memory = Logged::new(&vcpu.memory, vcpu.vmcs.vmcs02(), area, address);
     let mut context = Context { tables: &mut vcpu.tables, guest: &mut memory, ept01: vcpu.ept01.root() };
-    let (fill, dropped) = vcpu
+    let (filled, dropped) = vcpu
         .nested
         .paging
         .fill(&mut context, ept12, address, qualification, Extent::Table)
         .unwrap_or_else(|error| stop(error));
     flush(dropped);
-    (!memory.is_full()).then_some(fill)
+    if memory.is_full() {
+        // Of the qualification only bit 12 is left: NMI unblocking due to IRET (SDM 28.2.1).
+        let qualification = u64::from(qualification.nmi_unblocking()) << 12;
+        return reflect(vcpu, Reflected { reason: ExitReason::PML_FULL, qualification: Some(qualification) });
+    }
+    handle_filled(vcpu, filled, address, qualification);
 }
 
 /// EPT01 does not permit an access: it lacks the address, or it watches the page for a write.
