@@ -21,6 +21,9 @@ const NESTED_CPUS: u32 = 2;
 /// Longest run of one machine.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
+/// The same on a machine that is slow, beside others.
+const SLOW_TIMEOUT: Duration = Duration::from_secs(1800);
+
 /// What the demo runs on.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -141,7 +144,8 @@ impl Demo<'_> {
         };
         let name = format!("demo-{}-{paging}", options.cpus);
         // The payload says nothing until it has measured.
-        let machine = Machine { timeout: TIMEOUT, silence: TIMEOUT, ..Machine::new(name, emulator, boot) };
+        let timeout = if emulator.is_slow() { SLOW_TIMEOUT } else { TIMEOUT };
+        let machine = Machine { timeout, silence: timeout, ..Machine::new(name, emulator, boot) };
         let machine = options.apply(machine);
         let step = self.progress.step(format!("machine: {emulator}, guest hypervisor's KVM with {ept}"));
         step.detail("firmware and boot loader");
