@@ -34,6 +34,15 @@ pub struct Context {
     pub l1hv: PathBuf,
 }
 
+/// Runs the demo on a machine with so many processors; what it says of its progress.
+pub fn demo(machine: &str, cpus: u32) -> Result<String> {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tests-qemu"));
+    let output = command.args(["demo", "--machine", machine, "--cpus", &cpus.to_string()]).output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success(), "{}:\n{said}", output.status);
+    Ok(said)
+}
+
 impl Context {
     /// The one context of this process; the first caller makes it.
     pub fn shared() -> Result<&'static Self, Failed> {

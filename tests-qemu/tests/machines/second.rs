@@ -1,6 +1,5 @@
 //! A second processor, which is none of ours: KVM's nested VMX, in QEMU on a Linux on Bochs.
 
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -8,7 +7,7 @@ use tests_qemu::conformance::matrix;
 use tests_qemu::machine::{Boot, Machine, Module, QEMU_IN_BOCHS};
 use tests_qemu::progress::Progress;
 
-use crate::context::{Context, Test};
+use crate::context::{self, Context, Test};
 
 /// Limit on one machine: each exit of a nested guest is dozens of the emulator's.
 const TIMEOUT: Duration = Duration::from_secs(900);
@@ -34,10 +33,7 @@ fn nests(context: &Context, name: &str) -> Result<()> {
 
 /// Linux with KVM as guest hypervisor, with EPT and without: the payload, and Linux as nested guest.
 fn demo(cpus: u32) -> Result<()> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tests-qemu"));
-    let output = command.args(["demo", "--machine", "qemu-in-bochs", "--cpus", &cpus.to_string()]).output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{}:\n{said}", output.status);
+    let said = context::demo("qemu-in-bochs", cpus)?;
     let greeting = format!("{cpus} cpu");
     let greetings = said.lines().filter(|line| line.contains("init runs:") && line.ends_with(&greeting)).count();
     ensure!(greetings == 2, "nested Linux did not say twice \"{greeting}\":\n{said}");

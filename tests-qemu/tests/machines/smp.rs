@@ -1,6 +1,5 @@
 //! Several processors: guest hypervisors and nested guests use them all, lose and get them, keep time, and reset the machine.
 
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -9,7 +8,7 @@ use tests_qemu::machine::{DEFAULT_IPS, Machine, TripleFault};
 use tests_qemu::parallel::{Clock, Level, Parallel};
 use tests_qemu::transcript::GuestResult;
 
-use crate::context::{Context, Finished, Test};
+use crate::context::{self, Context, Finished, Test};
 
 /// Processors of the machine.
 const CPUS: u32 = 4;
@@ -49,10 +48,7 @@ fn run(context: &Context, name: &str, plan: &Plan<'_>) -> Result<Finished> {
 }
 
 fn demo(_: &Context, _: &str) -> Result<()> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tests-qemu"));
-    let output = command.args(["demo", "--machine", "bochs", "--cpus", &CPUS.to_string()]).output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{}:\n{said}", output.status);
+    let said = context::demo("bochs", CPUS)?;
     // With EPT and without.
     for level in ["guest hypervisor    4 processors: sum ", "nested guest        2 processors: sum "] {
         ensure!(said.matches(level).count() == 2, "not twice: {level}\n{said}");
