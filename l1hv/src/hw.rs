@@ -1,12 +1,156 @@
 //! The seams of `shadow` and `ept`, on the real machine.
 
-use ept::walk::GuestTables;
-use ept::{Gpa, Hpa, PageSize};
-use shadow::hw::GuestMemory;
+use core::fmt;
 
+use boot::cmdline::TripleFault;
+use boot::stop::StopKind;
+use ept::map::OutOfTables;
+use ept::{Eptp, Gpa, Hpa, PageSize};
+use shadow::cpuid::CpuidView;
+use shadow::exit::ExitReason;
+use shadow::hw::GuestMemory;
+use shadow::nested::{self, Invept, Invvpid, Machine, Protection, Stop, WatchedMemory};
+use shadow::permission::Access;
+use shadow::watch::{MergedAs, WatchedPages, Watches};
+
+use crate::arch::enter::GuestRegisters;
+use crate::arch::vmx::{self, Vmcss};
+use crate::arch::{apic, cpu, msr, on_behalf};
 use crate::ept01::Ept01;
+use crate::log::warn_of_repeatable;
 use crate::mem::{GuestRam, HostRegion, PAGE_BYTES};
-use crate::watch::{self, WatchedPages, Watches};
+use crate::processor::{self, Processor};
+use crate::shadow_fields::ShadowFields;
+use crate::stop::{StopReason, stop, stop_internal};
+use crate::tables::TablePool;
+
+/// A logical processor of the guest hypervisor's, on a real one.
+pub type Vcpu = nested::Vcpu<Hardware>;
+
+/// The real processor, and what of the host a virtual cpu refers to.
+#[derive(Debug)]
+pub struct Hardware {
+    /// EPT01.
+    pub ept01: &'static Ept01,
+    /// What this processor shows the others, counters included.
+    pub processor: &'static Processor,
+    /// What CPUID tells the guest hypervisor.
+    pub cpuid: &'static CpuidView,
+    /// The fields that the guest hypervisor accesses without an exit.
+    pub shadow_fields: &'static ShadowFields,
+    /// Whether a guest may have the counters printed: the option `stats`.
+    pub prints_stats: bool,
+    /// What a triple fault does: the option `triple-fault`.
+    pub on_triple_fault: TripleFault,
+    /// Whether VMCALL may be a hypercall: the option `hypercalls`.
+    pub takes_hypercalls: bool,
+}
+
+impl Machine for Hardware {
+    type Registers = GuestRegisters;
+    type Vmcss = Vmcss;
+    type Memory = GuestPhysical;
+    type Tables = TablePool;
+
+    #[inline]
+    fn invept(&self, what: Invept) {
+        vmx::invept(what);
+    }
+
+    #[inline]
+    fn invvpid(&self, what: Invvpid) {
+        vmx::invvpid(what);
+    }
+
+    fn read_msr(&self, number: u32) -> Option<u64> {
+        msr::try_read(number)
+    }
+
+    fn write_msr(&self, number: u32, value: u64) -> Option<()> {
+        on_behalf::wrmsr(number, value).ok()
+    }
+
+    fn pkru(&self) -> u32 {
+        cpu::pkru()
+    }
+
+    fn set_cr2(&self, address: u64) {
+        on_behalf::set_cr2(address);
+    }
+
+    #[inline]
+    fn ept01(&self) -> Eptp {
+        self.ept01.root()
+    }
+
+    fn map_beyond(&self, tables: &mut TablePool, address: Gpa) -> Result<bool, OutOfTables> {
+        self.ept01.writer().map_beyond(tables, address)
+    }
+
+    fn protect(&self, tables: &mut TablePool, watches: &Watches, page: Gpa, wanted: bool) -> (usize, Protection) {
+        let writer = self.ept01.writer();
+        let was_protected = self.ept01.is_protected(page);
+        let (slot, loser) = watches.assign(page);
+        if let Some(loser) = loser
+            && !processor::is_watched(loser)
+        {
+            writer.permit_writes(loser);
+        }
+        let protection = if !wanted {
+            Protection::Impossible
+        } else if was_protected {
+            // What protected it first has asked for a flush already.
+            Protection::Already(processor::last_flush())
+        } else if writer.protect(tables, page).is_ok() {
+            Protection::New(self.processor.request_flush_of_others())
+        } else {
+            Protection::Impossible
+        };
+        (slot, protection)
+    }
+
+    fn all_have_flushed(&self, flush: u64) -> bool {
+        processor::all_have_flushed(flush)
+    }
+
+    fn note_flush(&self, flush: u64) {
+        self.processor.note_flush(flush);
+    }
+
+    fn take_kick(&self) -> bool {
+        self.processor.take_kick()
+    }
+
+    fn send_init_to_self(&self) -> bool {
+        apic::send_init_to_self()
+    }
+
+    #[inline]
+    fn count_reflected(&self, reason: ExitReason) {
+        self.processor.stats.reflect(reason);
+    }
+
+    fn count_field_access(&self, encoding: u64, access: Access) {
+        self.shadow_fields.count(encoding, access);
+    }
+
+    fn warn(&self, line: fmt::Arguments<'_>) {
+        warn_of_repeatable(line);
+    }
+
+    fn stop(&self, why: Stop<'_>) -> ! {
+        match why {
+            Stop::VmxAbort(reason) => {
+                let number = reason as u32;
+                let message = format_args!("VMX abort {number} ({reason:?}): the guest hypervisor's VMCS is at fault");
+                stop(StopReason::new(StopKind::VmxAbort, message))
+            }
+            Stop::NoTables(purpose) => {
+                stop_internal!("no table is left {purpose}: raise ept-tables=COUNT or host-memory=MIB")
+            }
+        }
+    }
+}
 
 /// The guest hypervisor's physical memory. EPT01 is an identity map with a hole, and behind the hole is one scratch page.
 #[derive(Debug)]
@@ -15,10 +159,8 @@ pub struct GuestPhysical {
     hole: HostRegion,
     scratch: Hpa,
     ept01: &'static Ept01,
-    /// Pages that the host has merged as MSR bitmaps.
-    pub watches: Watches,
-    /// Those that it has merged as VMREAD bitmaps, and as VMWRITE bitmaps.
-    pub field_watches: [Watches; 2],
+    /// Pages that the host has merged, by [`MergedAs`].
+    watches: [Watches; MergedAs::COUNT],
 }
 
 impl GuestPhysical {
@@ -29,25 +171,34 @@ impl GuestPhysical {
         hole: HostRegion,
         scratch: Hpa,
         ept01: &'static Ept01,
-        [msr, vmread, vmwrite]: &'static [WatchedPages; WatchedPages::KINDS],
+        [msr, vmread, vmwrite]: &'static [WatchedPages; MergedAs::COUNT],
     ) -> Self {
-        let field_watches = [Watches::new(vmread), Watches::new(vmwrite)];
-        Self { ram, hole, scratch, ept01, watches: Watches::new(msr), field_watches }
+        let watches = [Watches::new(msr), Watches::new(vmread), Watches::new(vmwrite)];
+        Self { ram, hole, scratch, ept01, watches }
+    }
+}
+
+impl WatchedMemory for GuestPhysical {
+    #[inline(always)]
+    fn watches(&self, kind: MergedAs) -> &Watches {
+        &self.watches[kind as usize]
     }
 
-    /// Lets everybody write to the page of an address again: somebody is about to. Nothing happens if it is not watched.
-    pub fn unwatch(&self, address: Gpa) {
+    fn unwatch(&self, address: Gpa) {
         if self.ept01.is_protected(address) {
             let page = address.align_down(PageSize::Size4K);
             let writer = self.ept01.writer();
-            watch::strike(page);
+            processor::strike(page);
             writer.permit_writes(page);
         }
     }
 
-    /// Whether an address is the host's.
-    pub fn is_host(&self, address: Gpa) -> bool {
+    fn is_host(&self, address: Gpa) -> bool {
         self.hole.range().contains(&Hpa(address.0))
+    }
+
+    fn compare_exchange_u64(&self, at: Gpa, seen: u64, new: u64) -> bool {
+        self.ram.compare_exchange_u64(Hpa(at.0), seen, new)
     }
 }
 
@@ -76,31 +227,5 @@ impl GuestMemory for GuestPhysical {
         let mut bytes = [0; 8];
         self.ram.read(Hpa(from.0), &mut bytes);
         u64::from_le_bytes(bytes)
-    }
-}
-
-/// EPT12, read through EPT01.
-pub struct Ept12Memory<'a>(pub &'a GuestPhysical);
-
-impl GuestTables for Ept12Memory<'_> {
-    fn read(&self, entry: Gpa) -> u64 {
-        self.0.read_u64(entry)
-    }
-
-    fn set_flags(&mut self, entry: Gpa, seen: u64, flags: u64) -> bool {
-        self.0.ram.compare_exchange_u64(Hpa(entry.0), seen, seen | flags)
-    }
-}
-
-/// EPT12 for a walk that no access of the nested guest has asked for: it finds no entry whose flags are still to be set.
-pub struct Ept12Unflagged<'a>(pub Ept12Memory<'a>);
-
-impl GuestTables for Ept12Unflagged<'_> {
-    fn read(&self, entry: Gpa) -> u64 {
-        self.0.read(entry)
-    }
-
-    fn set_flags(&mut self, _: Gpa, _: u64, _: u64) -> bool {
-        false
     }
 }

@@ -21,7 +21,6 @@ mod exit;
 mod hw;
 mod log;
 mod mem;
-mod nested;
 mod panic;
 mod processor;
 mod run;
@@ -31,9 +30,7 @@ mod startup;
 mod stats;
 mod stop;
 mod tables;
-mod vcpu;
 mod vmcs_setup;
-mod watch;
 
 /// The boot code calls this in long mode with what the loader left in EAX and EBX.
 #[allow(unsafe_code, reason = "the assembly names it")]

@@ -1,11 +1,11 @@
 //! What a processor shows the others, and how it gets their attention.
 //!
-//! Everything else belongs to one processor alone ([`crate::vcpu::Vcpu`]), so that the way of a nested exit takes no lock. What has to be
+//! Everything else belongs to one processor alone ([`crate::hw::Vcpu`]), so that the way of a nested exit takes no lock. What has to be
 //! told another processor is a bit among its requests, which it looks at before each VM entry. If it may be running a guest, an INIT makes
 //! it exit: that is an exit in every guest, and waits while the host runs.
 //!
 //! DEVIATION: an INIT of the guest hypervisor's that arrives in the same instant as the host's own is taken for that and lost. The host
-//! sends one only when it has just begun to watch a page ([`crate::watch`]).
+//! sends one only when it has just begun to watch a page ([`shadow::watch`]).
 
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
 
@@ -15,7 +15,8 @@ use spin::Once;
 use crate::arch::apic::{self, Ipi};
 use crate::arch::cpu;
 use crate::stats::Stats;
-use crate::watch::WatchedPages;
+use ept::Gpa;
+use shadow::watch::{MergedAs, WatchedPages};
 
 bitflags! {
     /// What a processor is asked to do before its next VM entry.
@@ -46,7 +47,7 @@ pub struct Processor {
     /// The last flush of all processors that it has taken part in.
     flushed: AtomicU64,
     /// Pages that it has merged, by what they were merged as.
-    pub watched: [WatchedPages; WatchedPages::KINDS],
+    pub watched: [WatchedPages; MergedAs::COUNT],
     /// Counters.
     pub stats: Stats,
 }
@@ -77,7 +78,7 @@ impl Processor {
             is_kicked: AtomicBool::new(false),
             waits_for_sipi: AtomicBool::new(true),
             flushed: AtomicU64::new(0),
-            watched: [const { WatchedPages::new() }; WatchedPages::KINDS],
+            watched: [const { WatchedPages::new() }; MergedAs::COUNT],
             stats: Stats::new(),
         }
     }
@@ -173,4 +174,14 @@ pub fn last_flush() -> u64 {
 /// Whether no processor uses anything older than flush `number`.
 pub fn all_have_flushed(number: u64) -> bool {
     all().iter().all(|processor| processor.has_flushed(number))
+}
+
+/// Whether any processor watches a page.
+pub fn is_watched(page: Gpa) -> bool {
+    all().iter().flat_map(|processor| &processor.watched).any(|watched| watched.contains(page))
+}
+
+/// Strikes a page out of the lists of all processors.
+pub fn strike(page: Gpa) {
+    all().iter().flat_map(|processor| &processor.watched).for_each(|watched| watched.strike(page));
 }

@@ -6,14 +6,14 @@ use shadow::exit::{ExitReason, InterruptionInfo};
 use shadow::fields::*;
 use shadow::host_load::VmxAbort;
 use shadow::hw::VmcsAccess;
+use shadow::nested::{self, Action, Running, VmcsPair, quick_access};
 use shadow::outcome::Fault;
 
 use crate::arch::cpu;
 use crate::arch::on_behalf::{NotEntered, run_guest, set_cr2};
-use crate::exit::{self, Action, short};
-use crate::nested;
+use crate::exit;
+use crate::hw::Vcpu;
 use crate::processor::{self, Requests};
-use crate::vcpu::{Level, Vcpu};
 
 /// Runs a processor's guest, for ever.
 pub fn run(vcpu: &mut Vcpu) -> ! {
@@ -25,10 +25,7 @@ pub fn run(vcpu: &mut Vcpu) -> ! {
 /// One entry and what its exit asks for.
 #[inline]
 fn step(vcpu: &mut Vcpu) {
-    match vcpu.level {
-        Level::GuestHypervisor => step_guest_hypervisor(vcpu),
-        Level::Nested => step_nested_guest(vcpu),
-    }
+    if vcpu.running.is_nested() { step_nested_guest(vcpu) } else { step_guest_hypervisor(vcpu) }
 }
 
 #[inline(always)]
@@ -40,16 +37,16 @@ fn step_guest_hypervisor(vcpu: &mut Vcpu) {
     }
     vcpu.vmcs.note_entry_of_vmcs01();
     let reason = ExitReason(vcpu.vmcs.current().read(EXIT_REASON));
-    vcpu.processor.stats.exit(Level::GuestHypervisor, reason);
+    vcpu.machine.processor.stats.guest_hypervisor_exit(reason);
     if reason == ExitReason::VMRESUME && nested::resume(vcpu) {
         return;
     }
-    if vcpu.nested.loading_host_msrs {
+    if vcpu.running == Running::GuestHypervisorLoadingMsrs {
         end_of_host_msr_load(vcpu, reason);
     }
     let is_done = match reason {
-        ExitReason::VMREAD => short::vmread(vcpu),
-        ExitReason::VMWRITE => short::vmwrite(vcpu),
+        ExitReason::VMREAD => quick_access::vmread(vcpu),
+        ExitReason::VMWRITE => quick_access::vmwrite(vcpu),
         _ => false,
     };
     if is_done {
@@ -69,7 +66,7 @@ fn step_nested_guest(vcpu: &mut Vcpu) {
         return not_entered(vcpu, why);
     }
     let reason = ExitReason(vcpu.vmcs.current().read(EXIT_REASON));
-    vcpu.processor.stats.exit(Level::Nested, reason);
+    vcpu.machine.processor.stats.nested_exit(reason);
     nested::handle(vcpu, reason);
 }
 
@@ -78,7 +75,7 @@ fn inject(vcpu: &mut Vcpu, fault: Fault) {
     if let Fault::Page { address, .. } = fault {
         set_cr2(address);
     }
-    inject_fault(&mut vcpu.vmcs.vmcs01(), fault);
+    inject_fault(vcpu.vmcs.vmcs01(), fault);
 }
 
 #[cold]
@@ -88,7 +85,7 @@ fn not_entered(vcpu: &mut Vcpu, why: NotEntered) {
 
 /// Does what the processor was asked for.
 fn attend(vcpu: &mut Vcpu) {
-    let requests = vcpu.processor.take_requests();
+    let requests = vcpu.machine.processor.take_requests();
     if requests.contains(Requests::STOP) {
         cpu::halt_forever();
     }
@@ -102,28 +99,28 @@ fn attend(vcpu: &mut Vcpu) {
 
 /// An NMI came while the host ran: it goes to whoever would have got it.
 fn pass_on_nmi(vcpu: &mut Vcpu) {
-    match vcpu.level {
+    match vcpu.running {
+        Running::Entering | Running::NestedGuest => nested::nmi(vcpu),
         // The wait-for-SIPI state blocks it, and VM entry refuses it there.
-        Level::GuestHypervisor if vcpu.processor.waits_for_sipi() => (),
-        Level::GuestHypervisor => {
-            let mut vmcs01 = vcpu.vmcs.vmcs01();
+        _ if vcpu.machine.processor.waits_for_sipi() => (),
+        _ => {
+            let vmcs01 = vcpu.vmcs.vmcs01();
             let injecting = InterruptionInfo(vmcs01.read(ENTRY_INTERRUPTION_INFO)).is_valid();
             let blocked = vmcs01.read(GUEST_INTERRUPTIBILITY) & (BLOCKING_BY_NMI | BLOCKING_BY_MOV_SS) != 0;
             if injecting || blocked {
                 // It is tried again after what is in its way: the injected event, or an instruction.
-                trap_next(&mut vmcs01, |controls| controls | Primary::MONITOR_TRAP_FLAG);
+                trap_next(vmcs01, |controls| controls | Primary::MONITOR_TRAP_FLAG);
             } else {
                 vmcs01.write(ENTRY_INTERRUPTION_INFO, NMI_INTERRUPTION.0);
             }
         }
-        Level::Nested => nested::nmi(vcpu),
     }
 }
 
 /// The exit that a postponed NMI asked for.
 pub fn retry_nmi(vcpu: &mut Vcpu) -> Action {
-    trap_next(&mut vcpu.vmcs.vmcs01(), |controls| controls - Primary::MONITOR_TRAP_FLAG);
-    vcpu.processor.request(Requests::NMI);
+    trap_next(vcpu.vmcs.vmcs01(), |controls| controls - Primary::MONITOR_TRAP_FLAG);
+    vcpu.machine.processor.request(Requests::NMI);
     Action::Resume
 }
 
@@ -134,20 +131,18 @@ fn trap_next(vmcs01: &mut impl VmcsAccess, change: impl FnOnce(Primary) -> Prima
 
 #[cold]
 fn handle_vmfail(vcpu: &mut Vcpu) {
-    match vcpu.level {
-        Level::Nested => nested::handle_failed_entry(vcpu),
-        Level::GuestHypervisor => {
-            let error = vcpu.vmcs.vmcs01().read(VM_INSTRUCTION_ERROR);
-            let fault = exit::refused(vcpu, format_args!("VM-instruction error {error}"));
-            inject(vcpu, fault);
-        }
+    if vcpu.running.is_nested() {
+        return nested::handle_failed_entry(vcpu);
     }
+    let error = vcpu.vmcs.vmcs01().read(VM_INSTRUCTION_ERROR);
+    let fault = exit::refused(vcpu, format_args!("VM-instruction error {error}"));
+    inject(vcpu, fault);
 }
 
 /// vmcs01's entry has loaded the MSRs of VMCS12's VM-exit MSR-load area, or could not.
 #[cold]
 fn end_of_host_msr_load(vcpu: &mut Vcpu, reason: ExitReason) {
-    vcpu.nested.loading_host_msrs = false;
+    vcpu.leave_to_hypervisor();
     if reason == ExitReason::ENTRY_FAILURE_MSR_LOADING.of_failed_entry() {
         nested::abort(vcpu, VmxAbort::LoadingHostMsrs);
     }

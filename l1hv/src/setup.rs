@@ -16,28 +16,31 @@ use shadow::index::FieldTable;
 use shadow::insn::VmxOperation;
 use shadow::merge::{MSR_AREA_ENTRIES, MsrEntry};
 use shadow::msr::{BITMAP_BYTES, HOST_INTERCEPTS, intercept_writes};
+use shadow::nested::control_registers::masks;
+use shadow::nested::write_traps::kept_at_first;
+use shadow::nested::{
+    MergedBitmap, MsrArea, MsrAreas, Nested, NestedEpt, NestedShadowing, Running, Shortcut, VmcsPair,
+};
 use shadow::passing;
 use shadow::permission::Permissions;
 use shadow::sync::SyncSets;
+use shadow::watch::SLOTS;
 use shadow::{FieldId, FieldSet, VmxCaps};
 
 use crate::arch::enter::GuestRegisters;
 use crate::arch::gdt::HostSegments;
-use crate::arch::vmx::VmcsPair;
+use crate::arch::vmx::Vmcss;
 use crate::arch::{cpu, msr, on_behalf};
 use crate::boot_flow::{HostSetup, stop_host_memory};
 use crate::ept01::Ept01;
-use crate::exit::{WAIT_FOR_SIPI, control_register_masks, wait_for_start};
-use crate::hw::GuestPhysical;
+use crate::exit::{WAIT_FOR_SIPI, wait_for_start};
+use crate::hw::{GuestPhysical, Hardware, Vcpu};
 use crate::mem::{GuestRam, HostPages, HostRegion, PAGE_BYTES, PhysAllocator};
-use crate::nested::Onward;
 use crate::processor::Processor;
 use crate::shadow_fields::{AccessCounters, Profile, ShadowFields};
 use crate::stop::{StopReason, stop};
 use crate::tables::{TableArea, TablePool};
-use crate::vcpu::{Level, MergedBitmap, MsrArea, Nested, Vcpu};
 use crate::vmcs_setup;
-use crate::watch::SLOTS;
 
 /// What all virtual cpus have in common.
 #[derive(Debug)]
@@ -167,13 +170,13 @@ struct PartPages {
     entry_load: HostPages,
     exit_store: HostPages,
     exit_load: HostPages,
-    onward: Option<OnwardPages>,
+    shadowing: Option<ShadowingPages>,
 }
 
 #[derive(Debug)]
-struct OnwardPages {
+struct ShadowingPages {
     value: HostPages,
-    linked: HostPages,
+    shadow02: HostPages,
     hidden: HostPages,
     bitmaps: [[HostPages; SLOTS]; 2],
 }
@@ -194,9 +197,9 @@ impl PartPages {
             entry_load: take(AREA_PAGES),
             exit_store: take(AREA_PAGES),
             exit_load: take(AREA_PAGES),
-            onward: offers_shadowing.then(|| OnwardPages {
-                value: take((size_of::<Onward>() as u64).div_ceil(PAGE_BYTES)),
-                linked: take(1),
+            shadowing: offers_shadowing.then(|| ShadowingPages {
+                value: take((size_of::<NestedShadowing>() as u64).div_ceil(PAGE_BYTES)),
+                shadow02: take(1),
                 hidden: take(1),
                 bitmaps: [bitmaps(&mut take), bitmaps(&mut take)],
             }),
@@ -235,48 +238,48 @@ pub fn build(
 ) -> &'static mut Vcpu {
     let Blueprint { caps, offered, shadow_fields, .. } = blueprint;
     let Parts { pages, tables } = parts;
-    let PartPages { vmxon, vmcs01, vmcs02, onward, .. } = pages;
+    let PartPages { vmxon, vmcs01, vmcs02, shadowing, .. } = pages;
     let revision = caps.basic as u32 & 0x7fff_ffff;
     let mut vmcs = on_behalf::start_vmx(vmxon, vmcs01, vmcs02, revision, caps);
     let ept01 = blueprint.ept01.root();
     let nested = Nested {
-        eptp02: ept01,
-        ept12: None,
-        converts_violations: false,
-        logs_pages: false,
-        vpid12: 0,
-        short_entry: false,
-        short_exit: false,
+        shortcut: Shortcut::default(),
         host_image: HostImage::default(),
-        kept: Vcpu::kept_at_first(caps),
-        host_mode: HostMode::Legacy,
-        operand_mask: u64::MAX,
-        violation: None,
+        kept: kept_at_first(caps),
         displaced: None,
-        entering: false,
-        entry_load_count: 0,
-        loading_host_msrs: false,
-        loading_registers: false,
-        displaced_registers: passing::Values::new(),
-        exit_store_count: 0,
-        paging: NestedPaging::new(nested_features(caps, offered)),
+        ept: NestedEpt {
+            eptp02: ept01,
+            ept12: None,
+            converts_violations: false,
+            logs_pages: false,
+            violation: None,
+            cache: NestedPaging::new(nested_features(caps, offered)),
+        },
+        vpid12: 0,
         msr_bitmaps: pages.msr_bitmaps.map(merged_bitmap),
         msr_bitmap_slot: 0,
-        onward: onward.map(|pages| build_onward(pages, &mut vmcs, shadow_fields.table)),
-        entry_load: msr_area(pages.entry_load),
-        exit_store: msr_area(pages.exit_store),
-        exit_load: msr_area(pages.exit_load),
+        areas: MsrAreas {
+            entry_load: msr_area(pages.entry_load),
+            entry_load_count: 0,
+            exit_store: msr_area(pages.exit_store),
+            exit_store_count: 0,
+            host_load: msr_area(pages.exit_load),
+        },
+        shadowing: shadowing.map(|pages| build_shadowing(pages, &mut vmcs, shadow_fields.table)),
+        displaced_registers: passing::Values::new(),
+        loading_registers: false,
     };
     let vcpu = pages.vcpu.into_value(Vcpu {
         registers: GuestRegisters::new(),
         vmcs,
-        level: Level::GuestHypervisor,
+        running: Running::GuestHypervisor,
         offered_fields: offered.fields(),
-        cpuid: &blueprint.cpuid,
+        live_fields: shadow_fields.live,
+        field_table: shadow_fields.table,
+        quick_table: shadow_fields.quick_table,
         sync_sets: SyncSets::new(offered, &shadow_fields.live),
-        shadow_fields,
-        short_table: shadow_fields.short_table,
         vmx: VmxOperation::new(offered),
+        mode: HostMode::Legacy,
         nested,
         memory: GuestPhysical::new(
             blueprint.guest_ram.clone(),
@@ -286,22 +289,26 @@ pub fn build(
             &processor.watched,
         ),
         tables,
-        ept01: &blueprint.ept01,
         msr_bitmaps01: blueprint.msr_bitmaps01,
         undo: None,
         init_blocked: false,
-        processor,
-        prints_stats: blueprint.prints_stats,
-        on_triple_fault: blueprint.on_triple_fault,
-        takes_hypercalls: blueprint.takes_hypercalls,
         caps: caps.clone(),
         offered: offered.clone(),
+        machine: Hardware {
+            ept01: &blueprint.ept01,
+            processor,
+            cpuid: &blueprint.cpuid,
+            shadow_fields,
+            prints_stats: blueprint.prints_stats,
+            on_triple_fault: blueprint.on_triple_fault,
+            takes_hypercalls: blueprint.takes_hypercalls,
+        },
     });
     initialize_vmcss(vcpu, blueprint, segments);
-    let masks = control_register_masks(vcpu);
+    let masks = masks(vcpu);
     match beginning {
         Beginning::Entry(entry) => {
-            vmcs_setup::guest_state01(&mut vcpu.vmcs.vmcs01(), &mut vcpu.registers, entry, masks);
+            vmcs_setup::guest_state01(vcpu.vmcs.vmcs01(), &mut vcpu.registers, entry, masks);
             processor.set_waits_for_sipi(false);
         }
         Beginning::WaitForSipi => wait_for_start(vcpu),
@@ -310,19 +317,19 @@ pub fn build(
 }
 
 fn initialize_vmcss(vcpu: &mut Vcpu, blueprint: &Blueprint, segments: &HostSegments) {
-    let masks = control_register_masks(vcpu);
+    let masks = masks(vcpu);
     let ept01 = blueprint.ept01.root();
-    let mut vmcs02 = vcpu.vmcs.vmcs02();
-    vmcs_setup::host_state(&mut vmcs02, segments, &vcpu.registers);
-    let (load, store) = (vcpu.nested.entry_load.address, vcpu.nested.exit_store.address);
+    let vmcs02 = vcpu.vmcs.vmcs02();
+    vmcs_setup::host_state(vmcs02, segments, &vcpu.registers);
+    let (load, store) = (vcpu.nested.areas.entry_load.address, vcpu.nested.areas.exit_store.address);
     let bitmap = vcpu.nested.msr_bitmaps[0].address;
-    vmcs_setup::constants02(&mut vmcs02, &vcpu.caps, ept01, bitmap, load, store);
-    let mut vmcs01 = vcpu.vmcs.vmcs01();
-    vmcs_setup::host_state(&mut vmcs01, segments, &vcpu.registers);
-    vmcs_setup::controls01(&mut vmcs01, &vcpu.caps, ept01, blueprint.msr_bitmaps01[0]);
-    vmcs_setup::bitmaps01(&mut vmcs01, &vcpu.caps, blueprint.field_bitmaps);
-    vmcs_setup::load_area01(&mut vmcs01, vcpu.nested.exit_load.address);
-    vmcs_setup::power_up01(&mut vmcs01, masks);
+    vmcs_setup::constants02(vmcs02, &vcpu.caps, ept01, bitmap, load, store);
+    let vmcs01 = vcpu.vmcs.vmcs01();
+    vmcs_setup::host_state(vmcs01, segments, &vcpu.registers);
+    vmcs_setup::controls01(vmcs01, &vcpu.caps, ept01, blueprint.msr_bitmaps01[0]);
+    vmcs_setup::bitmaps01(vmcs01, &vcpu.caps, blueprint.field_bitmaps);
+    vmcs_setup::load_area01(vmcs01, vcpu.nested.areas.host_load.address);
+    vmcs_setup::power_up01(vmcs01, masks);
 }
 
 /// What the guest hypervisor may access without an exit, and where the vmcs01s' VMREAD and VMWRITE bitmaps are. Reflecting an exit that
@@ -379,13 +386,14 @@ fn stop_without_field(id: FieldId) -> ! {
     stop(StopReason::new(StopKind::NoVmxFeature, message))
 }
 
-/// VMCS shadowing offered onward.
-fn build_onward(pages: OnwardPages, vmcs: &mut VmcsPair, offered: &FieldTable) -> &'static mut Onward {
-    let link02 = vmcs.add_linked(pages.linked);
+/// VMCS shadowing for hypervisors that are nested guests.
+fn build_shadowing(pages: ShadowingPages, vmcs: &mut Vmcss, offered: &FieldTable) -> &'static mut NestedShadowing {
+    let shadow02 = vmcs.add_shadow02(pages.shadow02);
     let hidden = pages.hidden.into_bytes();
-    Onward::fill_hidden(&vmcs.vmcs01(), offered, hidden);
+    let vmcs01 = vmcs.vmcs01();
+    NestedShadowing::fill_hidden(|encoding| vmcs01.has_encoding(encoding), offered, hidden);
     let bitmaps = pages.bitmaps.map(|bitmaps| bitmaps.map(merged_bitmap));
-    pages.value.into_value(Onward::new(link02, hidden, bitmaps))
+    pages.value.into_value(NestedShadowing::new(shadow02, hidden, bitmaps))
 }
 
 fn msr_area(pages: HostPages) -> MsrArea {

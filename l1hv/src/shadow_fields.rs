@@ -51,8 +51,8 @@ pub struct ShadowFields {
     pub live: FieldSet,
     /// The fields that are offered.
     pub table: &'static FieldTable,
-    /// Those of them that [`crate::exit::short`] may handle: none while accesses are counted.
-    pub short_table: &'static FieldTable,
+    /// Those of them that [`shadow::nested::quick_access`] may handle: none while accesses are counted.
+    pub quick_table: &'static FieldTable,
     /// Counts, if that was asked for: then every access exits, whatever is granted.
     profile: Option<&'static Profile>,
 }
@@ -61,7 +61,7 @@ impl ShadowFields {
     /// The permissions take effect with the first VM entry; while there is a `profile`, none does.
     pub fn new(
         permissions: Permissions,
-        [table, short_table]: [&'static FieldTable; 2],
+        [table, quick_table]: [&'static FieldTable; 2],
         [vmread, vmwrite]: [&'static mut [u8]; 2],
         profile: Option<&'static Profile>,
     ) -> Self {
@@ -73,7 +73,7 @@ impl ShadowFields {
         }
         let live = *permissions.live();
         let granted = Mutex::new(Granted { permissions, bitmaps: [vmread, vmwrite] });
-        Self { granted, live, table, short_table, profile }
+        Self { granted, live, table, quick_table, profile }
     }
 
     /// What is granted of a field, and the most that can be.

@@ -7,7 +7,6 @@ use shadow::exit::ExitReason;
 
 use crate::processor;
 use crate::tables::TablePool;
-use crate::vcpu::Level;
 
 /// Reasons counted apart: a power of two, so that counting needs no check; the SDM's are fewer.
 const REASONS: usize = 128;
@@ -43,14 +42,16 @@ impl Stats {
         }
     }
 
-    /// Counts an exit.
+    /// Counts an exit of the guest hypervisor.
     #[inline]
-    pub fn exit(&self, level: Level, reason: ExitReason) {
-        let counters = match level {
-            Level::GuestHypervisor => &self.guest_hypervisor,
-            Level::Nested => &self.nested,
-        };
-        increment(&counters[slot(reason)]);
+    pub fn guest_hypervisor_exit(&self, reason: ExitReason) {
+        increment(&self.guest_hypervisor[slot(reason)]);
+    }
+
+    /// Counts an exit of a nested guest.
+    #[inline]
+    pub fn nested_exit(&self, reason: ExitReason) {
+        increment(&self.nested[slot(reason)]);
     }
 
     /// Counts an exit that the guest hypervisor got.

@@ -13,7 +13,7 @@ use x86_64::registers::control::{Cr0, Cr3, Cr4, Cr4Flags, Efer};
 use crate::arch::enter::{GuestRegisters, exit_address};
 use crate::arch::gdt::HostSegments;
 use crate::stop::{StopReason, stop};
-use crate::vcpu::{SHARED_VPID02, VPID01};
+use shadow::nested::{SHARED_VPID02, VPID01};
 
 /// The host state of both VMCSs.
 pub fn host_state(vmcs: &mut impl VmcsAccess, segments: &HostSegments, registers: &GuestRegisters) {
@@ -139,12 +139,12 @@ pub fn guest_state01(
             vmcs01.write(GUEST_GDTR_LIMIT, gdt_limit.into());
             vmcs01.write(GUEST_RIP, rip);
             vmcs01.write(GUEST_RSP, rsp);
-            registers.gpr[6] = rsi;
+            registers[RSI] = rsi;
         }
         GuestEntry::Protected32 { rip, eax, ebx } => {
             vmcs01.write(GUEST_RIP, rip.into());
-            registers.gpr[0] = eax.into();
-            registers.gpr[3] = ebx.into();
+            registers[RAX] = eax.into();
+            registers[RBX] = ebx.into();
         }
     }
 }

@@ -78,6 +78,7 @@ pub mod insn;
 pub mod linear;
 pub mod merge;
 pub mod msr;
+pub mod nested;
 pub mod operand;
 pub mod outcome;
 pub mod passing;
@@ -86,6 +87,7 @@ pub mod policy;
 pub mod registers;
 pub mod sync;
 pub mod vmcs12;
+pub mod watch;
 pub mod write_trap;
 
 pub use caps::VmxCaps;

@@ -5,6 +5,19 @@
 use crate::controls::EntryControls;
 use crate::fields::*;
 
+/// The number of RAX among the general-purpose registers.
+pub const RAX: usize = 0;
+/// The number of RCX.
+pub const RCX: usize = 1;
+/// The number of RDX.
+pub const RDX: usize = 2;
+/// The number of RBX.
+pub const RBX: usize = 3;
+/// The number of RSP, whose value is in the VMCS.
+pub const RSP: usize = 4;
+/// The number of RSI.
+pub const RSI: usize = 6;
+
 /// RFLAGS.TF.
 pub const RFLAGS_TF: u64 = 1 << 8;
 /// RFLAGS.RF.

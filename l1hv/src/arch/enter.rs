@@ -2,6 +2,7 @@
 
 use core::arch::{asm, naked_asm};
 use core::mem::offset_of;
+use core::ops::{Index, IndexMut};
 
 use crate::processor::Processor;
 
@@ -13,7 +14,7 @@ use crate::processor::Processor;
 #[repr(C, align(16))]
 pub struct GuestRegisters {
     /// By register number: RAX, RCX, RDX, RBX, (RSP: in the VMCS), RBP, RSI, RDI, R8 to R15. The place of RSP holds all ones.
-    pub gpr: [u64; 16],
+    gpr: [u64; 16],
     host_rsp: u64,
 }
 
@@ -23,12 +24,32 @@ impl GuestRegisters {
         Self { gpr: Self::ZERO, host_rsp: 0 }
     }
 
-    /// General-purpose registers that are all zero.
-    pub const ZERO: [u64; 16] = [0, 0, 0, 0, u64::MAX, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    const ZERO: [u64; 16] = [0, 0, 0, 0, u64::MAX, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+    /// Sets all to zero.
+    pub fn clear(&mut self) {
+        self.gpr = Self::ZERO;
+    }
 
     /// What goes into the host RSP field.
     pub fn exit_stack(&self) -> u64 {
         (&raw const self.host_rsp).addr() as u64
+    }
+}
+
+impl Index<usize> for GuestRegisters {
+    type Output = u64;
+
+    #[inline(always)]
+    fn index(&self, number: usize) -> &u64 {
+        &self.gpr[number]
+    }
+}
+
+impl IndexMut<usize> for GuestRegisters {
+    #[inline(always)]
+    fn index_mut(&mut self, number: usize) -> &mut u64 {
+        &mut self.gpr[number]
     }
 }
 

@@ -29,7 +29,7 @@ impl NotEntered {
 
 /// Runs the guest of the current VMCS until its next exit.
 #[inline(always)]
-pub fn run_guest(registers: &mut GuestRegisters, vmcs: &vmx::VmcsPair) -> Result<(), NotEntered> {
+pub fn run_guest(registers: &mut GuestRegisters, vmcs: &vmx::Vmcss) -> Result<(), NotEntered> {
     // SAFETY: both VMCSs got their host state from `vmcs_setup`, with the exit stack of these registers. EPT01 and every EPT02
     // derived from it leave the host's memory out, which confines the guest.
     match NonZeroU32::new(unsafe { enter(registers, vmcs.is_launched()) }) {
@@ -64,17 +64,11 @@ pub fn set_cr2(address: u64) {
 }
 
 /// Enters VMX operation with two VMCSs. The regions are pages of zeros.
-pub fn start_vmx(
-    vmxon: HostPages,
-    vmcs01: HostPages,
-    vmcs02: HostPages,
-    revision: u32,
-    caps: &VmxCaps,
-) -> vmx::VmcsPair {
+pub fn start_vmx(vmxon: HostPages, vmcs01: HostPages, vmcs02: HostPages, revision: u32, caps: &VmxCaps) -> vmx::Vmcss {
     // SAFETY: `boot_flow` has checked that the processor has VMX and that IA32_FEATURE_CONTROL allows it; the pages are owned.
     unsafe {
         vmx::vmxon(vmxon.phys(), revision, caps.cr0_fixed0, caps.cr4_fixed0);
-        vmx::VmcsPair::new(vmcs01.phys(), vmcs02.phys(), revision)
+        vmx::Vmcss::new(vmcs01.phys(), vmcs02.phys(), revision)
     }
 }
 

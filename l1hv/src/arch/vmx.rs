@@ -3,9 +3,10 @@
 use core::arch::asm;
 use core::marker::PhantomData;
 
-use ept::{Eptp, Hpa};
+use ept::Hpa;
 use shadow::encoding::Encoding;
 use shadow::hw::VmcsAccess;
+use shadow::nested::{Invept, Invvpid, VmcsPair};
 use shadow::vmcs12::SHADOW_INDICATOR;
 use shadow::{FieldId, FieldSet, VmxCaps};
 
@@ -41,21 +42,6 @@ macro_rules! invalidate {
     }};
 }
 
-/// vmcs01: runs the guest hypervisor.
-#[derive(Debug)]
-pub struct Vmcs01;
-/// vmcs02: runs the nested guest.
-#[derive(Debug)]
-pub struct Vmcs02;
-
-/// vmcs01 or vmcs02.
-#[derive(Debug)]
-pub struct Either;
-
-/// The shadow VMCS that vmcs02 can be linked to.
-#[derive(Debug)]
-pub struct Linked;
-
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 enum Which {
@@ -70,27 +56,34 @@ enum Which {
 /// With VMCS shadowing, vmcs02 changes form: an ordinary VMCS while the nested guest runs, a shadow VMCS, linked to vmcs01, while the
 /// guest hypervisor does. What that reads and writes then is vmcs02 itself, and there is nothing to copy.
 #[derive(Debug)]
-pub struct VmcsPair {
+pub struct Vmcss {
+    access: CurrentVmcs,
     regions: [Hpa; 2],
     revision: u32,
     current: Which,
     launched: [bool; 2],
     /// vmcs02 becomes a shadow VMCS whenever vmcs01 becomes current.
-    linked: bool,
+    vmcs02_shadows: bool,
     /// It is one now.
     is_shadow: bool,
-    /// A shadow VMCS that vmcs02 can be linked to; only [`Self::access_linked`] makes it current.
-    beyond: Option<Hpa>,
+    /// The shadow VMCS that vmcs02 can be linked to; only [`VmcsPair::access_shadow02`] makes it current.
+    shadow02: Option<Hpa>,
 }
 
-/// Access to the VMCS that is current, for as long as it is: the borrow keeps anybody from switching.
-pub struct CurrentVmcs<'cpu, Kind> {
-    pair: PhantomData<&'cpu mut VmcsPair>,
+/// Access to the VMCS that is current. It is lent out of [`Vmcss`], so that nothing switches to another VMCS meanwhile.
+#[derive(Debug)]
+pub struct CurrentVmcs {
     // Not `Send`: current on this processor.
-    kind: PhantomData<(Kind, *const ())>,
+    _not_send: PhantomData<*const ()>,
 }
 
-impl VmcsPair {
+impl CurrentVmcs {
+    const fn new() -> Self {
+        Self { _not_send: PhantomData }
+    }
+}
+
+impl Vmcss {
     /// Takes over two regions of zeros and puts the revision identifier into them.
     ///
     /// # Safety
@@ -106,87 +99,44 @@ impl VmcsPair {
         }
         let regions = [vmcs01, vmcs02];
         Self {
+            access: CurrentVmcs::new(),
             regions,
             revision,
             current: Which::Unknown,
             launched: [false; 2],
-            linked: false,
+            vmcs02_shadows: false,
             is_shadow: false,
-            beyond: None,
+            shadow02: None,
         }
-    }
-
-    /// Makes vmcs01 current, if it is not.
-    #[inline(always)]
-    pub fn vmcs01(&mut self) -> CurrentVmcs<'_, Vmcs01> {
-        if self.current != Which::Vmcs01 {
-            self.load(Which::Vmcs01, self.linked);
-        }
-        CurrentVmcs { pair: PhantomData, kind: PhantomData }
-    }
-
-    /// Makes vmcs02 current, if it is not.
-    #[inline(always)]
-    pub fn vmcs02(&mut self) -> CurrentVmcs<'_, Vmcs02> {
-        if self.current != Which::Vmcs02 {
-            self.load(Which::Vmcs02, false);
-        }
-        CurrentVmcs { pair: PhantomData, kind: PhantomData }
     }
 
     /// The one that a guest has just run on.
     #[inline(always)]
-    pub fn current(&mut self) -> CurrentVmcs<'_, Either> {
+    pub fn current(&mut self) -> &mut CurrentVmcs {
         debug_assert!(self.current != Which::Unknown);
-        CurrentVmcs { pair: PhantomData, kind: PhantomData }
-    }
-
-    /// Accesses fields of vmcs02 while the guest hypervisor runs, in whatever form it is, and returns to the VMCS that is current.
-    pub fn access_vmcs02<T>(&mut self, access: impl FnOnce(&mut CurrentVmcs<'_, Vmcs02>) -> T) -> T {
-        self.visit(self.regions[1], access)
+        &mut self.access
     }
 
     /// Takes over a page of zeros as the shadow VMCS that vmcs02 can be linked to. Returns its address, for vmcs02's VMCS link pointer.
-    pub fn add_linked(&mut self, page: HostPages) -> Hpa {
+    pub fn add_shadow02(&mut self, page: HostPages) -> Hpa {
         let region = page.phys();
         // SAFETY: nobody else has the page; it is mapped, in the direct map.
         unsafe { page.as_mut_ptr().cast::<u32>().write_volatile(self.revision | SHADOW_INDICATOR) };
         // SAFETY: as above.
         unsafe { instruction_on_region!("vmclear", region) };
-        self.beyond = Some(region);
+        self.shadow02 = Some(region);
         region
     }
 
-    /// Accesses fields of the shadow VMCS that vmcs02 can be linked to, and returns to the VMCS that is current. VMCLEAR at the end: what
-    /// was written must be in the region when a VM entry links it.
-    pub fn access_linked<T>(&mut self, access: impl FnOnce(&mut CurrentVmcs<'_, Linked>) -> T) -> T {
-        let Some(region) = self.beyond else { stop_internal!("there is no shadow VMCS for vmcs02") };
-        let result = self.visit(region, access);
-        // SAFETY: the region was initialised by `add_linked`.
-        unsafe { instruction_on_region!("vmclear", region) };
-        result
-    }
-
-    fn visit<Kind, T>(&mut self, region: Hpa, access: impl FnOnce(&mut CurrentVmcs<'_, Kind>) -> T) -> T {
-        // SAFETY: the region was initialised by `new` or `add_linked`; a shadow VMCS is loaded like any other.
+    fn visit<T>(&mut self, region: Hpa, access: impl FnOnce(&mut CurrentVmcs) -> T) -> T {
+        // SAFETY: the region was initialised by `new` or `add_shadow02`; a shadow VMCS is loaded like any other.
         unsafe { instruction_on_region!("vmptrld", region) };
-        let result = access(&mut CurrentVmcs { pair: PhantomData, kind: PhantomData });
+        let result = access(&mut self.access);
         if let Some(&region) = self.regions.get(self.current as usize) {
             // SAFETY: as above.
             unsafe { instruction_on_region!("vmptrld", region) };
         }
         result
-    }
-
-    /// Whether vmcs02 is to be a shadow VMCS while vmcs01 is current. Takes effect when vmcs01 becomes current the next time.
-    pub fn set_linked(&mut self, linked: bool) {
-        self.linked = linked;
-        self.current = Which::Unknown;
-    }
-
-    /// Address of vmcs02, for vmcs01's VMCS link pointer.
-    pub fn link(&self) -> Hpa {
-        self.regions[1]
     }
 
     #[inline]
@@ -223,10 +173,52 @@ impl VmcsPair {
     pub fn note_entry_of_vmcs01(&mut self) {
         self.launched[Which::Vmcs01 as usize] = true;
     }
+}
 
-    /// vmcs02 was entered, and the entry did not fail late, which leaves the launch state as it was.
+impl VmcsPair for Vmcss {
+    type Current = CurrentVmcs;
+
+    #[inline(always)]
+    fn vmcs01(&mut self) -> &mut CurrentVmcs {
+        if self.current != Which::Vmcs01 {
+            self.load(Which::Vmcs01, self.vmcs02_shadows);
+        }
+        &mut self.access
+    }
+
+    #[inline(always)]
+    fn vmcs02(&mut self) -> &mut CurrentVmcs {
+        if self.current != Which::Vmcs02 {
+            self.load(Which::Vmcs02, false);
+        }
+        &mut self.access
+    }
+
+    fn access_vmcs02<T>(&mut self, access: impl FnOnce(&mut CurrentVmcs) -> T) -> T {
+        self.visit(self.regions[1], access)
+    }
+
+    /// VMCLEAR at the end: what was written must be in the region when a VM entry links it.
+    fn access_shadow02<T>(&mut self, access: impl FnOnce(&mut CurrentVmcs) -> T) -> T {
+        let Some(region) = self.shadow02 else { stop_internal!("there is no shadow VMCS for vmcs02") };
+        let result = self.visit(region, access);
+        // SAFETY: the region was initialised by `add_shadow02`.
+        unsafe { instruction_on_region!("vmclear", region) };
+        result
+    }
+
+    /// Takes effect when vmcs01 becomes current the next time.
+    fn set_vmcs02_shadows(&mut self, shadows: bool) {
+        self.vmcs02_shadows = shadows;
+        self.current = Which::Unknown;
+    }
+
+    fn vmcs02_address(&self) -> Hpa {
+        self.regions[1]
+    }
+
     #[inline]
-    pub fn note_entry_of_vmcs02(&mut self) {
+    fn note_entry_of_vmcs02(&mut self) {
         self.launched[Which::Vmcs02 as usize] = true;
     }
 }
@@ -247,7 +239,7 @@ extern "sysv64" fn vmread_failed(encoding: u64) -> ! {
     stop_internal!("VMREAD of {encoding:#x} failed")
 }
 
-impl<Kind> CurrentVmcs<'_, Kind> {
+impl CurrentVmcs {
     /// Whether the processor has a field of this encoding. It is the one to ask: it may have fields that no table of ours knows.
     pub fn has_encoding(&self, encoding: Encoding) -> bool {
         let failed: u8;
@@ -266,7 +258,7 @@ impl<Kind> CurrentVmcs<'_, Kind> {
     }
 }
 
-impl<Kind> VmcsAccess for CurrentVmcs<'_, Kind> {
+impl VmcsAccess for CurrentVmcs {
     #[inline(always)]
     fn read_raw(&self, id: FieldId) -> u64 {
         let value: u64;
@@ -355,7 +347,7 @@ pub unsafe fn known_fields(region: Hpa, vmcs: Hpa, caps: &VmxCaps) -> FieldSet {
         instruction_on_region!("vmclear", vmcs);
         instruction_on_region!("vmptrld", vmcs);
     }
-    let current = CurrentVmcs::<Either> { pair: PhantomData, kind: PhantomData };
+    let current = CurrentVmcs::new();
     let known = FieldId::all().filter(|id| current.has_encoding(id.encoding())).fold(FieldSet::EMPTY, FieldSet::with);
     // SAFETY: nothing refers to the VMCS any more, nor to VMX operation.
     unsafe {
@@ -363,15 +355,6 @@ pub unsafe fn known_fields(region: Hpa, vmcs: Hpa, caps: &VmxCaps) -> FieldSet {
         asm!("vmxoff", options(nostack));
     }
     known
-}
-
-/// Which translations an INVEPT drops.
-#[derive(Clone, Copy, Debug)]
-pub enum Invept {
-    /// Those derived from one EPTP.
-    Single(Eptp),
-    /// All.
-    Global,
 }
 
 /// INVEPT.
@@ -382,24 +365,6 @@ pub fn invept(what: Invept) {
     };
     // SAFETY: dropping cached translations is always sound.
     unsafe { invalidate!("invept", kind, [eptp, 0]) };
-}
-
-/// Which translations an INVVPID drops.
-#[derive(Clone, Copy, Debug)]
-pub enum Invvpid {
-    /// Those of one linear address.
-    Address {
-        /// The VPID.
-        vpid: u16,
-        /// The linear address.
-        linear: u64,
-    },
-    /// All of a VPID.
-    Single(u16),
-    /// All of all VPIDs.
-    All,
-    /// Those of a VPID that are not global.
-    RetainingGlobals(u16),
 }
 
 /// INVVPID.

@@ -2,25 +2,27 @@
 
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
+use shadow::nested::{Action, VmcsPair};
+use shadow::registers::{RAX, RBX, RCX, RDX};
 
-use super::Action;
 use crate::arch::cpu;
+use crate::hw::Vcpu;
 use crate::stats;
-use crate::vcpu::Vcpu;
 
 /// A leaf that no processor has ("l1hv" in ASCII): with the option `stats` it makes the host print its counters. Subleaf 1.
 const STATISTICS_LEAF: u32 = 0x6c31_6876;
 
 /// Answers.
 pub fn handle(vcpu: &mut Vcpu) -> Action {
-    let (leaf, subleaf) = (vcpu.registers.gpr[0] as u32, vcpu.ecx());
-    if leaf == STATISTICS_LEAF && subleaf == 1 && vcpu.prints_stats {
-        stats::print(&vcpu.tables, &vcpu.nested.paging);
-        vcpu.shadow_fields.print();
+    let (leaf, subleaf) = (vcpu.registers[RAX] as u32, vcpu.ecx());
+    if leaf == STATISTICS_LEAF && subleaf == 1 && vcpu.machine.prints_stats {
+        stats::print(&vcpu.tables, &vcpu.nested.ept.cache);
+        vcpu.machine.shadow_fields.print();
     }
     let cr4 = vcpu.vmcs.vmcs01().read(GUEST_CR4);
-    let [eax, ebx, ecx, edx] = vcpu.cpuid.answer(leaf, subleaf, cr4, cpu::cpuid);
-    let gpr = &mut vcpu.registers.gpr;
-    (gpr[0], gpr[1], gpr[2], gpr[3]) = (eax.into(), ecx.into(), edx.into(), ebx.into());
+    let [eax, ebx, ecx, edx] = vcpu.machine.cpuid.answer(leaf, subleaf, cr4, cpu::cpuid);
+    for (register, value) in [(RAX, eax), (RBX, ebx), (RCX, ecx), (RDX, edx)] {
+        vcpu.registers[register] = value.into();
+    }
     Action::Advance
 }

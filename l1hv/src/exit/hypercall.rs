@@ -12,17 +12,14 @@
 
 use shadow::FieldId;
 use shadow::encoding::Encoding;
+use shadow::nested::Action;
 use shadow::permission::{Access, Denied};
+use shadow::registers::{RAX, RBX, RDX};
 
-use super::Action;
-use crate::vcpu::Vcpu;
+use crate::hw::Vcpu;
 
 const SIGNATURE: u32 = 0x6c31_6876;
 const VERSION: u64 = 1;
-
-const RAX: usize = 0;
-const RDX: usize = 2;
-const RBX: usize = 3;
 
 /// How a hypercall ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,7 +55,7 @@ impl From<Denied> for Status {
 
 /// Whether a VMCALL is a hypercall.
 pub fn is_meant(vcpu: &mut Vcpu) -> bool {
-    vcpu.takes_hypercalls && vcpu.registers.gpr[RAX] as u32 == SIGNATURE && vcpu.cpl() == 0
+    vcpu.machine.takes_hypercalls && vcpu.registers[RAX] as u32 == SIGNATURE && vcpu.cpl() == 0
 }
 
 /// Carries it out.
@@ -70,39 +67,39 @@ pub fn handle(vcpu: &mut Vcpu) -> Action {
         3 => accesses(vcpu),
         _ => Err(Status::NoSuchFunction),
     };
-    vcpu.registers.gpr[RAX] = outcome.err().unwrap_or(Status::Success) as u64;
+    vcpu.registers[RAX] = outcome.err().unwrap_or(Status::Success) as u64;
     Action::Advance
 }
 
 fn version(vcpu: &mut Vcpu) -> Result<(), Status> {
-    vcpu.registers.gpr[RDX] = VERSION;
+    vcpu.registers[RDX] = VERSION;
     Ok(())
 }
 
 fn set_access(vcpu: &mut Vcpu) -> Result<(), Status> {
     let id = field(vcpu)?;
-    let wanted = u8::try_from(vcpu.registers.gpr[RBX] as u32).ok().and_then(Access::from_bits);
-    vcpu.shadow_fields.set(id, wanted.ok_or(Status::BadAccess)?)?;
+    let wanted = u8::try_from(vcpu.registers[RBX] as u32).ok().and_then(Access::from_bits);
+    vcpu.machine.shadow_fields.set(id, wanted.ok_or(Status::BadAccess)?)?;
     Ok(())
 }
 
 fn access(vcpu: &mut Vcpu) -> Result<(), Status> {
     let id = field(vcpu)?;
-    let (granted, most) = vcpu.shadow_fields.access(id);
-    vcpu.registers.gpr[RBX] = granted.bits().into();
-    vcpu.registers.gpr[RDX] = most.bits().into();
+    let (granted, most) = vcpu.machine.shadow_fields.access(id);
+    vcpu.registers[RBX] = granted.bits().into();
+    vcpu.registers[RDX] = most.bits().into();
     Ok(())
 }
 
 fn accesses(vcpu: &mut Vcpu) -> Result<(), Status> {
-    let accesses = vcpu.shadow_fields.accesses(field(vcpu)?).ok_or(Status::NoProfile)?;
-    vcpu.registers.gpr[RBX] = accesses.reads;
-    vcpu.registers.gpr[RDX] = accesses.writes;
+    let accesses = vcpu.machine.shadow_fields.accesses(field(vcpu)?).ok_or(Status::NoProfile)?;
+    vcpu.registers[RBX] = accesses.reads;
+    vcpu.registers[RDX] = accesses.writes;
     Ok(())
 }
 
 /// The field that EDX names, by either of its encodings.
 fn field(vcpu: &Vcpu) -> Result<FieldId, Status> {
-    let encoding = Encoding(vcpu.registers.gpr[RDX] as u32);
-    vcpu.shadow_fields.table.find(encoding).ok_or(Status::NoSuchField)
+    let encoding = Encoding(vcpu.registers[RDX] as u32);
+    vcpu.field_table.find(encoding).ok_or(Status::NoSuchField)
 }

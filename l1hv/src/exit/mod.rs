@@ -1,18 +1,11 @@
 //! Exits of the guest hypervisor, one family a file.
 
 mod cpuid;
-mod cr;
 mod hypercall;
 mod memory;
-mod msr;
 mod reset;
-pub mod short;
-mod vmx_insn;
 
-pub use cr::{Undo, masks as control_register_masks};
-pub use memory::map_beyond;
-pub use msr::{read_for_guest, write_for_guest};
-pub use reset::{WAIT_FOR_SIPI, give_back_blocked_init, wait_for_start};
+pub use reset::{WAIT_FOR_SIPI, wait_for_start};
 
 use core::fmt;
 
@@ -21,24 +14,14 @@ use boot::stop::StopKind;
 use shadow::exit::{ExitReason, Fills};
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
+use shadow::nested::write_traps::{self, TrappedWrite};
+use shadow::nested::{Action, VmcsPair, control_registers, guest_msr, instructions};
 use shadow::outcome::Fault;
 
 use crate::arch::on_behalf;
-use crate::nested::{self, TrappedWrite};
+use crate::hw::Vcpu;
 use crate::run;
 use crate::stop::{StopReason, reset_machine, stop};
-use crate::vcpu::Vcpu;
-
-/// What the run loop does after an exit was looked at. Only the run loop does it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Action {
-    /// Runs the guest again, where it is.
-    Resume,
-    /// Runs it after the instruction that exited.
-    Advance,
-    /// Gives it an exception.
-    Inject(Fault),
-}
 
 /// Handles an exit of the guest hypervisor.
 pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
@@ -47,21 +30,21 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
     }
     match reason.without_modifiers() {
         ExitReason::VMCALL if hypercall::is_meant(vcpu) => hypercall::handle(vcpu),
-        ExitReason::VMREAD => vmx_insn::vmread(vcpu),
-        ExitReason::VMWRITE => vmx_insn::vmwrite(vcpu),
+        ExitReason::VMREAD => instructions::vmread(vcpu),
+        ExitReason::VMWRITE => instructions::vmwrite(vcpu),
         ExitReason::VMCLEAR
         | ExitReason::VMPTRLD
         | ExitReason::VMPTRST
         | ExitReason::VMXON
-        | ExitReason::VMXOFF
         | ExitReason::VMCALL
         | ExitReason::INVEPT
-        | ExitReason::INVVPID => vmx_insn::handle(vcpu, reason),
-        ExitReason::VMLAUNCH | ExitReason::VMRESUME => vmx_insn::launch(vcpu, reason),
+        | ExitReason::INVVPID => instructions::handle(vcpu, reason),
+        ExitReason::VMXOFF => vmxoff(vcpu),
+        ExitReason::VMLAUNCH | ExitReason::VMRESUME => instructions::launch(vcpu, reason),
         ExitReason::CPUID => cpuid::handle(vcpu),
-        ExitReason::CR_ACCESS => cr::handle(vcpu),
-        ExitReason::RDMSR => msr::rdmsr(vcpu),
-        ExitReason::WRMSR => msr::wrmsr(vcpu),
+        ExitReason::CR_ACCESS => control_registers::handle(vcpu).unwrap_or_else(|| nobody_asked_for(vcpu, reason)),
+        ExitReason::RDMSR => guest_msr::rdmsr(vcpu),
+        ExitReason::WRMSR => guest_msr::wrmsr(vcpu),
         ExitReason::XSETBV => xsetbv(vcpu),
         ExitReason::EPT_VIOLATION => memory::ept_violation(vcpu),
         // Neither is offered; on a processor without them both are #UD.
@@ -70,13 +53,20 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
         ExitReason::INIT => reset::init(vcpu),
         ExitReason::SIPI => reset::startup(vcpu),
         ExitReason::MONITOR_TRAP_FLAG => run::retry_nmi(vcpu),
-        ExitReason::MOV_DR => nested::spring(vcpu, TrappedWrite::Registers),
-        ExitReason::GDTR_IDTR_ACCESS | ExitReason::LDTR_TR_ACCESS => nested::spring(vcpu, TrappedWrite::Tables),
+        ExitReason::MOV_DR => write_traps::spring(vcpu, TrappedWrite::Registers),
+        ExitReason::GDTR_IDTR_ACCESS | ExitReason::LDTR_TR_ACCESS => write_traps::spring(vcpu, TrappedWrite::Tables),
         ExitReason::TRIPLE_FAULT => triple_fault(vcpu),
         ExitReason::TASK_SWITCH => task_switch(vcpu),
         ExitReason::EPT_MISCONFIGURATION => stop_on_misconfiguration(vcpu),
         _ => nobody_asked_for(vcpu, reason),
     }
+}
+
+/// VMXOFF, after which an INIT that VMX operation has blocked takes effect.
+fn vmxoff(vcpu: &mut Vcpu) -> Action {
+    let action = instructions::handle(vcpu, ExitReason::VMXOFF);
+    reset::deliver_blocked_init(vcpu);
+    action
 }
 
 /// XSETBV exits whatever the controls say. The host uses no extended state, so the guest hypervisor's XCR0 is the machine's. Its fault at a
@@ -116,7 +106,7 @@ fn task_switch(vcpu: &mut Vcpu) -> ! {
 fn shut_down(vcpu: &mut Vcpu, why: fmt::Arguments<'_>, advice: &str) -> ! {
     let vmcs01 = vcpu.vmcs.vmcs01();
     let (rip, cs, cr3) = (vmcs01.read(GUEST_RIP), vmcs01.read(GUEST_CS_SELECTOR), vmcs01.read(GUEST_CR3));
-    if vcpu.on_triple_fault == TripleFault::Reset {
+    if vcpu.machine.on_triple_fault == TripleFault::Reset {
         log::info!("the guest hypervisor {why} at {cs:#x}:{rip:#x} (CR3 {cr3:#x}): the machine is reset");
         reset_machine();
     }
@@ -135,7 +125,7 @@ fn entry_failed_late(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
 /// have refused the access itself: the fault is returned, and nothing has changed. Otherwise it is as if an event could not be delivered.
 #[cold]
 pub fn refused(vcpu: &mut Vcpu, why: fmt::Arguments<'_>) -> Fault {
-    if cr::undo(vcpu) {
+    if control_registers::undo(vcpu) {
         crate::log::warn_of_repeatable(format_args!(
             "the guest hypervisor's control registers are refused ({why}): #GP"
         ));

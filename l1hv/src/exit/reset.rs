@@ -5,13 +5,12 @@ use shadow::controls::EntryControls;
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
 use shadow::msr::IA32_APIC_BASE;
+use shadow::nested::control_registers::masks;
+use shadow::nested::{Action, Invvpid, Machine, VPID01, VmcsPair};
 use shadow::registers::*;
 
-use super::{Action, cr};
-use crate::arch::enter::GuestRegisters;
-use crate::arch::vmx::{Invvpid, invvpid};
 use crate::arch::{apic, msr, on_behalf};
-use crate::vcpu::{VPID01, Vcpu};
+use crate::hw::Vcpu;
 
 const ACTIVE: u32 = 0;
 /// The activity state of a processor that waits to be started.
@@ -19,7 +18,7 @@ pub const WAIT_FOR_SIPI: u32 = 3;
 
 /// INIT. In VMX root operation it is blocked until VM entry or VMXOFF (SDM 24.8 "Restrictions on VMX Operation").
 pub fn init(vcpu: &mut Vcpu) -> Action {
-    if vcpu.processor.take_kick() {
+    if vcpu.machine.processor.take_kick() {
         return Action::Resume;
     }
     vcpu.init_blocked = true;
@@ -27,13 +26,6 @@ pub fn init(vcpu: &mut Vcpu) -> Action {
     vcpu.vmx.vmcs12.settle();
     deliver_blocked_init(vcpu);
     Action::Resume
-}
-
-/// VM entry: in VMX non-root operation an INIT is an exit. The processor knows when to take it, among the other events that follow an
-/// entry, so it gets the INIT back.
-#[cold]
-pub fn give_back_blocked_init(vcpu: &mut Vcpu) {
-    vcpu.init_blocked = !apic::send_init_to_self();
 }
 
 /// Outside VMX operation a bootstrap processor begins again at the reset vector, another one waits for a SIPI.
@@ -60,18 +52,18 @@ pub fn wait_for_start(vcpu: &mut Vcpu) {
 
 fn wait_for_sipi(vcpu: &mut Vcpu) {
     vcpu.vmcs.vmcs01().write(GUEST_ACTIVITY_STATE, WAIT_FOR_SIPI);
-    vcpu.processor.set_waits_for_sipi(true);
+    vcpu.machine.processor.set_waits_for_sipi(true);
 }
 
 /// SIPI: begins in real mode at the page that the vector names.
 pub fn startup(vcpu: &mut Vcpu) -> Action {
-    let mut vmcs01 = vcpu.vmcs.vmcs01();
+    let vmcs01 = vcpu.vmcs.vmcs01();
     let vector = vmcs01.read(EXIT_QUALIFICATION) as u8;
     vmcs01.write(GUEST_CS_SELECTOR, u16::from(vector) << 8);
     vmcs01.write(GUEST_CS_BASE, u64::from(vector) << 12);
     vmcs01.write(GUEST_RIP, 0);
     vmcs01.write(GUEST_ACTIVITY_STATE, ACTIVE);
-    vcpu.processor.set_waits_for_sipi(false);
+    vcpu.machine.processor.set_waits_for_sipi(false);
     Action::Resume
 }
 
@@ -79,12 +71,12 @@ fn reset_registers(vcpu: &mut Vcpu) {
     const CODE: u32 = 0x9b;
     const DATA: u32 = 0x93;
     const LDT: u32 = 0x82;
-    let (cr0_mask, cr4_mask) = cr::masks(vcpu);
+    let (cr0_mask, cr4_mask) = masks(vcpu);
     let signature = on_behalf::signature();
     vcpu.nested.kept.forget();
-    vcpu.registers.gpr = GuestRegisters::ZERO;
-    vcpu.registers.gpr[2] = signature.into();
-    let mut vmcs01 = vcpu.vmcs.vmcs01();
+    vcpu.registers.clear();
+    vcpu.registers[RDX] = signature.into();
+    let vmcs01 = vcpu.vmcs.vmcs01();
     let cache = vmcs01.read(GUEST_CR0) & (CR0_CD | CR0_NW);
     vmcs01.write(GUEST_CR0, CR0_ET | cache | cr0_mask);
     vmcs01.write(CR0_READ_SHADOW, CR0_ET | cache);
@@ -116,5 +108,5 @@ fn reset_registers(vcpu: &mut Vcpu) {
     vmcs01.write(GUEST_DR7, 0x400);
     vmcs01.write(GUEST_INTERRUPTIBILITY, 0);
     vmcs01.write(GUEST_PENDING_DEBUG, 0);
-    invvpid(Invvpid::Single(VPID01));
+    vcpu.machine.invvpid(Invvpid::Single(VPID01));
 }

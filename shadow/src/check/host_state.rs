@@ -17,6 +17,17 @@ pub enum HostMode {
     Legacy,
 }
 
+impl HostMode {
+    /// The bits of a register operand of a VMX instruction.
+    #[inline(always)]
+    pub const fn operand_mask(self) -> u64 {
+        match self {
+            Self::Ia32e => u64::MAX,
+            Self::Legacy => 0xffff_ffff,
+        }
+    }
+}
+
 /// All host-state checks. Failing one is VM-instruction error 8.
 pub fn host_state(vmcs12: &Vmcs12, caps: &VmxCaps, mode: HostMode) -> Check {
     let exit = ExitControls::from_bits_retain(vmcs12.get(EXIT_CONTROLS));

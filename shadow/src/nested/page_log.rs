@@ -5,18 +5,19 @@
 
 use ept::walk::GuestTables;
 use ept::{Gpa, NestedGpa, PageSize};
-use shadow::fields::PML_INDEX;
-use shadow::hw::{GuestMemory, VmcsAccess};
 
-use crate::hw::{Ept12Memory, GuestPhysical};
+use super::machine::WatchedMemory;
+use super::nested_ept::Ept12Memory;
+use crate::fields::PML_INDEX;
+use crate::hw::VmcsAccess;
 
 /// Entries of the log.
 const ENTRIES: u16 = 512;
 
 /// EPT12 for one access of a nested guest whose dirty pages are logged.
-pub struct Logged<'a, Vmcs> {
-    memory: &'a GuestPhysical,
-    vmcs02: Vmcs,
+pub struct Logged<'a, Memory, Vmcs> {
+    memory: &'a Memory,
+    vmcs02: &'a mut Vmcs,
     area: Gpa,
     address: NestedGpa,
     state: State,
@@ -32,9 +33,9 @@ enum State {
     Full,
 }
 
-impl<'a, Vmcs: VmcsAccess> Logged<'a, Vmcs> {
+impl<'a, Memory: WatchedMemory, Vmcs: VmcsAccess> Logged<'a, Memory, Vmcs> {
     /// For an access to `address`; the log is at `area`, its index in vmcs02.
-    pub fn new(memory: &'a GuestPhysical, vmcs02: Vmcs, area: Gpa, address: NestedGpa) -> Self {
+    pub fn new(memory: &'a Memory, vmcs02: &'a mut Vmcs, area: Gpa, address: NestedGpa) -> Self {
         Self { memory, vmcs02, area, address, state: State::Unasked }
     }
 
@@ -51,7 +52,7 @@ impl<'a, Vmcs: VmcsAccess> Logged<'a, Vmcs> {
     }
 }
 
-impl<Vmcs: VmcsAccess> GuestTables for Logged<'_, Vmcs> {
+impl<Memory: WatchedMemory, Vmcs: VmcsAccess> GuestTables for Logged<'_, Memory, Vmcs> {
     fn read(&self, entry: Gpa) -> u64 {
         Ept12Memory(self.memory).read(entry)
     }

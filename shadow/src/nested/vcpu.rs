@@ -1,46 +1,52 @@
 //! A logical processor as the guest hypervisor sees it: its registers, its VMCSs, its VMX operation.
 
-use boot::cmdline::TripleFault;
 use ept::nested::NestedPaging;
 use ept::violation::EptViolation;
 use ept::walk::Ept12;
 use ept::{Eptp, Hpa, NestedGpa};
-use shadow::check::HostMode;
-use shadow::controls::EntryControls;
-use shadow::cpuid::CpuidView;
-use shadow::event::{BLOCKING_BY_MOV_SS, BLOCKING_BY_STI};
-use shadow::fields::*;
-use shadow::host_load::{HostImage, Kept};
-use shadow::hw::VmcsAccess;
-use shadow::index::FieldTable;
-use shadow::insn::{SyncStale, VmxOperation};
-use shadow::linear::Paging;
-use shadow::merge::{MSR_AREA_ENTRIES, MsrEntry};
-use shadow::msr::IA32_PKRS;
-use shadow::passing;
-use shadow::registers::{CR4_PKE, CR4_PKS, RFLAGS_TF, access_rights};
-use shadow::sync::{SyncSets, save_stale, save_stale_field};
-use shadow::{Field, FieldId, FieldSet, Vmcs12, VmxCaps};
 
-use crate::arch::enter::GuestRegisters;
-use crate::arch::vmx::VmcsPair;
-use crate::arch::{cpu, msr};
-use crate::ept01::Ept01;
-use crate::exit::Undo;
-use crate::hw::GuestPhysical;
-use crate::nested::{Displaced, Onward};
-use crate::processor::Processor;
-use crate::shadow_fields::ShadowFields;
-use crate::tables::TablePool;
+use super::control_registers::Undo;
+use super::injection::Displaced;
+use super::machine::{Machine, VmcsPair};
+use super::nested_shadowing::NestedShadowing;
+use super::shortcut::Shortcut;
+use crate::check::HostMode;
+use crate::controls::EntryControls;
+use crate::event::{BLOCKING_BY_MOV_SS, BLOCKING_BY_STI};
+use crate::fields::*;
+use crate::host_load::{HostImage, Kept};
+use crate::hw::VmcsAccess;
+use crate::index::FieldTable;
+use crate::insn::{SyncStale, VmxOperation};
+use crate::linear::Paging;
+use crate::merge::{MSR_AREA_ENTRIES, MsrEntry};
+use crate::msr::IA32_PKRS;
+use crate::passing;
+use crate::registers::{CR4_PKE, CR4_PKS, RAX, RCX, RDX, RFLAGS_TF, RSP, access_rights};
+use crate::sync::{SyncSets, save_stale, save_stale_field};
+use crate::vmcs12::LaunchState;
 use crate::watch::SLOTS;
+use crate::{Field, FieldId, FieldSet, Vmcs12, VmxCaps};
 
-/// Who runs in VMX non-root operation.
+/// Which VMCS the processor enters next, and what the last transition left to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Level {
-    /// The guest hypervisor, on vmcs01.
+pub enum Running {
+    /// vmcs01.
     GuestHypervisor,
-    /// The nested guest, on vmcs02.
-    Nested,
+    /// vmcs01, whose next entry also loads the MSRs of VMCS12's VM-exit MSR-load area.
+    GuestHypervisorLoadingMsrs,
+    /// vmcs02, for VMLAUNCH or VMRESUME: the processor has not accepted the entry yet.
+    Entering,
+    /// vmcs02: the nested guest has run since its hypervisor entered it.
+    NestedGuest,
+}
+
+impl Running {
+    /// Whether the nested guest runs next.
+    #[inline(always)]
+    pub const fn is_nested(self) -> bool {
+        matches!(self, Self::Entering | Self::NestedGuest)
+    }
 }
 
 /// The VPID of the guest hypervisor.
@@ -56,7 +62,7 @@ pub const fn vpid02(vpid12: u16) -> u16 {
     }
 }
 
-/// An MSR area of the host's own that the processor works through, and its address.
+/// A VM-entry or VM-exit MSR area of the host's own that the processor works through.
 #[derive(Debug)]
 pub struct MsrArea {
     /// The entries.
@@ -74,10 +80,10 @@ pub struct MergedBitmap {
     pub address: Hpa,
 }
 
-/// What vmcs02 holds now of the things that its merge does not track by field.
+/// EPT of the nested guest: what vmcs02 has, and the cache of EPT02s.
 #[derive(Debug)]
-pub struct Nested {
-    /// Its EPTP field.
+pub struct NestedEpt {
+    /// vmcs02's EPTP.
     pub eptp02: Eptp,
     /// The EPT12 that this stands for; none if it is EPT01's.
     pub ept12: Option<Ept12>,
@@ -85,106 +91,104 @@ pub struct Nested {
     pub converts_violations: bool,
     /// VMCS12 has page-modification logging.
     pub logs_pages: bool,
-    /// The VPID12 that its VPID stands for; 0 is none.
-    pub vpid12: u16,
-    /// The last merge found that entries need no more than `merge::prepare_unchanged` as long as VMCS12 is unchanged.
-    pub short_entry: bool,
-    /// And that exits need no more than VMCS12's host state.
-    pub short_exit: bool,
+    /// The EPT violation that was reflected last. If the guest hypervisor repairs EPT12, EPT02 gets the translation before the nested guest
+    /// runs again.
+    pub violation: Option<(NestedGpa, EptViolation)>,
+    /// The cache.
+    pub cache: NestedPaging,
+}
+
+/// MSR areas that take the place of VMCS12's.
+#[derive(Debug)]
+pub struct MsrAreas {
+    /// VM-entry MSR-load area of vmcs02.
+    pub entry_load: MsrArea,
+    /// Its entries in use.
+    pub entry_load_count: u32,
+    /// VM-exit MSR-store area of vmcs02.
+    pub exit_store: MsrArea,
+    /// Its entries in use.
+    pub exit_store_count: u32,
+    /// VM-entry MSR-load area of vmcs01: the VM-exit MSR-load area of VMCS12.
+    pub host_load: MsrArea,
+}
+
+/// What vmcs01 and vmcs02 hold now of the things that the merge does not track by field.
+#[derive(Debug)]
+pub struct Nested {
+    /// What the next exit and the next entry may leave out.
+    pub shortcut: Shortcut,
     /// VMCS12's host state as vmcs01 gets it.
     pub host_image: HostImage,
     /// What vmcs01 still has of it.
     pub kept: Kept,
-    /// The mode of the guest hypervisor, which cannot change in VMX operation.
-    pub host_mode: HostMode,
-    /// The bits of a register operand in that mode.
-    pub operand_mask: u64,
-    /// The EPT violation that was reflected last: when the guest hypervisor has repaired EPT12, EPT02 gets the translation before the
-    /// nested guest runs again.
-    pub violation: Option<(NestedGpa, EptViolation)>,
-    /// VMLAUNCH or VMRESUME was carried out, and the processor has not said yet what it thinks of the VMCS.
-    pub entering: bool,
     /// VMCS12's injection fields while vmcs02 has the host's.
     pub displaced: Option<Displaced>,
-    /// Entries of the VM-exit MSR-store area that the processor stores.
-    pub exit_store_count: u32,
-    /// The cache of EPT02s.
-    pub paging: NestedPaging,
+    /// EPT.
+    pub ept: NestedEpt,
+    /// The VPID12 that vmcs02's VPID stands for; 0 is none.
+    pub vpid12: u16,
     /// Merged MSR bitmaps, by the slot of the watched page that they were merged from.
     pub msr_bitmaps: [MergedBitmap; SLOTS],
     /// The one that vmcs02 has.
     pub msr_bitmap_slot: usize,
+    /// MSR areas.
+    pub areas: MsrAreas,
     /// VMCS shadowing of nested hypervisors, where it is offered.
-    pub onward: Option<&'static mut Onward>,
-    /// Entries of vmcs02's VM-entry MSR-load area in use.
-    pub entry_load_count: u32,
-    /// vmcs01's next entry loads the MSRs of VMCS12's VM-exit MSR-load area.
-    pub loading_host_msrs: bool,
+    pub shadowing: Option<&'static mut NestedShadowing>,
     /// VMCS12's values of guest-state fields in which vmcs02 has registers that the nested guest inherits: an entry that fails saves none.
     pub displaced_registers: passing::Values,
     /// vmcs01 loads passing registers, until the next VMLAUNCH or VMRESUME.
     pub loading_registers: bool,
-    /// VM-entry MSR-load area of vmcs02.
-    pub entry_load: MsrArea,
-    /// VM-exit MSR-store area of vmcs02.
-    pub exit_store: MsrArea,
-    /// VM-entry MSR-load area of vmcs01: the VM-exit MSR-load area of VMCS12.
-    pub exit_load: MsrArea,
 }
 
-/// The processor.
+/// A logical processor.
 #[derive(Debug)]
-pub struct Vcpu {
-    /// General-purpose registers.
-    pub registers: GuestRegisters,
-    /// Its VMCSs.
-    pub vmcs: VmcsPair,
+pub struct Vcpu<M: Machine> {
+    /// General-purpose registers of whoever runs.
+    pub registers: M::Registers,
+    /// The VMCSs.
+    pub vmcs: M::Vmcss,
     /// Who runs.
-    pub level: Level,
+    pub running: Running,
     /// What the processor has.
     pub caps: VmxCaps,
     /// What the guest hypervisor is offered.
     pub offered: VmxCaps,
     /// The fields that go with that.
     pub offered_fields: FieldSet,
-    /// What CPUID tells it.
-    pub cpuid: &'static CpuidView,
-    /// Those that it accesses without an exit.
-    pub shadow_fields: &'static ShadowFields,
-    /// Those that [`crate::exit::short`] may handle.
-    pub short_table: &'static FieldTable,
-    /// The field sets that go with it.
+    /// Fields that the guest hypervisor accesses in vmcs02 itself, by VMCS shadowing.
+    pub live_fields: FieldSet,
+    /// The offered fields by their encodings.
+    pub field_table: &'static FieldTable,
+    /// Those of them that [`super::quick_access`] may handle.
+    pub quick_table: &'static FieldTable,
+    /// The field sets of the synchronisation.
     pub sync_sets: SyncSets,
     /// VMX operation of the guest hypervisor.
     pub vmx: VmxOperation,
+    /// The mode of the guest hypervisor, which cannot change in VMX operation.
+    pub mode: HostMode,
     /// The state of nesting.
     pub nested: Nested,
     /// The guest hypervisor's memory.
-    pub memory: GuestPhysical,
+    pub memory: M::Memory,
     /// The tables of EPT01 and EPT02.
-    pub tables: TablePool,
+    pub tables: M::Tables,
     /// MSR bitmaps of vmcs01: without and with the writes that a trap catches.
     pub msr_bitmaps01: [Hpa; 2],
-    /// EPT01.
-    pub ept01: &'static Ept01,
     /// What the last emulated access to CR0 or CR4 changed.
     pub undo: Option<Undo>,
     /// An INIT arrived in VMX root operation and waits for VM entry or VMXOFF.
     pub init_blocked: bool,
-    /// What it shows the other processors, counters included.
-    pub processor: &'static Processor,
-    /// Whether a guest may have them printed: the option `stats`.
-    pub prints_stats: bool,
-    /// What a triple fault does: the option `triple-fault`.
-    pub on_triple_fault: TripleFault,
-    /// Whether VMCALL may be a hypercall: the option `hypercalls`.
-    pub takes_hypercalls: bool,
+    /// Everything else.
+    pub machine: M,
 }
 
 /// vmcs02 as the source of stale guest state.
-pub struct StaleIn<'a>(pub &'a mut VmcsPair);
+pub struct StaleIn<'a, Vmcss>(pub &'a mut Vmcss);
 
-impl SyncStale for StaleIn<'_> {
+impl<Vmcss: VmcsPair> SyncStale for StaleIn<'_, Vmcss> {
     #[cold]
     fn sync_stale(&mut self, vmcs12: &mut Vmcs12) {
         self.0.access_vmcs02(|vmcs02| save_stale(vmcs02, vmcs12));
@@ -201,14 +205,11 @@ impl SyncStale for StaleIn<'_> {
     }
 }
 
-/// The number of RSP, whose value is in the VMCS.
-pub const RSP: usize = 4;
-
-impl Vcpu {
+impl<M: Machine> Vcpu<M> {
     /// A general-purpose register of the guest hypervisor.
     #[inline]
     pub fn gpr(&mut self, number: usize) -> u64 {
-        if number == RSP { self.vmcs.vmcs01().read(GUEST_RSP) } else { self.registers.gpr[number] }
+        if number == RSP { self.vmcs.vmcs01().read(GUEST_RSP) } else { self.registers[number] }
     }
 
     /// Sets one.
@@ -217,24 +218,24 @@ impl Vcpu {
         if number == RSP {
             self.vmcs.vmcs01().write(GUEST_RSP, value);
         } else {
-            self.registers.gpr[number] = value;
+            self.registers[number] = value;
         }
     }
 
     /// EDX:EAX, as RDMSR, WRMSR and XSETBV have it.
     pub fn edx_eax(&self) -> u64 {
-        self.registers.gpr[2] << 32 | self.registers.gpr[0] & 0xffff_ffff
+        self.registers[RDX] << 32 | self.registers[RAX] & 0xffff_ffff
     }
 
     /// Sets EDX:EAX; the upper halves of RDX and RAX become 0.
     pub fn set_edx_eax(&mut self, value: u64) {
-        self.registers.gpr[0] = value & 0xffff_ffff;
-        self.registers.gpr[2] = value >> 32;
+        self.registers[RAX] = value & 0xffff_ffff;
+        self.registers[RDX] = value >> 32;
     }
 
     /// ECX.
     pub fn ecx(&self) -> u32 {
-        self.registers.gpr[1] as u32
+        self.registers[RCX] as u32
     }
 
     /// The guest hypervisor's current privilege level: SS.DPL.
@@ -249,7 +250,7 @@ impl Vcpu {
 
     /// The guest hypervisor's paging, for the operands of its VMX instructions.
     pub fn paging(&mut self) -> Paging {
-        let physical_bits = self.caps.physical_bits;
+        let (machine, physical_bits) = (&self.machine, self.caps.physical_bits);
         let vmcs01 = self.vmcs.vmcs01();
         let cr4 = vmcs01.read(GUEST_CR4);
         Paging {
@@ -259,8 +260,8 @@ impl Vcpu {
             efer: vmcs01.read(GUEST_EFER),
             rflags: vmcs01.read(GUEST_RFLAGS),
             physical_bits,
-            pkru: if cr4 & CR4_PKE != 0 { cpu::pkru() } else { 0 },
-            pkrs: if cr4 & CR4_PKS != 0 { msr::try_read(IA32_PKRS).unwrap_or(0) as u32 } else { 0 },
+            pkru: if cr4 & CR4_PKE != 0 { machine.pkru() } else { 0 },
+            pkrs: if cr4 & CR4_PKS != 0 { machine.read_msr(IA32_PKRS).unwrap_or(0) as u32 } else { 0 },
         }
     }
 
@@ -284,17 +285,37 @@ impl Vcpu {
         }
     }
 
-    /// Moves the guest of the current level over the instruction that exited.
+    /// VMLAUNCH or VMRESUME is carried out: vmcs02 is entered next.
+    #[inline(always)]
+    pub fn begin_entry(&mut self) {
+        self.running = Running::Entering;
+    }
+
+    /// The processor has entered vmcs02 and left it again. VMCS12 is launched, if it was not.
+    #[inline(always)]
+    pub fn entry_accepted(&mut self) {
+        self.running = Running::NestedGuest;
+        self.vmx.vmcs12.launch_state = LaunchState::Launched;
+    }
+
+    /// The nested guest is left, or was not entered: the guest hypervisor runs next.
+    #[inline(always)]
+    pub fn leave_to_hypervisor(&mut self) {
+        self.running = Running::GuestHypervisor;
+    }
+
+    /// Moves the guest that runs over the instruction that exited.
     pub fn advance(&mut self) {
-        match self.level {
-            Level::GuestHypervisor => advance(&mut self.vmcs.vmcs01(), |rflags| rflags),
-            Level::Nested => advance(&mut self.vmcs.vmcs02(), |rflags| rflags),
+        if self.running.is_nested() {
+            advance(self.vmcs.vmcs02(), |rflags| rflags);
+        } else {
+            advance(self.vmcs.vmcs01(), |rflags| rflags);
         }
     }
 
     /// The same for an instruction of the guest hypervisor that changes RFLAGS, but not TF.
     pub fn advance_with_flags(&mut self, change: impl FnOnce(u64) -> u64) {
-        advance(&mut self.vmcs.vmcs01(), change);
+        advance(self.vmcs.vmcs01(), change);
     }
 }
 

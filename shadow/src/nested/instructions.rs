@@ -1,37 +1,37 @@
-//! The VMX instructions of the guest hypervisor: operands in, [`shadow::insn`], flags out.
+//! The VMX instructions of the guest hypervisor: operands in, [`crate::insn`], flags out.
 
+use crate::check::{HostMode, is_fixed};
+use crate::exit::ExitReason;
+use crate::fields::*;
+use crate::hw::VmcsAccess;
+use crate::insn::{self, Invalidation};
+use crate::msr::Access;
+use crate::operand::{AddressSpace, InsnInfo, Segment, linear_address};
+use crate::outcome::{Failure, Fault, InsnError, VmFail, rflags_fail_invalid, rflags_fail_valid, rflags_succeed};
+use crate::permission::Access as FieldAccess;
+use crate::registers::{CR4_VMXE, GUEST_SEGMENTS, RFLAGS_VM, RSP, access_rights};
+use crate::vmcs12::LaunchState;
 use ept::Gpa;
-use shadow::check::{HostMode, is_fixed};
-use shadow::exit::ExitReason;
-use shadow::fields::*;
-use shadow::hw::VmcsAccess;
-use shadow::insn::{self, Invalidation};
-use shadow::msr::Access;
-use shadow::operand::{AddressSpace, InsnInfo, Segment, linear_address};
-use shadow::outcome::{Failure, Fault, InsnError, VmFail, rflags_fail_invalid, rflags_fail_valid, rflags_succeed};
-use shadow::permission::Access as FieldAccess;
-use shadow::registers::{CR4_VMXE, GUEST_SEGMENTS, RFLAGS_VM, access_rights};
-use shadow::vmcs12::LaunchState;
 
-use super::{Action, cr, reset};
-use crate::arch::vmx::{Invvpid, invvpid};
-use crate::nested;
-use crate::vcpu::{StaleIn, Vcpu, vpid02};
+use super::control_registers::masks;
+use super::machine::{Invvpid, Machine, VmcsPair};
+use super::vcpu::{StaleIn, Vcpu, vpid02};
+use super::{Action, entry, nested_ept, nested_shadowing, vmcs_shadowing};
 
 /// VMREAD.
-pub fn vmread(vcpu: &mut Vcpu) -> Action {
+pub fn vmread<M: Machine>(vcpu: &mut Vcpu<M>) -> Action {
     let outcome = do_vmread(vcpu);
     finish(vcpu, outcome)
 }
 
-fn do_vmread(vcpu: &mut Vcpu) -> Result<(), Failure> {
+fn do_vmread<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), Failure> {
     privileged(vcpu)?;
     let info = insn_info(vcpu);
     let encoding = operand_register(vcpu, info.reg2());
-    vcpu.shadow_fields.count(encoding, FieldAccess::READ);
-    let value = vcpu.vmx.vmread(vcpu.shadow_fields.table, &mut StaleIn(&mut vcpu.vmcs), encoding)?;
+    vcpu.machine.count_field_access(encoding, FieldAccess::READ);
+    let value = vcpu.vmx.vmread(vcpu.field_table, &mut StaleIn(&mut vcpu.vmcs), encoding)?;
     if info.is_register() {
-        let value = value & vcpu.nested.operand_mask;
+        let value = value & vcpu.mode.operand_mask();
         vcpu.set_gpr(info.reg1(), value);
         return Ok(());
     }
@@ -41,12 +41,12 @@ fn do_vmread(vcpu: &mut Vcpu) -> Result<(), Failure> {
 }
 
 /// VMWRITE.
-pub fn vmwrite(vcpu: &mut Vcpu) -> Action {
+pub fn vmwrite<M: Machine>(vcpu: &mut Vcpu<M>) -> Action {
     let outcome = do_vmwrite(vcpu);
     finish(vcpu, outcome)
 }
 
-fn do_vmwrite(vcpu: &mut Vcpu) -> Result<(), Failure> {
+fn do_vmwrite<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), Failure> {
     privileged(vcpu)?;
     if !vcpu.vmx.has_current() {
         return Err(VmFail::Invalid.into());
@@ -61,14 +61,14 @@ fn do_vmwrite(vcpu: &mut Vcpu) -> Result<(), Failure> {
         u64::from_le_bytes(bytes)
     };
     let encoding = operand_register(vcpu, info.reg2());
-    vcpu.shadow_fields.count(encoding, FieldAccess::WRITE);
-    vcpu.vmx.vmwrite(&vcpu.offered, vcpu.shadow_fields.table, &mut StaleIn(&mut vcpu.vmcs), encoding, value)
+    vcpu.machine.count_field_access(encoding, FieldAccess::WRITE);
+    vcpu.vmx.vmwrite(&vcpu.offered, vcpu.field_table, &mut StaleIn(&mut vcpu.vmcs), encoding, value)
 }
 
 /// VMLAUNCH and VMRESUME. Success does not come back here: the nested guest runs next.
-pub fn launch(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
+pub fn launch<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) -> Action {
     let wanted = if reason == ExitReason::VMLAUNCH { LaunchState::Clear } else { LaunchState::Launched };
-    let outcome = privileged(vcpu).and_then(|()| nested::enter(vcpu, wanted));
+    let outcome = privileged(vcpu).and_then(|()| entry::enter(vcpu, wanted));
     match outcome {
         Ok(()) => Action::Resume,
         Err(failure) => finish(vcpu, Err(failure)),
@@ -76,22 +76,22 @@ pub fn launch(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
 }
 
 /// All others.
-pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
+pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) -> Action {
     let outcome = match reason {
         ExitReason::VMXON => vmxon(vcpu),
         ExitReason::VMXOFF => vmxoff(vcpu),
         ExitReason::VMCLEAR => with_address(vcpu, |vcpu, region| {
-            nested::release_linked_region(vcpu, Gpa(region));
+            nested_shadowing::release_linked_region(vcpu, Gpa(region));
             vcpu.vmx.vmclear(&vcpu.memory, &vcpu.offered, &mut StaleIn(&mut vcpu.vmcs), region)?;
-            nested::bind_current(vcpu);
+            vmcs_shadowing::bind_current(vcpu);
             Ok(())
         }),
         ExitReason::VMPTRLD => with_address(vcpu, |vcpu, region| {
-            nested::release_linked_region(vcpu, Gpa(region));
+            nested_shadowing::release_linked_region(vcpu, Gpa(region));
             let mut sync = StaleIn(&mut vcpu.vmcs);
             let changed = vcpu.vmx.vmptrld(&vcpu.memory, &vcpu.offered, &mut sync, region)?;
             if changed {
-                nested::bind_current(vcpu);
+                vmcs_shadowing::bind_current(vcpu);
             }
             Ok(())
         }),
@@ -108,7 +108,7 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
 }
 
 /// VMCALL in VMX root operation. Unlike the other instructions it exits before the processor has looked at the mode.
-fn vmcall(vcpu: &mut Vcpu) -> Result<(), Failure> {
+fn vmcall<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), Failure> {
     let ia32e = vcpu.in_ia32e_mode();
     let vmcs01 = vcpu.vmcs.vmcs01();
     let compatibility = ia32e && vmcs01.read(GUEST_CS_ACCESS_RIGHTS) & access_rights::LONG == 0;
@@ -119,13 +119,13 @@ fn vmcall(vcpu: &mut Vcpu) -> Result<(), Failure> {
     Err(InsnError::VMCALL_IN_ROOT.into())
 }
 
-fn privileged(vcpu: &mut Vcpu) -> Result<(), Failure> {
+fn privileged<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), Failure> {
     let cpl = vcpu.cpl();
     Ok(vcpu.vmx.privileged(cpl)?)
 }
 
 /// Ends an instruction as SDM 31.2 "Conventions" says.
-fn finish(vcpu: &mut Vcpu, outcome: Result<(), Failure>) -> Action {
+fn finish<M: Machine>(vcpu: &mut Vcpu<M>, outcome: Result<(), Failure>) -> Action {
     match outcome {
         Ok(()) => {
             vcpu.advance_with_flags(rflags_succeed);
@@ -137,7 +137,7 @@ fn finish(vcpu: &mut Vcpu, outcome: Result<(), Failure>) -> Action {
 
 /// An instruction that did not succeed.
 #[cold]
-fn fail(vcpu: &mut Vcpu, failure: Failure) -> Action {
+fn fail<M: Machine>(vcpu: &mut Vcpu<M>, failure: Failure) -> Action {
     let flags = match failure {
         Failure::Fault(fault) => return Action::Inject(fault),
         Failure::VmFail(VmFail::Valid(error)) if vcpu.vmx.has_current() => {
@@ -150,7 +150,7 @@ fn fail(vcpu: &mut Vcpu, failure: Failure) -> Action {
     Action::Resume
 }
 
-fn vmxon(vcpu: &mut Vcpu) -> Result<(), Failure> {
+fn vmxon<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), Failure> {
     let (cr0, cr4, cpl) = (vcpu.visible_cr0(), vcpu.visible_cr4(), vcpu.cpl());
     let caps = &vcpu.offered;
     if cr4 & CR4_VMXE == 0 {
@@ -168,37 +168,35 @@ fn vmxon(vcpu: &mut Vcpu) -> Result<(), Failure> {
     let region = read_quadword(vcpu, info)?;
     vcpu.vmx.vmxon(&vcpu.memory, &vcpu.offered, region)?;
     // In compatibility mode VMX instructions are #UD.
-    (vcpu.nested.host_mode, vcpu.nested.operand_mask) =
-        if vcpu.in_ia32e_mode() { (HostMode::Ia32e, u64::MAX) } else { (HostMode::Legacy, 0xffff_ffff) };
+    vcpu.mode = if vcpu.in_ia32e_mode() { HostMode::Ia32e } else { HostMode::Legacy };
     update_masks(vcpu, cr0, cr4);
     Ok(())
 }
 
-fn vmxoff(vcpu: &mut Vcpu) -> Result<(), Failure> {
+fn vmxoff<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), Failure> {
     privileged(vcpu)?;
     let (cr0, cr4) = (vcpu.visible_cr0(), vcpu.visible_cr4());
-    nested::release_linked(vcpu);
+    nested_shadowing::release_linked(vcpu);
     vcpu.vmx.vmxoff(&vcpu.memory, &mut StaleIn(&mut vcpu.vmcs));
-    nested::bind_current(vcpu);
+    vmcs_shadowing::bind_current(vcpu);
     update_masks(vcpu, cr0, cr4);
-    reset::deliver_blocked_init(vcpu);
     Ok(())
 }
 
 /// VMX operation fixes more bits of CR0 than there are fixed outside it. `cr0` and `cr4` are what the guest hypervisor saw before the change:
 /// the read shadow of a bit that was not masked until now is out of date.
-fn update_masks(vcpu: &mut Vcpu, cr0: u64, cr4: u64) {
-    let (cr0_mask, cr4_mask) = cr::masks(vcpu);
-    let mut vmcs01 = vcpu.vmcs.vmcs01();
+fn update_masks<M: Machine>(vcpu: &mut Vcpu<M>, cr0: u64, cr4: u64) {
+    let (cr0_mask, cr4_mask) = masks(vcpu);
+    let vmcs01 = vcpu.vmcs.vmcs01();
     vmcs01.write(CR0_GUEST_HOST_MASK, cr0_mask);
     vmcs01.write(CR0_READ_SHADOW, cr0);
     vmcs01.write(CR4_GUEST_HOST_MASK, cr4_mask);
     vmcs01.write(CR4_READ_SHADOW, cr4);
 }
 
-fn with_address(
-    vcpu: &mut Vcpu,
-    instruction: impl FnOnce(&mut Vcpu, u64) -> Result<(), Failure>,
+fn with_address<M: Machine>(
+    vcpu: &mut Vcpu<M>,
+    instruction: impl FnOnce(&mut Vcpu<M>, u64) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     privileged(vcpu)?;
     let info = insn_info(vcpu);
@@ -206,7 +204,7 @@ fn with_address(
     instruction(vcpu, address)
 }
 
-fn emulate_invept(vcpu: &mut Vcpu) -> Result<(), Failure> {
+fn emulate_invept<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), Failure> {
     privileged(vcpu)?;
     let info = insn_info(vcpu);
     let kind = operand_register(vcpu, info.reg2());
@@ -215,14 +213,14 @@ fn emulate_invept(vcpu: &mut Vcpu) -> Result<(), Failure> {
     }
     let descriptor = read_descriptor(vcpu, info)?;
     match insn::invept(&vcpu.offered, kind, descriptor)? {
-        Invalidation::Eptp(eptp12) => nested::drop_translations(vcpu, Some(ept::Eptp(eptp12))),
-        _ => nested::drop_translations(vcpu, None),
+        Invalidation::Eptp(eptp12) => nested_ept::drop_translations(vcpu, Some(ept::Eptp(eptp12))),
+        _ => nested_ept::drop_translations(vcpu, None),
     }
     Ok(())
 }
 
 /// INVVPID of a type that the guest hypervisor is offered, and so the processor has, on the VPID02.
-fn emulate_invvpid(vcpu: &mut Vcpu) -> Result<(), Failure> {
+fn emulate_invvpid<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), Failure> {
     privileged(vcpu)?;
     let info = insn_info(vcpu);
     let kind = operand_register(vcpu, info.reg2());
@@ -231,33 +229,33 @@ fn emulate_invvpid(vcpu: &mut Vcpu) -> Result<(), Failure> {
     }
     let descriptor = read_descriptor(vcpu, info)?;
     match insn::invvpid(&vcpu.offered, kind, descriptor)? {
-        Invalidation::Address { vpid, linear } => invvpid(Invvpid::Address { vpid: vpid02(vpid), linear }),
-        Invalidation::Vpid(vpid) => invvpid(Invvpid::Single(vpid02(vpid))),
-        Invalidation::VpidRetainingGlobals(vpid) => invvpid(Invvpid::RetainingGlobals(vpid02(vpid))),
-        Invalidation::AllVpids => invvpid(Invvpid::All),
+        Invalidation::Address { vpid, linear } => vcpu.machine.invvpid(Invvpid::Address { vpid: vpid02(vpid), linear }),
+        Invalidation::Vpid(vpid) => vcpu.machine.invvpid(Invvpid::Single(vpid02(vpid))),
+        Invalidation::VpidRetainingGlobals(vpid) => vcpu.machine.invvpid(Invvpid::RetainingGlobals(vpid02(vpid))),
+        Invalidation::AllVpids => vcpu.machine.invvpid(Invvpid::All),
         _ => (),
     }
     Ok(())
 }
 
-fn insn_info(vcpu: &mut Vcpu) -> InsnInfo {
+fn insn_info<M: Machine>(vcpu: &mut Vcpu<M>) -> InsnInfo {
     InsnInfo(vcpu.vmcs.vmcs01().read(EXIT_INSTRUCTION_INFO))
 }
 
 /// A register operand.
-fn operand_register(vcpu: &mut Vcpu, number: usize) -> u64 {
-    vcpu.gpr(number) & vcpu.nested.operand_mask
+fn operand_register<M: Machine>(vcpu: &mut Vcpu<M>, number: usize) -> u64 {
+    vcpu.gpr(number) & vcpu.mode.operand_mask()
 }
 
 /// Size of the operands of VMREAD and VMWRITE.
-fn operand_bytes(vcpu: &Vcpu) -> usize {
-    match vcpu.nested.host_mode {
+fn operand_bytes<M: Machine>(vcpu: &Vcpu<M>) -> usize {
+    match vcpu.mode {
         HostMode::Ia32e => 8,
         HostMode::Legacy => 4,
     }
 }
 
-fn operand_address(vcpu: &mut Vcpu, info: InsnInfo, bytes: u64, access: Access) -> Result<u64, Fault> {
+fn operand_address<M: Machine>(vcpu: &mut Vcpu<M>, info: InsnInfo, bytes: u64, access: Access) -> Result<u64, Fault> {
     let long_mode = vcpu.in_ia32e_mode();
     let vmcs01 = vcpu.vmcs.vmcs01();
     let space = long_mode.then(|| AddressSpace::of(vmcs01.read(GUEST_CR4), vmcs01.read(GUEST_RFLAGS)));
@@ -269,30 +267,30 @@ fn operand_address(vcpu: &mut Vcpu, info: InsnInfo, bytes: u64, access: Access) 
         limit: vmcs01.read(fields.limit),
         access_rights: vmcs01.read(fields.access_rights),
     };
-    let gpr = &vcpu.registers.gpr;
-    let offset = info.effective_address(displacement, |number| if number == 4 { rsp } else { gpr[number] });
+    let registers = &vcpu.registers;
+    let offset = info.effective_address(displacement, |number| if number == RSP { rsp } else { registers[number] });
     linear_address(info, offset, bytes, access, &segment, space)
 }
 
-fn read_operand(vcpu: &mut Vcpu, info: InsnInfo, to: &mut [u8]) -> Result<(), Failure> {
+fn read_operand<M: Machine>(vcpu: &mut Vcpu<M>, info: InsnInfo, to: &mut [u8]) -> Result<(), Failure> {
     let linear = operand_address(vcpu, info, to.len() as u64, Access::Read)?;
     let paging = vcpu.paging();
     Ok(paging.read(&vcpu.memory, linear, to)?)
 }
 
-fn write_operand(vcpu: &mut Vcpu, info: InsnInfo, from: &[u8]) -> Result<(), Failure> {
+fn write_operand<M: Machine>(vcpu: &mut Vcpu<M>, info: InsnInfo, from: &[u8]) -> Result<(), Failure> {
     let linear = operand_address(vcpu, info, from.len() as u64, Access::Write)?;
     let paging = vcpu.paging();
     Ok(paging.write(&vcpu.memory, linear, from)?)
 }
 
-fn read_quadword(vcpu: &mut Vcpu, info: InsnInfo) -> Result<u64, Failure> {
+fn read_quadword<M: Machine>(vcpu: &mut Vcpu<M>, info: InsnInfo) -> Result<u64, Failure> {
     let mut bytes = [0; 8];
     read_operand(vcpu, info, &mut bytes)?;
     Ok(u64::from_le_bytes(bytes))
 }
 
-fn read_descriptor(vcpu: &mut Vcpu, info: InsnInfo) -> Result<[u64; 2], Failure> {
+fn read_descriptor<M: Machine>(vcpu: &mut Vcpu<M>, info: InsnInfo) -> Result<[u64; 2], Failure> {
     let mut bytes = [0; 16];
     read_operand(vcpu, info, &mut bytes)?;
     let whole = u128::from_le_bytes(bytes);

@@ -17,29 +17,30 @@
 //! second design. On silicon the flip's VMCLEARs write vmcs02 back to memory, which the model counts with 100 cycles: they would have to cost
 //! fifteen times that for copying to win.
 
-use shadow::controls::Secondary;
-use shadow::fields::*;
-use shadow::hw::VmcsAccess;
-use shadow::merge;
+use crate::controls::Secondary;
+use crate::fields::*;
+use crate::hw::VmcsAccess;
+use crate::merge;
 
-use crate::vcpu::Vcpu;
+use super::machine::{Machine, VmcsPair};
+use super::vcpu::Vcpu;
 
 /// The current VMCS12 has changed, perhaps to none: vmcs02 gets what the guest hypervisor accesses there, and vmcs01 is linked to it.
-pub fn bind_current(vcpu: &mut Vcpu) {
+pub fn bind_current<M: Machine>(vcpu: &mut Vcpu<M>) {
     // Whatever the guest hypervisor did about it was for another nested guest.
-    vcpu.nested.violation = None;
-    let live = vcpu.shadow_fields.live;
+    vcpu.nested.ept.violation = None;
+    let live = vcpu.live_fields;
     if live.is_empty() {
         return;
     }
     let bound = vcpu.vmx.has_current();
     if bound && vcpu.vmx.vmcs12.live.is_empty() {
-        merge::make_live(&mut vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12, &live);
+        merge::make_live(vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12, &live);
     }
     // Without a current VMCS the instructions exit: they are VMfailInvalid, or #UD outside VMX operation.
-    vcpu.vmcs.set_linked(bound);
-    let link = if bound { vcpu.vmcs.link().0 } else { u64::MAX };
-    let mut vmcs01 = vcpu.vmcs.vmcs01();
+    vcpu.vmcs.set_vmcs02_shadows(bound);
+    let link = if bound { vcpu.vmcs.vmcs02_address().0 } else { u64::MAX };
+    let vmcs01 = vcpu.vmcs.vmcs01();
     let others = vmcs01.read(SECONDARY_CONTROLS) & !Secondary::VMCS_SHADOWING.bits();
     vmcs01.write(SECONDARY_CONTROLS, others | if bound { Secondary::VMCS_SHADOWING.bits() } else { 0 });
     vmcs01.write(VMCS_LINK_POINTER, link);

@@ -1,16 +1,14 @@
-//! Pages of the guest hypervisor whose content the host has merged into structures of its own. They are read-only in EPT01, and so in every
-//! EPT02: the merge is done again only after a write.
+//! Pages of the guest hypervisor whose content the host has merged into structures of its own. Such a page is read-only in EPT01, and so in
+//! every EPT02: the host repeats the merge only after a write.
 //!
-//! Each processor has merged what it needed. A page is protected from all processors, and one that is about to write strikes it out of
-//! everybody's list. Until all have dropped their older translations of a page, a write of theirs could go unseen: so long it is merged at
-//! every entry.
+//! Each processor has a list of the pages that it has merged. A page is protected from all processors, and a processor that is about to write
+//! to it strikes it out of every list. As long as one processor may use an older translation of the page, a write could go unseen: until then
+//! every entry repeats the merge.
 
 use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use ept::Gpa;
-
-use crate::processor;
 
 /// Pages watched at a time: as many VMCSs can take turns without a merge.
 pub const SLOTS: usize = 8;
@@ -18,7 +16,8 @@ pub const SLOTS: usize = 8;
 /// No page.
 const NONE: u64 = u64::MAX;
 
-/// Merges of a page after a write before it is watched again. Who writes once often writes more, and to watch costs more than to merge.
+/// Merges of a page after a write before the page is watched again. A page that was written once is often written again, and watching costs
+/// more than merging.
 const PATIENCE: u8 = 8;
 
 /// What a processor watches as one kind, as others see it.
@@ -30,11 +29,24 @@ pub struct WatchedPages {
     patience: AtomicU8,
 }
 
-impl WatchedPages {
-    /// MSR bitmaps, VMREAD bitmaps and VMWRITE bitmaps.
-    pub const KINDS: usize = 3;
+/// What a watched page was merged as.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MergedAs {
+    /// An MSR bitmap.
+    MsrBitmap,
+    /// A VMREAD bitmap.
+    VmreadBitmap,
+    /// A VMWRITE bitmap.
+    VmwriteBitmap,
+}
 
-    /// None.
+impl MergedAs {
+    /// How many kinds there are.
+    pub const COUNT: usize = Self::VmwriteBitmap as usize + 1;
+}
+
+impl WatchedPages {
+    /// No page.
     pub const fn new() -> Self {
         Self {
             pages: [const { AtomicU64::new(NONE) }; SLOTS],
@@ -43,12 +55,13 @@ impl WatchedPages {
         }
     }
 
-    fn contains(&self, page: Gpa) -> bool {
+    /// Whether a page is among them.
+    pub fn contains(&self, page: Gpa) -> bool {
         self.pages.iter().any(|watched| watched.load(Ordering::SeqCst) == page.0)
     }
 
-    /// Somebody is about to write to a page, or has done so.
-    fn strike(&self, page: Gpa) {
+    /// Strikes a page out, because a write to it is about to happen or has happened.
+    pub fn strike(&self, page: Gpa) {
         for watched in &self.pages {
             if watched.compare_exchange(page.0, NONE, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
                 self.patience.store(PATIENCE, Ordering::Relaxed);
@@ -58,14 +71,10 @@ impl WatchedPages {
     }
 }
 
-/// Whether any processor watches a page.
-pub fn is_watched(page: Gpa) -> bool {
-    processor::all().iter().flat_map(|processor| &processor.watched).any(|watched| watched.contains(page))
-}
-
-/// No processor watches a page any more.
-pub fn strike(page: Gpa) {
-    processor::all().iter().flat_map(|processor| &processor.watched).for_each(|watched| watched.strike(page));
+impl Default for WatchedPages {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// The watched pages of this processor, each in a slot that other arrays share.
@@ -95,7 +104,7 @@ impl Watches {
         self.shared.changed.load(Ordering::Acquire)
     }
 
-    /// What is found unchanged from now on is so: a change from now on is noted again.
+    /// Clears the change flag and starts a new observation: every write after this call sets it again.
     pub fn begin_merge(&self) {
         // Exchanged, not stored: no page may be looked at before.
         self.shared.changed.swap(false, Ordering::SeqCst);
@@ -129,15 +138,15 @@ impl Watches {
         (slot, (loser != NONE).then_some(Gpa(loser)))
     }
 
-    /// The page in a slot is read-only, for all processors that take part in flush `number`.
-    pub fn await_flush(&self, slot: usize, number: u64) {
+    /// The page in a slot is read-only for all processors that have taken part in flush `number`. `has_ended` tells whether all have.
+    pub fn await_flush(&self, slot: usize, number: u64, has_ended: impl FnOnce(u64) -> bool) {
         self.awaited[slot].set(number);
-        self.look_for_flush(slot);
+        self.look_for_flush(slot, has_ended);
     }
 
-    /// Looks whether they have. What is merged after that stays true until the page is struck out.
-    pub fn look_for_flush(&self, slot: usize) {
-        if processor::all_have_flushed(self.awaited[slot].get()) {
+    /// Looks whether all processors have taken part in the awaited flush. A merge after that stays true until the page is struck out.
+    pub fn look_for_flush(&self, slot: usize, has_ended: impl FnOnce(u64) -> bool) {
+        if has_ended(self.awaited[slot].get()) {
             self.awaited[slot].set(0);
         } else {
             self.shared.changed.store(true, Ordering::SeqCst);

@@ -1,48 +1,49 @@
 //! VMREAD and VMWRITE when nothing about them is special: in 64-bit mode, between registers, of a whole field whose value VMCS12 holds.
 //! A guest hypervisor without VMCS shadowing executes them more often than everything else together. All other ones take the long way,
-//! in [`super::vmx_insn`], which each function here leaves them to before it has changed anything.
+//! in [`super::instructions`], which each function here leaves them to before it has changed anything.
 
-use shadow::check::HostMode;
-use shadow::encoding::{Area, Encoding};
-use shadow::event::{BLOCKING_BY_MOV_SS, BLOCKING_BY_STI, privilege_level};
-use shadow::exit::InsnInfo;
-use shadow::fields::*;
-use shadow::hw::VmcsAccess;
-use shadow::index::FieldTable;
-use shadow::insn::VmxOperation;
-use shadow::outcome::rflags_succeed;
-use shadow::registers::RFLAGS_TF;
+use crate::check::HostMode;
+use crate::encoding::{Area, Encoding};
+use crate::event::{BLOCKING_BY_MOV_SS, BLOCKING_BY_STI, privilege_level};
+use crate::exit::InsnInfo;
+use crate::fields::*;
+use crate::hw::VmcsAccess;
+use crate::index::FieldTable;
+use crate::insn::VmxOperation;
+use crate::outcome::rflags_succeed;
+use crate::registers::{RFLAGS_TF, RSP};
 
-use crate::vcpu::{RSP, Vcpu};
+use super::machine::{Machine, VmcsPair};
+use super::vcpu::Vcpu;
 
 /// VMREAD. Returns whether it was carried out.
 #[inline(never)]
-pub fn vmread(vcpu: &mut Vcpu) -> bool {
-    let Vcpu { vmcs, vmx, nested, registers, short_table, .. } = vcpu;
-    let mut vmcs01 = vmcs.vmcs01();
-    let Some(insn) = begin(&vmcs01, vmx, nested.host_mode) else { return false };
-    let Some(id) = whole_field(short_table, registers.gpr[insn.info.reg2()]) else { return false };
+pub fn vmread<M: Machine>(vcpu: &mut Vcpu<M>) -> bool {
+    let Vcpu { vmcs, vmx, mode, registers, quick_table, .. } = vcpu;
+    let vmcs01 = vmcs.vmcs01();
+    let Some(insn) = begin(vmcs01, vmx, *mode) else { return false };
+    let Some(id) = whole_field(quick_table, registers[insn.info.reg2()]) else { return false };
     if vmx.vmcs12.stale.contains(id) {
         return false;
     }
-    registers.gpr[insn.info.reg1()] = vmx.vmcs12.word(id);
-    insn.succeed(&mut vmcs01);
+    registers[insn.info.reg1()] = vmx.vmcs12.word(id);
+    insn.succeed(vmcs01);
     true
 }
 
 /// VMWRITE. Returns whether it was carried out.
 #[inline(never)]
-pub fn vmwrite(vcpu: &mut Vcpu) -> bool {
-    let Vcpu { vmcs, vmx, nested, registers, short_table, .. } = vcpu;
-    let mut vmcs01 = vmcs.vmcs01();
-    let Some(insn) = begin(&vmcs01, vmx, nested.host_mode) else { return false };
-    let Some(id) = whole_field(short_table, registers.gpr[insn.info.reg2()]) else { return false };
+pub fn vmwrite<M: Machine>(vcpu: &mut Vcpu<M>) -> bool {
+    let Vcpu { vmcs, vmx, mode, registers, quick_table, .. } = vcpu;
+    let vmcs01 = vmcs.vmcs01();
+    let Some(insn) = begin(vmcs01, vmx, *mode) else { return false };
+    let Some(id) = whole_field(quick_table, registers[insn.info.reg2()]) else { return false };
     let encoding = id.encoding();
     if encoding.area() == Area::ExitInfo || vmx.vmcs12.live.contains(id) {
         return false;
     }
-    vmx.vmcs12.set_word(id, registers.gpr[insn.info.reg1()] & encoding.width().mask());
-    insn.succeed(&mut vmcs01);
+    vmx.vmcs12.set_word(id, registers[insn.info.reg1()] & encoding.width().mask());
+    insn.succeed(vmcs01);
     true
 }
 

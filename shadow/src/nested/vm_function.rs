@@ -1,40 +1,42 @@
 //! VMFUNC of a nested guest. vmcs02 enables VM functions as VMCS12 does and none of them, so that every use exits: an EPTP list of VMCS12
 //! names EPT12s, and the processor would take them for EPT02s.
 
+use crate::check::eptp_is_valid;
+use crate::controls::VmFunctions;
+use crate::exit::ExitReason;
+use crate::fields::*;
+use crate::hw::GuestMemory;
 use ept::Gpa;
-use shadow::check::eptp_is_valid;
-use shadow::controls::VmFunctions;
-use shadow::exit::ExitReason;
-use shadow::fields::*;
-use shadow::hw::GuestMemory;
 
-use super::paging;
+use super::machine::Machine;
+use super::nested_ept;
 use super::reflect::{Reflected, reflect};
-use crate::vcpu::Vcpu;
+use super::vcpu::Vcpu;
+use crate::registers::RAX;
 
 /// EPTP switching (SDM 26.5.6.3 "EPTP Switching"), or the exit that the guest hypervisor gets.
-pub fn handle(vcpu: &mut Vcpu) {
+pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>) {
     const EPTP_SWITCHING: u32 = 0;
-    let function = vcpu.registers.gpr[0] as u32;
+    let function = vcpu.registers[RAX] as u32;
     let enabled = VmFunctions::from_bits_retain(vcpu.vmx.vmcs12.get(VM_FUNCTION_CONTROLS));
     let eptp12 = match function {
         EPTP_SWITCHING if enabled.contains(VmFunctions::EPTP_SWITCHING) => listed_eptp(vcpu),
         _ => None,
     };
     let Some(eptp12) = eptp12 else {
-        return reflect(vcpu, Reflected { reason: ExitReason::VMFUNC, qualification: None });
+        return reflect(vcpu, Reflected::AsTaken(ExitReason::VMFUNC));
     };
     vcpu.vmx.vmcs12.set_synced(EPT_POINTER.id(), eptp12);
     if vcpu.offered_fields.contains(EPTP_INDEX.id()) {
         let index = vcpu.ecx() as u16;
         vcpu.set_exit_info(EPTP_INDEX, index);
     }
-    paging::switch_eptp(vcpu);
+    nested_ept::switch_eptp(vcpu);
     vcpu.advance();
 }
 
 /// The entry of the EPTP list that ECX selects, read once, if it is one that VM entry would accept.
-fn listed_eptp(vcpu: &Vcpu) -> Option<u64> {
+fn listed_eptp<M: Machine>(vcpu: &Vcpu<M>) -> Option<u64> {
     const ENTRIES: u32 = 512;
     let list = Gpa(vcpu.vmx.vmcs12.get(EPTP_LIST_ADDRESS));
     let eptp12 = (vcpu.ecx() < ENTRIES).then(|| vcpu.memory.read_u64(list + u64::from(vcpu.ecx()) * 8))?;

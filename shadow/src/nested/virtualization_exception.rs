@@ -2,21 +2,22 @@
 //!
 //! In vmcs02 the control is off, because a violation of EPT02 need not be one of EPT12: the host delivers the exception.
 
+use crate::exit::{ExitReason, InterruptionInfo};
+use crate::fields::*;
+use crate::hw::{GuestMemory, VmcsAccess};
+use crate::outcome::Fault;
+use crate::registers::CR0_PE;
 use ept::violation::EptViolation;
 use ept::{Gpa, NestedGpa};
-use shadow::exit::{ExitReason, InterruptionInfo};
-use shadow::fields::*;
-use shadow::hw::{GuestMemory, VmcsAccess};
-use shadow::outcome::Fault;
-use shadow::registers::CR0_PE;
 
-use super::exit::raise;
-use crate::vcpu::Vcpu;
+use super::dispatch::raise;
+use super::machine::{Machine, VmcsPair};
+use super::vcpu::Vcpu;
 
 /// Delivers a violation whose entry of EPT12 does not suppress #VE, if the other conditions hold (SDM 26.5.7.2 "Convertible EPT Violations
 /// that Cause Virtualization Exceptions"). Returns whether it did.
 #[cold]
-pub fn convert(vcpu: &mut Vcpu, address: NestedGpa, qualification: EptViolation) -> bool {
+pub fn convert<M: Machine>(vcpu: &mut Vcpu<M>, address: NestedGpa, qualification: EptViolation) -> bool {
     /// Offset of what the nested guest clears when it has looked at the area.
     const BUSY: u64 = 4;
     let area = Gpa(vcpu.vmx.vmcs12.get(VIRTUALIZATION_EXCEPTION_INFO));

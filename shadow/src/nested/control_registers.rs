@@ -1,17 +1,17 @@
 //! CR0 and CR4 of the guest hypervisor: bits that VMX operation fixes are the processor's; the guest hypervisor sees its own through the
 //! read shadow (SDM 24.8 "Restrictions on VMX Operation", 26.3 "Changes to Instruction Behavior in VMX Non-Root Operation").
 
-use shadow::FieldId;
-use shadow::controls::EntryControls;
-use shadow::exit::{CrAccess, CrAccessKind, ExitReason};
-use shadow::fields::*;
-use shadow::hw::VmcsAccess;
-use shadow::outcome::Fault;
-use shadow::registers::*;
+use crate::FieldId;
+use crate::controls::EntryControls;
+use crate::exit::{CrAccess, CrAccessKind};
+use crate::fields::*;
+use crate::hw::VmcsAccess;
+use crate::outcome::Fault;
+use crate::registers::*;
 
 use super::Action;
-use crate::arch::vmx::{Invvpid, invvpid};
-use crate::vcpu::{VPID01, Vcpu};
+use super::machine::{Invvpid, Machine, VmcsPair};
+use super::vcpu::{VPID01, Vcpu};
 
 /// A change of one of these drops translations, and reloads the PDPTEs of a PAE guest.
 const CR4_PAGING: u64 = CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP;
@@ -42,9 +42,9 @@ pub struct Undo {
 }
 
 /// Undoes the last emulated access, if the guest hypervisor has not run since. Returns whether it did.
-pub fn undo(vcpu: &mut Vcpu) -> bool {
+pub fn undo<M: Machine>(vcpu: &mut Vcpu<M>) -> bool {
     let Some(Undo { before, after }) = vcpu.undo.take() else { return false };
-    let mut vmcs01 = vcpu.vmcs.vmcs01();
+    let vmcs01 = vcpu.vmcs.vmcs01();
     let has_not_run = CHANGED.map(|id| vmcs01.read_raw(id)) == after;
     if has_not_run {
         CHANGED.into_iter().zip(before).for_each(|(id, value)| vmcs01.write_raw(id, value));
@@ -52,12 +52,12 @@ pub fn undo(vcpu: &mut Vcpu) -> bool {
     has_not_run
 }
 
-/// Handles an access to CR0 or CR4, or to CR3 on a processor that makes it exit.
-pub fn handle(vcpu: &mut Vcpu) -> Action {
+/// Handles an access to CR0 or CR4, or to CR3 on a processor that makes it exit. Answers nothing to an access that no control makes exit.
+pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>) -> Option<Action> {
     let access = CrAccess(vcpu.vmcs.vmcs01().read(EXIT_QUALIFICATION));
     let operand = vcpu.register_operand_mask();
     let (cr0, source) = (vcpu.visible_cr0(), vcpu.gpr(access.gpr()) & operand);
-    let snapshot = |vcpu: &mut Vcpu| CHANGED.map(|id| vcpu.vmcs.vmcs01().read_raw(id));
+    let snapshot = |vcpu: &mut Vcpu<M>| CHANGED.map(|id| vcpu.vmcs.vmcs01().read_raw(id));
     let before = snapshot(vcpu);
     let outcome = match (access.kind(), access.register()) {
         (CrAccessKind::MovTo, 0) => set_cr0(vcpu, source),
@@ -74,27 +74,27 @@ pub fn handle(vcpu: &mut Vcpu) -> Action {
             // LMSW cannot clear PE.
             set_cr0(vcpu, cr0 & !(loaded & !CR0_PE) | access.lmsw_source() & loaded)
         }
-        _ => return super::nobody_asked_for(vcpu, ExitReason::CR_ACCESS),
+        _ => return None,
     };
-    match outcome {
+    Some(match outcome {
         Ok(()) => {
             vcpu.advance();
             vcpu.undo = Some(Undo { before, after: snapshot(vcpu) });
             Action::Resume
         }
         Err(fault) => Action::Inject(fault),
-    }
+    })
 }
 
 /// The control-register bits that the guest hypervisor does not change without an exit.
-pub fn masks(vcpu: &Vcpu) -> (u64, u64) {
+pub fn masks<M: Machine>(vcpu: &Vcpu<M>) -> (u64, u64) {
     // Outside VMX operation it may clear PE and PG, which the processor allows to an unrestricted guest; NE and VMXE only seemingly.
     let in_vmx = vcpu.vmx.vmxon_region.is_some();
     let cr0 = if in_vmx { vcpu.caps.cr0_fixed0 } else { vcpu.caps.cr0_fixed0 & !(CR0_PE | CR0_PG) };
     (cr0, vcpu.caps.cr4_fixed0)
 }
 
-impl Vcpu {
+impl<M: Machine> Vcpu<M> {
     /// CR0 as the guest hypervisor reads it.
     pub fn visible_cr0(&mut self) -> u64 {
         let (mask, _) = masks(self);
@@ -123,7 +123,7 @@ fn require(condition: bool) -> Result<(), Fault> {
 }
 
 /// MOV to CR0 with all its conditions (SDM Volume 2B, MOV: Move to/from Control Registers).
-fn set_cr0(vcpu: &mut Vcpu, value: u64) -> Result<(), Fault> {
+fn set_cr0<M: Machine>(vcpu: &mut Vcpu<M>, value: u64) -> Result<(), Fault> {
     let fixed = vcpu.caps.cr0_fixed0;
     let in_vmx = vcpu.vmx.vmxon_region.is_some();
     let vmcs01 = vcpu.vmcs.vmcs01();
@@ -150,24 +150,24 @@ fn set_cr0(vcpu: &mut Vcpu, value: u64) -> Result<(), Fault> {
     }
     commit_cr0(vcpu, value, efer);
     if was_paged != is_paged {
-        invvpid(Invvpid::Single(VPID01));
+        vcpu.machine.invvpid(Invvpid::Single(VPID01));
     }
     Ok(())
 }
 
-fn commit_cr0(vcpu: &mut Vcpu, value: u64, efer: u64) {
-    let mut vmcs01 = vcpu.vmcs.vmcs01();
+fn commit_cr0<M: Machine>(vcpu: &mut Vcpu<M>, value: u64, efer: u64) {
+    let vmcs01 = vcpu.vmcs.vmcs01();
     vmcs01.write(GUEST_CR0, value | CR0_NE);
     vmcs01.write(CR0_READ_SHADOW, value);
     vmcs01.write(GUEST_EFER, efer);
     vcpu.nested.kept.forget();
-    let mut vmcs01 = vcpu.vmcs.vmcs01();
+    let vmcs01 = vcpu.vmcs.vmcs01();
     let entry = EntryControls::from_bits_retain(vmcs01.read(ENTRY_CONTROLS));
     vmcs01.write(ENTRY_CONTROLS, entry_controls_of_efer(entry, efer).bits());
 }
 
 /// MOV to CR3 with all its conditions, for a processor without the TRUE capability MSRs: it has no way to let CR3 pass.
-fn set_cr3(vcpu: &mut Vcpu, written: u64) -> Result<(), Fault> {
+fn set_cr3<M: Machine>(vcpu: &mut Vcpu<M>, written: u64) -> Result<(), Fault> {
     let vmcs01 = vcpu.vmcs.vmcs01();
     let (cr0, cr4, efer) = (vmcs01.read(GUEST_CR0), vmcs01.read(GUEST_CR4), vmcs01.read(GUEST_EFER));
     let after = cr3_after_write(written, cr4, efer, vcpu.caps.physical_bits);
@@ -177,13 +177,13 @@ fn set_cr3(vcpu: &mut Vcpu, written: u64) -> Result<(), Fault> {
     }
     vcpu.vmcs.vmcs01().write(GUEST_CR3, cr3);
     if drops_translations {
-        invvpid(Invvpid::Single(VPID01));
+        vcpu.machine.invvpid(Invvpid::Single(VPID01));
     }
     Ok(())
 }
 
 /// MOV to CR4 with all its conditions.
-fn set_cr4(vcpu: &mut Vcpu, value: u64) -> Result<(), Fault> {
+fn set_cr4<M: Machine>(vcpu: &mut Vcpu<M>, value: u64) -> Result<(), Fault> {
     let fixed0 = vcpu.caps.cr4_fixed0;
     let in_vmx = vcpu.vmx.vmxon_region.is_some();
     require(value & !vcpu.caps.cr4_fixed1 == 0)?;
@@ -201,21 +201,21 @@ fn set_cr4(vcpu: &mut Vcpu, value: u64) -> Result<(), Fault> {
     if paging_changes && cr0 & CR0_PG != 0 && value & CR4_PAE != 0 && !long_mode {
         vcpu.load_pdptes(cr0, cr3, value)?;
     }
-    let mut vmcs01 = vcpu.vmcs.vmcs01();
+    let vmcs01 = vcpu.vmcs.vmcs01();
     vmcs01.write(GUEST_CR4, value | CR4_VMXE);
     vmcs01.write(CR4_READ_SHADOW, value);
     if paging_changes {
-        invvpid(Invvpid::Single(VPID01));
+        vcpu.machine.invvpid(Invvpid::Single(VPID01));
     }
     Ok(())
 }
 
-impl Vcpu {
+impl<M: Machine> Vcpu<M> {
     /// Loads the PDPTEs of the guest hypervisor, which with EPT come from the VMCS.
     fn load_pdptes(&mut self, cr0: u64, cr3: u64, cr4: u64) -> Result<(), Fault> {
-        let loaded = shadow::check::load_pdptes(&self.memory, &self.caps, cr0, cr3, cr4, false);
+        let loaded = crate::check::load_pdptes(&self.memory, &self.caps, cr0, cr3, cr4, false);
         if let Some(pdptes) = loaded.map_err(|_| Fault::GeneralProtection)? {
-            let mut vmcs01 = self.vmcs.vmcs01();
+            let vmcs01 = self.vmcs.vmcs01();
             for (field, entry) in GUEST_PDPTES.into_iter().zip(pdptes) {
                 vmcs01.write(field, entry);
             }

@@ -1,59 +1,60 @@
 //! VMLAUNCH and VMRESUME of the guest hypervisor (SDM 27 "VM Entries").
 
+use crate::check::{self, GuestStateError, Violation};
+use crate::controls::{EntryControls, Secondary};
+use crate::fields::*;
+use crate::host_load::HostImage;
+use crate::hw::VmcsAccess;
+use crate::merge::{self, Inherited, MsrEntry, Surroundings};
+use crate::outcome::{Failure, InsnError};
+use crate::passing;
+use crate::sync::save_stale_controls;
+use crate::vmcs12::LaunchState;
+use crate::{FieldSet, Vmcs12};
 use ept::Gpa;
-use shadow::check::{self, GuestStateError, Violation};
-use shadow::controls::{EntryControls, Secondary};
-use shadow::fields::*;
-use shadow::host_load::HostImage;
-use shadow::hw::VmcsAccess;
-use shadow::merge::{self, Inherited, MsrEntry, Surroundings};
-use shadow::outcome::{Failure, InsnError};
-use shadow::passing;
-use shadow::sync::save_stale_controls;
-use shadow::vmcs12::LaunchState;
-use shadow::{FieldSet, Vmcs12};
 
+use super::guest_msr::read_for_guest;
+use super::machine::{Invvpid, Machine, VmcsPair, WatchedMemory};
 use super::reflect::reflect_refused_entry;
-use super::short::exits_are_short;
-use super::{msr_bitmap, onward, paging};
-use crate::arch::vmx::{Invvpid, invvpid};
-use crate::exit::{give_back_blocked_init, read_for_guest};
-use crate::vcpu::{Level, SHARED_VPID02, VPID01, Vcpu, vpid02};
+use super::shortcut::Shortcut;
+use super::vcpu::{SHARED_VPID02, VPID01, Vcpu, vpid02};
+use super::{msr_bitmap, nested_ept, nested_shadowing};
+use crate::watch::MergedAs;
 
 /// Enters, or fails as the instruction does. After an entry failure of the late kind the guest hypervisor runs again, at its exit handler.
-pub fn enter(vcpu: &mut Vcpu, wanted: LaunchState) -> Result<(), Failure> {
+pub fn enter<M: Machine>(vcpu: &mut Vcpu<M>, wanted: LaunchState) -> Result<(), Failure> {
     let interruptibility = vcpu.vmcs.vmcs01().read(GUEST_INTERRUPTIBILITY);
     vcpu.vmx.check_launch(wanted, interruptibility)?;
     vcpu.nested.kept.interruptibility = interruptibility;
     vcpu.nested.kept.stack_rights = vcpu.vmcs.vmcs01().read(GUEST_SS_ACCESS_RIGHTS);
     vcpu.vmx.vmcs12.settle();
     // If a watched page has changed until now and not this VMCS12's, then it is another one's.
-    vcpu.memory.watches.begin_merge();
-    let unchanged = vcpu.nested.short_entry && vcpu.vmx.vmcs12.is_unchanged();
+    vcpu.memory.watches(MergedAs::MsrBitmap).begin_merge();
+    let unchanged = vcpu.nested.shortcut.entry && vcpu.vmx.vmcs12.is_unchanged();
     if unchanged && msr_bitmap::is_merged(vcpu) {
-        if vcpu.nested.violation.is_some() {
-            paging::anticipate(vcpu);
+        if vcpu.nested.ept.violation.is_some() {
+            nested_ept::anticipate(vcpu);
         }
-        merge::prepare_unchanged(&mut vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12);
+        merge::prepare_unchanged(vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12);
     } else if let Err(error) = check_and_merge(vcpu)? {
         reflect_refused_entry(vcpu, error);
         return Ok(());
     }
     if vcpu.init_blocked {
-        give_back_blocked_init(vcpu);
+        // In VMX non-root operation an INIT is an exit. The processor knows when to take it, among the other events that follow an entry.
+        vcpu.init_blocked = !vcpu.machine.send_init_to_self();
     }
-    vcpu.level = Level::Nested;
-    vcpu.nested.entering = true;
+    vcpu.begin_entry();
     Ok(())
 }
 
 /// All checks that are software's, and the whole merge. The inner error is an entry failure of the late kind.
-fn check_and_merge(vcpu: &mut Vcpu) -> Result<Result<(), GuestStateError>, Failure> {
+fn check_and_merge<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<Result<(), GuestStateError>, Failure> {
     if vcpu.nested.loading_registers {
         stop_loading_registers(vcpu);
     }
-    let inherited = Inherited::read(&vcpu.vmcs.vmcs01(), &vcpu.vmx.vmcs12);
-    save_stale_controls(&vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12);
+    let inherited = Inherited::read(vcpu.vmcs.vmcs01(), &vcpu.vmx.vmcs12);
+    save_stale_controls(vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12);
     let vmcs12 = &vcpu.vmx.vmcs12;
     if vmcs12.dirty.intersects(&merge::CHECKED_CONTROLS) {
         check::controls_of_vmcs12(vmcs12, &vcpu.offered)
@@ -62,7 +63,7 @@ fn check_and_merge(vcpu: &mut Vcpu) -> Result<Result<(), GuestStateError>, Failu
     if vmcs12.dirty.intersects(&merge::CHECKED_HOST_STATE) {
         const OTHERS: FieldSet = merge::CHECKED_HOST_STATE.minus(&check::HOST_BASES);
         let checked = match vmcs12.dirty.intersects(&OTHERS) {
-            true => check::host_state(vmcs12, &vcpu.offered, vcpu.nested.host_mode),
+            true => check::host_state(vmcs12, &vcpu.offered, vcpu.mode),
             false => check::host_bases(vmcs12, &vcpu.offered),
         };
         checked.map_err(|violation| refused(violation, InsnError::ENTRY_INVALID_HOST_STATE))?;
@@ -91,7 +92,7 @@ fn pdptes_are_in_vmcs02(vmcs12: &Vmcs12) -> bool {
 }
 
 /// Without EPT12 a PAE guest's PDPTEs come from memory at every entry. The processor checks them, after the rest of the guest state.
-fn pdptes_from_memory(vcpu: &mut Vcpu) -> Option<[u64; 4]> {
+fn pdptes_from_memory<M: Machine>(vcpu: &mut Vcpu<M>) -> Option<[u64; 4]> {
     let vmcs12 = &vcpu.vmx.vmcs12;
     if pdptes_are_in_vmcs02(vmcs12) {
         return None;
@@ -101,12 +102,12 @@ fn pdptes_from_memory(vcpu: &mut Vcpu) -> Option<[u64; 4]> {
     check::read_pdptes(&vcpu.memory, cr0, cr3, cr4, false)
 }
 
-fn merge(vcpu: &mut Vcpu, inherited: Inherited, pdptes: Option<[u64; 4]>) {
+fn merge<M: Machine>(vcpu: &mut Vcpu<M>, inherited: Inherited, pdptes: Option<[u64; 4]>) {
     let bitmap_changes = !msr_bitmap::is_merged(vcpu);
     if bitmap_changes {
         msr_bitmap::merge(vcpu);
     }
-    onward::prepare(vcpu);
+    nested_shadowing::prepare(vcpu);
     let inherits = passing::inherits(&vcpu.vmx.vmcs12);
     if inherits {
         inherit_registers(vcpu);
@@ -117,72 +118,63 @@ fn merge(vcpu: &mut Vcpu, inherited: Inherited, pdptes: Option<[u64; 4]>) {
         copy_msr_areas(vcpu, areas);
     }
     if !vcpu.vmx.vmcs12.has_secondary(Secondary::ENABLE_VPID) {
-        paging::walk_anew(vcpu);
+        nested_ept::walk_anew(vcpu);
     }
-    let eptp02 = paging::eptp02(vcpu);
-    if vcpu.nested.violation.is_some() {
-        paging::anticipate(vcpu);
+    let eptp02 = nested_ept::eptp02(vcpu);
+    if vcpu.nested.ept.violation.is_some() {
+        nested_ept::anticipate(vcpu);
     }
-    let mut vmcs02 = vcpu.vmcs.vmcs02();
+    let vmcs02 = vcpu.vmcs.vmcs02();
     let vmcs12 = &mut vcpu.vmx.vmcs12;
     let (caps, sets, memory) = (&vcpu.caps, &vcpu.sync_sets, &vcpu.memory);
-    // What an entry has to look at even if VMCS12 is unchanged, beside what the short one does.
-    let short_entry = !areas.any()
-        && inherited.is_empty()
-        && !inherits
-        && vmcs12.has_secondary(Secondary::ENABLE_VPID)
-        && pdptes.is_none()
-        && vmcs12.get(VMCS_LINK_POINTER) == u64::MAX
-        && !vmcs12.has_secondary(Secondary::VMCS_SHADOWING);
-    let short_exit = exits_are_short(vmcs12);
-    merge::prepare(&mut vmcs02, vmcs12, &Surroundings { caps, sets, memory, inherited, pdptes });
+    let shortcut = Shortcut::after(vmcs12, areas.any() || !inherited.is_empty() || inherits || pdptes.is_some());
+    merge::prepare(vmcs02, vmcs12, &Surroundings { caps, sets, memory, inherited, pdptes });
     if areas_changed || areas.any() {
-        vmcs02.write(ENTRY_MSR_LOAD_COUNT, vcpu.nested.entry_load_count);
-        vmcs02.write(EXIT_MSR_STORE_COUNT, vcpu.nested.exit_store_count);
+        vmcs02.write(ENTRY_MSR_LOAD_COUNT, vcpu.nested.areas.entry_load_count);
+        vmcs02.write(EXIT_MSR_STORE_COUNT, vcpu.nested.areas.exit_store_count);
     }
     if bitmap_changes {
         vmcs02.write(MSR_BITMAP, vcpu.nested.msr_bitmaps[vcpu.nested.msr_bitmap_slot].address.0);
     }
-    if eptp02 != vcpu.nested.eptp02 {
+    if eptp02 != vcpu.nested.ept.eptp02 {
         vmcs02.write(EPT_POINTER, eptp02.0);
-        vcpu.nested.eptp02 = eptp02;
+        vcpu.nested.ept.eptp02 = eptp02;
     }
-    vcpu.nested.short_entry = short_entry;
-    vcpu.nested.short_exit = short_exit;
+    vcpu.nested.shortcut = shortcut;
     switch_vpid(vcpu);
 }
 
 /// Passing registers that exits of the nested guest load and its entries do not: it begins with the guest hypervisor's, and after an exit that
 /// the host handles goes on with its own.
 #[cold]
-fn inherit_registers(vcpu: &mut Vcpu) {
-    let values = passing::read_inherited(&vcpu.vmcs.vmcs01(), &vcpu.vmx.vmcs12);
-    let mut vmcs02 = vcpu.vmcs.vmcs02();
+fn inherit_registers<M: Machine>(vcpu: &mut Vcpu<M>) {
+    let values = passing::read_inherited(vcpu.vmcs.vmcs01(), &vcpu.vmx.vmcs12);
+    let vmcs02 = vcpu.vmcs.vmcs02();
     vcpu.nested.displaced_registers = values.iter().map(|&(id, _)| (id, vmcs02.read_raw(id))).collect();
-    passing::write(&mut vmcs02, &values);
+    passing::write(vmcs02, &values);
 }
 
 /// The registers are the processor's again, which the nested guest may change.
 #[cold]
-fn stop_loading_registers(vcpu: &mut Vcpu) {
+fn stop_loading_registers<M: Machine>(vcpu: &mut Vcpu<M>) {
     vcpu.nested.loading_registers = false;
-    let mut vmcs01 = vcpu.vmcs.vmcs01();
+    let vmcs01 = vcpu.vmcs.vmcs01();
     let controls = EntryControls::from_bits_retain(vmcs01.read(ENTRY_CONTROLS));
     vmcs01.write(ENTRY_CONTROLS, controls.difference(passing::ENTRY).bits());
 }
 
 /// Each VPID12 has a VPID02, whose translations stay until INVVPID; a shared one is emptied for each that comes to it. A nested guest without a
 /// VPID shares VPID 0 with its hypervisor as far as that can see, so that entry and exit drop the translations of both (SDM 29.4.3.1).
-fn switch_vpid(vcpu: &mut Vcpu) {
+fn switch_vpid<M: Machine>(vcpu: &mut Vcpu<M>) {
     let vmcs12 = &vcpu.vmx.vmcs12;
     let vpid12 = if vmcs12.has_secondary(Secondary::ENABLE_VPID) { vmcs12.get(VPID) } else { 0 };
     if vpid12 == 0 {
-        invvpid(Invvpid::Single(VPID01));
+        vcpu.machine.invvpid(Invvpid::Single(VPID01));
     }
     if vpid12 == 0 || vpid12 != vcpu.nested.vpid12 {
         let vpid02 = vpid02(vpid12);
         if vpid02 == SHARED_VPID02 {
-            invvpid(Invvpid::Single(SHARED_VPID02));
+            vcpu.machine.invvpid(Invvpid::Single(SHARED_VPID02));
         }
         vcpu.vmcs.vmcs02().write(VPID, vpid02);
         vcpu.nested.vpid12 = vpid12;
@@ -199,7 +191,7 @@ struct AreaCounts {
 }
 
 impl AreaCounts {
-    fn of(vcpu: &Vcpu) -> Self {
+    fn of<M: Machine>(vcpu: &Vcpu<M>) -> Self {
         let vmcs12 = &vcpu.vmx.vmcs12;
         Self { entry_load: vmcs12.get(ENTRY_MSR_LOAD_COUNT), exit_store: vmcs12.get(EXIT_MSR_STORE_COUNT) }
     }
@@ -211,24 +203,29 @@ impl AreaCounts {
 
 /// Copies the areas. An entry that only the host could process makes the processor fail at its place: as the processor does not know
 /// that, its index is replaced by one that no processor loads.
-fn copy_msr_areas(vcpu: &mut Vcpu, counts: AreaCounts) {
+fn copy_msr_areas<M: Machine>(vcpu: &mut Vcpu<M>, counts: AreaCounts) {
     let vmcs12 = &vcpu.vmx.vmcs12;
     let load = Gpa(vmcs12.get(ENTRY_MSR_LOAD_ADDRESS));
     let store = Gpa(vmcs12.get(EXIT_MSR_STORE_ADDRESS));
     let nested = &mut vcpu.nested;
-    nested.entry_load_count =
-        match merge::copy_in(&vcpu.memory, load, counts.entry_load, merge::is_loadable, nested.entry_load.entries) {
-            Ok(()) => counts.entry_load,
-            Err(merge::AreaError(number)) => {
-                merge::poison(nested.entry_load.entries, number);
-                number.min(merge::MSR_AREA_ENTRIES as u64) as u32
-            }
-        };
-    let offered = &vcpu.offered;
+    nested.areas.entry_load_count = match merge::copy_in(
+        &vcpu.memory,
+        load,
+        counts.entry_load,
+        merge::is_loadable,
+        nested.areas.entry_load.entries,
+    ) {
+        Ok(()) => counts.entry_load,
+        Err(merge::AreaError(number)) => {
+            merge::poison(nested.areas.entry_load.entries, number);
+            number.min(merge::MSR_AREA_ENTRIES as u64) as u32
+        }
+    };
+    let (machine, offered) = (&vcpu.machine, &vcpu.offered);
     // Storing an MSR that cannot be read would abort the host's own exit: the processor gets the entries before it.
-    let is_storable = |entry: &MsrEntry| entry.reserved == 0 && read_for_guest(offered, entry.index).is_ok();
-    nested.exit_store_count =
-        match merge::copy_in(&vcpu.memory, store, counts.exit_store, is_storable, nested.exit_store.entries) {
+    let is_storable = |entry: &MsrEntry| entry.reserved == 0 && read_for_guest(machine, offered, entry.index).is_ok();
+    nested.areas.exit_store_count =
+        match merge::copy_in(&vcpu.memory, store, counts.exit_store, is_storable, nested.areas.exit_store.entries) {
             Ok(()) => counts.exit_store,
             Err(merge::AreaError(number)) => number as u32 - 1,
         };

@@ -1,14 +1,14 @@
 //! The VM-entry injection fields of vmcs02. They are VMCS12's, also while the guest hypervisor runs; when the host injects something itself, it
 //! borrows them until the next exit that the guest hypervisor gets.
 
-use shadow::event;
-use shadow::exit::InterruptionInfo;
-use shadow::fields::*;
-use shadow::hw::VmcsAccess;
-use shadow::outcome::Fault;
+use crate::event;
+use crate::exit::InterruptionInfo;
+use crate::fields::*;
+use crate::hw::VmcsAccess;
+use crate::outcome::Fault;
 
-use crate::arch::on_behalf::set_cr2;
-use crate::vcpu::Vcpu;
+use super::machine::{Machine, VmcsPair};
+use super::vcpu::Vcpu;
 
 /// VMCS12's values of the fields, as an exit leaves them.
 #[derive(Clone, Copy, Debug)]
@@ -19,41 +19,39 @@ pub struct Displaced {
 }
 
 /// Injects again what the last exit of the nested guest interrupted, if that was an event.
-pub fn redeliver(vcpu: &mut Vcpu) {
+pub fn redeliver<M: Machine>(vcpu: &mut Vcpu<M>) {
     if InterruptionInfo(vcpu.vmcs.vmcs02().read(IDT_VECTORING_INFO)).is_valid() {
         borrow(vcpu);
-        if let Err(reported) = event::redeliver(&mut vcpu.vmcs.vmcs02(), &vcpu.caps) {
-            crate::log::warn_of_repeatable(format_args!(
-                "an exit of a nested guest interrupted {reported:x?}, which is no event"
-            ));
+        if let Err(reported) = event::redeliver(vcpu.vmcs.vmcs02(), &vcpu.caps) {
+            vcpu.machine.warn(format_args!("an exit of a nested guest interrupted {reported:x?}, which is no event"));
         }
     }
 }
 
 /// Injects a fault of an instruction that the host emulated.
-pub fn inject_fault(vcpu: &mut Vcpu, fault: Fault) {
+pub fn inject_fault<M: Machine>(vcpu: &mut Vcpu<M>, fault: Fault) {
     borrow(vcpu);
-    event::inject_fault(&mut vcpu.vmcs.vmcs02(), fault);
+    event::inject_fault(vcpu.vmcs.vmcs02(), fault);
     if let Fault::Page { address, .. } = fault {
-        set_cr2(address);
+        vcpu.machine.set_cr2(address);
     }
 }
 
 /// Injects an NMI that arrived while the host ran.
-pub fn inject_nmi(vcpu: &mut Vcpu) {
+pub fn inject_nmi<M: Machine>(vcpu: &mut Vcpu<M>) {
     borrow(vcpu);
     vcpu.vmcs.vmcs02().write(ENTRY_INTERRUPTION_INFO, event::NMI_INTERRUPTION.0);
 }
 
 /// Takes back an injection that the processor has not carried out; invalid if there is none.
-pub fn take_pending(vcpu: &mut Vcpu) -> (InterruptionInfo, u32) {
-    let mut vmcs02 = vcpu.vmcs.vmcs02();
+pub fn take_pending<M: Machine>(vcpu: &mut Vcpu<M>) -> (InterruptionInfo, u32) {
+    let vmcs02 = vcpu.vmcs.vmcs02();
     let pending = InterruptionInfo(vmcs02.read(ENTRY_INTERRUPTION_INFO));
     vmcs02.write(ENTRY_INTERRUPTION_INFO, pending.invalidated().0);
     (pending, vmcs02.read(ENTRY_EXCEPTION_ERROR_CODE))
 }
 
-fn borrow(vcpu: &mut Vcpu) {
+fn borrow<M: Machine>(vcpu: &mut Vcpu<M>) {
     if vcpu.nested.displaced.is_none() {
         let vmcs02 = vcpu.vmcs.vmcs02();
         vcpu.nested.displaced = Some(Displaced {
@@ -66,9 +64,9 @@ fn borrow(vcpu: &mut Vcpu) {
 
 /// Gives the fields back.
 #[inline]
-pub fn give_back(vcpu: &mut Vcpu) {
+pub fn give_back<M: Machine>(vcpu: &mut Vcpu<M>) {
     if let Some(displaced) = vcpu.nested.displaced.take() {
-        let mut vmcs02 = vcpu.vmcs.vmcs02();
+        let vmcs02 = vcpu.vmcs.vmcs02();
         vmcs02.write(ENTRY_INTERRUPTION_INFO, displaced.info);
         vmcs02.write(ENTRY_EXCEPTION_ERROR_CODE, displaced.error_code);
         vmcs02.write(ENTRY_INSTRUCTION_LENGTH, displaced.instruction_length);

@@ -1,21 +1,21 @@
-//! The MSRs that the host keeps to itself, for the guest hypervisor and for nested guests alike: [`shadow::msr::host_owns`] lists them.
+//! The MSRs that the host keeps to itself, for the guest hypervisor and for nested guests alike: [`crate::msr::host_owns`] lists them.
 
+use crate::VmxCaps;
+use crate::msr::*;
+use crate::outcome::Fault;
 use ept::Gpa;
-use shadow::VmxCaps;
-use shadow::msr::*;
-use shadow::outcome::Fault;
 
 use super::Action;
-use crate::arch::{msr as machine, on_behalf};
-use crate::nested::{self, TrappedWrite};
-use crate::vcpu::Vcpu;
+use super::machine::{Machine, WatchedMemory};
+use super::vcpu::Vcpu;
+use super::write_traps::{self, TrappedWrite};
 
 /// IA32_FEATURE_CONTROL as the guest hypervisor finds it: locked, VMX allowed outside SMX.
 const FEATURE_CONTROL: u64 = 1 << 0 | 1 << 2;
 
 /// RDMSR.
-pub fn rdmsr(vcpu: &mut Vcpu) -> Action {
-    match read_for_guest(&vcpu.offered, vcpu.ecx()) {
+pub fn rdmsr<M: Machine>(vcpu: &mut Vcpu<M>) -> Action {
+    match read_for_guest(&vcpu.machine, &vcpu.offered, vcpu.ecx()) {
         Ok(value) => {
             vcpu.set_edx_eax(value);
             Action::Advance
@@ -25,9 +25,9 @@ pub fn rdmsr(vcpu: &mut Vcpu) -> Action {
 }
 
 /// WRMSR.
-pub fn wrmsr(vcpu: &mut Vcpu) -> Action {
-    if nested::has_caught(vcpu, vcpu.ecx()) {
-        return nested::spring(vcpu, TrappedWrite::Registers);
+pub fn wrmsr<M: Machine>(vcpu: &mut Vcpu<M>) -> Action {
+    if write_traps::has_caught(vcpu, vcpu.ecx()) {
+        return write_traps::spring(vcpu, TrappedWrite::Registers);
     }
     match write_for_guest(vcpu, vcpu.ecx(), vcpu.edx_eax()) {
         Ok(()) => Action::Advance,
@@ -36,18 +36,18 @@ pub fn wrmsr(vcpu: &mut Vcpu) -> Action {
 }
 
 /// What a guest reads from an MSR.
-pub fn read_for_guest(offered: &VmxCaps, msr: u32) -> Result<u64, Fault> {
+pub fn read_for_guest(machine: &impl Machine, offered: &VmxCaps, msr: u32) -> Result<u64, Fault> {
     let value = match msr {
         IA32_FEATURE_CONTROL => Some(FEATURE_CONTROL),
         _ if VMX_CAPABILITIES.contains(&msr) => offered.msr(msr),
         _ if is_outside_ranges(msr) || KVM_CLOCKS.contains(&msr) => None,
-        _ => machine::try_read(msr),
+        _ => machine.read_msr(msr),
     };
     value.ok_or(Fault::GeneralProtection)
 }
 
 /// A guest's write to an MSR.
-pub fn write_for_guest(vcpu: &Vcpu, msr: u32, value: u64) -> Result<(), Fault> {
+pub fn write_for_guest<M: Machine>(vcpu: &Vcpu<M>, msr: u32, value: u64) -> Result<(), Fault> {
     match msr {
         // Locked, or read-only, or only for the dual-monitor treatment, which is not offered.
         IA32_FEATURE_CONTROL | IA32_SMM_MONITOR_CTL => Err(Fault::GeneralProtection),
@@ -58,6 +58,6 @@ pub fn write_for_guest(vcpu: &Vcpu, msr: u32, value: u64) -> Result<(), Fault> {
         IA32_BIOS_UPDT_TRIG => Ok(()),
         // DEVIATION: the bare machine lets its owner move the APIC over any memory; over the host's it may not.
         IA32_APIC_BASE if vcpu.memory.is_host(Gpa(value & !0xfff)) => Err(Fault::GeneralProtection),
-        _ => on_behalf::wrmsr(msr, value).map_err(|_| Fault::GeneralProtection),
+        _ => vcpu.machine.write_msr(msr, value).ok_or(Fault::GeneralProtection),
     }
 }

@@ -1,29 +1,34 @@
 //! msr_bitmap02: what either the guest hypervisor or the host wants to see. It is merged again only after a write ([`crate::watch`]).
 
+use crate::controls::Primary;
+use crate::fields::{MSR_BITMAP, PRIMARY_CONTROLS};
+use crate::hw::GuestMemory;
+use crate::msr::{BITMAP_BYTES, HOST_INTERCEPTS};
 use ept::Gpa;
-use shadow::controls::Primary;
-use shadow::fields::{MSR_BITMAP, PRIMARY_CONTROLS};
-use shadow::hw::GuestMemory;
-use shadow::msr::{BITMAP_BYTES, HOST_INTERCEPTS};
 
+use super::machine::{Machine, WatchedMemory};
+use super::vcpu::Vcpu;
 use super::watching::watch;
-use crate::vcpu::Vcpu;
+use crate::watch::MergedAs;
 
 /// Whether vmcs02's bitmap is what it must be, if there is to be one.
 #[inline]
-pub fn is_merged(vcpu: &Vcpu) -> bool {
+pub fn is_merged<M: Machine>(vcpu: &Vcpu<M>) -> bool {
     let vmcs12 = &vcpu.vmx.vmcs12;
     vmcs12.get(PRIMARY_CONTROLS) & Primary::USE_MSR_BITMAPS.bits() == 0
-        || vcpu.memory.watches.is_unchanged(vcpu.nested.msr_bitmap_slot, Gpa(vmcs12.get(MSR_BITMAP)))
+        || vcpu
+            .memory
+            .watches(MergedAs::MsrBitmap)
+            .is_unchanged(vcpu.nested.msr_bitmap_slot, Gpa(vmcs12.get(MSR_BITMAP)))
 }
 
 /// Finds the merged bitmap, or merges and watches for the next change. vmcs02 must then be given the address of the slot.
-pub fn merge(vcpu: &mut Vcpu) {
+pub fn merge<M: Machine>(vcpu: &mut Vcpu<M>) {
     let bitmap12 = Gpa(vcpu.vmx.vmcs12.get(MSR_BITMAP));
-    vcpu.nested.msr_bitmap_slot = match vcpu.memory.watches.find(bitmap12) {
+    vcpu.nested.msr_bitmap_slot = match vcpu.memory.watches(MergedAs::MsrBitmap).find(bitmap12) {
         Some(slot) => slot,
         None => {
-            let slot = watch(vcpu, |memory| &memory.watches, bitmap12);
+            let slot = watch(vcpu, MergedAs::MsrBitmap, bitmap12);
             copy(&vcpu.memory, bitmap12, vcpu.nested.msr_bitmaps[slot].bytes);
             slot
         }

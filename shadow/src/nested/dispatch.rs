@@ -2,59 +2,59 @@
 
 use core::fmt;
 
-use shadow::controls::{Primary, Secondary};
-use shadow::exit::ExitReason;
-use shadow::fields::*;
-use shadow::hw::VmcsAccess;
-use shadow::injection::GuestMode;
-use shadow::outcome::{Fault, InsnError, rflags_fail_valid};
-use shadow::policy::{Route, is_always_reflected, route};
-use shadow::vmcs12::{LaunchState, Vmcs12};
+use crate::controls::{Primary, Secondary};
+use crate::exit::ExitReason;
+use crate::fields::*;
+use crate::hw::VmcsAccess;
+use crate::injection::GuestMode;
+use crate::outcome::{Fault, InsnError, rflags_fail_valid};
+use crate::policy::{Route, is_always_reflected, route};
+use crate::vmcs12::{LaunchState, Vmcs12};
 
-use super::reflect::{Reflected, reflect, reflect_failed_entry, tpr_below_threshold, triple_fault};
-use super::{injection, onward, paging, short, vm_function};
-use crate::exit::{read_for_guest, write_for_guest};
-use crate::log::warn_of_repeatable;
-use crate::vcpu::{Level, Vcpu};
+use super::guest_msr::{read_for_guest, write_for_guest};
+use super::machine::{Machine, VmcsPair};
+use super::reflect::{Reflected, reflect, reflect_failed_entry, reflect_fault, tpr_below_threshold, triple_fault};
+use super::vcpu::{Running, Vcpu};
+use super::{injection, nested_ept, nested_shadowing, shortcut, vm_function};
+use crate::registers::RCX;
 
 /// Handles an exit of vmcs02.
-pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) {
+pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     if reason.is_entry_failure() {
         return entry_failed_late(vcpu, reason);
     }
     vcpu.vmcs.note_entry_of_vmcs02();
-    if vcpu.nested.short_exit && vcpu.nested.displaced.is_none() && is_always_reflected(reason, vcpu.registers.gpr[1]) {
-        vcpu.nested.entering = false;
+    if vcpu.nested.shortcut.exit && vcpu.nested.displaced.is_none() && is_always_reflected(reason, vcpu.registers[RCX])
+    {
         vcpu.vmx.vmcs12.launch_state = LaunchState::Launched;
-        vcpu.processor.stats.reflect(reason);
-        return short::leave(vcpu);
+        vcpu.machine.count_reflected(reason);
+        return shortcut::leave(vcpu);
     }
-    if vcpu.nested.entering {
-        vcpu.nested.entering = false;
-        vcpu.vmx.vmcs12.launch_state = LaunchState::Launched;
-        if vcpu.nested.entry_load_count != 0 {
+    if vcpu.running == Running::Entering {
+        vcpu.entry_accepted();
+        if vcpu.nested.areas.entry_load_count != 0 {
             // The MSRs are loaded once; should the host resume the nested guest itself, it must not load them again.
-            vcpu.nested.entry_load_count = 0;
+            vcpu.nested.areas.entry_load_count = 0;
             vcpu.vmcs.vmcs02().write(ENTRY_MSR_LOAD_COUNT, 0);
         }
     }
-    match route(reason, vcpu.registers.gpr[1], &vcpu.vmx.vmcs12, &vcpu.memory) {
-        Route::Reflect => reflect(vcpu, Reflected { reason, qualification: None }),
-        Route::NestedPaging => paging::handle(vcpu),
+    match route(reason, vcpu.registers[RCX], &vcpu.vmx.vmcs12, &vcpu.memory) {
+        Route::Reflect => reflect(vcpu, Reflected::AsTaken(reason)),
+        Route::NestedPaging => nested_ept::handle(vcpu),
         Route::HostMsr => host_msr(vcpu, reason),
         Route::VmFunction => vm_function::handle(vcpu),
-        Route::ShadowedField => onward::handle(vcpu, reason),
-        Route::Init if vcpu.processor.take_kick() => (),
-        Route::Init => reflect(vcpu, Reflected { reason, qualification: None }),
+        Route::ShadowedField => nested_shadowing::handle(vcpu, reason),
+        Route::Init if vcpu.machine.take_kick() => (),
+        Route::Init => reflect(vcpu, Reflected::AsTaken(reason)),
     }
 }
 
 /// RDMSR or WRMSR that the guest hypervisor lets through and the host does not. Apart from the run loop, whose registers are for the exits that
 /// the guest hypervisor gets.
 #[inline(never)]
-fn host_msr(vcpu: &mut Vcpu, reason: ExitReason) {
+fn host_msr<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     let outcome = if reason == ExitReason::RDMSR {
-        read_for_guest(&vcpu.offered, vcpu.ecx()).map(|value| vcpu.set_edx_eax(value))
+        read_for_guest(&vcpu.machine, &vcpu.offered, vcpu.ecx()).map(|value| vcpu.set_edx_eax(value))
     } else {
         write_for_guest(vcpu, vcpu.ecx(), vcpu.edx_eax())
     };
@@ -65,10 +65,10 @@ fn host_msr(vcpu: &mut Vcpu, reason: ExitReason) {
 }
 
 /// A fault of a nested guest that the host found: the guest hypervisor's exit if its exception bitmap asks for it.
-pub fn raise(vcpu: &mut Vcpu, fault: Fault) {
-    let (info, error_code) = fault.interruption(GuestMode::of(&vcpu.vmcs.vmcs02()));
+pub fn raise<M: Machine>(vcpu: &mut Vcpu<M>, fault: Fault) {
+    let (info, error_code) = fault.interruption(GuestMode::of(vcpu.vmcs.vmcs02()));
     if vcpu.vmcs12_field(EXCEPTION_BITMAP) >> info.vector() & 1 != 0 {
-        super::reflect::reflect_fault(vcpu, info, error_code);
+        reflect_fault(vcpu, info, error_code);
         return;
     }
     injection::inject_fault(vcpu, fault);
@@ -77,9 +77,9 @@ pub fn raise(vcpu: &mut Vcpu, fault: Fault) {
 /// VM entry of vmcs02 failed after its checks of controls and host state. The guest hypervisor hears of it as of its own, if it has just asked
 /// for the entry.
 #[cold]
-fn entry_failed_late(vcpu: &mut Vcpu, reason: ExitReason) {
+fn entry_failed_late<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     let qualification = vcpu.vmcs.vmcs02().read(EXIT_QUALIFICATION);
-    if vcpu.nested.entering {
+    if vcpu.running == Running::Entering {
         reflect_failed_entry(vcpu, reason.without_modifiers(), qualification);
     } else {
         lose(vcpu, format_args!("{reason:?}, qualification {qualification:#x}"));
@@ -90,9 +90,9 @@ fn entry_failed_late(vcpu: &mut Vcpu, reason: ExitReason) {
 /// anything else that it says about an entry that was asked for. Of a nested guest that has run already only VTPR can have changed, which is
 /// in memory.
 #[cold]
-pub fn handle_failed_entry(vcpu: &mut Vcpu) {
+pub fn handle_failed_entry<M: Machine>(vcpu: &mut Vcpu<M>) {
     let error = InsnError(vcpu.vmcs.vmcs02().read(VM_INSTRUCTION_ERROR));
-    if !vcpu.nested.entering {
+    if vcpu.running != Running::Entering {
         return match error {
             InsnError::ENTRY_INVALID_CONTROL if entry_depends_on_vtpr(&vcpu.vmx.vmcs12) => tpr_below_threshold(vcpu),
             _ => lose(vcpu, format_args!("VM-instruction error {}", error.0)),
@@ -104,19 +104,18 @@ pub fn handle_failed_entry(vcpu: &mut Vcpu) {
             error
         }
         _ => {
-            warn_of_repeatable(format_args!(
+            vcpu.machine.warn(format_args!(
                 "VM entry refused by the processor, error {}, of which the guest hypervisor's VMCS is no cause: it is told of a bad control",
                 error.0
             ));
             InsnError::ENTRY_INVALID_CONTROL
         }
     };
-    vcpu.nested.entering = false;
-    vcpu.level = Level::GuestHypervisor;
+    vcpu.leave_to_hypervisor();
     vcpu.vmx.vmcs12.settle();
     vcpu.vmx.vmcs12.dirty = vcpu.offered_fields.minus(&vcpu.vmx.vmcs12.stale);
     vcpu.vmx.vmcs12.set(VM_INSTRUCTION_ERROR, told.0);
-    let mut vmcs01 = vcpu.vmcs.vmcs01();
+    let vmcs01 = vcpu.vmcs.vmcs01();
     let rflags = vmcs01.read(GUEST_RFLAGS);
     vmcs01.write(GUEST_RFLAGS, rflags_fail_valid(rflags));
     vcpu.advance();
@@ -124,8 +123,8 @@ pub fn handle_failed_entry(vcpu: &mut Vcpu) {
 
 /// A nested guest that has run cannot be entered again after an exit that the host handled, and nothing says why. Its hypervisor is prepared for
 /// a triple fault.
-fn lose(vcpu: &mut Vcpu, why: fmt::Arguments<'_>) {
-    warn_of_repeatable(format_args!(
+fn lose<M: Machine>(vcpu: &mut Vcpu<M>, why: fmt::Arguments<'_>) {
+    vcpu.machine.warn(format_args!(
         "the processor refuses a nested guest that has run ({why}): its hypervisor gets a triple fault"
     ));
     triple_fault(vcpu);

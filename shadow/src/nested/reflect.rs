@@ -1,63 +1,69 @@
 //! Giving an exit to the guest hypervisor (SDM 28 "VM Exits").
 
-use boot::stop::StopKind;
+use crate::FieldSet;
+use crate::check::GuestStateError;
+use crate::controls::{Pin, Secondary};
+use crate::event::{BLOCKING_BY_NMI, NMI_INTERRUPTION};
+use crate::exit::{ExitReason, InterruptionInfo};
+use crate::fields::*;
+use crate::host_load::{LeftBehind, VmxAbort, load_host_state};
+use crate::hw::VmcsAccess;
+use crate::merge::{self, AreaError};
+use crate::msr::*;
+use crate::passing::{self, Untaken};
+use crate::registers::RFLAGS_RF;
+use crate::sync::{save_exit_info, save_guest_state};
+use crate::vmcs12::write_abort_indicator;
 use ept::Gpa;
-use shadow::FieldSet;
-use shadow::check::GuestStateError;
-use shadow::controls::{Pin, Secondary};
-use shadow::event::{BLOCKING_BY_NMI, NMI_INTERRUPTION};
-use shadow::exit::{ExitReason, InterruptionInfo};
-use shadow::fields::*;
-use shadow::host_load::{LeftBehind, VmxAbort, load_host_state};
-use shadow::hw::VmcsAccess;
-use shadow::merge::{self, AreaError};
-use shadow::msr::*;
-use shadow::passing::{self, Untaken};
-use shadow::registers::RFLAGS_RF;
-use shadow::sync::{save_exit_info, save_guest_state};
-use shadow::vmcs12::write_abort_indicator;
 
-use super::{injection, short};
-use crate::arch::vmx::{Invvpid, invvpid};
-use crate::exit::read_for_guest;
-use crate::stop::{StopReason, stop};
-use crate::vcpu::{Level, SHARED_VPID02, VPID01, Vcpu};
+use super::guest_msr::read_for_guest;
+use super::machine::{Invvpid, Machine, Stop, VmcsPair};
+use super::vcpu::{Running, SHARED_VPID02, VPID01, Vcpu};
+use super::{injection, shortcut};
 
-/// What differs from the exit that vmcs02 took.
-#[derive(Clone, Copy, Debug)]
-pub struct Reflected {
-    /// The reason that the guest hypervisor sees.
-    pub reason: ExitReason,
-    /// The qualification that it sees, if not vmcs02's.
-    pub qualification: Option<u64>,
+/// How the guest hypervisor sees the exit that vmcs02 took.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reflected {
+    /// With everything that vmcs02 has of it.
+    AsTaken(ExitReason),
+    /// With another reason and qualification.
+    Changed {
+        /// The reason.
+        reason: ExitReason,
+        /// The qualification.
+        qualification: u64,
+    },
 }
 
 /// Reflects the exit that vmcs02 just took.
-pub fn reflect(vcpu: &mut Vcpu, exit: Reflected) {
+pub fn reflect<M: Machine>(vcpu: &mut Vcpu<M>, exit: Reflected) {
     if vcpu.vmx.vmcs12.live.is_empty() {
-        save_exit_info(&vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12, &vcpu.sync_sets);
+        save_exit_info(vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12, &vcpu.sync_sets);
     }
-    if let Some(qualification) = exit.qualification {
-        vcpu.set_exit_info(EXIT_REASON, exit.reason.0);
-        vcpu.set_exit_info(EXIT_QUALIFICATION, qualification);
+    match exit {
+        Reflected::AsTaken(reason) => leave(vcpu, reason),
+        Reflected::Changed { reason, qualification } => {
+            vcpu.set_exit_info(EXIT_REASON, reason.0);
+            vcpu.set_exit_info(EXIT_QUALIFICATION, qualification);
+            leave(vcpu, reason);
+        }
     }
-    leave(vcpu, exit.reason);
 }
 
 /// Reflects a fault that an instruction raised which the host emulated. RFLAGS.RF is saved as delivering the fault would have saved it (SDM
 /// 28.3.3 "Saving RIP, RSP, RFLAGS, and SSP").
-pub fn reflect_fault(vcpu: &mut Vcpu, info: InterruptionInfo, error_code: Option<u32>) {
-    let mut vmcs02 = vcpu.vmcs.vmcs02();
+pub fn reflect_fault<M: Machine>(vcpu: &mut Vcpu<M>, info: InterruptionInfo, error_code: Option<u32>) {
+    let vmcs02 = vcpu.vmcs.vmcs02();
     let rflags = vmcs02.read(GUEST_RFLAGS);
     vmcs02.write(GUEST_RFLAGS, rflags | RFLAGS_RF);
     reflect_event(vcpu, info, error_code);
 }
 
 /// Reflects an NMI that arrived while the host ran, if the guest hypervisor wants NMIs; otherwise it is injected.
-pub fn nmi(vcpu: &mut Vcpu) {
+pub fn nmi<M: Machine>(vcpu: &mut Vcpu<M>) {
     if vcpu.vmx.vmcs12.get(PIN_CONTROLS) & Pin::NMI_EXITING.bits() != 0 {
-        if core::mem::take(&mut vcpu.nested.entering) {
-            vcpu.vmx.vmcs12.launch_state = shadow::vmcs12::LaunchState::Launched;
+        if vcpu.running == Running::Entering {
+            vcpu.entry_accepted();
             load_registers(vcpu, Untaken::BeforeEntry);
         }
         reflect_event(vcpu, NMI_INTERRUPTION, None);
@@ -68,23 +74,28 @@ pub fn nmi(vcpu: &mut Vcpu) {
 
 /// The nested guest cannot go on after an exit of the host's own, for another processor has lowered VTPR below the TPR threshold meanwhile. It
 /// exits as it would at its next access to TPR (SDM 30.1.2 "TPR Virtualization").
-pub fn tpr_below_threshold(vcpu: &mut Vcpu) {
+pub fn tpr_below_threshold<M: Machine>(vcpu: &mut Vcpu<M>) {
     reflect_without_exit(vcpu, ExitReason::TPR_BELOW_THRESHOLD, InterruptionInfo(0), None);
 }
 
 /// The nested guest cannot go on at all. An exit by a triple fault interrupts the delivery of no event (SDM 28.2.4 "Information for VM Exits
 /// During Event Delivery").
-pub fn triple_fault(vcpu: &mut Vcpu) {
+pub fn triple_fault<M: Machine>(vcpu: &mut Vcpu<M>) {
     let _ = injection::take_pending(vcpu);
     reflect_without_exit(vcpu, ExitReason::TRIPLE_FAULT, InterruptionInfo(0), None);
 }
 
-fn reflect_event(vcpu: &mut Vcpu, info: InterruptionInfo, error_code: Option<u32>) {
+fn reflect_event<M: Machine>(vcpu: &mut Vcpu<M>, info: InterruptionInfo, error_code: Option<u32>) {
     reflect_without_exit(vcpu, ExitReason::EXCEPTION_OR_NMI, info, error_code);
 }
 
 /// Reflects an exit that vmcs02 did not take.
-fn reflect_without_exit(vcpu: &mut Vcpu, reason: ExitReason, info: InterruptionInfo, error_code: Option<u32>) {
+fn reflect_without_exit<M: Machine>(
+    vcpu: &mut Vcpu<M>,
+    reason: ExitReason,
+    info: InterruptionInfo,
+    error_code: Option<u32>,
+) {
     // An event that was to be injected on an entry that does not come is one whose delivery this exit interrupts.
     let (pending, pending_code) = injection::take_pending(vcpu);
     vcpu.set_exit_info(EXIT_REASON, reason.0);
@@ -99,19 +110,19 @@ fn reflect_without_exit(vcpu: &mut Vcpu, reason: ExitReason, info: InterruptionI
 }
 
 /// Leaves a nested guest that ran: its state goes to VMCS12, the guest hypervisor continues at its exit handler.
-fn leave(vcpu: &mut Vcpu, reason: ExitReason) {
-    vcpu.processor.stats.reflect(reason);
+fn leave<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
+    vcpu.machine.count_reflected(reason);
     let by_nmi =
         reason == ExitReason::EXCEPTION_OR_NMI && InterruptionInfo(vcpu.vmcs12_field(EXIT_INTERRUPTION_INFO)).is_nmi();
-    if vcpu.nested.short_exit && vcpu.nested.displaced.is_none() && !by_nmi {
-        return short::leave(vcpu);
+    if vcpu.nested.shortcut.exit && vcpu.nested.displaced.is_none() && !by_nmi {
+        return shortcut::leave(vcpu);
     }
     injection::give_back(vcpu);
-    save_guest_state(&vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12, &vcpu.sync_sets);
+    save_guest_state(vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12, &vcpu.sync_sets);
     let virtual_nmis = vcpu.vmx.vmcs12.get(PIN_CONTROLS) & Pin::VIRTUAL_NMIS.bits() != 0;
     let was_blocked = !virtual_nmis && vcpu.vmcs12_field(GUEST_INTERRUPTIBILITY) & BLOCKING_BY_NMI != 0;
     let vmcs12 = &vcpu.vmx.vmcs12;
-    let left = LeftBehind::read(&vcpu.vmcs.vmcs02(), vmcs12, by_nmi || was_blocked);
+    let left = LeftBehind::read(vcpu.vmcs.vmcs02(), vmcs12, by_nmi || was_blocked);
     if vmcs12.get(EXIT_MSR_STORE_COUNT) != 0 && store_msrs(vcpu).is_err() {
         abort(vcpu, VmxAbort::SavingGuestMsrs);
     }
@@ -119,13 +130,14 @@ fn leave(vcpu: &mut Vcpu, reason: ExitReason) {
 }
 
 /// Fills the VM-exit MSR-store area.
-fn store_msrs(vcpu: &mut Vcpu) -> Result<(), AreaError> {
+fn store_msrs<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), AreaError> {
     let vmcs02 = vcpu.vmcs.vmcs02();
     let vmcs12 = &vcpu.vmx.vmcs12;
     let (area, count) = (Gpa(vmcs12.get(EXIT_MSR_STORE_ADDRESS)), vmcs12.get(EXIT_MSR_STORE_COUNT));
-    let stored = &vcpu.nested.exit_store.entries[..vcpu.nested.exit_store_count as usize];
-    let saved = |msr| saved_msr(&vmcs02, msr).or_else(|| saved_passing_msr(&vmcs02, &vcpu.offered_fields, msr));
-    let read = |msr| saved(msr).or_else(|| read_for_guest(&vcpu.offered, msr).ok());
+    let stored = &vcpu.nested.areas.exit_store.entries[..vcpu.nested.areas.exit_store_count as usize];
+    let saved =
+        |msr| saved_msr(vmcs02, msr).or_else(|| saved_passing_msr(&vcpu.machine, vmcs02, &vcpu.offered_fields, msr));
+    let read = |msr| saved(msr).or_else(|| read_for_guest(&vcpu.machine, &vcpu.offered, msr).ok());
     merge::store(&vcpu.memory, area, count, stored, read)
 }
 
@@ -145,7 +157,7 @@ fn saved_msr(vmcs02: &impl VmcsAccess, msr: u32) -> Option<u64> {
 }
 
 /// The same for one that the exit may have given the guest hypervisor's value.
-fn saved_passing_msr(vmcs02: &impl VmcsAccess, fields: &FieldSet, msr: u32) -> Option<u64> {
+fn saved_passing_msr(machine: &impl Machine, vmcs02: &impl VmcsAccess, fields: &FieldSet, msr: u32) -> Option<u64> {
     let saved = |field: Field<u64>| fields.contains(field.id()).then(|| vmcs02.read(field));
     match msr {
         IA32_S_CET => saved(GUEST_S_CET),
@@ -153,7 +165,7 @@ fn saved_passing_msr(vmcs02: &impl VmcsAccess, fields: &FieldSet, msr: u32) -> O
         IA32_PKRS => saved(GUEST_PKRS),
         IA32_UINTR_MISC if fields.contains(GUEST_UINV.id()) => {
             // UINV in bits 39:32; the rest is no part of the VMCS.
-            let rest = crate::arch::msr::try_read(msr)? & !(0xff << 32);
+            let rest = machine.read_msr(msr)? & !(0xff << 32);
             Some(rest | u64::from(vmcs02.read(GUEST_UINV)) << 32)
         }
         _ => None,
@@ -162,34 +174,34 @@ fn saved_passing_msr(vmcs02: &impl VmcsAccess, fields: &FieldSet, msr: u32) -> O
 
 /// Reflects the failure of an entry that the host refuses for its guest state.
 #[cold]
-pub fn reflect_refused_entry(vcpu: &mut Vcpu, error: GuestStateError) {
+pub fn reflect_refused_entry<M: Machine>(vcpu: &mut Vcpu<M>, error: GuestStateError) {
     load_registers(vcpu, Untaken::EntryFailed);
     vcpu.nested.displaced_registers.clear();
     reflect_failed_entry(vcpu, ExitReason::ENTRY_FAILURE_GUEST_STATE, error.0);
 }
 
 /// Makes up for what the processor does about passing registers in an exit that it has not taken: vmcs01 loads them.
-fn load_registers(vcpu: &mut Vcpu, why: Untaken) {
-    let (controls, values) = passing::after_exit(&vcpu.vmcs.vmcs02(), &vcpu.vmx.vmcs12, why);
+fn load_registers<M: Machine>(vcpu: &mut Vcpu<M>, why: Untaken) {
+    let (controls, values) = passing::after_exit(vcpu.vmcs.vmcs02(), &vcpu.vmx.vmcs12, why);
     if controls.is_empty() {
         return;
     }
-    let mut vmcs01 = vcpu.vmcs.vmcs01();
-    passing::write(&mut vmcs01, &values);
+    let vmcs01 = vcpu.vmcs.vmcs01();
+    passing::write(vmcs01, &values);
     vmcs01.write(ENTRY_CONTROLS, vmcs01.read(ENTRY_CONTROLS) | controls.bits());
     vcpu.nested.loading_registers = true;
-    vcpu.nested.short_entry = false;
+    vcpu.nested.shortcut.entry = false;
 }
 
 /// Reflects an entry failure of the late kind (SDM 27.8): of the exit information only reason and qualification are written, and guest
 /// state is not saved.
-pub fn reflect_failed_entry(vcpu: &mut Vcpu, reason: ExitReason, qualification: u64) {
+pub fn reflect_failed_entry<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason, qualification: u64) {
     let reason = reason.of_failed_entry();
     log::debug!("{reason:?}, qualification {qualification:#x}");
-    vcpu.processor.stats.reflect(reason);
-    vcpu.nested.entering = false;
+    vcpu.machine.count_reflected(reason);
+    vcpu.leave_to_hypervisor();
     if passing::inherits(&vcpu.vmx.vmcs12) {
-        passing::write(&mut vcpu.vmcs.vmcs02(), &vcpu.nested.displaced_registers);
+        passing::write(vcpu.vmcs.vmcs02(), &vcpu.nested.displaced_registers);
     }
     let vmcs01 = vcpu.vmcs.vmcs01();
     let nmi_blocked = vmcs01.read(GUEST_INTERRUPTIBILITY) & BLOCKING_BY_NMI != 0;
@@ -199,16 +211,16 @@ pub fn reflect_failed_entry(vcpu: &mut Vcpu, reason: ExitReason, qualification: 
     resume_guest_hypervisor(vcpu, left);
 }
 
-fn resume_guest_hypervisor(vcpu: &mut Vcpu, left: LeftBehind) {
+fn resume_guest_hypervisor<M: Machine>(vcpu: &mut Vcpu<M>, left: LeftBehind) {
     if !vcpu.vmx.vmcs12.has_secondary(Secondary::ENABLE_VPID) {
-        invvpid(Invvpid::Single(VPID01));
-        invvpid(Invvpid::Single(SHARED_VPID02));
+        vcpu.machine.invvpid(Invvpid::Single(VPID01));
+        vcpu.machine.invvpid(Invvpid::Single(SHARED_VPID02));
     }
-    vcpu.level = Level::GuestHypervisor;
+    vcpu.leave_to_hypervisor();
     let loaded = {
-        let mut vmcs01 = vcpu.vmcs.vmcs01();
+        let vmcs01 = vcpu.vmcs.vmcs01();
         let (vmcs12, image) = (&vcpu.vmx.vmcs12, &vcpu.nested.host_image);
-        load_host_state(&mut vmcs01, vmcs12, image, &vcpu.offered, &vcpu.memory, &left)
+        load_host_state(vmcs01, vmcs12, image, &vcpu.offered, &vcpu.memory, &left)
     };
     // VMCS12's controls may keep registers of the nested guest, or load others from its area.
     vcpu.nested.kept.forget();
@@ -219,25 +231,24 @@ fn resume_guest_hypervisor(vcpu: &mut Vcpu, left: LeftBehind) {
 }
 
 /// VMCS12's VM-exit MSR-load area becomes vmcs01's VM-entry MSR-load area, for one entry.
-fn load_host_msrs(vcpu: &mut Vcpu) -> Result<(), VmxAbort> {
+fn load_host_msrs<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), VmxAbort> {
     let vmcs12 = &vcpu.vmx.vmcs12;
     let count = vmcs12.get(EXIT_MSR_LOAD_COUNT);
     if count == 0 {
         return Ok(());
     }
     let area = Gpa(vmcs12.get(EXIT_MSR_LOAD_ADDRESS));
-    merge::copy_in(&vcpu.memory, area, count, merge::is_loadable, vcpu.nested.exit_load.entries)
+    merge::copy_in(&vcpu.memory, area, count, merge::is_loadable, vcpu.nested.areas.host_load.entries)
         .map_err(|_| VmxAbort::LoadingHostMsrs)?;
     vcpu.vmcs.vmcs01().write(ENTRY_MSR_LOAD_COUNT, count);
-    vcpu.nested.loading_host_msrs = true;
+    vcpu.running = Running::GuestHypervisorLoadingMsrs;
     Ok(())
 }
 
 /// A VMX abort: the processor is in shutdown state (SDM 28.7 "VMX Aborts"), and the machine stops with the reason. DEVIATION: the others of
 /// a bare machine may run on until its chipset makes a reset of it.
 #[cold]
-pub fn abort(vcpu: &mut Vcpu, reason: VmxAbort) -> ! {
+pub fn abort<M: Machine>(vcpu: &mut Vcpu<M>, reason: VmxAbort) -> ! {
     write_abort_indicator(&vcpu.memory, vcpu.vmx.vmcs12.pointer, reason as u32);
-    let message = format_args!("VMX abort {} ({reason:?}): the guest hypervisor's VMCS is at fault", reason as u32);
-    stop(StopReason::new(StopKind::VmxAbort, message))
+    vcpu.machine.stop(Stop::VmxAbort(reason))
 }

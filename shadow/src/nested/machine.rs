@@ -1,0 +1,153 @@
+//! What the nested logic asks of a processor and its surroundings.
+
+use core::fmt;
+use core::ops::IndexMut;
+
+use ept::map::OutOfTables;
+use ept::table::TableMemory;
+use ept::{Eptp, Gpa, Hpa};
+
+use crate::exit::ExitReason;
+use crate::host_load::VmxAbort;
+use crate::hw::{GuestMemory, VmcsAccess};
+use crate::permission::Access;
+use crate::watch::{MergedAs, Watches};
+
+/// The VMCSs of a logical processor: vmcs01, vmcs02, and the shadow VMCS that vmcs02 can be linked to ("shadow02").
+///
+/// Law: a call of [`Self::vmcs01`] or [`Self::vmcs02`] makes that VMCS current until the next call of the other one; the `access_` methods return to
+/// the VMCS that was current before.
+pub trait VmcsPair {
+    /// Access to the current VMCS.
+    type Current: VmcsAccess;
+
+    /// Makes vmcs01 current, if it is not.
+    fn vmcs01(&mut self) -> &mut Self::Current;
+    /// Makes vmcs02 current, if it is not.
+    fn vmcs02(&mut self) -> &mut Self::Current;
+    /// Accesses fields of vmcs02 while the guest hypervisor runs, in whatever form vmcs02 is.
+    fn access_vmcs02<T>(&mut self, access: impl FnOnce(&mut Self::Current) -> T) -> T;
+    /// Accesses fields of shadow02.
+    fn access_shadow02<T>(&mut self, access: impl FnOnce(&mut Self::Current) -> T) -> T;
+    /// Says whether vmcs02 is to be a shadow VMCS, linked to vmcs01, while vmcs01 is current.
+    fn set_vmcs02_shadows(&mut self, shadows: bool);
+    /// Where vmcs02 is: the VMCS link pointer of vmcs01 while vmcs02 is a shadow VMCS.
+    fn vmcs02_address(&self) -> Hpa;
+    /// Notes that the processor has accepted an entry of vmcs02, which is launched from then on.
+    fn note_entry_of_vmcs02(&mut self);
+}
+
+/// The guest hypervisor's memory as the nested logic uses it: with pages that are watched for writes.
+pub trait WatchedMemory: GuestMemory {
+    /// The pages that this processor has merged as one kind of bitmap.
+    fn watches(&self, kind: MergedAs) -> &Watches;
+    /// Lets every processor write to the page of an address again, because a write is about to happen. Does nothing to a page that is not watched.
+    fn unwatch(&self, address: Gpa);
+    /// Whether an address is the host's own.
+    fn is_host(&self, address: Gpa) -> bool;
+    /// Replaces eight aligned bytes in one access if they are `seen`. Returns whether they were.
+    fn compare_exchange_u64(&self, at: Gpa, seen: u64, new: u64) -> bool;
+}
+
+/// Which translations an INVEPT drops.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Invept {
+    /// Those derived from one EPTP.
+    Single(Eptp),
+    /// All.
+    Global,
+}
+
+/// Which translations an INVVPID drops.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Invvpid {
+    /// Those of one linear address.
+    Address {
+        /// The VPID.
+        vpid: u16,
+        /// The linear address.
+        linear: u64,
+    },
+    /// All of a VPID.
+    Single(u16),
+    /// All of all VPIDs.
+    All,
+    /// Those of a VPID that are not global.
+    RetainingGlobals(u16),
+}
+
+/// What became of the wish to write-protect a page in EPT01.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Protection {
+    /// The page stays writable.
+    Impossible,
+    /// The page was read-only already. Its translations are gone from all processors when they have taken part in this flush.
+    Already(u64),
+    /// The page is read-only from now on. Translations from before are gone from all processors when they have taken part in this flush.
+    New(u64),
+}
+
+/// Why the machine cannot go on.
+#[derive(Clone, Copy, Debug)]
+pub enum Stop<'a> {
+    /// A VMX abort: the guest hypervisor's VMCS is at fault.
+    VmxAbort(VmxAbort),
+    /// The budget of tables is spent, and nothing can be dropped. Says what the table was for.
+    NoTables(fmt::Arguments<'a>),
+}
+
+/// A logical processor with what surrounds it, as the nested logic uses it. What it holds beside the parts that have types here is its own.
+///
+/// No method fails but where it says so.
+pub trait Machine: Sized {
+    /// General-purpose registers by number. The place of RSP, which is in the VMCS, holds all ones.
+    type Registers: IndexMut<usize, Output = u64>;
+    /// The VMCSs.
+    type Vmcss: VmcsPair;
+    /// The guest hypervisor's memory.
+    type Memory: WatchedMemory;
+    /// The tables of EPT01 and EPT02.
+    type Tables: TableMemory;
+
+    /// INVEPT.
+    fn invept(&self, what: Invept);
+    /// INVVPID.
+    fn invvpid(&self, what: Invvpid);
+    /// RDMSR; nothing if that is #GP.
+    fn read_msr(&self, msr: u32) -> Option<u64>;
+    /// WRMSR on a guest's behalf; nothing if that is #GP. The caller has kept back the MSRs that are the host's.
+    fn write_msr(&self, msr: u32, value: u64) -> Option<()>;
+    /// PKRU of the guest.
+    fn pkru(&self) -> u32;
+    /// Sets CR2 of the guest.
+    fn set_cr2(&self, address: u64);
+
+    /// EPT01.
+    fn ept01(&self) -> Eptp;
+    /// Maps what is around an address that EPT01 does not map. Returns whether there was something to do.
+    ///
+    /// # Errors
+    ///
+    /// `tables` is exhausted.
+    fn map_beyond(&self, tables: &mut Self::Tables, address: Gpa) -> Result<bool, OutOfTables>;
+    /// Assigns a slot of `watches` to a page and makes the page read-only in EPT01, if `wanted` and possible.
+    fn protect(&self, tables: &mut Self::Tables, watches: &Watches, page: Gpa, wanted: bool) -> (usize, Protection);
+    /// Whether all processors have taken part in a flush.
+    fn all_have_flushed(&self, flush: u64) -> bool;
+    /// Notes that this processor has taken part in a flush.
+    fn note_flush(&self, flush: u64);
+
+    /// Whether an INIT that made a guest exit is the host's own, sent to get this processor's attention.
+    fn take_kick(&self) -> bool;
+    /// Sends this processor an INIT that was blocked, so that the next VM entry meets it. Returns whether it could.
+    fn send_init_to_self(&self) -> bool;
+
+    /// Counts an exit that the guest hypervisor gets.
+    fn count_reflected(&self, reason: ExitReason);
+    /// Counts a VMREAD or VMWRITE that exited, where these are counted.
+    fn count_field_access(&self, encoding: u64, access: Access);
+    /// Warns of something that a guest can make happen again and again.
+    fn warn(&self, line: fmt::Arguments<'_>);
+    /// Stops the machine.
+    fn stop(&self, why: Stop<'_>) -> !;
+}

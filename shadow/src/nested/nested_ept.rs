@@ -1,0 +1,250 @@
+//! EPT02 in action: which EPTP vmcs02 gets, what an EPT violation means, what an INVEPT drops.
+
+use crate::FieldSet;
+use crate::controls::Secondary;
+use crate::event::BLOCKING_BY_NMI;
+use crate::exit::ExitReason;
+use crate::fields::*;
+use crate::hw::VmcsAccess;
+use ept::map::OutOfTables;
+use ept::nested::{Context, Dropped, Extent, Fill};
+use ept::violation::EptViolation;
+use ept::walk::{Ept12, GuestTables};
+use ept::{Eptp, ExecuteControl, Gpa, NestedGpa};
+
+use super::injection;
+use super::machine::{Invept, Machine, Stop, VmcsPair, WatchedMemory};
+use super::page_log::Logged;
+use super::reflect::{Reflected, reflect};
+use super::vcpu::Vcpu;
+use super::virtualization_exception;
+
+/// What of VMCS12 decides which EPT12 its nested guest has.
+const SOURCE: FieldSet = FieldSet::of(&[PRIMARY_CONTROLS.id(), SECONDARY_CONTROLS.id(), EPT_POINTER.id()]);
+
+/// The EPTP that vmcs02 needs for VMCS12.
+#[inline]
+pub fn eptp02<M: Machine>(vcpu: &mut Vcpu<M>) -> Eptp {
+    // The EPT02 that vmcs02 has is never taken back.
+    if vcpu.vmx.vmcs12.dirty.intersects(&SOURCE) { find_eptp02(vcpu) } else { vcpu.nested.ept.eptp02 }
+}
+
+#[inline(never)]
+fn find_eptp02<M: Machine>(vcpu: &mut Vcpu<M>) -> Eptp {
+    let vmcs12 = &vcpu.vmx.vmcs12;
+    let by_mode = vmcs12.has_secondary(Secondary::MODE_BASED_EXECUTE);
+    let execute = if by_mode { ExecuteControl::BY_MODE } else { ExecuteControl::UNIFORM };
+    let ept12 =
+        vmcs12.has_secondary(Secondary::ENABLE_EPT).then(|| Ept12 { eptp: Eptp(vmcs12.get(EPT_POINTER)), execute });
+    vcpu.nested.ept.converts_violations = vmcs12.has_secondary(Secondary::EPT_VIOLATION_VE);
+    vcpu.nested.ept.logs_pages = vmcs12.has_secondary(Secondary::ENABLE_PML);
+    vcpu.nested.ept.ept12 = ept12;
+    let Some(ept12) = ept12 else { return vcpu.machine.ept01() };
+    let (eptp02, dropped) =
+        vcpu.nested.ept.cache.activate(&mut vcpu.tables, ept12).unwrap_or_else(|_| stop(&vcpu.machine));
+    flush(&vcpu.machine, dropped);
+    eptp02
+}
+
+#[cold]
+fn stop(machine: &impl Machine) -> ! {
+    machine.stop(Stop::NoTables(format_args!("for an EPT02")))
+}
+
+/// VMCS12 has another EPTP than when its nested guest was entered.
+pub fn switch_eptp<M: Machine>(vcpu: &mut Vcpu<M>) {
+    let eptp02 = find_eptp02(vcpu);
+    vcpu.vmcs.vmcs02().write(EPT_POINTER, eptp02.0);
+    vcpu.nested.ept.eptp02 = eptp02;
+}
+
+/// An EPT violation or misconfiguration of vmcs02.
+pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>) {
+    let vmcs02 = vcpu.vmcs.vmcs02();
+    let address = NestedGpa(vmcs02.read(GUEST_PHYSICAL_ADDRESS));
+    let qualification = EptViolation(vmcs02.read(EXIT_QUALIFICATION));
+    let Some(ept12) = vcpu.nested.ept.ept12 else {
+        // On EPT01 itself.
+        permit(vcpu, Gpa(address.0));
+        return repaired(vcpu, qualification);
+    };
+    if vcpu.nested.ept.logs_pages {
+        return handle_and_log(vcpu, ept12, address, qualification);
+    }
+    let filled = fill(vcpu, ept12, address, qualification);
+    handle_filled(vcpu, filled, address, qualification);
+}
+
+/// What follows from what became of a violation.
+#[inline(always)]
+fn handle_filled<M: Machine>(vcpu: &mut Vcpu<M>, filled: Fill, address: NestedGpa, qualification: EptViolation) {
+    match filled {
+        Fill::Mapped => repaired(vcpu, qualification),
+        Fill::Ept01Forbids(gpa) => {
+            permit(vcpu, gpa);
+            repaired(vcpu, qualification);
+        }
+        Fill::Violation { qualification: of_ept12, suppresses_ve: false }
+            if vcpu.nested.ept.converts_violations && virtualization_exception::convert(vcpu, address, of_ept12) => {}
+        Fill::Violation { qualification: of_ept12, .. } => {
+            vcpu.nested.ept.violation = Some((address, of_ept12));
+            // What EPT02 lacked may be just what EPT12 lacks: then vmcs02 has the right information already.
+            let reason = ExitReason::EPT_VIOLATION;
+            let seen = match of_ept12 == qualification {
+                true => Reflected::AsTaken(reason),
+                false => Reflected::Changed { reason, qualification: of_ept12.0 },
+            };
+            reflect(vcpu, seen);
+        }
+        Fill::Misconfiguration => {
+            let reason = ExitReason::EPT_MISCONFIGURATION;
+            reflect(vcpu, Reflected::Changed { reason, qualification: 0 });
+        }
+    }
+}
+
+/// The guest hypervisor has seen a violation and resumes the nested guest: if it has repaired EPT12, the translation is in EPT02 before the
+/// nested guest tries again, which saves it a second exit.
+pub fn anticipate<M: Machine>(vcpu: &mut Vcpu<M>) {
+    let (Some((address, qualification)), Some(ept12)) = (vcpu.nested.ept.violation.take(), vcpu.nested.ept.ept12)
+    else {
+        return;
+    };
+    // The nested guest may do something else first, so this sets no flag: hypervisors map a page with its flags set.
+    let (tables, memory) = (&mut vcpu.tables, &mut Ept12Unflagged(Ept12Memory(&vcpu.memory)));
+    let mut context = Context { tables, guest: memory, ept01: vcpu.machine.ept01() };
+    let filled = vcpu.nested.ept.cache.fill(&mut context, ept12, address, qualification, Extent::Page);
+    flush(&vcpu.machine, filled.unwrap_or_else(|_| stop(&vcpu.machine)).1);
+}
+
+#[inline(always)]
+fn fill<M: Machine>(vcpu: &mut Vcpu<M>, ept12: Ept12, address: NestedGpa, qualification: EptViolation) -> Fill {
+    let mut memory = Ept12Memory(&vcpu.memory);
+    let mut context = Context { tables: &mut vcpu.tables, guest: &mut memory, ept01: vcpu.machine.ept01() };
+    let (fill, dropped) = vcpu
+        .nested
+        .ept
+        .cache
+        .fill(&mut context, ept12, address, qualification, Extent::Table)
+        .unwrap_or_else(|_| stop(&vcpu.machine));
+    flush(&vcpu.machine, dropped);
+    fill
+}
+
+/// The same with page-modification logging.
+#[cold]
+#[inline(never)]
+fn handle_and_log<M: Machine>(vcpu: &mut Vcpu<M>, ept12: Ept12, address: NestedGpa, qualification: EptViolation) {
+    let area = Gpa(vcpu.vmx.vmcs12.get(PML_ADDRESS));
+    let mut memory = Logged::new(&vcpu.memory, vcpu.vmcs.vmcs02(), area, address);
+    let mut context = Context { tables: &mut vcpu.tables, guest: &mut memory, ept01: vcpu.machine.ept01() };
+    let (filled, dropped) = vcpu
+        .nested
+        .ept
+        .cache
+        .fill(&mut context, ept12, address, qualification, Extent::Table)
+        .unwrap_or_else(|_| stop(&vcpu.machine));
+    flush(&vcpu.machine, dropped);
+    if memory.is_full() {
+        // Of the qualification only bit 12 is left: NMI unblocking due to IRET (SDM 28.2.1).
+        let qualification = u64::from(qualification.nmi_unblocking()) << 12;
+        return reflect(vcpu, Reflected::Changed { reason: ExitReason::PML_FULL, qualification });
+    }
+    handle_filled(vcpu, filled, address, qualification);
+}
+
+/// EPT01 does not permit an access: it lacks the address, or it watches the page for a write.
+fn permit<M: Machine>(vcpu: &mut Vcpu<M>, gpa: Gpa) {
+    vcpu.memory.unwatch(gpa);
+    map_beyond(vcpu, gpa);
+}
+
+/// The nested guest tries again: an event whose delivery was interrupted is delivered again, and an IRET that had unblocked NMIs before
+/// it faulted blocks them again (SDM 28.2.3, bit 12 of the qualification).
+fn repaired<M: Machine>(vcpu: &mut Vcpu<M>, qualification: EptViolation) {
+    let vmcs02 = vcpu.vmcs.vmcs02();
+    let delivering = vmcs02.read(IDT_VECTORING_INFO) >> 31 != 0;
+    if !delivering && qualification.nmi_unblocking() {
+        let state = vmcs02.read(GUEST_INTERRUPTIBILITY);
+        vmcs02.write(GUEST_INTERRUPTIBILITY, state | BLOCKING_BY_NMI);
+    }
+    injection::redeliver(vcpu);
+}
+
+/// INVEPT of the guest hypervisor, for one EPTP12 or for all; or EPT01 permits less than before.
+pub fn drop_translations<M: Machine>(vcpu: &mut Vcpu<M>, eptp12: Option<Eptp>) {
+    vcpu.nested.ept.violation = None;
+    let (cache, tables) = (&mut vcpu.nested.ept.cache, &mut vcpu.tables);
+    flush(
+        &vcpu.machine,
+        match eptp12 {
+            Some(eptp12) => cache.invalidate(tables, eptp12),
+            None => cache.invalidate_all(tables),
+        },
+    );
+}
+
+/// VM entry of a nested guest without a VPID, whose linear translations every entry drops. The processor may keep guest-physical ones (SDM
+/// 29.4.3 "Invalidating Cached Translation Information"), but as it walks EPT12 anew for what it dropped, software gets away with an edit of
+/// EPT12 and no INVEPT. So it does here.
+pub fn walk_anew<M: Machine>(vcpu: &mut Vcpu<M>) {
+    let vmcs12 = &vcpu.vmx.vmcs12;
+    if vmcs12.has_secondary(Secondary::ENABLE_EPT) {
+        let eptp12 = Eptp(vmcs12.get(EPT_POINTER));
+        flush(&vcpu.machine, vcpu.nested.ept.cache.invalidate(&mut vcpu.tables, eptp12));
+    }
+}
+
+/// Makes room for a table of EPT01, without touching the EPT02 that vmcs02 has.
+fn make_room<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), OutOfTables> {
+    flush(&vcpu.machine, vcpu.nested.ept.cache.reclaim(&mut vcpu.tables, Some(vcpu.nested.ept.eptp02))?);
+    Ok(())
+}
+
+fn flush(machine: &impl Machine, dropped: Dropped) {
+    match dropped {
+        Dropped::Nothing => (),
+        Dropped::One(eptp02) => machine.invept(Invept::Single(eptp02)),
+        Dropped::All => machine.invept(Invept::Global),
+    }
+}
+
+/// Maps what EPT01 does not map yet. When tables run out, translations of nested guests make room. Apart from the run loop, as it happens once
+/// for each address.
+#[inline(never)]
+pub fn map_beyond<M: Machine>(vcpu: &mut Vcpu<M>, address: Gpa) {
+    loop {
+        match vcpu.machine.map_beyond(&mut vcpu.tables, address) {
+            Ok(false) => return,
+            Ok(true) => return log::debug!("mapped what is around {address}"),
+            Err(_) if make_room(vcpu).is_err() => vcpu.machine.stop(Stop::NoTables(format_args!("to map {address}"))),
+            Err(_) => (),
+        }
+    }
+}
+
+/// EPT12, read through EPT01.
+pub struct Ept12Memory<'a, Memory>(pub &'a Memory);
+
+impl<Memory: WatchedMemory> GuestTables for Ept12Memory<'_, Memory> {
+    fn read(&self, entry: Gpa) -> u64 {
+        self.0.read_u64(entry)
+    }
+
+    fn set_flags(&mut self, entry: Gpa, seen: u64, flags: u64) -> bool {
+        self.0.compare_exchange_u64(entry, seen, seen | flags)
+    }
+}
+
+/// EPT12 for a walk that no access of the nested guest has asked for: it finds no entry whose flags are still to be set.
+struct Ept12Unflagged<'a, Memory>(Ept12Memory<'a, Memory>);
+
+impl<Memory: WatchedMemory> GuestTables for Ept12Unflagged<'_, Memory> {
+    fn read(&self, entry: Gpa) -> u64 {
+        self.0.read(entry)
+    }
+
+    fn set_flags(&mut self, _: Gpa, _: u64, _: u64) -> bool {
+        false
+    }
+}
