@@ -4,9 +4,8 @@ use shadow::controls::Primary;
 use shadow::event::{BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, NMI_INTERRUPTION, inject_fault};
 use shadow::exit::{ExitReason, InterruptionInfo};
 use shadow::fields::*;
-use shadow::host_load::VmxAbort;
 use shadow::hw::VmcsAccess;
-use shadow::nested::{self, Action, Running, VmcsPair, quick_access};
+use shadow::nested::{self, Action, Running, VmcsPair};
 use shadow::outcome::Fault;
 
 use crate::arch::cpu;
@@ -38,18 +37,7 @@ fn step_guest_hypervisor(vcpu: &mut Vcpu) {
     vcpu.vmcs.note_entry_of_vmcs01();
     let reason = ExitReason(vcpu.vmcs.current().read(EXIT_REASON));
     vcpu.machine.processor.stats.guest_hypervisor_exit(reason);
-    if reason == ExitReason::VMRESUME && nested::resume(vcpu) {
-        return;
-    }
-    if vcpu.running == Running::GuestHypervisorLoadingMsrs {
-        end_of_host_msr_load(vcpu, reason);
-    }
-    let is_done = match reason {
-        ExitReason::VMREAD => quick_access::vmread(vcpu),
-        ExitReason::VMWRITE => quick_access::vmwrite(vcpu),
-        _ => false,
-    };
-    if is_done {
+    if nested::handle_quickly(vcpu, reason) {
         return;
     }
     match exit::handle(vcpu, reason) {
@@ -137,14 +125,4 @@ fn handle_vmfail(vcpu: &mut Vcpu) {
     let error = vcpu.vmcs.vmcs01().read(VM_INSTRUCTION_ERROR);
     let fault = exit::refused(vcpu, format_args!("VM-instruction error {error}"));
     inject(vcpu, fault);
-}
-
-/// vmcs01's entry has loaded the MSRs of VMCS12's VM-exit MSR-load area, or could not.
-#[cold]
-fn end_of_host_msr_load(vcpu: &mut Vcpu, reason: ExitReason) {
-    vcpu.leave_to_hypervisor();
-    if reason == ExitReason::ENTRY_FAILURE_MSR_LOADING.of_failed_entry() {
-        nested::abort(vcpu, VmxAbort::LoadingHostMsrs);
-    }
-    vcpu.vmcs.vmcs01().write(ENTRY_MSR_LOAD_COUNT, 0);
 }

@@ -51,7 +51,7 @@ pub struct ShadowFields {
     pub live: FieldSet,
     /// The fields that are offered.
     pub table: &'static FieldTable,
-    /// Those of them that [`shadow::nested::quick_access`] may handle: none while accesses are counted.
+    /// Those of them that the short way of VMREAD and VMWRITE may handle: none while accesses are counted.
     pub quick_table: &'static FieldTable,
     /// Counts, if that was asked for: then every access exits, whatever is granted.
     profile: Option<&'static Profile>,

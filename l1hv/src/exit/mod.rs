@@ -30,9 +30,11 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
     }
     match reason.without_modifiers() {
         ExitReason::VMCALL if hypercall::is_meant(vcpu) => hypercall::handle(vcpu),
-        ExitReason::VMREAD => instructions::vmread(vcpu),
-        ExitReason::VMWRITE => instructions::vmwrite(vcpu),
-        ExitReason::VMCLEAR
+        ExitReason::VMREAD
+        | ExitReason::VMWRITE
+        | ExitReason::VMLAUNCH
+        | ExitReason::VMRESUME
+        | ExitReason::VMCLEAR
         | ExitReason::VMPTRLD
         | ExitReason::VMPTRST
         | ExitReason::VMXON
@@ -40,7 +42,6 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
         | ExitReason::INVEPT
         | ExitReason::INVVPID => instructions::handle(vcpu, reason),
         ExitReason::VMXOFF => vmxoff(vcpu),
-        ExitReason::VMLAUNCH | ExitReason::VMRESUME => instructions::launch(vcpu, reason),
         ExitReason::CPUID => cpuid::handle(vcpu),
         ExitReason::CR_ACCESS => control_registers::handle(vcpu).unwrap_or_else(|| nobody_asked_for(vcpu, reason)),
         ExitReason::RDMSR => guest_msr::rdmsr(vcpu),

@@ -14,7 +14,7 @@ use crate::hw::{GuestMemory, VmcsAccess};
 use crate::index::FieldSet;
 use crate::passing;
 use crate::registers::{CR0_PG, EFER_LMA, EFER_LME};
-use crate::sync::{ExitEffects, SyncSets, save_stale_except};
+use crate::sync::{ExitEffects, SyncSets, save_stale_except, save_stale_field};
 use crate::vmcs12::Vmcs12;
 use ept::Gpa;
 
@@ -168,7 +168,8 @@ fn control_words(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12, caps: &VmxCaps) 
 }
 
 /// Registers that vmcs02 always loads: from VMCS12 where that says so, else as the guest hypervisor has them.
-fn loaded_registers(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12, dirty: &FieldSet, inherited: &Inherited) {
+fn loaded_registers(vmcs02: &mut impl VmcsAccess, vmcs12: &mut Vmcs12, dirty: &FieldSet, inherited: &Inherited) {
+    save_displaced(vmcs02, vmcs12, inherited);
     let controls_changed = dirty.contains(ENTRY_CONTROLS.id());
     // A stale field needs nothing: vmcs02 has its newest value.
     let changed =
@@ -195,6 +196,21 @@ fn loaded_registers(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12, dirty: &Field
         None if changed(GUEST_EFER) => vmcs02.write(GUEST_EFER, vmcs12.get(GUEST_EFER)),
         None => (),
         Some(efer) => vmcs02.write(GUEST_EFER, efer_in_mode(efer, vmcs02.read(GUEST_CR0), vmcs12)),
+    }
+}
+
+/// Brings VMCS12's values of inherited registers up to date, as far as vmcs02 alone has them: an entry that fails saves nothing.
+fn save_displaced(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, inherited: &Inherited) {
+    let registers = [
+        (GUEST_DEBUGCTL, inherited.debug.is_some()),
+        (GUEST_DR7, inherited.debug.is_some()),
+        (GUEST_PAT, inherited.pat.is_some()),
+        (GUEST_EFER, inherited.efer.is_some()),
+    ];
+    for (field, is_inherited) in registers {
+        if is_inherited && vmcs12.stale.contains(field.id()) {
+            save_stale_field(vmcs02, vmcs12, field.id());
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use super::vcpu::{StaleIn, Vcpu, vpid02};
 use super::{Action, entry, nested_ept, nested_shadowing, vmcs_shadowing};
 
 /// VMREAD.
-pub fn vmread<M: Machine>(vcpu: &mut Vcpu<M>) -> Action {
+fn vmread<M: Machine>(vcpu: &mut Vcpu<M>) -> Action {
     let outcome = do_vmread(vcpu);
     finish(vcpu, outcome)
 }
@@ -41,7 +41,7 @@ fn do_vmread<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), Failure> {
 }
 
 /// VMWRITE.
-pub fn vmwrite<M: Machine>(vcpu: &mut Vcpu<M>) -> Action {
+fn vmwrite<M: Machine>(vcpu: &mut Vcpu<M>) -> Action {
     let outcome = do_vmwrite(vcpu);
     finish(vcpu, outcome)
 }
@@ -66,7 +66,7 @@ fn do_vmwrite<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), Failure> {
 }
 
 /// VMLAUNCH and VMRESUME. Success does not come back here: the nested guest runs next.
-pub fn launch<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) -> Action {
+fn launch<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) -> Action {
     let wanted = if reason == ExitReason::VMLAUNCH { LaunchState::Clear } else { LaunchState::Launched };
     let outcome = privileged(vcpu).and_then(|()| entry::enter(vcpu, wanted));
     match outcome {
@@ -75,9 +75,12 @@ pub fn launch<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) -> Action {
     }
 }
 
-/// All others.
+/// Carries out the VMX instruction that made the guest hypervisor exit. Whoever calls it for VMXOFF then delivers an INIT that was blocked.
 pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) -> Action {
     let outcome = match reason {
+        ExitReason::VMREAD => return vmread(vcpu),
+        ExitReason::VMWRITE => return vmwrite(vcpu),
+        ExitReason::VMLAUNCH | ExitReason::VMRESUME => return launch(vcpu, reason),
         ExitReason::VMXON => vmxon(vcpu),
         ExitReason::VMXOFF => vmxoff(vcpu),
         ExitReason::VMCLEAR => with_address(vcpu, |vcpu, region| {

@@ -32,9 +32,11 @@ mod msr_bitmap;
 mod nested_ept;
 mod nested_shadowing;
 mod page_log;
-pub mod quick_access;
+mod quick_access;
 mod reflect;
 mod shortcut;
+#[cfg(test)]
+mod tests;
 mod vcpu;
 mod virtualization_exception;
 mod vm_function;
@@ -42,6 +44,10 @@ mod vmcs_shadowing;
 mod watching;
 pub mod write_traps;
 
+use crate::exit::ExitReason;
+use crate::fields::ENTRY_MSR_LOAD_COUNT;
+use crate::host_load::VmxAbort;
+use crate::hw::VmcsAccess;
 use crate::outcome::Fault;
 
 pub use dispatch::{handle, handle_failed_entry};
@@ -49,8 +55,9 @@ pub use injection::Displaced;
 pub use machine::{Invept, Invvpid, Machine, Protection, Stop, VmcsPair, WatchedMemory};
 pub use nested_ept::map_beyond;
 pub use nested_shadowing::NestedShadowing;
-pub use reflect::{abort, nmi};
-pub use shortcut::{Shortcut, resume};
+use reflect::abort;
+pub use reflect::nmi;
+pub use shortcut::Shortcut;
 pub use vcpu::{MergedBitmap, MsrArea, MsrAreas, Nested, NestedEpt, Running, SHARED_VPID02, VPID01, Vcpu};
 pub use watching::drop_what_ept01_forbids;
 
@@ -63,4 +70,31 @@ pub enum Action {
     Advance,
     /// Gives it an exception.
     Inject(Fault),
+}
+
+/// Ends what the entry of vmcs01 had left to do, and carries out an instruction of the guest hypervisor that the short way is for. Returns
+/// whether it did; if not, the exit is still to be handled.
+#[inline(always)]
+pub fn handle_quickly<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) -> bool {
+    if reason == ExitReason::VMRESUME && shortcut::resume(vcpu) {
+        return true;
+    }
+    if vcpu.running == Running::GuestHypervisorLoadingMsrs {
+        end_of_host_msr_load(vcpu, reason);
+    }
+    match reason {
+        ExitReason::VMREAD => quick_access::vmread(vcpu),
+        ExitReason::VMWRITE => quick_access::vmwrite(vcpu),
+        _ => false,
+    }
+}
+
+/// vmcs01's entry has loaded the MSRs of VMCS12's VM-exit MSR-load area, or could not.
+#[cold]
+fn end_of_host_msr_load<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
+    vcpu.leave_to_hypervisor();
+    if reason == ExitReason::ENTRY_FAILURE_MSR_LOADING.of_failed_entry() {
+        abort(vcpu, VmxAbort::LoadingHostMsrs);
+    }
+    vcpu.vmcs.vmcs01().write(ENTRY_MSR_LOAD_COUNT, 0);
 }

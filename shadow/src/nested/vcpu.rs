@@ -161,7 +161,7 @@ pub struct Vcpu<M: Machine> {
     pub live_fields: FieldSet,
     /// The offered fields by their encodings.
     pub field_table: &'static FieldTable,
-    /// Those of them that [`super::quick_access`] may handle.
+    /// Those of them that the short way of VMREAD and VMWRITE may handle.
     pub quick_table: &'static FieldTable,
     /// The field sets of the synchronisation.
     pub sync_sets: SyncSets,
