@@ -19,7 +19,7 @@ use crate::arch::{apic, cpu, msr, on_behalf};
 use crate::ept01::Ept01;
 use crate::log::warn_of_repeatable;
 use crate::mem::{GuestRam, HostRegion, PAGE_BYTES};
-use crate::processor::{self, Processor};
+use crate::processor::{self, Processor, Requests};
 use crate::shadow_fields::ShadowFields;
 use crate::stop::{StopReason, stop, stop_internal};
 use crate::tables::TablePool;
@@ -119,6 +119,14 @@ impl Machine for Hardware {
 
     fn take_kick(&self) -> bool {
         self.processor.take_kick()
+    }
+
+    fn request_nmi(&self) {
+        self.processor.request(Requests::NMI);
+    }
+
+    fn waits_for_sipi(&self) -> bool {
+        self.processor.waits_for_sipi()
     }
 
     fn send_init_to_self(&self) -> bool {

@@ -1,11 +1,10 @@
 //! The loop: enter, look at the exit, do what its handler says.
 
-use shadow::controls::Primary;
-use shadow::event::{BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, NMI_INTERRUPTION, inject_fault};
-use shadow::exit::{ExitReason, InterruptionInfo};
+use shadow::event::inject_fault;
+use shadow::exit::ExitReason;
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
-use shadow::nested::{self, Action, Running, VmcsPair};
+use shadow::nested::{self, Action, VmcsPair};
 use shadow::outcome::Fault;
 
 use crate::arch::cpu;
@@ -81,40 +80,8 @@ fn attend(vcpu: &mut Vcpu) {
         nested::drop_what_ept01_forbids(vcpu, processor::last_flush());
     }
     if requests.contains(Requests::NMI) {
-        pass_on_nmi(vcpu);
+        nested::nmi::pass_on(vcpu);
     }
-}
-
-/// An NMI came while the host ran: it goes to whoever would have got it.
-fn pass_on_nmi(vcpu: &mut Vcpu) {
-    match vcpu.running {
-        Running::Entering | Running::NestedGuest => nested::nmi(vcpu),
-        // The wait-for-SIPI state blocks it, and VM entry refuses it there.
-        _ if vcpu.machine.processor.waits_for_sipi() => (),
-        _ => {
-            let vmcs01 = vcpu.vmcs.vmcs01();
-            let injecting = InterruptionInfo(vmcs01.read(ENTRY_INTERRUPTION_INFO)).is_valid();
-            let blocked = vmcs01.read(GUEST_INTERRUPTIBILITY) & (BLOCKING_BY_NMI | BLOCKING_BY_MOV_SS) != 0;
-            if injecting || blocked {
-                // It is tried again after what is in its way: the injected event, or an instruction.
-                trap_next(vmcs01, |controls| controls | Primary::MONITOR_TRAP_FLAG);
-            } else {
-                vmcs01.write(ENTRY_INTERRUPTION_INFO, NMI_INTERRUPTION.0);
-            }
-        }
-    }
-}
-
-/// The exit that a postponed NMI asked for.
-pub fn retry_nmi(vcpu: &mut Vcpu) -> Action {
-    trap_next(vcpu.vmcs.vmcs01(), |controls| controls - Primary::MONITOR_TRAP_FLAG);
-    vcpu.machine.processor.request(Requests::NMI);
-    Action::Resume
-}
-
-fn trap_next(vmcs01: &mut impl VmcsAccess, change: impl FnOnce(Primary) -> Primary) {
-    let controls = Primary::from_bits_retain(vmcs01.read(PRIMARY_CONTROLS));
-    vmcs01.write(PRIMARY_CONTROLS, change(controls).bits());
 }
 
 #[cold]

@@ -10,6 +10,7 @@ use shadow::caps::ept_vpid;
 use shadow::check::HostMode;
 use shadow::controls::Secondary;
 use shadow::cpuid::CpuidView;
+use shadow::event::WAIT_FOR_SIPI;
 use shadow::fields::FIELD_COUNT;
 use shadow::host_load::{HostImage, TRAPPED_MSRS};
 use shadow::index::FieldTable;
@@ -33,7 +34,7 @@ use crate::arch::vmx::Vmcss;
 use crate::arch::{cpu, msr, on_behalf};
 use crate::boot_flow::{HostSetup, stop_host_memory};
 use crate::ept01::Ept01;
-use crate::exit::{WAIT_FOR_SIPI, wait_for_start};
+use crate::exit::wait_for_start;
 use crate::hw::{GuestPhysical, Hardware, Vcpu};
 use crate::mem::{GuestRam, HostPages, HostRegion, PAGE_BYTES, PhysAllocator};
 use crate::processor::Processor;
@@ -246,6 +247,7 @@ pub fn build(
         shortcut: Shortcut::default(),
         host_image: HostImage::default(),
         kept: kept_at_first(caps),
+        nmi_waits: false,
         displaced: None,
         ept: NestedEpt {
             eptp02: ept01,

@@ -21,6 +21,9 @@ pub const BLOCKING_BY_STI: u32 = 1 << 0;
 /// Blocking by MOV SS in the interruptibility state.
 pub const BLOCKING_BY_MOV_SS: u32 = 1 << 1;
 
+/// The activity state of a processor that waits to be started (SDM 25.4.2 "Guest Non-Register State").
+pub const WAIT_FOR_SIPI: u32 = 3;
+
 /// The current privilege level: the DPL of SS (SDM 25.4.1 "Guest Register State").
 #[inline(always)]
 pub const fn privilege_level(ss_access_rights: u32) -> u8 {

@@ -97,24 +97,15 @@ pub fn read_inherited(vmcs01: &impl VmcsAccess, vmcs12: &Vmcs12) -> Values {
     fields.map(|guest| (guest, vmcs01.read_raw(guest))).collect()
 }
 
-/// Why the processor has not taken an exit that the guest hypervisor gets.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Untaken {
-    /// The entry failed by a check of the host's: the nested guest's registers were not loaded.
-    EntryFailed,
-    /// Something came between VMLAUNCH or VMRESUME and the entry: they were, and the exit came at once.
-    BeforeEntry,
-}
-
-/// What the registers hold after such an exit, with the VM-entry controls that load them. vmcs02 must be current.
+/// What the registers hold after an entry that the host has refused, with the VM-entry controls that load them: the processor, which has not
+/// seen that entry, has loaded no host state for it.
 #[cold]
-pub fn after_exit(vmcs02: &impl VmcsAccess, vmcs12: &Vmcs12, why: Untaken) -> (EntryControls, Values) {
+pub fn after_refused_entry(vmcs12: &Vmcs12) -> (EntryControls, Values) {
     let (mut controls, mut values) = (EntryControls::empty(), Values::new());
     for passing in &PASSING {
-        let value = |&(guest, host): &(FieldId, Option<FieldId>)| match passing.is_loaded(vmcs12) {
-            (_, true) => Some((guest, host.map_or(0, |host| vmcs12.word(host)))),
-            (true, false) if why == Untaken::BeforeEntry => Some((guest, vmcs02.read_raw(guest))),
-            _ => None,
+        let (_, by_exits) = passing.is_loaded(vmcs12);
+        let value = |&(guest, host): &(FieldId, Option<FieldId>)| {
+            by_exits.then(|| (guest, host.map_or(0, |host| vmcs12.word(host))))
         };
         let before = values.len();
         values.extend(passing.registers.iter().filter_map(value));
@@ -172,21 +163,13 @@ mod tests {
     fn a_vmcs12_without_the_controls_leaves_the_registers_alone() {
         let vmcs12 = vmcs12(EntryControls::empty(), ExitControls::empty());
         assert!(entry_controls(&vmcs12).is_empty() && !inherits(&vmcs12));
-        let vmcs02 = FakeVmcs::new(&caps());
-        for why in [Untaken::EntryFailed, Untaken::BeforeEntry] {
-            assert_eq!(after_exit(&vmcs02, &vmcs12, why), (EntryControls::empty(), Values::new()));
-        }
+        assert_eq!(after_refused_entry(&vmcs12), (EntryControls::empty(), Values::new()));
     }
 
     #[test]
-    fn an_exit_that_the_processor_did_not_take_is_made_up_for() {
+    fn an_entry_that_the_processor_has_not_seen_loads_what_its_exit_would_load() {
         let vmcs12 = vmcs12(EntryControls::LOAD_UINV, ExitControls::LOAD_PKRS);
-        let mut vmcs02 = FakeVmcs::new(&caps());
-        vmcs02.poke(GUEST_UINV.id(), 0x55);
-        let (controls, values) = after_exit(&vmcs02, &vmcs12, Untaken::EntryFailed);
+        let (controls, values) = after_refused_entry(&vmcs12);
         assert_eq!((controls, &values[..]), (EntryControls::LOAD_PKRS, &[(GUEST_PKRS.id(), 7)][..]));
-        let (controls, values) = after_exit(&vmcs02, &vmcs12, Untaken::BeforeEntry);
-        assert_eq!(controls, EntryControls::LOAD_PKRS | EntryControls::LOAD_UINV);
-        assert_eq!(values[..], [(GUEST_PKRS.id(), 7), (GUEST_UINV.id(), 0x55)]);
     }
 }

@@ -5,7 +5,7 @@ mod hypercall;
 mod memory;
 mod reset;
 
-pub use reset::{WAIT_FOR_SIPI, wait_for_start};
+pub use reset::wait_for_start;
 
 use core::fmt;
 
@@ -15,12 +15,11 @@ use shadow::exit::{ExitReason, Fills};
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
 use shadow::nested::write_traps::{self, TrappedWrite};
-use shadow::nested::{Action, VmcsPair, control_registers, guest_msr, instructions};
+use shadow::nested::{Action, VmcsPair, control_registers, guest_msr, instructions, nmi};
 use shadow::outcome::Fault;
 
 use crate::arch::on_behalf;
 use crate::hw::Vcpu;
-use crate::run;
 use crate::stop::{StopReason, reset_machine, stop};
 
 /// Handles an exit of the guest hypervisor.
@@ -53,7 +52,10 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
         ExitReason::INVD => invd(),
         ExitReason::INIT => reset::init(vcpu),
         ExitReason::SIPI => reset::startup(vcpu),
-        ExitReason::MONITOR_TRAP_FLAG => run::retry_nmi(vcpu),
+        ExitReason::MONITOR_TRAP_FLAG => {
+            nmi::retry(vcpu);
+            Action::Resume
+        }
         ExitReason::MOV_DR => write_traps::spring(vcpu, TrappedWrite::Registers),
         ExitReason::GDTR_IDTR_ACCESS | ExitReason::LDTR_TR_ACCESS => write_traps::spring(vcpu, TrappedWrite::Tables),
         ExitReason::TRIPLE_FAULT => triple_fault(vcpu),

@@ -2,6 +2,7 @@
 //! Following Power-up, Reset, or INIT").
 
 use shadow::controls::EntryControls;
+use shadow::event::WAIT_FOR_SIPI;
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
 use shadow::msr::IA32_APIC_BASE;
@@ -13,8 +14,6 @@ use crate::arch::{apic, msr, on_behalf};
 use crate::hw::Vcpu;
 
 const ACTIVE: u32 = 0;
-/// The activity state of a processor that waits to be started.
-pub const WAIT_FOR_SIPI: u32 = 3;
 
 /// INIT. In VMX root operation it is blocked until VM entry or VMXOFF (SDM 24.8 "Restrictions on VMX Operation").
 pub fn init(vcpu: &mut Vcpu) -> Action {

@@ -15,7 +15,7 @@ use super::guest_msr::{read_for_guest, write_for_guest};
 use super::machine::{Machine, VmcsPair};
 use super::reflect::{Reflected, reflect, reflect_failed_entry, reflect_fault, tpr_below_threshold, triple_fault};
 use super::vcpu::{Running, Vcpu};
-use super::{injection, nested_ept, nested_shadowing, shortcut, vm_function};
+use super::{injection, nested_ept, nested_shadowing, nmi, shortcut, vm_function};
 use crate::registers::RCX;
 
 /// Handles an exit of vmcs02.
@@ -36,6 +36,13 @@ pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
             // The MSRs are loaded once; should the host resume the nested guest itself, it must not load them again.
             vcpu.nested.areas.entry_load_count = 0;
             vcpu.vmcs.vmcs02().write(ENTRY_MSR_LOAD_COUNT, 0);
+        }
+    }
+    if vcpu.nested.nmi_waits {
+        nmi::retry_after_nested_exit(vcpu);
+        let trap12 = vcpu.vmx.vmcs12.get(PRIMARY_CONTROLS) & Primary::MONITOR_TRAP_FLAG.bits() != 0;
+        if reason == ExitReason::MONITOR_TRAP_FLAG && !trap12 {
+            return;
         }
     }
     match route(reason, vcpu.registers[RCX], &vcpu.vmx.vmcs12, &vcpu.memory) {
@@ -80,6 +87,7 @@ pub fn raise<M: Machine>(vcpu: &mut Vcpu<M>, fault: Fault) {
 fn entry_failed_late<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     let qualification = vcpu.vmcs.vmcs02().read(EXIT_QUALIFICATION);
     if vcpu.running == Running::Entering {
+        nmi::entry_failed(vcpu);
         reflect_failed_entry(vcpu, reason.without_modifiers(), qualification);
     } else {
         lose(vcpu, format_args!("{reason:?}, qualification {qualification:#x}"));
@@ -111,6 +119,7 @@ pub fn handle_failed_entry<M: Machine>(vcpu: &mut Vcpu<M>) {
             InsnError::ENTRY_INVALID_CONTROL
         }
     };
+    nmi::entry_failed(vcpu);
     vcpu.leave_to_hypervisor();
     vcpu.vmx.vmcs12.settle();
     vcpu.vmx.vmcs12.dirty = vcpu.offered_fields.minus(&vcpu.vmx.vmcs12.stale);

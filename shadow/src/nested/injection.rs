@@ -37,12 +37,6 @@ pub fn inject_fault<M: Machine>(vcpu: &mut Vcpu<M>, fault: Fault) {
     }
 }
 
-/// Injects an NMI that arrived while the host ran.
-pub fn inject_nmi<M: Machine>(vcpu: &mut Vcpu<M>) {
-    borrow(vcpu);
-    vcpu.vmcs.vmcs02().write(ENTRY_INTERRUPTION_INFO, event::NMI_INTERRUPTION.0);
-}
-
 /// Takes back an injection that the processor has not carried out; invalid if there is none.
 pub fn take_pending<M: Machine>(vcpu: &mut Vcpu<M>) -> (InterruptionInfo, u32) {
     let vmcs02 = vcpu.vmcs.vmcs02();
@@ -51,7 +45,8 @@ pub fn take_pending<M: Machine>(vcpu: &mut Vcpu<M>) -> (InterruptionInfo, u32) {
     (pending, vmcs02.read(ENTRY_EXCEPTION_ERROR_CODE))
 }
 
-fn borrow<M: Machine>(vcpu: &mut Vcpu<M>) {
+/// Notes VMCS12's values of the fields, if vmcs02 has them: the host is about to write there.
+pub fn borrow<M: Machine>(vcpu: &mut Vcpu<M>) {
     if vcpu.nested.displaced.is_none() {
         let vmcs02 = vcpu.vmcs.vmcs02();
         vcpu.nested.displaced = Some(Displaced {

@@ -139,6 +139,10 @@ pub trait Machine: Sized {
 
     /// Whether an INIT that made a guest exit is the host's own, sent to get this processor's attention.
     fn take_kick(&self) -> bool;
+    /// Asks for [`super::nmi::pass_on`] before the next VM entry.
+    fn request_nmi(&self);
+    /// Whether the guest hypervisor has not started this processor.
+    fn waits_for_sipi(&self) -> bool;
     /// Sends this processor an INIT that was blocked, so that the next VM entry meets it. Returns whether it could.
     fn send_init_to_self(&self) -> bool;
 

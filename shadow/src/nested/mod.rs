@@ -31,6 +31,7 @@ mod machine;
 mod msr_bitmap;
 mod nested_ept;
 mod nested_shadowing;
+pub mod nmi;
 mod page_log;
 mod quick_access;
 mod reflect;
@@ -56,7 +57,6 @@ pub use machine::{Invept, Invvpid, Machine, Protection, Stop, VmcsPair, WatchedM
 pub use nested_ept::map_beyond;
 pub use nested_shadowing::NestedShadowing;
 use reflect::abort;
-pub use reflect::nmi;
 pub use shortcut::Shortcut;
 pub use vcpu::{MergedBitmap, MsrArea, MsrAreas, Nested, NestedEpt, Running, SHARED_VPID02, VPID01, Vcpu};
 pub use watching::drop_what_ept01_forbids;

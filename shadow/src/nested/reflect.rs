@@ -10,7 +10,7 @@ use crate::host_load::{LeftBehind, VmxAbort, load_host_state};
 use crate::hw::VmcsAccess;
 use crate::merge::{self, AreaError};
 use crate::msr::*;
-use crate::passing::{self, Untaken};
+use crate::passing;
 use crate::registers::RFLAGS_RF;
 use crate::sync::{save_exit_info, save_guest_state};
 use crate::vmcs12::write_abort_indicator;
@@ -59,17 +59,9 @@ pub fn reflect_fault<M: Machine>(vcpu: &mut Vcpu<M>, info: InterruptionInfo, err
     reflect_event(vcpu, info, error_code);
 }
 
-/// Reflects an NMI that arrived while the host ran, if the guest hypervisor wants NMIs; otherwise it is injected.
+/// Reflects an NMI that arrived while the host ran, after the nested guest did.
 pub fn nmi<M: Machine>(vcpu: &mut Vcpu<M>) {
-    if vcpu.vmx.vmcs12.get(PIN_CONTROLS) & Pin::NMI_EXITING.bits() != 0 {
-        if vcpu.running == Running::Entering {
-            vcpu.entry_accepted();
-            load_registers(vcpu, Untaken::BeforeEntry);
-        }
-        reflect_event(vcpu, NMI_INTERRUPTION, None);
-    } else {
-        injection::inject_nmi(vcpu);
-    }
+    reflect_event(vcpu, NMI_INTERRUPTION, None);
 }
 
 /// The nested guest cannot go on after an exit of the host's own, for another processor has lowered VTPR below the TPR threshold meanwhile. It
@@ -175,14 +167,14 @@ fn saved_passing_msr(machine: &impl Machine, vmcs02: &impl VmcsAccess, fields: &
 /// Reflects the failure of an entry that the host refuses for its guest state.
 #[cold]
 pub fn reflect_refused_entry<M: Machine>(vcpu: &mut Vcpu<M>, error: GuestStateError) {
-    load_registers(vcpu, Untaken::EntryFailed);
+    load_registers(vcpu);
     vcpu.nested.displaced_registers.clear();
     reflect_failed_entry(vcpu, ExitReason::ENTRY_FAILURE_GUEST_STATE, error.0);
 }
 
-/// Makes up for what the processor does about passing registers in an exit that it has not taken: vmcs01 loads them.
-fn load_registers<M: Machine>(vcpu: &mut Vcpu<M>, why: Untaken) {
-    let (controls, values) = passing::after_exit(vcpu.vmcs.vmcs02(), &vcpu.vmx.vmcs12, why);
+/// Makes up for what the processor does about passing registers when it refuses an entry: vmcs01 loads them.
+fn load_registers<M: Machine>(vcpu: &mut Vcpu<M>) {
+    let (controls, values) = passing::after_refused_entry(&vcpu.vmx.vmcs12);
     if controls.is_empty() {
         return;
     }

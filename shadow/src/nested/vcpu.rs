@@ -122,6 +122,8 @@ pub struct Nested {
     pub host_image: HostImage,
     /// What vmcs01 still has of it.
     pub kept: Kept,
+    /// An NMI waits until the nested guest exits by the monitor trap flag, which is the host's then. The injection fields are displaced.
+    pub nmi_waits: bool,
     /// VMCS12's injection fields while vmcs02 has the host's.
     pub displaced: Option<Displaced>,
     /// EPT.

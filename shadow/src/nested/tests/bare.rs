@@ -78,7 +78,14 @@ impl Bare {
                 bare.current = bare.current.filter(|current| current != number);
                 Ok(())
             }),
-            Op::Enter(resume, guest) => self.enter(*resume, guest.clone()),
+            Op::Enter(resume, guest) => {
+                let mut guest = guest.clone();
+                self.enter(*resume, &mut guest);
+                let blocked = self.words[GUEST_INTERRUPTIBILITY.id().row()] as u32 & BLOCKING_BY_NMI != 0;
+                if guest.nmi && !blocked {
+                    self.seen.push(Seen::HypervisorNmi);
+                }
+            }
             Op::Store(address, word) => self.outside.ram.write_u64(Gpa(*address), *word),
             Op::Invept(eptp) => self.instruction(|bare| {
                 bare.outside.tlb.drop(*eptp);
@@ -117,7 +124,7 @@ impl Bare {
         self.seen.push(Seen::Flags(rflags));
     }
 
-    fn enter(&mut self, resume: bool, mut guest: Guest) {
+    fn enter(&mut self, resume: bool, guest: &mut Guest) {
         let Some(current) = self.current else { return self.end(Err(None)) };
         let (vmcs, launched, undefined_fields) = &mut self.vmcss[current];
         let wrong_state = match (resume, *launched) {
@@ -149,7 +156,7 @@ impl Bare {
                 let run = Run {
                     vmcs,
                     host: &self.words,
-                    guest: &mut guest,
+                    guest,
                     surroundings: &mut self.outside,
                     seen: &mut self.seen,
                     is_first: true,
@@ -266,6 +273,10 @@ impl Surroundings for Outside {
         let outcome = tlb.access(eptp, page, write, || self.walk(eptp, page, write));
         self.tlb = tlb;
         outcome
+    }
+
+    fn ram(&self) -> &Ram {
+        &self.ram
     }
 
     fn intercepts_rdmsr(&self, vmcs: &FakeVmcs, msr: u32) -> bool {

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::vec::Vec;
 
+use super::memory::Ram;
 use crate::caps::Exists;
 use crate::controls::{EntryControls, ExitControls, Pin, Primary, Secondary};
 use crate::encoding::Area;
@@ -12,12 +13,13 @@ use crate::event::{BLOCKING_BY_NMI, NMI_INTERRUPTION};
 use crate::exit::{ExitReason, InterruptionInfo, interruption_type};
 use crate::fake::FakeVmcs;
 use crate::fields::*;
-use crate::hw::VmcsAccess;
+use crate::hw::{GuestMemory, VmcsAccess};
 use crate::index::FieldSet;
 use crate::merge::MsrEntry;
 use crate::msr::IA32_FS_BASE;
 use crate::outcome::InsnError;
 use crate::registers::{CR0_PG, EFER_LMA, EFER_LME};
+use ept::Gpa;
 
 /// Register state, by the fields that load and save it.
 pub type Words = [u64; FIELD_COUNT];
@@ -27,8 +29,8 @@ pub type Words = [u64; FIELD_COUNT];
 pub enum Step {
     /// Changes a register.
     Set(FieldId, u64),
-    /// Reads or writes a page.
-    Touch { page: u64, write: bool },
+    /// Reads the first word of a page, or writes it.
+    Touch { page: u64, write: Option<u64> },
     /// Executes RDMSR.
     Rdmsr(u32),
     /// Does something that exits, whatever the controls.
@@ -48,6 +50,15 @@ pub struct Guest {
     pub steps: Vec<Step>,
     /// The page that the delivery of an event writes to.
     pub stack: Option<u64>,
+    /// An NMI has arrived when it is entered.
+    pub nmi: bool,
+}
+
+impl Guest {
+    /// Whether its NMI is to come before the entry: not if the host may have to help with the first instruction.
+    pub fn nmi_comes_before_entry(&self) -> bool {
+        self.nmi && !matches!(self.steps.first(), Some(Step::Touch { .. }))
+    }
 }
 
 /// What is seen from outside of the VMCS.
@@ -65,10 +76,14 @@ pub enum Seen {
     Event(u32, u32, u32),
     /// The guest reached this address at a page.
     Touched(u64, u64),
+    /// It read this there.
+    Word(u64),
     /// The guest read this from an MSR.
     Msr(u32, u64),
     /// An entry or an exit loaded an MSR.
     LoadedMsr(u32, u64),
+    /// The hypervisor got an NMI.
+    HypervisorNmi,
     /// The hypervisor runs again, with these registers.
     Left(Vec<(FieldId, u64)>),
 }
@@ -86,6 +101,8 @@ pub trait Surroundings {
     const HAS_HOST: bool;
     /// The physical address of a page.
     fn translate(&mut self, vmcs: &FakeVmcs, page: u64, write: bool) -> Result<u64, Untranslated>;
+    /// What its physical addresses lead to.
+    fn ram(&self) -> &Ram;
     /// Whether RDMSR exits by the MSR bitmap.
     fn intercepts_rdmsr(&self, vmcs: &FakeVmcs, msr: u32) -> bool;
     /// What RDMSR returns.
@@ -184,12 +201,31 @@ impl<S: Surroundings> Run<'_, S> {
         {
             return self.exit_in_delivery(why, injected);
         }
+        let mut is_trapped = injected.is_valid();
+        let mut is_late = !injected.is_valid() && self.guest.nmi_comes_before_entry();
         loop {
+            if is_trapped && self.get(PRIMARY_CONTROLS) & Primary::MONITOR_TRAP_FLAG.bits() != 0 {
+                return self.exit(ExitReason::MONITOR_TRAP_FLAG, 0);
+            }
+            is_trapped = true;
+            // When it arrives is nobody's to say: after the first instruction, where the host lets that come first.
+            let is_late = core::mem::take(&mut is_late);
+            if self.guest.nmi && !self.blocks_nmis() && !is_late {
+                self.guest.nmi = false;
+                if S::HAS_HOST {
+                    self.record(ExitReason::INIT, 0, InterruptionInfo(0), None);
+                    return Ended::Interrupted { nmi: true };
+                } else if self.has_pin(Pin::NMI_EXITING) {
+                    return self.exit_by_event(NMI_INTERRUPTION);
+                } else if let Err(why) = self.deliver(NMI_INTERRUPTION) {
+                    return self.exit_in_delivery(why, NMI_INTERRUPTION);
+                }
+            }
             let Some(step) = self.guest.steps.first().cloned() else { return self.exit(ExitReason::HLT, 0) };
             if let Step::Touch { page, write } = step {
-                match self.surroundings.translate(self.vmcs, page, write) {
+                match self.surroundings.translate(self.vmcs, page, write.is_some()) {
                     Err(why) => return self.exit_by_ept(why, page, None),
-                    Ok(address) => self.seen.push(Seen::Touched(page, address)),
+                    Ok(address) => self.touch(page, address, write),
                 }
             }
             self.guest.steps.remove(0);
@@ -209,19 +245,27 @@ impl<S: Surroundings> Run<'_, S> {
                     let info = InterruptionInfo::new(interruption_type::HARDWARE_EXCEPTION, vector);
                     return self.exit_by_event(info);
                 }
-                Step::Nmi if self.words[GUEST_INTERRUPTIBILITY.id().row()] & u64::from(BLOCKING_BY_NMI) != 0 => (),
-                Step::Nmi | Step::Kick if S::HAS_HOST => {
+                Step::Nmi => self.guest.nmi = true,
+                Step::Kick if S::HAS_HOST => {
                     self.record(ExitReason::INIT, 0, InterruptionInfo(0), None);
-                    return Ended::Interrupted { nmi: matches!(step, Step::Nmi) };
+                    return Ended::Interrupted { nmi: false };
                 }
                 Step::Kick => (),
-                Step::Nmi if self.has_pin(Pin::NMI_EXITING) => return self.exit_by_event(NMI_INTERRUPTION),
-                Step::Nmi => {
-                    if let Err(why) = self.deliver(NMI_INTERRUPTION) {
-                        return self.exit_in_delivery(why, NMI_INTERRUPTION);
-                    }
-                }
             }
+        }
+    }
+
+    /// Whether NMIs wait: with virtual NMIs the state says something about those only.
+    fn blocks_nmis(&self) -> bool {
+        let blocked = self.words[GUEST_INTERRUPTIBILITY.id().row()] & u64::from(BLOCKING_BY_NMI) != 0;
+        blocked && !self.has_pin(Pin::VIRTUAL_NMIS)
+    }
+
+    fn touch(&mut self, page: u64, address: u64, write: Option<u64>) {
+        self.seen.push(Seen::Touched(page, address));
+        match write {
+            Some(word) => self.surroundings.ram().write_u64(Gpa(address), word),
+            None => self.seen.push(Seen::Word(self.surroundings.ram().read_u64(Gpa(address)))),
         }
     }
 

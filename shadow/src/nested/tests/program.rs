@@ -293,9 +293,9 @@ fn changes() -> Vec<(FieldId, u64)> {
     ]
 }
 
-/// A page of the nested guest: few, so that programs come back to them.
+/// A page of the nested guest: few, so that programs come back to them. Without EPT12 the first two are the hypervisor's MSR bitmaps.
 fn page() -> impl Strategy<Value = u64> {
-    0_u64..6
+    select(vec![MSR_BITMAPS[0] >> 12, MSR_BITMAPS[1] >> 12, 0x30, 0x31, 0x32])
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -317,7 +317,8 @@ fn step() -> impl Strategy<Value = Step> {
     ];
     prop_oneof![
         3 => select(registers).prop_map(|(id, value)| Step::Set(id, value)),
-        4 => (page(), any::<bool>()).prop_map(|(page, write)| Step::Touch { page, write }),
+        4 => (page(), select(vec![None, Some(0), Some(u64::MAX)]))
+            .prop_map(|(page, write)| Step::Touch { page, write }),
         2 => select(vec![IA32_FEATURE_CONTROL, IA32_STAR, IA32_LSTAR, 0x4000_0000]).prop_map(Step::Rdmsr),
         2 => select(exits),
         1 => Just(Step::Nmi),
@@ -326,14 +327,17 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn guest() -> impl Strategy<Value = Guest> {
-    (prop::collection::vec(step(), 0..6), prop::option::of(page())).prop_map(|(steps, stack)| Guest { steps, stack })
+    (prop::collection::vec(step(), 0..6), prop::option::of(page()), prop::bool::weighted(0.1))
+        .prop_map(|(steps, stack, nmi)| Guest { steps, stack, nmi })
 }
 
 /// An edit of an EPT12 with the INVEPT that it needs, if it takes rights away.
 fn edit() -> impl Strategy<Value = Vec<Op>> {
     let rights = select(vec![7_u64, 3, 1, 5, 0, 2, 7, 7]);
-    (0_usize..2, page(), rights, 0_u64..4, any::<bool>()).prop_map(|(ept, page, rights, frame, all)| {
-        let entry = if rights == 0 { 0 } else { (0x8_0000 + frame * 0x1000) | 6 << 3 | rights };
+    // The hypervisor lends its guests its MSR bitmaps, too.
+    let frame = select(vec![0x8_0000, 0x8_1000, 0x8_2000, MSR_BITMAPS[0], MSR_BITMAPS[1]]);
+    (0_usize..2, page(), rights, frame, any::<bool>()).prop_map(|(ept, page, rights, frame, all)| {
+        let entry = if rights == 0 { 0 } else { frame | 6 << 3 | rights };
         let at = EPTS[ept] + 0x3000 + page * 8;
         vec![Op::Store(at, entry), Op::Invept((!all).then_some(EPTPS[ept]))]
     })

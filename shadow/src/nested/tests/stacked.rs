@@ -18,7 +18,8 @@ use super::memory::{Ram, Tables};
 use super::processor::*;
 use super::program::{OPERAND, Op, VMCS_REGIONS, VMXON_REGION};
 use crate::check::HostMode;
-use crate::controls::{EntryControls, Primary, Secondary};
+use crate::controls::{EntryControls, Pin, Primary, Secondary};
+use crate::event::{BLOCKING_BY_NMI, NMI_INTERRUPTION};
 use crate::exit::ExitReason;
 use crate::fake::{FakeVmcs, skylake_caps};
 use crate::fields::*;
@@ -138,6 +139,7 @@ pub struct Hardware {
     /// Looks at a flush until another processor has taken part in it.
     lag: Cell<u32>,
     is_kicked: Cell<bool>,
+    nmi_requested: Cell<bool>,
     reflected: Cell<u64>,
     watched: &'static [WatchedPages; MergedAs::COUNT],
 }
@@ -210,6 +212,14 @@ impl Machine for Hardware {
 
     fn note_flush(&self, flush: u64) {
         self.flushed.set(flush);
+    }
+
+    fn request_nmi(&self) {
+        self.nmi_requested.set(true);
+    }
+
+    fn waits_for_sipi(&self) -> bool {
+        false
     }
 
     fn take_kick(&self) -> bool {
@@ -308,6 +318,7 @@ impl Stacked {
                 shortcut: Shortcut::default(),
                 host_image: HostImage::default(),
                 kept: kept_at_first(&caps),
+                nmi_waits: false,
                 displaced: None,
                 ept: NestedEpt {
                     eptp02: ept01,
@@ -350,6 +361,7 @@ impl Stacked {
                 flushed: Cell::new(0),
                 lag: Cell::new(0),
                 is_kicked: Cell::new(false),
+                nmi_requested: Cell::new(false),
                 reflected: Cell::new(0),
                 watched,
             },
@@ -395,7 +407,16 @@ impl Stacked {
             Op::Enter(resume, guest) => {
                 let reason = if *resume { ExitReason::VMRESUME } else { ExitReason::VMLAUNCH };
                 self.dispatch(reason, 0);
-                self.run(guest.clone());
+                let mut guest = guest.clone();
+                let is_early = guest.nmi_comes_before_entry() && !self.blocks_nmis();
+                if is_early && self.vcpu.running == Running::Entering {
+                    guest.nmi = false;
+                    self.vcpu.machine.nmi_requested.set(true);
+                }
+                self.run(&mut guest);
+                if self.vcpu.machine.nmi_requested.take() || guest.nmi {
+                    self.interrupt_hypervisor();
+                }
             }
             Op::Store(address, word) => {
                 self.vcpu.memory.unwatch(Gpa(*address));
@@ -417,14 +438,16 @@ impl Stacked {
         self.enter_hypervisor();
         let vmcs01 = &self.vcpu.vmcs.vmcs01;
         let tables = [GUEST_GDTR_BASE.id(), GUEST_IDTR_BASE.id(), GUEST_TR_BASE.id()].contains(&id);
-        let caught = match id {
+        let trapping = self.vcpu.msr_bitmaps01[1].0;
+        let is_caught = |vmcs01: &FakeVmcs| match id {
             _ if tables => has_secondary(vmcs01, Secondary::DESCRIPTOR_TABLE_EXITING),
             _ if id == GUEST_DR7.id() => vmcs01.read(PRIMARY_CONTROLS) & Primary::MOV_DR_EXITING.bits() != 0,
-            _ => vmcs01.read(MSR_BITMAP) == self.vcpu.msr_bitmaps01[1].0,
+            _ => vmcs01.read(MSR_BITMAP) == trapping,
         };
-        if caught {
+        if is_caught(vmcs01) {
             let what = if tables { TrappedWrite::Tables } else { TrappedWrite::Registers };
             assert_eq!(spring(&mut self.vcpu, what), Action::Resume);
+            assert!(!is_caught(&self.vcpu.vmcs.vmcs01), "the instruction exits again");
         }
         self.vcpu.vmcs.vmcs01.poke(id, value);
     }
@@ -495,11 +518,14 @@ impl Stacked {
     }
 
     /// The run loop, until the hypervisor runs.
-    fn run(&mut self, mut guest: Guest) {
+    fn run(&mut self, guest: &mut Guest) {
         let host = core::array::from_fn(|row| 0xdead_0000 + row as u64);
         let mut is_first = true;
         let reflected = self.reflected();
         for _ in 0..200 {
+            if self.vcpu.running.is_nested() && self.vcpu.machine.nmi_requested.take() {
+                nmi::pass_on(&mut self.vcpu);
+            }
             if !self.vcpu.running.is_nested() {
                 if self.reflected() == reflected {
                     return self.see_flags();
@@ -508,12 +534,12 @@ impl Stacked {
                 self.enter_hypervisor_early();
                 return self.seen.push(Seen::Left(words));
             }
-            let Vcpu { vmcs, nested, tables, machine, offered_fields, .. } = &mut self.vcpu;
+            let Vcpu { vmcs, nested, memory, tables, machine, offered_fields, .. } = &mut self.vcpu;
             let run = Run {
                 vmcs: &mut vmcs.vmcs02,
                 host: &host,
-                guest: &mut guest,
-                surroundings: &mut Below { nested, tables, machine },
+                guest,
+                surroundings: &mut Below { nested, memory, tables, machine },
                 seen: &mut self.seen,
                 is_first,
                 fields: *offered_fields,
@@ -526,15 +552,34 @@ impl Stacked {
                 Ended::Refused(_) => handle_failed_entry(&mut self.vcpu),
                 Ended::Exited => self.exited(),
                 Ended::Interrupted { nmi: arrived } => {
+                    self.store_msrs();
                     self.vcpu.machine.is_kicked.set(true);
                     handle(&mut self.vcpu, ExitReason::INIT);
                     if arrived {
-                        nmi(&mut self.vcpu);
+                        self.vcpu.machine.nmi_requested.set(true);
                     }
                 }
             }
         }
         panic!("the nested guest does not get on: {guest:?}");
+    }
+
+    fn blocks_nmis(&self) -> bool {
+        let vmcs02 = &self.vcpu.vmcs.vmcs02;
+        let blocked = vmcs02.read(GUEST_INTERRUPTIBILITY) & BLOCKING_BY_NMI != 0;
+        blocked && vmcs02.read(PIN_CONTROLS) & Pin::VIRTUAL_NMIS.bits() == 0
+    }
+
+    /// An NMI is there when the hypervisor is about to run.
+    fn interrupt_hypervisor(&mut self) {
+        nmi::pass_on(&mut self.vcpu);
+        let vmcs01 = &mut self.vcpu.vmcs.vmcs01;
+        if vmcs01.read(ENTRY_INTERRUPTION_INFO) == NMI_INTERRUPTION.0 {
+            self.seen.push(Seen::HypervisorNmi);
+        }
+        let controls = vmcs01.read(PRIMARY_CONTROLS) & !Primary::MONITOR_TRAP_FLAG.bits();
+        vmcs01.poke(PRIMARY_CONTROLS.id(), controls.into());
+        vmcs01.poke(ENTRY_INTERRUPTION_INFO.id(), 0);
     }
 
     /// The entry of vmcs01 that follows an exit, seen before the hypervisor's first instruction.
@@ -546,14 +591,19 @@ impl Stacked {
         }
     }
 
+    /// What an exit of vmcs02 does to its VM-exit MSR-store area.
+    fn store_msrs(&mut self) {
+        let count = self.vcpu.vmcs.vmcs02.read(EXIT_MSR_STORE_COUNT) as usize;
+        for entry in &mut self.vcpu.nested.areas.exit_store.entries[..count] {
+            entry.value = self.vcpu.machine.msrs.borrow().get(&entry.index).copied().unwrap_or(0);
+        }
+    }
+
     fn exited(&mut self) {
         let reason = ExitReason(self.vcpu.vmcs.vmcs02.read(EXIT_REASON));
         let msr = self.vcpu.vmcs.vmcs02.read(EXIT_QUALIFICATION);
         if !reason.is_entry_failure() {
-            let count = self.vcpu.vmcs.vmcs02.read(EXIT_MSR_STORE_COUNT) as usize;
-            for entry in &mut self.vcpu.nested.areas.exit_store.entries[..count] {
-                entry.value = self.vcpu.machine.msrs.borrow().get(&entry.index).copied().unwrap_or(0);
-            }
+            self.store_msrs();
         }
         if reason == ExitReason::RDMSR {
             self.vcpu.registers[RCX] = msr;
@@ -573,6 +623,7 @@ const MEMORY_OPERAND: u32 = 1 << 27 | 1 << 22 | 3 << 15 | 2 << 7;
 
 struct Below<'a> {
     nested: &'a mut Nested,
+    memory: &'a Memory,
     tables: &'a mut Tables,
     machine: &'a mut Hardware,
 }
@@ -593,6 +644,10 @@ impl Surroundings for Below<'_> {
                 _ => Err(Untranslated::Violation(access.bits() | (rights.bits() & 7) << 3 | 0x180)),
             }
         })
+    }
+
+    fn ram(&self) -> &Ram {
+        &self.memory.ram
     }
 
     fn intercepts_rdmsr(&self, vmcs: &FakeVmcs, msr: u32) -> bool {

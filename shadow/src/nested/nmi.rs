@@ -1,0 +1,86 @@
+//! NMIs that arrive while the host runs: they go to whoever would have got them.
+
+use super::injection;
+use super::machine::{Machine, VmcsPair};
+use super::reflect;
+use super::vcpu::{Running, Vcpu};
+use crate::controls::{Control, Pin, Primary};
+use crate::event::{BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, BLOCKING_BY_STI, NMI_INTERRUPTION, WAIT_FOR_SIPI};
+use crate::exit::InterruptionInfo;
+use crate::fields::*;
+use crate::hw::VmcsAccess;
+
+/// An NMI has arrived while the host ran.
+pub fn pass_on<M: Machine>(vcpu: &mut Vcpu<M>) {
+    if vcpu.running.is_nested() {
+        let exits = vcpu.vmx.vmcs12.get(PIN_CONTROLS) & Pin::NMI_EXITING.bits() != 0;
+        // An entry that the guest hypervisor has asked for comes first, for it may fail. So does an event that is injected.
+        let is_entry_due = vcpu.running == Running::Entering || is_injecting(vcpu.vmcs.vmcs02());
+        if exits && !is_entry_due {
+            return reflect::nmi(vcpu);
+        }
+        injection::borrow(vcpu);
+        let is_injected = !is_entry_due && inject(vcpu.vmcs.vmcs02());
+        vcpu.nested.nmi_waits = !is_injected;
+        if !is_injected {
+            trap(vcpu);
+        }
+    } else if !vcpu.machine.waits_for_sipi() {
+        // The wait-for-SIPI state blocks NMIs, and VM entry refuses them there.
+        if !inject(vcpu.vmcs.vmcs01()) {
+            trap(vcpu);
+        }
+    }
+}
+
+fn is_injecting(vmcs: &impl VmcsAccess) -> bool {
+    InterruptionInfo(vmcs.read(ENTRY_INTERRUPTION_INFO)).is_valid()
+}
+
+/// Injects an NMI, unless an event or blocking is in its way. Returns whether the NMI is injected.
+fn inject(vmcs: &mut impl VmcsAccess) -> bool {
+    const BLOCKING: u32 = BLOCKING_BY_NMI | BLOCKING_BY_MOV_SS | BLOCKING_BY_STI;
+    let blocked = vmcs.read(GUEST_INTERRUPTIBILITY) & BLOCKING != 0 || vmcs.read(GUEST_ACTIVITY_STATE) == WAIT_FOR_SIPI;
+    let is_possible = !blocked && !is_injecting(vmcs);
+    if is_possible {
+        vmcs.write(ENTRY_INTERRUPTION_INFO, NMI_INTERRUPTION.0);
+    }
+    is_possible
+}
+
+/// Makes the guest exit after what is in the way of an NMI: the injected event, or an instruction.
+fn trap<M: Machine>(vcpu: &mut Vcpu<M>) {
+    if !vcpu.caps.may_be_1(Control::Primary(Primary::MONITOR_TRAP_FLAG)) {
+        return vcpu.machine.warn(format_args!("an NMI is lost: the processor has no monitor trap flag"));
+    }
+    let vmcs = if vcpu.running.is_nested() { vcpu.vmcs.vmcs02() } else { vcpu.vmcs.vmcs01() };
+    vmcs.write(PRIMARY_CONTROLS, vmcs.read(PRIMARY_CONTROLS) | Primary::MONITOR_TRAP_FLAG.bits());
+}
+
+/// The guest hypervisor has exited by the monitor trap flag: the NMI that waits is tried again.
+pub fn retry<M: Machine>(vcpu: &mut Vcpu<M>) {
+    let vmcs01 = vcpu.vmcs.vmcs01();
+    vmcs01.write(PRIMARY_CONTROLS, vmcs01.read(PRIMARY_CONTROLS) & !Primary::MONITOR_TRAP_FLAG.bits());
+    vcpu.machine.request_nmi();
+}
+
+/// The nested guest has exited while an NMI waits for it. Whoever runs next gets the NMI.
+#[cold]
+pub fn retry_after_nested_exit<M: Machine>(vcpu: &mut Vcpu<M>) {
+    vcpu.nested.nmi_waits = false;
+    let trap12 = vcpu.vmx.vmcs12.get(PRIMARY_CONTROLS) & Primary::MONITOR_TRAP_FLAG.bits();
+    let vmcs02 = vcpu.vmcs.vmcs02();
+    let others = vmcs02.read(PRIMARY_CONTROLS) & !Primary::MONITOR_TRAP_FLAG.bits();
+    vmcs02.write(PRIMARY_CONTROLS, others | trap12);
+    vcpu.machine.request_nmi();
+}
+
+/// VMLAUNCH or VMRESUME has failed while an NMI waited for the nested guest: the guest hypervisor gets the NMI, and VMCS12's injection stays
+/// as it is.
+pub fn entry_failed<M: Machine>(vcpu: &mut Vcpu<M>) {
+    if vcpu.nested.nmi_waits {
+        // The host has not written to the fields.
+        vcpu.nested.displaced = None;
+        retry_after_nested_exit(vcpu);
+    }
+}
