@@ -13,6 +13,7 @@ use x86_64::registers::control::{Cr0, Cr3, Cr4, Cr4Flags, Efer};
 use crate::arch::enter::{GuestRegisters, exit_address};
 use crate::arch::gdt::HostSegments;
 use crate::stop::{StopReason, stop};
+use shadow::nested::control_registers::Masks;
 use shadow::nested::{SHARED_VPID02, VPID01};
 
 /// The host state of both VMCSs.
@@ -101,32 +102,25 @@ pub fn constants02(
 }
 
 /// What does not depend on how a processor begins, as it is after power-up.
-pub fn power_up01(vmcs01: &mut impl VmcsAccess, masks: (u64, u64)) {
-    vmcs01.write(CR0_GUEST_HOST_MASK, masks.0);
-    vmcs01.write(CR4_GUEST_HOST_MASK, masks.1);
+pub fn power_up01(vmcs01: &mut impl VmcsAccess, masks: Masks) {
+    FORCED_CR0.set_mask(vmcs01, CR0_ET, masks.cr0);
+    FORCED_CR4.set_mask(vmcs01, 0, masks.cr4);
     vmcs01.write(GUEST_PAT, PAT_AT_RESET);
     vmcs01.write(GUEST_DR7, 0x400);
     vmcs01.write(GUEST_RFLAGS, 2);
 }
 
 /// How the guest hypervisor begins on the boot processor: flat segments, interrupts off.
-pub fn guest_state01(
-    vmcs01: &mut impl VmcsAccess,
-    registers: &mut GuestRegisters,
-    entry: GuestEntry,
-    masks: (u64, u64),
-) {
+pub fn guest_state01(vmcs01: &mut impl VmcsAccess, registers: &mut GuestRegisters, entry: GuestEntry, masks: Masks) {
     let (cr0, cr3, cr4, efer, code) = match entry {
         GuestEntry::Linux64 { cr3, .. } => {
             (CR0_PE | CR0_ET | CR0_NE | CR0_PG, cr3.0, CR4_PAE, EFER_LME | EFER_LMA, access_rights::CODE_64)
         }
         GuestEntry::Protected32 { .. } => (CR0_PE | CR0_ET, 0, 0, 0, access_rights::CODE_32),
     };
-    vmcs01.write(GUEST_CR0, cr0 | masks.0);
-    vmcs01.write(CR0_READ_SHADOW, cr0);
+    FORCED_CR0.show(vmcs01, cr0, masks.cr0);
     vmcs01.write(GUEST_CR3, cr3);
-    vmcs01.write(GUEST_CR4, cr4 | masks.1);
-    vmcs01.write(CR4_READ_SHADOW, cr4);
+    FORCED_CR4.show(vmcs01, cr4, masks.cr4);
     vmcs01.write(GUEST_EFER, efer);
     if efer != 0 {
         let entry_controls = vmcs01.read(ENTRY_CONTROLS) | EntryControls::IA32E_MODE_GUEST.bits();

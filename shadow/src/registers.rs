@@ -4,6 +4,7 @@
 
 use crate::controls::EntryControls;
 use crate::fields::*;
+use crate::hw::VmcsAccess;
 
 /// The number of RAX among the general-purpose registers.
 pub const RAX: usize = 0;
@@ -196,6 +197,40 @@ impl MaskedRegister {
     /// After a MOV that does not exit: bits of the host stay.
     pub const fn after_write(self, written: u64) -> Self {
         Self { value: self.value & self.mask | written & !self.mask, ..self }
+    }
+}
+
+/// The fields of CR0 or CR4 of a guest whose hypervisor forces the bits of the mask to 1: value, guest/host mask and read shadow.
+#[derive(Clone, Copy)]
+pub struct ForcedBits {
+    value: Field<u64>,
+    mask: Field<u64>,
+    read_shadow: Field<u64>,
+}
+
+/// CR0.
+pub const FORCED_CR0: ForcedBits =
+    ForcedBits { value: GUEST_CR0, mask: CR0_GUEST_HOST_MASK, read_shadow: CR0_READ_SHADOW };
+/// CR4.
+pub const FORCED_CR4: ForcedBits =
+    ForcedBits { value: GUEST_CR4, mask: CR4_GUEST_HOST_MASK, read_shadow: CR4_READ_SHADOW };
+
+impl ForcedBits {
+    /// What the guest reads, whose mask is `mask`.
+    pub fn visible(self, vmcs: &impl VmcsAccess, mask: u64) -> u64 {
+        MaskedRegister { value: vmcs.read(self.value), mask, read_shadow: vmcs.read(self.read_shadow) }.visible()
+    }
+
+    /// Makes the guest read `visible`.
+    pub fn show(self, vmcs: &mut impl VmcsAccess, visible: u64, mask: u64) {
+        vmcs.write(self.value, visible | mask);
+        vmcs.write(self.read_shadow, visible);
+    }
+
+    /// Forces other bits. The guest goes on reading `visible`.
+    pub fn set_mask(self, vmcs: &mut impl VmcsAccess, visible: u64, mask: u64) {
+        vmcs.write(self.mask, mask);
+        self.show(vmcs, visible, mask);
     }
 }
 

@@ -86,27 +86,34 @@ pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>) -> Option<Action> {
     })
 }
 
-/// The control-register bits that the guest hypervisor does not change without an exit.
-pub fn masks<M: Machine>(vcpu: &Vcpu<M>) -> (u64, u64) {
+/// Control-register bits that the guest hypervisor does not change without an exit.
+#[derive(Clone, Copy, Debug)]
+pub struct Masks {
+    /// Of CR0.
+    pub cr0: u64,
+    /// Of CR4.
+    pub cr4: u64,
+}
+
+/// The masks of vmcs01.
+pub fn masks<M: Machine>(vcpu: &Vcpu<M>) -> Masks {
     // Outside VMX operation it may clear PE and PG, which the processor allows to an unrestricted guest; NE and VMXE only seemingly.
     let in_vmx = vcpu.vmx.vmxon_region.is_some();
     let cr0 = if in_vmx { vcpu.caps.cr0_fixed0 } else { vcpu.caps.cr0_fixed0 & !(CR0_PE | CR0_PG) };
-    (cr0, vcpu.caps.cr4_fixed0)
+    Masks { cr0, cr4: vcpu.caps.cr4_fixed0 }
 }
 
 impl<M: Machine> Vcpu<M> {
     /// CR0 as the guest hypervisor reads it.
     pub fn visible_cr0(&mut self) -> u64 {
-        let (mask, _) = masks(self);
-        let vmcs01 = self.vmcs.vmcs01();
-        MaskedRegister { value: vmcs01.read(GUEST_CR0), mask, read_shadow: vmcs01.read(CR0_READ_SHADOW) }.visible()
+        let mask = masks(self).cr0;
+        FORCED_CR0.visible(self.vmcs.vmcs01(), mask)
     }
 
     /// CR4 as the guest hypervisor reads it.
     pub fn visible_cr4(&mut self) -> u64 {
-        let (_, mask) = masks(self);
-        let vmcs01 = self.vmcs.vmcs01();
-        MaskedRegister { value: vmcs01.read(GUEST_CR4), mask, read_shadow: vmcs01.read(CR4_READ_SHADOW) }.visible()
+        let mask = masks(self).cr4;
+        FORCED_CR4.visible(self.vmcs.vmcs01(), mask)
     }
 
     /// The bits of a register that MOV to and from control registers moves: outside 64-bit mode the lower half.
@@ -156,9 +163,9 @@ fn set_cr0<M: Machine>(vcpu: &mut Vcpu<M>, value: u64) -> Result<(), Fault> {
 }
 
 fn commit_cr0<M: Machine>(vcpu: &mut Vcpu<M>, value: u64, efer: u64) {
+    let mask = masks(vcpu).cr0;
     let vmcs01 = vcpu.vmcs.vmcs01();
-    vmcs01.write(GUEST_CR0, value | CR0_NE);
-    vmcs01.write(CR0_READ_SHADOW, value);
+    FORCED_CR0.show(vmcs01, value, mask);
     vmcs01.write(GUEST_EFER, efer);
     vcpu.nested.kept.forget();
     let vmcs01 = vcpu.vmcs.vmcs01();
@@ -201,9 +208,8 @@ fn set_cr4<M: Machine>(vcpu: &mut Vcpu<M>, value: u64) -> Result<(), Fault> {
     if paging_changes && cr0 & CR0_PG != 0 && value & CR4_PAE != 0 && !long_mode {
         vcpu.load_pdptes(cr0, cr3, value)?;
     }
-    let vmcs01 = vcpu.vmcs.vmcs01();
-    vmcs01.write(GUEST_CR4, value | CR4_VMXE);
-    vmcs01.write(CR4_READ_SHADOW, value);
+    let mask = masks(vcpu).cr4;
+    FORCED_CR4.show(vcpu.vmcs.vmcs01(), value, mask);
     if paging_changes {
         vcpu.machine.invvpid(Invvpid::Single(VPID01));
     }

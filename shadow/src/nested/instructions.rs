@@ -9,7 +9,7 @@ use crate::msr::Access;
 use crate::operand::{AddressSpace, InsnInfo, Segment, linear_address};
 use crate::outcome::{Failure, Fault, InsnError, VmFail, rflags_fail_invalid, rflags_fail_valid, rflags_succeed};
 use crate::permission::Access as FieldAccess;
-use crate::registers::{CR4_VMXE, GUEST_SEGMENTS, RFLAGS_VM, RSP, access_rights};
+use crate::registers::{CR4_VMXE, FORCED_CR0, FORCED_CR4, GUEST_SEGMENTS, RFLAGS_VM, RSP, access_rights};
 use crate::vmcs12::LaunchState;
 use ept::Gpa;
 
@@ -189,12 +189,10 @@ fn vmxoff<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), Failure> {
 /// VMX operation fixes more bits of CR0 than there are fixed outside it. `cr0` and `cr4` are what the guest hypervisor saw before the change:
 /// the read shadow of a bit that was not masked until now is out of date.
 fn update_masks<M: Machine>(vcpu: &mut Vcpu<M>, cr0: u64, cr4: u64) {
-    let (cr0_mask, cr4_mask) = masks(vcpu);
+    let masks = masks(vcpu);
     let vmcs01 = vcpu.vmcs.vmcs01();
-    vmcs01.write(CR0_GUEST_HOST_MASK, cr0_mask);
-    vmcs01.write(CR0_READ_SHADOW, cr0);
-    vmcs01.write(CR4_GUEST_HOST_MASK, cr4_mask);
-    vmcs01.write(CR4_READ_SHADOW, cr4);
+    FORCED_CR0.set_mask(vmcs01, cr0, masks.cr0);
+    FORCED_CR4.set_mask(vmcs01, cr4, masks.cr4);
 }
 
 fn with_address<M: Machine>(
