@@ -4,7 +4,7 @@ use boot::guest::GuestEntry;
 use boot::stop::StopKind;
 use ept::{Eptp, Hpa};
 use shadow::VmxCaps;
-use shadow::controls::{ControlWord, EntryControls, ExitControls, Pin, Primary, Secondary};
+use shadow::controls::{ControlWord, EntryControls, ExitControls, Pin, Primary, Secondary, VmFunctions};
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
 use shadow::registers::*;
@@ -69,11 +69,11 @@ pub fn controls01(vmcs01: &mut impl VmcsAccess, caps: &VmxCaps, ept01: Eptp, msr
     // Exits that a processor makes by default, for hypervisors of its first generation; one without the TRUE capability MSRs always.
     let cr3_exits = Primary::CR3_LOAD_EXITING | Primary::CR3_STORE_EXITING;
     let cr3_exits = cr3_exits - Primary::from_bits_retain(caps.primary.must_be_1);
-    vmcs01.write(PIN_CONTROLS, choose(caps, Pin::empty(), Pin::empty()).bits());
-    vmcs01.write(PRIMARY_CONTROLS, choose(caps, primary, cr3_exits).bits());
-    vmcs01.write(SECONDARY_CONTROLS, choose(caps, secondary, Secondary::empty()).bits());
-    vmcs01.write(EXIT_CONTROLS, choose(caps, ExitControls::FORCED, ExitControls::empty()).bits());
-    vmcs01.write(ENTRY_CONTROLS, choose(caps, EntryControls::FORCED, EntryControls::empty()).bits());
+    vmcs01.write(PIN_CONTROLS, choose(caps, Pin::empty(), Pin::empty()));
+    vmcs01.write(PRIMARY_CONTROLS, choose(caps, primary, cr3_exits));
+    vmcs01.write(SECONDARY_CONTROLS, choose(caps, secondary, Secondary::empty()));
+    vmcs01.write(EXIT_CONTROLS, choose(caps, ExitControls::FORCED, ExitControls::empty()));
+    vmcs01.write(ENTRY_CONTROLS, choose(caps, EntryControls::FORCED, EntryControls::empty()));
     vmcs01.write(EPT_POINTER, ept01.0);
     vmcs01.write(MSR_BITMAP, msr_bitmap01.0);
     vmcs01.write(VPID, VPID01);
@@ -97,7 +97,7 @@ pub fn constants02(
     vmcs02.write(ENTRY_MSR_LOAD_ADDRESS, entry_load.0);
     vmcs02.write(EXIT_MSR_STORE_ADDRESS, exit_store.0);
     if caps.has_secondary(Secondary::ENABLE_VM_FUNCTIONS) {
-        vmcs02.write(VM_FUNCTION_CONTROLS, 0);
+        vmcs02.write(VM_FUNCTION_CONTROLS, VmFunctions::empty());
     }
 }
 
@@ -123,7 +123,7 @@ pub fn guest_state01(vmcs01: &mut impl VmcsAccess, registers: &mut GuestRegister
     FORCED_CR4.show(vmcs01, cr4, masks.cr4);
     vmcs01.write(GUEST_EFER, efer);
     if efer != 0 {
-        let entry_controls = vmcs01.read(ENTRY_CONTROLS) | EntryControls::IA32E_MODE_GUEST.bits();
+        let entry_controls = vmcs01.read(ENTRY_CONTROLS) | EntryControls::IA32E_MODE_GUEST;
         vmcs01.write(ENTRY_CONTROLS, entry_controls);
     }
     segments(vmcs01, code);

@@ -6,7 +6,7 @@
 
 use crate::caps::Exists;
 use crate::controls::{
-    Control, EntryControls as N, ExitControls as X, Pin as P, Primary as C, Secondary as S,
+    Control, ControlWord, EntryControls as N, ExitControls as X, Pin as P, Primary as C, Secondary as S,
     SecondaryExitControls as X2, Tertiary as T, VmFunctions as F,
 };
 use crate::encoding::{Area, Encoding, Width};
@@ -44,8 +44,12 @@ impl<T> Field<T> {
 pub enum Merge {
     /// vmcs02 holds vmcs12's value.
     Copy,
-    /// vmcs02's value is computed from vmcs12's and from what the host needs ([`crate::merge`]).
-    Merged,
+    /// A register that VM entry loads: vmcs02 holds vmcs12's value, or the guest hypervisor's if vmcs12 does not load it.
+    Loaded,
+    /// A PDPTE: vmcs12's with EPT12, else from the nested guest's memory.
+    Pdpte,
+    /// The VMX-preemption timer: vmcs12's value, unless the last exit has saved what was left of it.
+    Timer,
     /// A control word: bit by bit as [`crate::controls`] says.
     ControlWord,
     /// An address in the guest hypervisor's memory; vmcs02 holds what EPT01 translates it to while the control that uses it is 1.
@@ -87,7 +91,32 @@ pub struct FieldInfo {
     pub accessed: Accessed,
 }
 
+/// The type of a row's values: a control word's own, or one of the field's width.
 macro_rules! value_type {
+    (Pin) => {
+        P
+    };
+    (Primary) => {
+        C
+    };
+    (Secondary) => {
+        S
+    };
+    (Tertiary) => {
+        T
+    };
+    (Exit) => {
+        X
+    };
+    (SecondaryExit) => {
+        X2
+    };
+    (Entry) => {
+        N
+    };
+    (VmFunctions) => {
+        F
+    };
     (W16) => {
         u16
     };
@@ -99,6 +128,36 @@ macro_rules! value_type {
     };
     (Nat) => {
         u64
+    };
+}
+
+macro_rules! width {
+    (Pin) => {
+        Width::W32
+    };
+    (Primary) => {
+        Width::W32
+    };
+    (Secondary) => {
+        Width::W32
+    };
+    (Tertiary) => {
+        Width::W64
+    };
+    (Exit) => {
+        Width::W32
+    };
+    (SecondaryExit) => {
+        Width::W64
+    };
+    (Entry) => {
+        Width::W32
+    };
+    (VmFunctions) => {
+        Width::W64
+    };
+    ($width:ident) => {
+        Width::$width
     };
 }
 
@@ -135,7 +194,7 @@ macro_rules! vmcs_fields {
         pub static FIELDS: [FieldInfo; FIELD_COUNT] = FIELD_ROWS;
         const FIELD_ROWS: [FieldInfo; FIELD_COUNT] = [$(FieldInfo {
             name: stringify!($name),
-            encoding: Encoding::new(Width::$width, Area::$area, $index),
+            encoding: Encoding::new(width!($width), Area::$area, $index),
             exists: exists!($exists $(($($control)*))?),
             merge: Merge::$merge,
             accessed: Accessed::$accessed,
@@ -229,7 +288,7 @@ vmcs_fields! {
     /// Posted-interrupt descriptor address.
     POSTED_INTERRUPT_DESCRIPTOR_ADDRESS: W64 Control 11, Pin(P::PROCESS_POSTED_INTERRUPTS), Translated, Rarely;
     /// VM-function controls.
-    VM_FUNCTION_CONTROLS: W64 Control 12, Secondary(S::ENABLE_VM_FUNCTIONS), HostOnly, Rarely;
+    VM_FUNCTION_CONTROLS: VmFunctions Control 12, Secondary(S::ENABLE_VM_FUNCTIONS), HostOnly, Rarely;
     /// EPT pointer. vmcs02 has that of ept02, or of ept01.
     EPT_POINTER: W64 Control 13, Secondary(S::ENABLE_EPT), HostOnly, Rarely;
     /// EOI-exit bitmap 0.
@@ -257,7 +316,7 @@ vmcs_fields! {
     /// TSC multiplier.
     TSC_MULTIPLIER: W64 Control 25, Secondary(S::USE_TSC_SCALING), Copy, Rarely;
     /// Tertiary processor-based VM-execution controls.
-    TERTIARY_CONTROLS: W64 Control 26, Primary(C::ACTIVATE_TERTIARY), ControlWord, Rarely;
+    TERTIARY_CONTROLS: Tertiary Control 26, Primary(C::ACTIVATE_TERTIARY), ControlWord, Rarely;
     /// ENCLV-exiting bitmap.
     ENCLV_EXITING_BITMAP: W64 Control 27, Secondary(S::ENCLV_EXITING), Copy, Rarely;
     /// Low PASID directory address.
@@ -273,7 +332,7 @@ vmcs_fields! {
     /// PID-pointer table address.
     PID_POINTER_TABLE: W64 Control 33, Tertiary(T::IPI_VIRTUALIZATION), HostOnly, Rarely;
     /// Secondary VM-exit controls.
-    SECONDARY_EXIT_CONTROLS: W64 Control 34, Exit(X::ACTIVATE_SECONDARY), ControlWord, Rarely;
+    SECONDARY_EXIT_CONTROLS: SecondaryExit Control 34, Exit(X::ACTIVATE_SECONDARY), ControlWord, Rarely;
     /// IA32_SPEC_CTRL mask.
     SPEC_CTRL_MASK: W64 Control 37, Tertiary(T::VIRTUALIZE_SPEC_CTRL), Copy, Rarely;
     /// IA32_SPEC_CTRL shadow. Among the controls by its encoding only: WRMSR of the nested guest changes it.
@@ -298,21 +357,21 @@ vmcs_fields! {
     /// VMCS, so vmcs02 has the host's value.
     VMCS_LINK_POINTER: W64 Guest 0, Always, HostOnly, Rarely;
     /// Guest IA32_DEBUGCTL.
-    GUEST_DEBUGCTL: W64 Guest 1, Always, Merged, Rarely;
+    GUEST_DEBUGCTL: W64 Guest 1, Always, Loaded, Rarely;
     /// Guest IA32_PAT.
-    GUEST_PAT: W64 Guest 2, EntryOrExit(N::LOAD_PAT, X::SAVE_PAT), Merged, Rarely;
+    GUEST_PAT: W64 Guest 2, EntryOrExit(N::LOAD_PAT, X::SAVE_PAT), Loaded, Rarely;
     /// Guest IA32_EFER.
-    GUEST_EFER: W64 Guest 3, EntryOrExit(N::LOAD_EFER, X::SAVE_EFER), Merged, Rarely;
+    GUEST_EFER: W64 Guest 3, EntryOrExit(N::LOAD_EFER, X::SAVE_EFER), Loaded, Rarely;
     /// Guest IA32_PERF_GLOBAL_CTRL.
     GUEST_PERF_GLOBAL_CTRL: W64 Guest 4, Entry(N::LOAD_PERF_GLOBAL_CTRL), Copy, Rarely;
     /// Guest PDPTE0.
-    GUEST_PDPTE0: W64 Guest 5, Secondary(S::ENABLE_EPT), Merged, Rarely;
+    GUEST_PDPTE0: W64 Guest 5, Secondary(S::ENABLE_EPT), Pdpte, Rarely;
     /// Guest PDPTE1.
-    GUEST_PDPTE1: W64 Guest 6, Secondary(S::ENABLE_EPT), Merged, Rarely;
+    GUEST_PDPTE1: W64 Guest 6, Secondary(S::ENABLE_EPT), Pdpte, Rarely;
     /// Guest PDPTE2.
-    GUEST_PDPTE2: W64 Guest 7, Secondary(S::ENABLE_EPT), Merged, Rarely;
+    GUEST_PDPTE2: W64 Guest 7, Secondary(S::ENABLE_EPT), Pdpte, Rarely;
     /// Guest PDPTE3.
-    GUEST_PDPTE3: W64 Guest 8, Secondary(S::ENABLE_EPT), Merged, Rarely;
+    GUEST_PDPTE3: W64 Guest 8, Secondary(S::ENABLE_EPT), Pdpte, Rarely;
     /// Guest IA32_BNDCFGS.
     GUEST_BNDCFGS: W64 Guest 9, EntryOrExit(N::LOAD_BNDCFGS, X::CLEAR_BNDCFGS), Guest, Rarely;
     /// Guest IA32_RTIT_CTL.
@@ -372,9 +431,9 @@ vmcs_fields! {
 
     // 32-bit control fields.
     /// Pin-based VM-execution controls.
-    PIN_CONTROLS: W32 Control 0, Always, ControlWord, Rarely;
+    PIN_CONTROLS: Pin Control 0, Always, ControlWord, Rarely;
     /// Primary processor-based VM-execution controls.
-    PRIMARY_CONTROLS: W32 Control 1, Always, ControlWord, Often;
+    PRIMARY_CONTROLS: Primary Control 1, Always, ControlWord, Often;
     /// Exception bitmap.
     EXCEPTION_BITMAP: W32 Control 2, Always, Copy, Often;
     /// Page-fault error-code mask.
@@ -384,13 +443,13 @@ vmcs_fields! {
     /// CR3-target count.
     CR3_TARGET_COUNT: W32 Control 5, Always, Copy, Rarely;
     /// Primary VM-exit controls. "Host address-space size" is here although it decides the mode of the host state.
-    EXIT_CONTROLS: W32 Control 6, Always, ControlWord, Rarely;
+    EXIT_CONTROLS: Exit Control 6, Always, ControlWord, Rarely;
     /// VM-exit MSR-store count.
     EXIT_MSR_STORE_COUNT: W32 Control 7, Always, HostOnly, Rarely;
     /// VM-exit MSR-load count.
     EXIT_MSR_LOAD_COUNT: W32 Control 8, Always, HostOnly, Rarely;
     /// VM-entry controls. "IA-32e mode guest" is here although it decides the mode of the guest state.
-    ENTRY_CONTROLS: W32 Control 9, Always, ControlWord, Rarely;
+    ENTRY_CONTROLS: Entry Control 9, Always, ControlWord, Rarely;
     /// VM-entry MSR-load count.
     ENTRY_MSR_LOAD_COUNT: W32 Control 10, Always, HostOnly, Rarely;
     /// VM-entry interruption-information field. Every VM exit clears its valid bit, in vmcs02 and so in VMCS12.
@@ -402,7 +461,7 @@ vmcs_fields! {
     /// TPR threshold.
     TPR_THRESHOLD: W32 Control 14, Primary(C::USE_TPR_SHADOW), Copy, Often;
     /// Secondary processor-based VM-execution controls.
-    SECONDARY_CONTROLS: W32 Control 15, Primary(C::ACTIVATE_SECONDARY), ControlWord, Rarely;
+    SECONDARY_CONTROLS: Secondary Control 15, Primary(C::ACTIVATE_SECONDARY), ControlWord, Rarely;
     /// PLE_Gap.
     PLE_GAP: W32 Control 16, Secondary(S::PAUSE_LOOP_EXITING), Copy, Rarely;
     /// PLE_Window.
@@ -475,7 +534,7 @@ vmcs_fields! {
     GUEST_SYSENTER_CS: W32 Guest 21, Always, Guest, Rarely;
     /// VMX-preemption timer value. Among the guest state although it is a control: the exit saves it only where the control
     /// "save VMX-preemption timer value" says so.
-    PREEMPTION_TIMER_VALUE: W32 Guest 23, Pin(P::ACTIVATE_PREEMPTION_TIMER), Merged, Often;
+    PREEMPTION_TIMER_VALUE: W32 Guest 23, Pin(P::ACTIVATE_PREEMPTION_TIMER), Timer, Often;
 
     // 32-bit host-state field.
     /// Host IA32_SYSENTER_CS.
@@ -541,7 +600,7 @@ vmcs_fields! {
     /// Guest IDTR base.
     GUEST_IDTR_BASE: Nat Guest 12, Always, Guest, Rarely;
     /// Guest DR7.
-    GUEST_DR7: Nat Guest 13, Always, Merged, Rarely;
+    GUEST_DR7: Nat Guest 13, Always, Loaded, Rarely;
     /// Guest RSP.
     GUEST_RSP: Nat Guest 14, Always, Guest, Often;
     /// Guest RIP.
@@ -682,6 +741,37 @@ macro_rules! field_value {
     )*};
 }
 field_value!(u16, u32, u64);
+
+/// A control word, and the field that it is.
+pub trait ControlField: ControlWord + FieldValue {
+    /// Its row.
+    const FIELD: Field<Self>;
+}
+
+macro_rules! control_fields {
+    ($($field:ident: $word:ty),*) => {$(
+        impl ControlField for $word {
+            const FIELD: Field<Self> = $field;
+        }
+
+        impl FieldValue for $word {
+            #[inline(always)]
+            fn from_word(word: u64) -> Self { Self::from_bits_retain(FieldValue::from_word(word)) }
+            #[inline(always)]
+            fn into_word(self) -> u64 { self.bits().into_word() }
+        }
+    )*};
+}
+control_fields!(
+    PIN_CONTROLS: P,
+    PRIMARY_CONTROLS: C,
+    SECONDARY_CONTROLS: S,
+    TERTIARY_CONTROLS: T,
+    EXIT_CONTROLS: X,
+    SECONDARY_EXIT_CONTROLS: X2,
+    ENTRY_CONTROLS: N,
+    VM_FUNCTION_CONTROLS: F
+);
 
 #[cfg(test)]
 mod tests;

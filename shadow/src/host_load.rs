@@ -39,7 +39,7 @@ pub struct LeftBehind {
 impl LeftBehind {
     /// Reads it from vmcs02, which must be current; registers that are loaded anyway are not read.
     pub fn read(vmcs02: &impl VmcsAccess, vmcs12: &Vmcs12, nmi_blocked: bool) -> Self {
-        let exit = ExitControls::from_bits_retain(vmcs12.get(EXIT_CONTROLS));
+        let exit = vmcs12.get(EXIT_CONTROLS);
         Self {
             pat: if exit.contains(ExitControls::LOAD_PAT) { 0 } else { vmcs02.read(GUEST_PAT) },
             efer: if exit.contains(ExitControls::LOAD_EFER) { 0 } else { vmcs02.read(GUEST_EFER) },
@@ -177,7 +177,7 @@ fn word<T: FieldValue>(_: Field<T>, value: T) -> u64 {
 }
 
 fn is_64(vmcs12: &Vmcs12) -> bool {
-    vmcs12.get(EXIT_CONTROLS) & ExitControls::HOST_ADDRESS_SPACE_SIZE.bits() != 0
+    vmcs12.get(EXIT_CONTROLS).contains(ExitControls::HOST_ADDRESS_SPACE_SIZE)
 }
 
 /// LME and LMA follow the address-space size.
@@ -297,7 +297,7 @@ impl HostImage {
 /// Whether VMCS12 loads all that its host state has a field for, and its PDPTEs are nobody's concern.
 pub fn is_self_contained(vmcs12: &Vmcs12) -> bool {
     let needed = ExitControls::HOST_ADDRESS_SPACE_SIZE | ExitControls::LOAD_PAT | ExitControls::LOAD_EFER;
-    ExitControls::from_bits_retain(vmcs12.get(EXIT_CONTROLS)).contains(needed)
+    vmcs12.get(EXIT_CONTROLS).contains(needed)
 }
 
 /// Loads the state with what the nested guest left behind. vmcs01 must be current.
@@ -310,7 +310,7 @@ pub fn load_host_state(
     left: &LeftBehind,
 ) -> Result<(), VmxAbort> {
     image.load(vmcs01);
-    let exit = ExitControls::from_bits_retain(vmcs12.get(EXIT_CONTROLS));
+    let exit = vmcs12.get(EXIT_CONTROLS);
     if !exit.contains(ExitControls::LOAD_PAT) {
         vmcs01.write(GUEST_PAT, left.pat);
     }
@@ -334,6 +334,7 @@ pub fn load_host_state(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::controls::ControlWord;
     use crate::fake::{FakeMemory, FakeVmcs, skylake_caps};
     use ept::Gpa;
 
@@ -341,7 +342,7 @@ mod tests {
         let caps = skylake_caps();
         let mut vmcs12 = Vmcs12::new(Gpa(0), &caps.offered());
         let exit = ExitControls::HOST_ADDRESS_SPACE_SIZE | ExitControls::LOAD_EFER;
-        vmcs12.set(EXIT_CONTROLS, caps.exit.must_be_1 | exit.bits());
+        vmcs12.set(EXIT_CONTROLS, ExitControls::allowed(&caps).0 | exit);
         vmcs12.set(HOST_EFER, 0xd01);
         vmcs12.set(HOST_CR0, 0x8005_0033);
         vmcs12.set(HOST_CR4, 0x2020);
@@ -376,8 +377,8 @@ mod tests {
     #[test]
     fn a_32_bit_guest_hypervisor_gets_32_bit_state() {
         let vmcs01 = loaded(|vmcs12| {
-            let exit = vmcs12.get(EXIT_CONTROLS) & !ExitControls::HOST_ADDRESS_SPACE_SIZE.bits();
-            vmcs12.set(EXIT_CONTROLS, exit & !ExitControls::LOAD_EFER.bits());
+            let exit = vmcs12.get(EXIT_CONTROLS) - ExitControls::HOST_ADDRESS_SPACE_SIZE;
+            vmcs12.set(EXIT_CONTROLS, exit & !ExitControls::LOAD_EFER);
         });
         assert_eq!(vmcs01.read(GUEST_CS_ACCESS_RIGHTS), 0xc09b);
         assert_eq!(vmcs01.read(GUEST_EFER), 0, "LMA and LME follow the address-space size");
@@ -388,7 +389,7 @@ mod tests {
         let caps = skylake_caps();
         let mut vmcs12 = Vmcs12::new(Gpa(0), &caps.offered());
         let exit = ExitControls::HOST_ADDRESS_SPACE_SIZE | ExitControls::LOAD_EFER | ExitControls::LOAD_PAT;
-        vmcs12.set(EXIT_CONTROLS, caps.exit.must_be_1 | exit.bits());
+        vmcs12.set(EXIT_CONTROLS, ExitControls::allowed(&caps).0 | exit);
         vmcs12.set(HOST_CS_SELECTOR, 0x10);
         vmcs12.set(HOST_SS_SELECTOR, 0x18);
         vmcs12.set(HOST_TR_SELECTOR, 0x40);

@@ -102,8 +102,13 @@ impl FieldSet {
 
     /// Whether there is no member.
     #[inline]
-    pub fn is_empty(&self) -> bool {
-        self.0.iter().all(|&w| w == 0)
+    pub const fn is_empty(&self) -> bool {
+        let (mut any, mut word) = (0, 0);
+        while word < WORDS {
+            any |= self.0[word];
+            word += 1;
+        }
+        any == 0
     }
 
     /// Whether the two sets share a member.

@@ -63,8 +63,8 @@ pub fn write(vmcs: &mut impl VmcsAccess, values: &Values) {
 
 impl Passing {
     fn is_loaded(&self, vmcs12: &Vmcs12) -> (bool, bool) {
-        let entry = EntryControls::from_bits_retain(vmcs12.get(ENTRY_CONTROLS));
-        let exit = ExitControls::from_bits_retain(vmcs12.get(EXIT_CONTROLS));
+        let entry = vmcs12.get(ENTRY_CONTROLS);
+        let exit = vmcs12.get(EXIT_CONTROLS);
         (entry.contains(self.entry), exit.contains(self.exit))
     }
 }
@@ -72,8 +72,8 @@ impl Passing {
 /// vmcs02's VM-entry controls for these registers.
 #[inline]
 pub fn entry_controls(vmcs12: &Vmcs12) -> EntryControls {
-    let exit = ExitControls::from_bits_retain(vmcs12.get(EXIT_CONTROLS));
-    let entry = EntryControls::from_bits_retain(vmcs12.get(ENTRY_CONTROLS)).intersection(ENTRY);
+    let exit = vmcs12.get(EXIT_CONTROLS);
+    let entry = vmcs12.get(ENTRY_CONTROLS).intersection(ENTRY);
     if exit.intersects(EXIT) { entry | inherited(vmcs12) } else { entry }
 }
 
@@ -86,7 +86,7 @@ fn inherited(vmcs12: &Vmcs12) -> EntryControls {
 /// Whether the nested guest begins with a value of the guest hypervisor's that vmcs02 has to hold.
 #[inline]
 pub fn inherits(vmcs12: &Vmcs12) -> bool {
-    vmcs12.get(EXIT_CONTROLS) & EXIT.bits() != 0 && !inherited(vmcs12).is_empty()
+    vmcs12.get(EXIT_CONTROLS).intersects(EXIT) && !inherited(vmcs12).is_empty()
 }
 
 /// What it begins with: fields of vmcs01, which must be current, and of vmcs02.
@@ -134,8 +134,8 @@ mod tests {
 
     fn vmcs12(entry: EntryControls, exit: ExitControls) -> Vmcs12 {
         let mut vmcs12 = Vmcs12::new(Gpa(0), &caps());
-        vmcs12.set(ENTRY_CONTROLS, entry.bits());
-        vmcs12.set(EXIT_CONTROLS, exit.bits());
+        vmcs12.set(ENTRY_CONTROLS, entry);
+        vmcs12.set(EXIT_CONTROLS, exit);
         vmcs12.set(HOST_PKRS, 7);
         vmcs12
     }

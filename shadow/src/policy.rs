@@ -69,7 +69,7 @@ fn is_hosts_msr(vmcs12: &Vmcs12, memory: &impl GuestMemory, msr: u32, access: Ac
 
 /// Whether VMCS12 makes this access exit (SDM 26.1.3, RDMSR and WRMSR).
 fn intercepts_msr(vmcs12: &Vmcs12, memory: &impl GuestMemory, msr: u32, access: Access) -> bool {
-    if !Primary::from_bits_retain(vmcs12.get(PRIMARY_CONTROLS)).contains(Primary::USE_MSR_BITMAPS) {
+    if !vmcs12.get(PRIMARY_CONTROLS).contains(Primary::USE_MSR_BITMAPS) {
         return true;
     }
     let Some((byte, bit)) = bitmap_bit(msr, access) else { return true };
@@ -100,10 +100,10 @@ mod tests {
     fn every_reason_goes_where_its_row_says_and_an_unknown_one_is_reflected() {
         let memory = FakeMemory::new(0x2000);
         let mut vmcs12 = Vmcs12::new(Gpa(0), &skylake_caps());
-        vmcs12.set(PRIMARY_CONTROLS, (Primary::USE_MSR_BITMAPS | Primary::ACTIVATE_SECONDARY).bits());
+        vmcs12.set(PRIMARY_CONTROLS, Primary::USE_MSR_BITMAPS | Primary::ACTIVATE_SECONDARY);
         vmcs12.set(MSR_BITMAP, 0x1000);
         let mut shadowing = vmcs12.clone();
-        shadowing.set(SECONDARY_CONTROLS, Secondary::VMCS_SHADOWING.bits());
+        shadowing.set(SECONDARY_CONTROLS, Secondary::VMCS_SHADOWING);
         let go = |reason, vmcs12| route(reason, IA32_FEATURE_CONTROL.into(), vmcs12, &memory);
         for number in 0..0x1_0000 {
             let reason = ExitReason(number);
@@ -129,7 +129,7 @@ mod tests {
     fn an_msr_the_bitmap_lets_through_is_the_hosts_and_one_outside_the_ranges_is_reflected() {
         let memory = FakeMemory::new(0x2000);
         let mut vmcs12 = Vmcs12::new(Gpa(0), &skylake_caps());
-        vmcs12.set(PRIMARY_CONTROLS, Primary::USE_MSR_BITMAPS.bits());
+        vmcs12.set(PRIMARY_CONTROLS, Primary::USE_MSR_BITMAPS);
         vmcs12.set(MSR_BITMAP, 0x1000);
         let go = |reason, msr: u32| route(reason, msr.into(), &vmcs12, &memory);
         let without_bitmaps = Vmcs12::new(Gpa(0), &skylake_caps());

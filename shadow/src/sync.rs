@@ -75,7 +75,7 @@ impl ExitEffects {
 
     /// For the controls that VMCS12 has now.
     pub fn of(vmcs12: &Vmcs12, sets: &SyncSets) -> Self {
-        let exit = ExitControls::from_bits_retain(vmcs12.get(EXIT_CONTROLS));
+        let exit = vmcs12.get(EXIT_CONTROLS);
         let mut effects = Self { stale: sets.rare.or(&vmcs12.live), ..Self::default() };
         for (control, fields) in [
             (ExitControls::SAVE_DEBUG_CONTROLS, &DEBUG),
@@ -99,7 +99,7 @@ impl ExitEffects {
             effects.stale.insert(ENTRY_CONTROLS.id());
         }
         effects.rewritten = effects.reloaded.iter().collect();
-        if vmcs12.get(PIN_CONTROLS) & Pin::ACTIVATE_PREEMPTION_TIMER.bits() != 0 {
+        if vmcs12.get(PIN_CONTROLS).contains(Pin::ACTIVATE_PREEMPTION_TIMER) {
             // The processor counts vmcs02's down; what it left there is saved, or VMCS12's starts again.
             if exit.contains(ExitControls::SAVE_PREEMPTION_TIMER) {
                 effects.stale.insert(PREEMPTION_TIMER_VALUE.id());
@@ -252,6 +252,6 @@ mod tests {
         save_guest_state(&vmcs02, &mut vmcs12, &sets);
         assert_eq!(vmcs12.get(ENTRY_INTERRUPTION_INFO), 0xb0e);
         save_stale_controls(&vmcs02, &mut vmcs12);
-        assert_eq!(vmcs12.get(ENTRY_CONTROLS), EntryControls::IA32E_MODE_GUEST.bits());
+        assert_eq!(vmcs12.get(ENTRY_CONTROLS), EntryControls::IA32E_MODE_GUEST);
     }
 }

@@ -5,8 +5,8 @@
 //! implementation-specific").
 
 use crate::caps::VmxCaps;
-use crate::controls::{Primary, Secondary};
-use crate::fields::{FIELD_COUNT, FIELDS, Field, FieldId, FieldValue, PRIMARY_CONTROLS, SECONDARY_CONTROLS};
+use crate::controls::{ControlWords, Primary, Secondary, Tertiary};
+use crate::fields::*;
 use crate::hw::GuestMemory;
 use crate::index::FieldSet;
 use crate::sync::ExitEffects;
@@ -140,11 +140,31 @@ impl Vmcs12 {
         }
     }
 
-    /// Whether a secondary control is in effect.
+    /// The secondary controls that are in effect: none if they are not activated.
     #[inline]
-    pub fn has_secondary(&self, bit: Secondary) -> bool {
-        let primary = Primary::from_bits_retain(self.get(PRIMARY_CONTROLS));
-        primary.contains(Primary::ACTIVATE_SECONDARY) && self.get(SECONDARY_CONTROLS) & bit.bits() != 0
+    pub fn secondary(&self) -> Secondary {
+        let activated = self.get(PRIMARY_CONTROLS).contains(Primary::ACTIVATE_SECONDARY);
+        if activated { self.get(SECONDARY_CONTROLS) } else { Secondary::empty() }
+    }
+
+    /// Whether secondary controls are in effect, all of them.
+    #[inline]
+    pub fn has_secondary(&self, controls: Secondary) -> bool {
+        self.secondary().contains(controls)
+    }
+
+    /// The control words, with those that are not activated at 0.
+    pub fn control_words(&self) -> ControlWords {
+        let primary = self.get(PRIMARY_CONTROLS);
+        let has_tertiary = primary.contains(Primary::ACTIVATE_TERTIARY);
+        ControlWords {
+            pin: self.get(PIN_CONTROLS),
+            primary,
+            secondary: self.secondary(),
+            tertiary: if has_tertiary { self.get(TERTIARY_CONTROLS) } else { Tertiary::empty() },
+            exit: self.get(EXIT_CONTROLS),
+            entry: self.get(ENTRY_CONTROLS),
+        }
     }
 
     /// From now on vmcs02 alone holds the fields of `live`, which it has got from here.
@@ -196,7 +216,6 @@ pub fn write_abort_indicator(memory: &impl GuestMemory, pointer: Gpa, reason: u3
 mod tests {
     use super::*;
     use crate::fake::{FakeMemory, skylake_caps};
-    use crate::fields::*;
 
     const REGION: Gpa = Gpa(0x5000);
 

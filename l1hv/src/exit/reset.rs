@@ -81,8 +81,8 @@ fn reset_registers(vcpu: &mut Vcpu) {
     vmcs01.write(GUEST_CR3, 0);
     FORCED_CR4.show(vmcs01, 0, masks.cr4);
     vmcs01.write(GUEST_EFER, 0);
-    let entry = EntryControls::from_bits_retain(vmcs01.read(ENTRY_CONTROLS)) - EntryControls::IA32E_MODE_GUEST;
-    vmcs01.write(ENTRY_CONTROLS, entry.bits());
+    let entry = vmcs01.read(ENTRY_CONTROLS) - EntryControls::IA32E_MODE_GUEST;
+    vmcs01.write(ENTRY_CONTROLS, entry);
     let mut set = |segment: &SegmentFields, selector, base, rights| {
         vmcs01.write(segment.selector, selector);
         vmcs01.write(segment.base, base);

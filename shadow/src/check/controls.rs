@@ -2,7 +2,7 @@
 
 use super::{Check, Violation, require};
 use crate::caps::{VmxCaps, ept_vpid};
-use crate::controls::{ControlWords, EntryControls, ExitControls, Pin, Primary, Secondary, Tertiary, VmFunctions};
+use crate::controls::{ControlWords, Pin, Primary, Secondary, VmFunctions};
 use crate::exit::InterruptionInfo;
 use crate::fields::*;
 use crate::hw::GuestMemory;
@@ -14,13 +14,13 @@ use ept::Gpa;
 /// All control checks. Failing one is VM-instruction error 7.
 pub fn controls(vmcs12: &Vmcs12, caps: &VmxCaps, memory: &impl GuestMemory) -> Check {
     controls_of_vmcs12(vmcs12, caps)?;
-    let words = words_of(vmcs12);
+    let words = vmcs12.control_words();
     repeated_by_hardware(&words, vmcs12, caps, memory)
 }
 
 /// The control checks that the processor cannot make, because vmcs02 has other controls and addresses than VMCS12.
 pub fn controls_of_vmcs12(vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
-    let words = words_of(vmcs12);
+    let words = vmcs12.control_words();
     reserved_bits(&words, caps)?;
     words.check_dependencies()?;
     execution(&words, vmcs12, caps)?;
@@ -39,21 +39,6 @@ fn repeated_by_hardware(words: &ControlWords, vmcs12: &Vmcs12, caps: &VmxCaps, m
     }
     tpr_threshold(words, vmcs12, memory)?;
     injection(words, vmcs12, caps)
-}
-
-/// The control words of VMCS12, with those that are not activated at 0.
-fn words_of(vmcs12: &Vmcs12) -> ControlWords {
-    let primary = Primary::from_bits_retain(vmcs12.get(PRIMARY_CONTROLS));
-    let secondary = if primary.contains(Primary::ACTIVATE_SECONDARY) { vmcs12.get(SECONDARY_CONTROLS) } else { 0 };
-    let tertiary = if primary.contains(Primary::ACTIVATE_TERTIARY) { vmcs12.get(TERTIARY_CONTROLS) } else { 0 };
-    ControlWords {
-        pin: Pin::from_bits_retain(vmcs12.get(PIN_CONTROLS)),
-        primary,
-        secondary: Secondary::from_bits_retain(secondary),
-        tertiary: Tertiary::from_bits_retain(tertiary),
-        exit: ExitControls::from_bits_retain(vmcs12.get(EXIT_CONTROLS)),
-        entry: EntryControls::from_bits_retain(vmcs12.get(ENTRY_CONTROLS)),
-    }
 }
 
 fn reserved_bits(words: &ControlWords, caps: &VmxCaps) -> Check {
@@ -149,8 +134,8 @@ fn paging(words: &ControlWords, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
 
 fn vm_functions(words: &ControlWords, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
     let functions = vmcs12.get(VM_FUNCTION_CONTROLS);
-    require(functions & !caps.vmfunc == 0, "VM-function controls: reserved bits")?;
-    if functions & VmFunctions::EPTP_SWITCHING.bits() != 0 {
+    require(functions.bits() & !caps.vmfunc == 0, "VM-function controls: reserved bits")?;
+    if functions.contains(VmFunctions::EPTP_SWITCHING) {
         require(words.secondary.contains(Secondary::ENABLE_EPT), "EPTP switching without EPT")?;
         require(is_page(caps, vmcs12.get(EPTP_LIST_ADDRESS)), "EPTP-list address")?;
     }
@@ -207,14 +192,15 @@ fn msr_area(caps: &VmxCaps, address: u64, count: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::controls::{ControlWord, EntryControls, ExitControls};
     use crate::fake::{FakeMemory, skylake_caps};
 
     fn minimal(caps: &VmxCaps) -> Vmcs12 {
         let mut vmcs12 = Vmcs12::new(Gpa(0), caps);
-        vmcs12.set(PIN_CONTROLS, caps.pin.must_be_1);
-        vmcs12.set(PRIMARY_CONTROLS, caps.primary.must_be_1);
-        vmcs12.set(EXIT_CONTROLS, caps.exit.must_be_1);
-        vmcs12.set(ENTRY_CONTROLS, caps.entry.must_be_1);
+        vmcs12.set(PIN_CONTROLS, Pin::allowed(caps).0);
+        vmcs12.set(PRIMARY_CONTROLS, Primary::allowed(caps).0);
+        vmcs12.set(EXIT_CONTROLS, ExitControls::allowed(caps).0);
+        vmcs12.set(ENTRY_CONTROLS, EntryControls::allowed(caps).0);
         vmcs12
     }
 
@@ -232,8 +218,8 @@ mod tests {
                 with_secondary(v, Secondary::VIRTUAL_INTERRUPT_DELIVERY);
                 with_primary(v, Primary::USE_TPR_SHADOW);
                 v.set(VIRTUAL_APIC_ADDRESS, 0x1000);
-                v.set(PIN_CONTROLS, v.get(PIN_CONTROLS) | pin.bits());
-                v.set(EXIT_CONTROLS, v.get(EXIT_CONTROLS) | exit.bits());
+                v.set(PIN_CONTROLS, v.get(PIN_CONTROLS) | pin);
+                v.set(EXIT_CONTROLS, v.get(EXIT_CONTROLS) | exit);
                 v.set(POSTED_INTERRUPT_DESCRIPTOR_ADDRESS, descriptor);
             })
         };
@@ -243,7 +229,7 @@ mod tests {
         assert!(delivering(external | posted, ExitControls::empty(), 0x40).is_err());
         assert_eq!(delivering(external | posted, ExitControls::ACKNOWLEDGE_INTERRUPT, 0x40), Ok(()));
         assert!(delivering(external | posted, ExitControls::ACKNOWLEDGE_INTERRUPT, 0x20).is_err());
-        assert!(verdict(|v| v.set(PIN_CONTROLS, v.get(PIN_CONTROLS) | (external | posted).bits())).is_err());
+        assert!(verdict(|v| v.set(PIN_CONTROLS, v.get(PIN_CONTROLS) | (external | posted))).is_err());
     }
 
     #[test]
@@ -261,12 +247,12 @@ mod tests {
     }
 
     fn with_primary(vmcs12: &mut Vmcs12, bits: Primary) {
-        vmcs12.set(PRIMARY_CONTROLS, vmcs12.get(PRIMARY_CONTROLS) | bits.bits());
+        vmcs12.set(PRIMARY_CONTROLS, vmcs12.get(PRIMARY_CONTROLS) | bits);
     }
 
     fn with_secondary(vmcs12: &mut Vmcs12, bits: Secondary) {
         with_primary(vmcs12, Primary::ACTIVATE_SECONDARY);
-        vmcs12.set(SECONDARY_CONTROLS, bits.bits());
+        vmcs12.set(SECONDARY_CONTROLS, bits);
     }
 
     #[test]
@@ -280,11 +266,17 @@ mod tests {
             })
         };
         let (none, ept) = (Secondary::empty(), Secondary::ENABLE_EPT);
-        assert_eq!(switching(none, 0, 1), Ok(()));
-        assert_eq!(switching(ept, 2, 0x1000), Err(Violation("VM-function controls: reserved bits")));
-        assert_eq!(switching(none, 1, 0x1000), Err(Violation("EPTP switching without EPT")));
-        assert_eq!(switching(ept, 1, 0x1008), Err(Violation("EPTP-list address")));
-        assert_eq!(switching(ept, 1, 0x1000), Ok(()));
+        assert_eq!(switching(none, VmFunctions::from_bits_retain(0), 1), Ok(()));
+        assert_eq!(
+            switching(ept, VmFunctions::from_bits_retain(2), 0x1000),
+            Err(Violation("VM-function controls: reserved bits"))
+        );
+        assert_eq!(
+            switching(none, VmFunctions::from_bits_retain(1), 0x1000),
+            Err(Violation("EPTP switching without EPT"))
+        );
+        assert_eq!(switching(ept, VmFunctions::from_bits_retain(1), 0x1008), Err(Violation("EPTP-list address")));
+        assert_eq!(switching(ept, VmFunctions::from_bits_retain(1), 0x1000), Ok(()));
         let area = |address| {
             verdict(|v| {
                 with_secondary(v, Secondary::EPT_VIOLATION_VE);
@@ -302,11 +294,13 @@ mod tests {
 
     #[test]
     fn reserved_bits_of_every_word_are_checked() {
-        for (field, bit) in [(PIN_CONTROLS, 1), (PRIMARY_CONTROLS, 1), (EXIT_CONTROLS, 0), (ENTRY_CONTROLS, 0)] {
-            assert!(verdict(|v| v.set(field, v.get(field) & !(1 << bit))).is_err(), "{:?}", field.id());
+        let words =
+            [(PIN_CONTROLS.id(), 1), (PRIMARY_CONTROLS.id(), 1), (EXIT_CONTROLS.id(), 0), (ENTRY_CONTROLS.id(), 0)];
+        for (id, bit) in words {
+            assert!(verdict(|v| v.set_word(id, v.word(id) & !(1 << bit))).is_err(), "{id:?}");
         }
         assert!(verdict(|v| with_secondary(v, Secondary::ENCLS_EXITING)).is_err(), "a hidden control is reserved");
-        assert!(verdict(|v| v.set(SECONDARY_CONTROLS, u32::MAX)).is_ok(), "not looked at unless activated");
+        assert!(verdict(|v| v.set(SECONDARY_CONTROLS, Secondary::all())).is_ok(), "not looked at unless activated");
     }
 
     #[test]
@@ -337,11 +331,11 @@ mod tests {
 
     #[test]
     fn nmi_controls_depend_on_each_other() {
-        assert!(verdict(|v| v.set(PIN_CONTROLS, v.get(PIN_CONTROLS) | Pin::VIRTUAL_NMIS.bits())).is_err());
+        assert!(verdict(|v| v.set(PIN_CONTROLS, v.get(PIN_CONTROLS) | Pin::VIRTUAL_NMIS)).is_err());
         assert!(verdict(|v| with_primary(v, Primary::NMI_WINDOW_EXITING)).is_err());
         assert_eq!(
             verdict(|v| {
-                v.set(PIN_CONTROLS, v.get(PIN_CONTROLS) | (Pin::VIRTUAL_NMIS | Pin::NMI_EXITING).bits());
+                v.set(PIN_CONTROLS, v.get(PIN_CONTROLS) | (Pin::VIRTUAL_NMIS | Pin::NMI_EXITING));
                 with_primary(v, Primary::NMI_WINDOW_EXITING);
             }),
             Ok(())
@@ -453,8 +447,8 @@ mod tests {
     fn the_timer_is_saved_only_where_it_runs() {
         let saving = |pin: Pin| {
             verdict(|v| {
-                v.set(PIN_CONTROLS, v.get(PIN_CONTROLS) | pin.bits());
-                v.set(EXIT_CONTROLS, v.get(EXIT_CONTROLS) | ExitControls::SAVE_PREEMPTION_TIMER.bits());
+                v.set(PIN_CONTROLS, v.get(PIN_CONTROLS) | pin);
+                v.set(EXIT_CONTROLS, v.get(EXIT_CONTROLS) | ExitControls::SAVE_PREEMPTION_TIMER);
             })
         };
         assert_eq!(saving(Pin::ACTIVATE_PREEMPTION_TIMER), Ok(()));

@@ -30,7 +30,7 @@ impl HostMode {
 
 /// All host-state checks. Failing one is VM-instruction error 8.
 pub fn host_state(vmcs12: &Vmcs12, caps: &VmxCaps, mode: HostMode) -> Check {
-    let exit = ExitControls::from_bits_retain(vmcs12.get(EXIT_CONTROLS));
+    let exit = vmcs12.get(EXIT_CONTROLS);
     let is_64 = exit.contains(ExitControls::HOST_ADDRESS_SPACE_SIZE);
     registers(vmcs12, caps)?;
     msrs(vmcs12, exit, is_64)?;
@@ -116,8 +116,7 @@ fn segments(vmcs12: &Vmcs12, caps: &VmxCaps, is_64: bool) -> Check {
 
 fn address_space(vmcs12: &Vmcs12, mode: HostMode, is_64: bool) -> Check {
     let (cr4, rip) = (vmcs12.get(HOST_CR4), vmcs12.get(HOST_RIP));
-    let ia32e_guest =
-        EntryControls::from_bits_retain(vmcs12.get(ENTRY_CONTROLS)).contains(EntryControls::IA32E_MODE_GUEST);
+    let ia32e_guest = vmcs12.get(ENTRY_CONTROLS).contains(EntryControls::IA32E_MODE_GUEST);
     match mode {
         HostMode::Legacy => require(!ia32e_guest && !is_64, "64-bit guest or host entered from legacy mode")?,
         HostMode::Ia32e => require(is_64, "32-bit host entered from IA-32e mode")?,
@@ -142,12 +141,13 @@ pub const fn is_fixed(value: u64, fixed0: u64, fixed1: u64) -> bool {
 mod tests {
     use super::*;
     use crate::check::Violation;
+    use crate::controls::ControlWord;
     use crate::fake::skylake_caps;
     use ept::Gpa;
 
     fn plain(caps: &VmxCaps) -> Vmcs12 {
         let mut vmcs12 = Vmcs12::new(Gpa(0), caps);
-        vmcs12.set(EXIT_CONTROLS, caps.exit.must_be_1 | ExitControls::HOST_ADDRESS_SPACE_SIZE.bits());
+        vmcs12.set(EXIT_CONTROLS, ExitControls::allowed(&caps).0 | ExitControls::HOST_ADDRESS_SPACE_SIZE);
         vmcs12.set(HOST_CR0, 0x8000_0031);
         vmcs12.set(HOST_CR4, 0x2020);
         vmcs12.set(HOST_CS_SELECTOR, 0x10);
@@ -188,9 +188,9 @@ mod tests {
             ("host base address", |v| v.set(HOST_GS_BASE, 1 << 63)),
             ("64-bit host without CR4.PAE", |v| v.set(HOST_CR4, 0x2000)),
             ("host RIP", |v| v.set(HOST_RIP, 1 << 50)),
-            ("host SS selector", |v| v.set(EXIT_CONTROLS, 0)),
+            ("host SS selector", |v| v.set(EXIT_CONTROLS, ExitControls::empty())),
             ("32-bit host entered from IA-32e mode", |v| {
-                v.set(EXIT_CONTROLS, 0);
+                v.set(EXIT_CONTROLS, ExitControls::empty());
                 v.set(HOST_SS_SELECTOR, 0x18);
             }),
         ];
@@ -235,7 +235,7 @@ mod tests {
             let mut vmcs12 = plain(&caps);
             change(&mut vmcs12);
             assert_eq!(host_state(&vmcs12, &caps, HostMode::Ia32e), Ok(()));
-            vmcs12.set(EXIT_CONTROLS, vmcs12.get(EXIT_CONTROLS) | control.bits());
+            vmcs12.set(EXIT_CONTROLS, vmcs12.get(EXIT_CONTROLS) | *control);
             assert_eq!(host_state(&vmcs12, &caps, HostMode::Ia32e), Err(Violation(name)));
         }
     }
@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn loaded_msrs_are_checked_only_when_loaded() {
         assert_eq!(verdict(|v| v.set(HOST_PAT, 2)), Ok(()));
-        let load = |v: &mut Vmcs12, control: ExitControls| v.set(EXIT_CONTROLS, v.get(EXIT_CONTROLS) | control.bits());
+        let load = |v: &mut Vmcs12, control: ExitControls| v.set(EXIT_CONTROLS, v.get(EXIT_CONTROLS) | control);
         assert!(
             verdict(|v| {
                 load(v, ExitControls::LOAD_PAT);
@@ -266,7 +266,7 @@ mod tests {
         let caps = skylake_caps().offered();
         let verdict = |mode, change: fn(&mut Vmcs12)| {
             let mut vmcs12 = Vmcs12::new(Gpa(0), &caps);
-            vmcs12.set(EXIT_CONTROLS, caps.exit.must_be_1);
+            vmcs12.set(EXIT_CONTROLS, ExitControls::allowed(&caps).0);
             vmcs12.set(HOST_CR0, 0x8000_0031);
             vmcs12.set(HOST_CR4, 0x2000);
             for field in [HOST_CS_SELECTOR, HOST_SS_SELECTOR, HOST_TR_SELECTOR] {
@@ -278,7 +278,7 @@ mod tests {
         let refused = |name| Err(Violation(name));
         assert_eq!(verdict(HostMode::Legacy, |_| ()), Ok(()));
         assert_eq!(verdict(HostMode::Ia32e, |_| ()), refused("32-bit host entered from IA-32e mode"));
-        let long_guest: fn(&mut Vmcs12) = |v| v.set(ENTRY_CONTROLS, EntryControls::IA32E_MODE_GUEST.bits());
+        let long_guest: fn(&mut Vmcs12) = |v| v.set(ENTRY_CONTROLS, EntryControls::IA32E_MODE_GUEST);
         assert_eq!(verdict(HostMode::Legacy, long_guest), refused("64-bit guest or host entered from legacy mode"));
         assert_eq!(verdict(HostMode::Legacy, |v| v.set(HOST_CR4, 0x2_2000)), refused("32-bit host with CR4.PCIDE"));
         assert_eq!(verdict(HostMode::Legacy, |v| v.set(HOST_RIP, 1 << 32)), refused("host RIP"));
@@ -290,7 +290,7 @@ mod tests {
     fn loaded_efer_agrees_with_the_address_space_and_has_no_reserved_bit() {
         let with_efer = |efer| {
             verdict(|v| {
-                v.set(EXIT_CONTROLS, v.get(EXIT_CONTROLS) | ExitControls::LOAD_EFER.bits());
+                v.set(EXIT_CONTROLS, v.get(EXIT_CONTROLS) | ExitControls::LOAD_EFER);
                 v.set(HOST_EFER, efer);
             })
         };

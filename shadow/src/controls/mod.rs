@@ -38,9 +38,9 @@ macro_rules! control_word {
             /// Bits whose vmcs02 value is vmcs12's.
             pub const FROM_GUEST: Self = Self::of_class(BitMerge::FromGuest);
             /// Bits that are 1 in vmcs02 whatever vmcs12 says.
-            pub const FORCED: Self = Self::of_class(BitMerge::Forced);
+            pub const FORCED: Self = <Self as ControlWord>::FORCED;
             /// Bits that vmcs02 gets from code in [`crate::merge`].
-            pub const COMPUTED: Self = Self::of_class(BitMerge::Computed);
+            pub const COMPUTED: Self = <Self as ControlWord>::COMPUTED;
             /// Bits that the guest hypervisor is not offered; always 0 in vmcs02.
             pub const HIDDEN: Self = Self::of_class(BitMerge::Hidden);
             /// Bits that it is offered. One without a name is not among them: nobody here knows what it does to the host.
@@ -64,6 +64,8 @@ macro_rules! control_word {
             const BITS: &'static [ControlBit] =
                 &[$(ControlBit { name: stringify!($bit), position: $pos, merge: BitMerge::$class }),*];
             const DEFAULT1: Self = Self::from_bits_retain($default1);
+            const FORCED: Self = Self::of_class(BitMerge::Forced);
+            const COMPUTED: Self = Self::of_class(BitMerge::Computed);
 
             fn allowed(caps: &VmxCaps) -> (Self, Self) {
                 let (must_be_1, may_be_1) = capability!(caps, $capability $settings);
@@ -82,6 +84,10 @@ pub trait ControlWord: bitflags::Flags<Bits: WriteHex> + Copy + fmt::Debug {
     /// The default1 class: bits that are 1 by default, and that only the TRUE capability MSRs may report as allowed to be 0 (SDM A.2
     /// "Reserved Controls and Default Settings").
     const DEFAULT1: Self;
+    /// Bits that are 1 in vmcs02 whatever vmcs12 says: those of [`BitMerge::Forced`].
+    const FORCED: Self;
+    /// Bits that vmcs02 gets from code: those of [`BitMerge::Computed`].
+    const COMPUTED: Self;
 
     /// The bits that a processor wants to be 1, and those that it allows to be 1.
     fn allowed(caps: &VmxCaps) -> (Self, Self);

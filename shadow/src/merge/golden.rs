@@ -145,16 +145,16 @@ proptest! {
         let mut nested = Nested::like_kvm();
         let allowed = |word: u32, allowed: crate::controls::Allowed| word & allowed.may_be_1 | allowed.must_be_1;
         let caps = nested.caps.clone();
-        nested.vmcs12.set(PIN_CONTROLS, allowed(pin, caps.pin));
-        nested.vmcs12.set(PRIMARY_CONTROLS, allowed(primary, caps.primary));
-        nested.vmcs12.set(SECONDARY_CONTROLS, allowed(secondary, caps.secondary));
-        nested.vmcs12.set(EXIT_CONTROLS, allowed(exit, caps.exit));
-        nested.vmcs12.set(ENTRY_CONTROLS, allowed(entry, caps.entry));
+        nested.vmcs12.set(PIN_CONTROLS, Pin::from_bits_retain(allowed(pin, caps.pin)));
+        nested.vmcs12.set(PRIMARY_CONTROLS, Primary::from_bits_retain(allowed(primary, caps.primary)));
+        nested.vmcs12.set(SECONDARY_CONTROLS, Secondary::from_bits_retain(allowed(secondary, caps.secondary)));
+        nested.vmcs12.set(EXIT_CONTROLS, ExitControls::from_bits_retain(allowed(exit, caps.exit)));
+        nested.vmcs12.set(ENTRY_CONTROLS, EntryControls::from_bits_retain(allowed(entry, caps.entry)));
         nested.enter();
         macro_rules! check_word {
             ($word:ident, $field:ident, $active:expr) => {
-                let merged = $word::from_bits_retain(nested.vmcs02.read($field));
-                let wanted = if $active { $word::from_bits_retain(nested.vmcs12.get($field)) } else { $word::empty() };
+                let merged = nested.vmcs02.read($field);
+                let wanted = if $active { nested.vmcs12.get($field) } else { $word::empty() };
                 prop_assert!(merged.contains($word::FORCED), "{merged:?}");
                 prop_assert!(!merged.intersects($word::HIDDEN), "{merged:?}");
                 prop_assert_eq!(merged & $word::FROM_GUEST, wanted & $word::FROM_GUEST);

@@ -46,6 +46,21 @@ const SHADOWABLE_WORDS: FieldSet = with_merge(Merge::Copy).or(&with_merge(Merge:
 const ADDRESSES: FieldSet = with_merge(Merge::Translated);
 /// Whatever decides the value of a control word of vmcs02.
 const CONTROL_WORDS: FieldSet = with_merge(Merge::ControlWord);
+/// What [`loaded_registers`] works through.
+const LOADED: FieldSet = FieldSet::of(&[GUEST_DEBUGCTL.id(), GUEST_DR7.id(), GUEST_PAT.id(), GUEST_EFER.id()]);
+const PDPTES: FieldSet = FieldSet::of(&[GUEST_PDPTE0.id(), GUEST_PDPTE1.id(), GUEST_PDPTE2.id(), GUEST_PDPTE3.id()]);
+const TIMER: FieldSet = FieldSet::of(&[PREEMPTION_TIMER_VALUE.id()]);
+
+/// Every field has code here that works through it, or one of the classes that need none: vmcs02 has the host's value, the processor
+/// writes it, or vmcs01 gets it.
+const _: () = {
+    let merged = WORDS.or(&ADDRESSES).or(&CONTROL_WORDS).or(&LOADED).or(&PDPTES).or(&TIMER);
+    let others = with_merge(Merge::HostOnly).or(&with_merge(Merge::ExitInfo)).or(&with_merge(Merge::HostState));
+    assert!(FieldSet::ALL.minus(&merged.or(&others)).is_empty());
+    assert!(merged.and(&others).is_empty());
+    assert!(with_merge(Merge::Loaded).minus(&LOADED).is_empty() && LOADED.minus(&with_merge(Merge::Loaded)).is_empty());
+    assert!(with_merge(Merge::Pdpte).minus(&PDPTES).is_empty() && with_merge(Merge::Timer).minus(&TIMER).is_empty());
+};
 
 /// Registers of the guest hypervisor that its nested guest starts with where VMCS12 does not load them. Read from vmcs01, and only
 /// those that are needed.
@@ -65,7 +80,7 @@ impl Inherited {
     /// What VMCS12 leaves as it is in the guest hypervisor. vmcs01 must be current.
     #[inline]
     pub fn read(vmcs01: &impl VmcsAccess, vmcs12: &Vmcs12) -> Self {
-        let entry = EntryControls::from_bits_retain(vmcs12.get(ENTRY_CONTROLS));
+        let entry = vmcs12.get(ENTRY_CONTROLS);
         let unless = |control: EntryControls, read: &dyn Fn() -> u64| (!entry.contains(control)).then(read);
         Self {
             debug: (!entry.contains(EntryControls::LOAD_DEBUG_CONTROLS))
@@ -134,37 +149,34 @@ pub fn rewrite(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12) {
 
 /// The processor has counted vmcs02's VMX-preemption timer down. If that is VMCS12's value too, it is stale there.
 fn restart_timer(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12) {
-    let active = vmcs12.get(PIN_CONTROLS) & Pin::ACTIVATE_PREEMPTION_TIMER.bits() != 0;
+    let active = vmcs12.get(PIN_CONTROLS).contains(Pin::ACTIVATE_PREEMPTION_TIMER);
     if active && !vmcs12.stale.contains(PREEMPTION_TIMER_VALUE.id()) {
         vmcs02.write(PREEMPTION_TIMER_VALUE, vmcs12.get(PREEMPTION_TIMER_VALUE));
     }
 }
 
 fn control_words(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12, caps: &VmxCaps) {
-    let pin = vmcs12.get(PIN_CONTROLS);
-    let primary = vmcs12.get(PRIMARY_CONTROLS);
-    let secondary = if primary & Primary::ACTIVATE_SECONDARY.bits() != 0 {
-        vmcs12.get(SECONDARY_CONTROLS)
-    } else {
-        caps.secondary.must_be_1
-    };
-    let timer = pin & Pin::ACTIVATE_PREEMPTION_TIMER.bits() != 0;
-    let save_timer = if timer { ExitControls::SAVE_PREEMPTION_TIMER } else { ExitControls::empty() };
-    vmcs02.write(PIN_CONTROLS, pin);
-    vmcs02.write(PRIMARY_CONTROLS, primary | Primary::FORCED.bits());
-    vmcs02.write(SECONDARY_CONTROLS, secondary & !Secondary::COMPUTED.bits() | Secondary::FORCED.bits());
-    vmcs02.write(EXIT_CONTROLS, vmcs12.get(EXIT_CONTROLS) | (ExitControls::FORCED | save_timer).bits());
-    let entry = vmcs12.get(ENTRY_CONTROLS) | passing::entry_controls(vmcs12).bits();
-    vmcs02.write(ENTRY_CONTROLS, entry | EntryControls::FORCED.bits());
-    // The words that few processors have are all the guest hypervisor's.
-    if primary & Primary::ACTIVATE_TERTIARY.bits() != 0 {
-        const { assert!(Tertiary::FORCED.union(Tertiary::COMPUTED).is_empty()) };
-        vmcs02.write(TERTIARY_CONTROLS, vmcs12.get(TERTIARY_CONTROLS));
+    let words = vmcs12.control_words();
+    control_word(vmcs02, words.pin, Pin::empty());
+    control_word(vmcs02, words.primary, Primary::empty());
+    // What the processor wants to be 1 is 1 in a VMCS12 that has passed its checks, but for a word that it does not activate.
+    control_word(vmcs02, words.secondary, Secondary::from_bits_retain(caps.secondary.must_be_1));
+    let has_timer = words.pin.contains(Pin::ACTIVATE_PREEMPTION_TIMER);
+    let save_timer = if has_timer { ExitControls::SAVE_PREEMPTION_TIMER } else { ExitControls::empty() };
+    control_word(vmcs02, words.exit, save_timer);
+    control_word(vmcs02, words.entry, passing::entry_controls(vmcs12));
+    if words.primary.contains(Primary::ACTIVATE_TERTIARY) {
+        control_word(vmcs02, words.tertiary, Tertiary::empty());
     }
-    if vmcs12.get(EXIT_CONTROLS) & ExitControls::ACTIVATE_SECONDARY.bits() != 0 {
-        const { assert!(SecondaryExitControls::FORCED.union(SecondaryExitControls::COMPUTED).is_empty()) };
-        vmcs02.write(SECONDARY_EXIT_CONTROLS, vmcs12.get(SECONDARY_EXIT_CONTROLS));
+    if words.exit.contains(ExitControls::ACTIVATE_SECONDARY) {
+        control_word(vmcs02, vmcs12.get(SECONDARY_EXIT_CONTROLS), SecondaryExitControls::empty());
     }
+}
+
+/// VMCS12's bits, bit by bit as their classes say; `computed` are others that vmcs02 needs.
+fn control_word<W: ControlField>(vmcs02: &mut impl VmcsAccess, word: W, computed: W) {
+    const { assert!(CONTROL_WORDS.contains(W::FIELD.id()), "the merge does not look at changes of this word") };
+    vmcs02.write(W::FIELD, word.difference(W::COMPUTED).union(W::FORCED).union(computed));
 }
 
 /// Registers that vmcs02 always loads: from VMCS12 where that says so, else as the guest hypervisor has them.
@@ -216,7 +228,7 @@ fn save_displaced(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, inherited: &Inh
 
 /// EFER as VM entry leaves it when it does not load it (SDM 27.3.2.1): LMA follows "IA-32e mode guest", LME too if paging is on.
 fn efer_in_mode(efer: u64, cr0: u64, vmcs12: &Vmcs12) -> u64 {
-    let ia32e = vmcs12.get(ENTRY_CONTROLS) & EntryControls::IA32E_MODE_GUEST.bits() != 0;
+    let ia32e = vmcs12.get(ENTRY_CONTROLS).contains(EntryControls::IA32E_MODE_GUEST);
     let affected = if cr0 & CR0_PG != 0 { EFER_LMA | EFER_LME } else { EFER_LMA };
     if ia32e { efer | affected } else { efer & !affected }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::controls::ControlWord;
 use crate::controls::ControlWords;
 use crate::fake::{FakeMemory, FakeVmcs, skylake_caps};
 use crate::sync::{SyncSets, save_guest_state, save_stale};
@@ -31,11 +32,11 @@ impl Nested {
         let caps = machine.offered();
         let mut vmcs12 = Vmcs12::new(Gpa(0x1000), &caps);
         let no_cr3_exits = (Primary::CR3_LOAD_EXITING | Primary::CR3_STORE_EXITING) - words.primary;
-        vmcs12.set(PIN_CONTROLS, caps.choose(words.pin, Pin::empty()).unwrap().bits());
-        vmcs12.set(PRIMARY_CONTROLS, caps.choose(words.primary, no_cr3_exits).unwrap().bits());
-        vmcs12.set(SECONDARY_CONTROLS, caps.choose(words.secondary, Secondary::empty()).unwrap().bits());
-        vmcs12.set(EXIT_CONTROLS, caps.choose(words.exit, ExitControls::empty()).unwrap().bits());
-        vmcs12.set(ENTRY_CONTROLS, caps.choose(words.entry, EntryControls::empty()).unwrap().bits());
+        vmcs12.set(PIN_CONTROLS, caps.choose(words.pin, Pin::empty()).unwrap());
+        vmcs12.set(PRIMARY_CONTROLS, caps.choose(words.primary, no_cr3_exits).unwrap());
+        vmcs12.set(SECONDARY_CONTROLS, caps.choose(words.secondary, Secondary::empty()).unwrap());
+        vmcs12.set(EXIT_CONTROLS, caps.choose(words.exit, ExitControls::empty()).unwrap());
+        vmcs12.set(ENTRY_CONTROLS, caps.choose(words.entry, EntryControls::empty()).unwrap());
         let (vmcs01, vmcs02) = (FakeVmcs::new(&machine), FakeVmcs::new(&machine));
         Self { caps, memory: FakeMemory::new(0x10000), vmcs01, vmcs02, vmcs12 }
     }
@@ -105,12 +106,12 @@ fn advancing_rip_costs_one_write() {
 #[test]
 fn merged_controls_contain_what_the_host_needs_and_what_the_guest_hypervisor_asked_for() {
     let mut nested = Nested::like_kvm();
-    nested.vmcs12.set(SECONDARY_CONTROLS, 0);
+    nested.vmcs12.set(SECONDARY_CONTROLS, Secondary::empty());
     nested.enter();
-    let secondary = Secondary::from_bits_retain(nested.vmcs02.read(SECONDARY_CONTROLS));
+    let secondary = nested.vmcs02.read(SECONDARY_CONTROLS);
     assert!(secondary.contains(Secondary::ENABLE_EPT | Secondary::ENABLE_VPID));
-    assert!(nested.vmcs02.read(PRIMARY_CONTROLS) & Primary::HLT_EXITING.bits() != 0);
-    let exit = ExitControls::from_bits_retain(nested.vmcs02.read(EXIT_CONTROLS));
+    assert!(nested.vmcs02.read(PRIMARY_CONTROLS).contains(Primary::HLT_EXITING));
+    let exit = nested.vmcs02.read(EXIT_CONTROLS);
     assert!(exit.contains(ExitControls::FORCED | ExitControls::ACKNOWLEDGE_INTERRUPT));
     assert!(!exit.contains(ExitControls::SAVE_PREEMPTION_TIMER));
 }
@@ -138,7 +139,7 @@ fn an_event_is_injected_once() {
 #[test]
 fn a_register_that_vmcs12_does_not_load_is_the_guest_hypervisors() {
     let mut nested = Nested::like_kvm();
-    nested.vmcs12.set(ENTRY_CONTROLS, nested.caps.entry.must_be_1 | EntryControls::IA32E_MODE_GUEST.bits());
+    nested.vmcs12.set(ENTRY_CONTROLS, EntryControls::allowed(&nested.caps).0 | EntryControls::IA32E_MODE_GUEST);
     nested.vmcs12.set(GUEST_CR0, CR0_PG);
     nested.vmcs01.poke(GUEST_EFER.id(), 0x801);
     nested.vmcs01.poke(GUEST_DR7.id(), 0x455);
@@ -150,10 +151,10 @@ fn a_register_that_vmcs12_does_not_load_is_the_guest_hypervisors() {
 #[test]
 fn the_preemption_timer_starts_from_vmcs12_on_every_entry_and_is_saved_by_every_exit() {
     let mut nested = Nested::like_kvm();
-    nested.vmcs12.set(PIN_CONTROLS, nested.vmcs12.get(PIN_CONTROLS) | Pin::ACTIVATE_PREEMPTION_TIMER.bits());
+    nested.vmcs12.set(PIN_CONTROLS, nested.vmcs12.get(PIN_CONTROLS) | Pin::ACTIVATE_PREEMPTION_TIMER);
     nested.vmcs12.set(PREEMPTION_TIMER_VALUE, 1000);
     nested.enter();
-    assert!(nested.vmcs02.read(EXIT_CONTROLS) & ExitControls::SAVE_PREEMPTION_TIMER.bits() != 0);
+    assert!(nested.vmcs02.read(EXIT_CONTROLS).contains(ExitControls::SAVE_PREEMPTION_TIMER));
     nested.vmcs02.poke(PREEMPTION_TIMER_VALUE.id(), 400);
     nested.exit();
     nested.enter();
@@ -164,8 +165,8 @@ fn the_preemption_timer_starts_from_vmcs12_on_every_entry_and_is_saved_by_every_
 fn what_exits_no_longer_save_keeps_the_value_that_the_last_one_saved() {
     let mut nested = Nested::like_kvm();
     let exit_controls = nested.vmcs12.get(EXIT_CONTROLS);
-    nested.vmcs12.set(PIN_CONTROLS, nested.vmcs12.get(PIN_CONTROLS) | Pin::ACTIVATE_PREEMPTION_TIMER.bits());
-    nested.vmcs12.set(EXIT_CONTROLS, exit_controls | ExitControls::SAVE_PREEMPTION_TIMER.bits());
+    nested.vmcs12.set(PIN_CONTROLS, nested.vmcs12.get(PIN_CONTROLS) | Pin::ACTIVATE_PREEMPTION_TIMER);
+    nested.vmcs12.set(EXIT_CONTROLS, exit_controls | ExitControls::SAVE_PREEMPTION_TIMER);
     nested.vmcs12.set(PREEMPTION_TIMER_VALUE, 1000);
     nested.enter();
     nested.vmcs02.poke(PREEMPTION_TIMER_VALUE.id(), 400);
@@ -183,7 +184,7 @@ fn what_exits_no_longer_save_keeps_the_value_that_the_last_one_saved() {
 fn the_error_of_a_nested_hypervisors_vmread_reaches_vmcs12_under_vmcs_shadowing_only() {
     for (shadowing, expected) in [(Secondary::VMCS_SHADOWING, 12), (Secondary::empty(), 7)] {
         let mut nested = Nested::like_kvm();
-        nested.vmcs12.set(SECONDARY_CONTROLS, nested.vmcs12.get(SECONDARY_CONTROLS) | shadowing.bits());
+        nested.vmcs12.set(SECONDARY_CONTROLS, nested.vmcs12.get(SECONDARY_CONTROLS) | shadowing);
         nested.vmcs12.set(VM_INSTRUCTION_ERROR, 7);
         nested.enter();
         nested.vmcs02.poke(VM_INSTRUCTION_ERROR.id(), 12);
@@ -196,7 +197,7 @@ fn the_error_of_a_nested_hypervisors_vmread_reaches_vmcs12_under_vmcs_shadowing_
 #[test]
 fn a_nested_guest_without_ept_gets_the_pdptes_from_memory() {
     let mut nested = Nested::like_kvm();
-    nested.vmcs12.set(SECONDARY_CONTROLS, 0);
+    nested.vmcs12.set(SECONDARY_CONTROLS, Secondary::empty());
     nested.enter_with(Some([1, 2, 3, 4]));
     assert_eq!(nested.vmcs02.read(GUEST_PDPTE2), 3);
 }

@@ -2,7 +2,6 @@
 //! read shadow (SDM 24.8 "Restrictions on VMX Operation", 26.3 "Changes to Instruction Behavior in VMX Non-Root Operation").
 
 use crate::FieldId;
-use crate::controls::EntryControls;
 use crate::exit::{CrAccess, CrAccessKind};
 use crate::fields::*;
 use crate::hw::VmcsAccess;
@@ -169,8 +168,8 @@ fn commit_cr0<M: Machine>(vcpu: &mut Vcpu<M>, value: u64, efer: u64) {
     vmcs01.write(GUEST_EFER, efer);
     vcpu.nested.kept.forget();
     let vmcs01 = vcpu.vmcs.vmcs01();
-    let entry = EntryControls::from_bits_retain(vmcs01.read(ENTRY_CONTROLS));
-    vmcs01.write(ENTRY_CONTROLS, entry_controls_of_efer(entry, efer).bits());
+    let entry = vmcs01.read(ENTRY_CONTROLS);
+    vmcs01.write(ENTRY_CONTROLS, entry_controls_of_efer(entry, efer));
 }
 
 /// MOV to CR3 with all its conditions, for a processor without the TRUE capability MSRs: it has no way to let CR3 pass.

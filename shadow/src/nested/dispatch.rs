@@ -40,7 +40,7 @@ pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     }
     if vcpu.nested.nmi_waits {
         nmi::retry_after_nested_exit(vcpu);
-        let trap12 = vcpu.vmx.vmcs12.get(PRIMARY_CONTROLS) & Primary::MONITOR_TRAP_FLAG.bits() != 0;
+        let trap12 = vcpu.vmx.vmcs12.get(PRIMARY_CONTROLS).contains(Primary::MONITOR_TRAP_FLAG);
         if reason == ExitReason::MONITOR_TRAP_FLAG && !trap12 {
             return;
         }
@@ -142,6 +142,6 @@ fn lose<M: Machine>(vcpu: &mut Vcpu<M>, why: fmt::Arguments<'_>) {
 /// Whether VM entry compares VTPR with the TPR threshold (SDM 27.2.1.1 "VM-Execution Control Fields").
 fn entry_depends_on_vtpr(vmcs12: &Vmcs12) -> bool {
     let elsewhere = Secondary::VIRTUALIZE_APIC_ACCESSES | Secondary::VIRTUAL_INTERRUPT_DELIVERY;
-    let uses_tpr_shadow = vmcs12.get(PRIMARY_CONTROLS) & Primary::USE_TPR_SHADOW.bits() != 0;
-    uses_tpr_shadow && !vmcs12.has_secondary(elsewhere)
+    let uses_tpr_shadow = vmcs12.get(PRIMARY_CONTROLS).contains(Primary::USE_TPR_SHADOW);
+    uses_tpr_shadow && !vmcs12.secondary().intersects(elsewhere)
 }

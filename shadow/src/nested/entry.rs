@@ -87,8 +87,7 @@ fn refused(violation: Violation, error: InsnError) -> Failure {
 /// Whether vmcs02 has the PDPTEs, or needs none: the nested guest has an EPT12, or is in IA-32e mode.
 #[inline]
 fn pdptes_are_in_vmcs02(vmcs12: &Vmcs12) -> bool {
-    vmcs12.has_secondary(Secondary::ENABLE_EPT)
-        || vmcs12.get(ENTRY_CONTROLS) & EntryControls::IA32E_MODE_GUEST.bits() != 0
+    vmcs12.has_secondary(Secondary::ENABLE_EPT) || vmcs12.get(ENTRY_CONTROLS).contains(EntryControls::IA32E_MODE_GUEST)
 }
 
 /// Without EPT12 a PAE guest's PDPTEs come from memory at every entry. The processor checks them, after the rest of the guest state.
@@ -159,8 +158,8 @@ fn inherit_registers<M: Machine>(vcpu: &mut Vcpu<M>) {
 fn stop_loading_registers<M: Machine>(vcpu: &mut Vcpu<M>) {
     vcpu.nested.loading_registers = false;
     let vmcs01 = vcpu.vmcs.vmcs01();
-    let controls = EntryControls::from_bits_retain(vmcs01.read(ENTRY_CONTROLS));
-    vmcs01.write(ENTRY_CONTROLS, controls.difference(passing::ENTRY).bits());
+    let controls = vmcs01.read(ENTRY_CONTROLS);
+    vmcs01.write(ENTRY_CONTROLS, controls.difference(passing::ENTRY));
 }
 
 /// Each VPID12 has a VPID02, whose translations stay until INVVPID; a shared one is emptied for each that comes to it. A nested guest without a

@@ -15,7 +15,7 @@ use crate::watch::MergedAs;
 #[inline]
 pub fn is_merged<M: Machine>(vcpu: &Vcpu<M>) -> bool {
     let vmcs12 = &vcpu.vmx.vmcs12;
-    vmcs12.get(PRIMARY_CONTROLS) & Primary::USE_MSR_BITMAPS.bits() == 0
+    !vmcs12.get(PRIMARY_CONTROLS).contains(Primary::USE_MSR_BITMAPS)
         || vcpu
             .memory
             .watches(MergedAs::MsrBitmap)

@@ -13,7 +13,7 @@ use crate::hw::VmcsAccess;
 /// An NMI has arrived while the host ran.
 pub fn pass_on<M: Machine>(vcpu: &mut Vcpu<M>) {
     if vcpu.running.is_nested() {
-        let exits = vcpu.vmx.vmcs12.get(PIN_CONTROLS) & Pin::NMI_EXITING.bits() != 0;
+        let exits = vcpu.vmx.vmcs12.get(PIN_CONTROLS).contains(Pin::NMI_EXITING);
         // An entry that the guest hypervisor has asked for comes first, for it may fail. So does an event that is injected.
         let is_entry_due = vcpu.running == Running::Entering || is_injecting(vcpu.vmcs.vmcs02());
         if exits && !is_entry_due {
@@ -54,13 +54,13 @@ fn trap<M: Machine>(vcpu: &mut Vcpu<M>) {
         return vcpu.machine.warn(format_args!("an NMI is lost: the processor has no monitor trap flag"));
     }
     let vmcs = if vcpu.running.is_nested() { vcpu.vmcs.vmcs02() } else { vcpu.vmcs.vmcs01() };
-    vmcs.write(PRIMARY_CONTROLS, vmcs.read(PRIMARY_CONTROLS) | Primary::MONITOR_TRAP_FLAG.bits());
+    vmcs.write(PRIMARY_CONTROLS, vmcs.read(PRIMARY_CONTROLS) | Primary::MONITOR_TRAP_FLAG);
 }
 
 /// The guest hypervisor has exited by the monitor trap flag: the NMI that waits is tried again.
 pub fn retry<M: Machine>(vcpu: &mut Vcpu<M>) {
     let vmcs01 = vcpu.vmcs.vmcs01();
-    vmcs01.write(PRIMARY_CONTROLS, vmcs01.read(PRIMARY_CONTROLS) & !Primary::MONITOR_TRAP_FLAG.bits());
+    vmcs01.write(PRIMARY_CONTROLS, vmcs01.read(PRIMARY_CONTROLS) & !Primary::MONITOR_TRAP_FLAG);
     vcpu.machine.request_nmi();
 }
 
@@ -68,9 +68,9 @@ pub fn retry<M: Machine>(vcpu: &mut Vcpu<M>) {
 #[cold]
 pub fn retry_after_nested_exit<M: Machine>(vcpu: &mut Vcpu<M>) {
     vcpu.nested.nmi_waits = false;
-    let trap12 = vcpu.vmx.vmcs12.get(PRIMARY_CONTROLS) & Primary::MONITOR_TRAP_FLAG.bits();
+    let trap12 = vcpu.vmx.vmcs12.get(PRIMARY_CONTROLS) & Primary::MONITOR_TRAP_FLAG;
     let vmcs02 = vcpu.vmcs.vmcs02();
-    let others = vmcs02.read(PRIMARY_CONTROLS) & !Primary::MONITOR_TRAP_FLAG.bits();
+    let others = vmcs02.read(PRIMARY_CONTROLS) - Primary::MONITOR_TRAP_FLAG;
     vmcs02.write(PRIMARY_CONTROLS, others | trap12);
     vcpu.machine.request_nmi();
 }

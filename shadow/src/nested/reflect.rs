@@ -111,7 +111,7 @@ fn leave<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     }
     injection::give_back(vcpu);
     save_guest_state(vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12, &vcpu.sync_sets);
-    let virtual_nmis = vcpu.vmx.vmcs12.get(PIN_CONTROLS) & Pin::VIRTUAL_NMIS.bits() != 0;
+    let virtual_nmis = vcpu.vmx.vmcs12.get(PIN_CONTROLS).contains(Pin::VIRTUAL_NMIS);
     let was_blocked = !virtual_nmis && vcpu.vmcs12_field(GUEST_INTERRUPTIBILITY) & BLOCKING_BY_NMI != 0;
     let vmcs12 = &vcpu.vmx.vmcs12;
     let left = LeftBehind::read(vcpu.vmcs.vmcs02(), vmcs12, by_nmi || was_blocked);
@@ -180,7 +180,7 @@ fn load_registers<M: Machine>(vcpu: &mut Vcpu<M>) {
     }
     let vmcs01 = vcpu.vmcs.vmcs01();
     passing::write(vmcs01, &values);
-    vmcs01.write(ENTRY_CONTROLS, vmcs01.read(ENTRY_CONTROLS) | controls.bits());
+    vmcs01.write(ENTRY_CONTROLS, vmcs01.read(ENTRY_CONTROLS) | controls);
     vcpu.nested.loading_registers = true;
     vcpu.nested.shortcut.entry = false;
 }

@@ -34,7 +34,7 @@ impl Shortcut {
         // blocking.
         let exit = !vmcs12.live.is_empty()
             && is_self_contained(vmcs12)
-            && vmcs12.get(PIN_CONTROLS) & Pin::VIRTUAL_NMIS.bits() != 0
+            && vmcs12.get(PIN_CONTROLS).contains(Pin::VIRTUAL_NMIS)
             && vmcs12.get(EXIT_MSR_STORE_COUNT) == 0
             && vmcs12.get(EXIT_MSR_LOAD_COUNT) == 0;
         let entry = !entries_load && vmcs12.get(VMCS_LINK_POINTER) == u64::MAX;

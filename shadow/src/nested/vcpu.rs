@@ -247,7 +247,7 @@ impl<M: Machine> Vcpu<M> {
 
     /// Whether the guest hypervisor is in IA-32e mode.
     pub fn in_ia32e_mode(&mut self) -> bool {
-        self.vmcs.vmcs01().read(ENTRY_CONTROLS) & EntryControls::IA32E_MODE_GUEST.bits() != 0
+        self.vmcs.vmcs01().read(ENTRY_CONTROLS).contains(EntryControls::IA32E_MODE_GUEST)
     }
 
     /// The guest hypervisor's paging, for the operands of its VMX instructions.

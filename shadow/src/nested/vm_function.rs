@@ -18,7 +18,7 @@ use crate::registers::RAX;
 pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>) {
     const EPTP_SWITCHING: u32 = 0;
     let function = vcpu.registers[RAX] as u32;
-    let enabled = VmFunctions::from_bits_retain(vcpu.vmx.vmcs12.get(VM_FUNCTION_CONTROLS));
+    let enabled = vcpu.vmx.vmcs12.get(VM_FUNCTION_CONTROLS);
     let eptp12 = match function {
         EPTP_SWITCHING if enabled.contains(VmFunctions::EPTP_SWITCHING) => listed_eptp(vcpu),
         _ => None,

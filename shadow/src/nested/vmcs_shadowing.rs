@@ -41,7 +41,7 @@ pub fn bind_current<M: Machine>(vcpu: &mut Vcpu<M>) {
     vcpu.vmcs.set_vmcs02_shadows(bound);
     let link = if bound { vcpu.vmcs.vmcs02_address().0 } else { u64::MAX };
     let vmcs01 = vcpu.vmcs.vmcs01();
-    let others = vmcs01.read(SECONDARY_CONTROLS) & !Secondary::VMCS_SHADOWING.bits();
-    vmcs01.write(SECONDARY_CONTROLS, others | if bound { Secondary::VMCS_SHADOWING.bits() } else { 0 });
+    let others = vmcs01.read(SECONDARY_CONTROLS) - Secondary::VMCS_SHADOWING;
+    vmcs01.write(SECONDARY_CONTROLS, others | if bound { Secondary::VMCS_SHADOWING } else { Secondary::empty() });
     vmcs01.write(VMCS_LINK_POINTER, link);
 }

@@ -38,13 +38,13 @@ fn set_trap<M: Machine>(vcpu: &mut Vcpu<M>, what: TrappedWrite, set: bool) {
     let vmcs01 = vcpu.vmcs.vmcs01();
     match what {
         TrappedWrite::Registers => {
-            let others = vmcs01.read(PRIMARY_CONTROLS) & !Primary::MOV_DR_EXITING.bits();
-            vmcs01.write(PRIMARY_CONTROLS, others | if set { Primary::MOV_DR_EXITING.bits() } else { 0 });
+            let others = vmcs01.read(PRIMARY_CONTROLS) - Primary::MOV_DR_EXITING;
+            vmcs01.write(PRIMARY_CONTROLS, others | if set { Primary::MOV_DR_EXITING } else { Primary::empty() });
             vmcs01.write(MSR_BITMAP, bitmap.0);
         }
         TrappedWrite::Tables => {
-            let others = vmcs01.read(SECONDARY_CONTROLS) & !Secondary::DESCRIPTOR_TABLE_EXITING.bits();
-            let control = if set { Secondary::DESCRIPTOR_TABLE_EXITING.bits() } else { 0 };
+            let others = vmcs01.read(SECONDARY_CONTROLS) - Secondary::DESCRIPTOR_TABLE_EXITING;
+            let control = if set { Secondary::DESCRIPTOR_TABLE_EXITING } else { Secondary::empty() };
             vmcs01.write(SECONDARY_CONTROLS, others | control);
         }
     }

@@ -45,7 +45,9 @@ fn every_field_is_granted_just_as_its_merge_class_allows() {
                 Merge::ExitInfo if offered.vmwrite_any() => Access::all(),
                 Merge::ExitInfo => Access::READ,
                 Merge::ControlWord
-                | Merge::Merged
+                | Merge::Loaded
+                | Merge::Pdpte
+                | Merge::Timer
                 | Merge::Translated
                 | Merge::HostState
                 | Merge::Passing

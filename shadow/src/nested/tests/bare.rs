@@ -281,7 +281,7 @@ impl Surroundings for Outside {
 
     fn intercepts_rdmsr(&self, vmcs: &FakeVmcs, msr: u32) -> bool {
         let Some((byte, bit)) = bitmap_bit(msr, Access::Read) else { return true };
-        if vmcs.read(PRIMARY_CONTROLS) & Primary::USE_MSR_BITMAPS.bits() == 0 {
+        if !vmcs.read(PRIMARY_CONTROLS).contains(Primary::USE_MSR_BITMAPS) {
             return true;
         }
         let mut bits = [0];
@@ -307,7 +307,7 @@ impl Surroundings for Outside {
 
 /// SDM 28.5 "Loading Host State", for a host in 64-bit mode. `left` is what the guest has left in registers that are not loaded.
 fn load_host_state(words: &mut Words, vmcs: &FakeVmcs, left: &Words, failed: bool) {
-    let exit = ExitControls::from_bits_retain(vmcs.read(EXIT_CONTROLS));
+    let exit = vmcs.read(EXIT_CONTROLS);
     let was_blocked = words[GUEST_INTERRUPTIBILITY.id().row()] as u32 & BLOCKING_BY_NMI != 0;
     let mut set = |id: FieldId, value: u64| words[id.row()] = value;
     for (to, from) in [
@@ -363,7 +363,7 @@ fn load_host_state(words: &mut Words, vmcs: &FakeVmcs, left: &Words, failed: boo
     set(GUEST_EFER.id(), efer | EFER_LMA | EFER_LME);
     let info = InterruptionInfo(vmcs.read(EXIT_INTERRUPTION_INFO));
     let by_nmi = ExitReason(vmcs.read(EXIT_REASON)) == ExitReason::EXCEPTION_OR_NMI && info.is_nmi();
-    let virtual_nmis = vmcs.read(PIN_CONTROLS) & Pin::VIRTUAL_NMIS.bits() != 0;
+    let virtual_nmis = vmcs.read(PIN_CONTROLS).contains(Pin::VIRTUAL_NMIS);
     let guest_blocked = !virtual_nmis && vmcs.read(GUEST_INTERRUPTIBILITY) & BLOCKING_BY_NMI != 0;
     let blocked = if failed { was_blocked } else { by_nmi || guest_blocked };
     set(GUEST_INTERRUPTIBILITY.id(), if blocked { BLOCKING_BY_NMI } else { 0 }.into());

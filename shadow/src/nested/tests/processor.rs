@@ -159,15 +159,15 @@ impl<S: Surroundings> Run<'_, S> {
     }
 
     fn entry(&self) -> EntryControls {
-        EntryControls::from_bits_retain(self.get(ENTRY_CONTROLS))
+        self.get(ENTRY_CONTROLS)
     }
 
     fn exit_controls(&self) -> ExitControls {
-        ExitControls::from_bits_retain(self.get(EXIT_CONTROLS))
+        self.get(EXIT_CONTROLS)
     }
 
     fn has_pin(&self, control: Pin) -> bool {
-        self.get(PIN_CONTROLS) & control.bits() != 0
+        self.get(PIN_CONTROLS).contains(control)
     }
 
     /// Enters, runs, exits.
@@ -204,7 +204,7 @@ impl<S: Surroundings> Run<'_, S> {
         let mut is_trapped = injected.is_valid();
         let mut is_late = !injected.is_valid() && self.guest.nmi_comes_before_entry();
         loop {
-            if is_trapped && self.get(PRIMARY_CONTROLS) & Primary::MONITOR_TRAP_FLAG.bits() != 0 {
+            if is_trapped && self.get(PRIMARY_CONTROLS).contains(Primary::MONITOR_TRAP_FLAG) {
                 return self.exit(ExitReason::MONITOR_TRAP_FLAG, 0);
             }
             is_trapped = true;
@@ -398,8 +398,7 @@ impl<S: Surroundings> Run<'_, S> {
 
 /// Whether a VMCS has a secondary control.
 pub fn has_secondary(vmcs: &FakeVmcs, control: Secondary) -> bool {
-    vmcs.read(PRIMARY_CONTROLS) & Primary::ACTIVATE_SECONDARY.bits() != 0
-        && vmcs.read(SECONDARY_CONTROLS) & control.bits() != 0
+    vmcs.read(PRIMARY_CONTROLS).contains(Primary::ACTIVATE_SECONDARY) && vmcs.read(SECONDARY_CONTROLS).contains(control)
 }
 
 /// Translations that a processor keeps, until software drops them.

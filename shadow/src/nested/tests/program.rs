@@ -119,21 +119,19 @@ fn pin() -> Vec<(FieldId, u64)> {
         Pin::NMI_EXITING | Pin::VIRTUAL_NMIS,
         Pin::NMI_EXITING | Pin::VIRTUAL_NMIS | Pin::ACTIVATE_PREEMPTION_TIMER,
     ]
-    .map(|controls| word(PIN_CONTROLS, (base | controls).bits()))
+    .map(|controls| word(PIN_CONTROLS, base | controls))
     .to_vec()
 }
 
 fn primary() -> Vec<(FieldId, u64)> {
     let base = Primary::from_bits_retain(skylake_caps().primary.must_be_1) | Primary::ACTIVATE_SECONDARY;
-    [Primary::USE_MSR_BITMAPS, Primary::empty()]
-        .map(|controls| word(PRIMARY_CONTROLS, (base | controls).bits()))
-        .to_vec()
+    [Primary::USE_MSR_BITMAPS, Primary::empty()].map(|controls| word(PRIMARY_CONTROLS, base | controls)).to_vec()
 }
 
 fn secondary() -> Vec<(FieldId, u64)> {
     let ept = Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST;
     [ept | Secondary::ENABLE_VPID, ept, Secondary::ENABLE_VPID, Secondary::UNRESTRICTED_GUEST]
-        .map(|controls| word(SECONDARY_CONTROLS, controls.bits()))
+        .map(|controls| word(SECONDARY_CONTROLS, controls))
         .to_vec()
 }
 
@@ -148,7 +146,7 @@ fn exit() -> Vec<(FieldId, u64)> {
         loads | saves | ExitControls::SAVE_PREEMPTION_TIMER,
         ExitControls::LOAD_EFER | ExitControls::SAVE_PAT,
     ]
-    .map(|controls| word(EXIT_CONTROLS, (base | controls).bits()))
+    .map(|controls| word(EXIT_CONTROLS, base | controls))
     .to_vec()
 }
 

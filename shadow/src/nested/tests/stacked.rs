@@ -374,8 +374,8 @@ impl Stacked {
         for (shadow, field) in [(CR0_READ_SHADOW, GUEST_CR0), (CR4_READ_SHADOW, GUEST_CR4)] {
             vcpu.vmcs.vmcs01.write(shadow, words[field.id().row()]);
         }
-        vcpu.vmcs.vmcs01.write(ENTRY_CONTROLS, EntryControls::IA32E_MODE_GUEST.bits());
-        vcpu.vmcs.vmcs01.write(PRIMARY_CONTROLS, Primary::ACTIVATE_SECONDARY.bits());
+        vcpu.vmcs.vmcs01.write(ENTRY_CONTROLS, EntryControls::IA32E_MODE_GUEST);
+        vcpu.vmcs.vmcs01.write(PRIMARY_CONTROLS, Primary::ACTIVATE_SECONDARY);
         vcpu.vmcs.vmcs01.write(MSR_BITMAP, vcpu.msr_bitmaps01[0].0);
         vcpu.vmcs.vmcs02.write(EPT_POINTER, ept01.0);
         vcpu.vmcs.vmcs02.write(MSR_BITMAP, first_bitmap.0);
@@ -441,7 +441,7 @@ impl Stacked {
         let trapping = self.vcpu.msr_bitmaps01[1].0;
         let is_caught = |vmcs01: &FakeVmcs| match id {
             _ if tables => has_secondary(vmcs01, Secondary::DESCRIPTOR_TABLE_EXITING),
-            _ if id == GUEST_DR7.id() => vmcs01.read(PRIMARY_CONTROLS) & Primary::MOV_DR_EXITING.bits() != 0,
+            _ if id == GUEST_DR7.id() => vmcs01.read(PRIMARY_CONTROLS).contains(Primary::MOV_DR_EXITING),
             _ => vmcs01.read(MSR_BITMAP) == trapping,
         };
         if is_caught(vmcs01) {
@@ -567,7 +567,7 @@ impl Stacked {
     fn blocks_nmis(&self) -> bool {
         let vmcs02 = &self.vcpu.vmcs.vmcs02;
         let blocked = vmcs02.read(GUEST_INTERRUPTIBILITY) & BLOCKING_BY_NMI != 0;
-        blocked && vmcs02.read(PIN_CONTROLS) & Pin::VIRTUAL_NMIS.bits() == 0
+        blocked && !vmcs02.read(PIN_CONTROLS).contains(Pin::VIRTUAL_NMIS)
     }
 
     /// An NMI is there when the hypervisor is about to run.
@@ -577,8 +577,8 @@ impl Stacked {
         if vmcs01.read(ENTRY_INTERRUPTION_INFO) == NMI_INTERRUPTION.0 {
             self.seen.push(Seen::HypervisorNmi);
         }
-        let controls = vmcs01.read(PRIMARY_CONTROLS) & !Primary::MONITOR_TRAP_FLAG.bits();
-        vmcs01.poke(PRIMARY_CONTROLS.id(), controls.into());
+        let controls = vmcs01.read(PRIMARY_CONTROLS) - Primary::MONITOR_TRAP_FLAG;
+        vmcs01.poke(PRIMARY_CONTROLS.id(), controls.bits().into());
         vmcs01.poke(ENTRY_INTERRUPTION_INFO.id(), 0);
     }
 
@@ -652,7 +652,7 @@ impl Surroundings for Below<'_> {
 
     fn intercepts_rdmsr(&self, vmcs: &FakeVmcs, msr: u32) -> bool {
         let Some((byte, bit)) = bitmap_bit(msr, Access::Read) else { return true };
-        if vmcs.read(PRIMARY_CONTROLS) & Primary::USE_MSR_BITMAPS.bits() == 0 {
+        if !vmcs.read(PRIMARY_CONTROLS).contains(Primary::USE_MSR_BITMAPS) {
             return true;
         }
         let address = vmcs.read(MSR_BITMAP);
