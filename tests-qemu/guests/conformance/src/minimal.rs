@@ -59,14 +59,14 @@ extern "C" fn run_next() -> ! {
     let Some((guest, handler)) = GUESTS.get(BEGUN.fetch_add(1, Ordering::Relaxed)) else { end() };
     let mut vm = Vm::new(*guest as *const () as u64);
     MSR_BITMAPS.fill(u64::MAX);
-    vm.clear(PIN_CONTROLS, Pin::ACTIVATE_PREEMPTION_TIMER.bits());
-    vm.or(PIN_CONTROLS, (Pin::NMI_EXITING | Pin::VIRTUAL_NMIS).bits());
-    vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID.bits());
+    vm.clear(PIN_CONTROLS, Pin::ACTIVATE_PREEMPTION_TIMER);
+    vm.or(PIN_CONTROLS, Pin::NMI_EXITING | Pin::VIRTUAL_NMIS);
+    vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID);
     // Like every hypervisor it keeps its own state apart from its guest's.
-    vm.or(ENTRY_CONTROLS, (EntryControls::LOAD_DEBUG_CONTROLS | EntryControls::LOAD_PAT).bits());
+    vm.or(ENTRY_CONTROLS, EntryControls::LOAD_DEBUG_CONTROLS | EntryControls::LOAD_PAT);
     let exit = ExitControls::SAVE_DEBUG_CONTROLS | ExitControls::SAVE_PAT | ExitControls::LOAD_PAT;
-    vm.or(EXIT_CONTROLS, exit.bits());
-    vm.or(PRIMARY_CONTROLS, (Primary::HLT_EXITING | Primary::UNCONDITIONAL_IO_EXITING).bits());
+    vm.or(EXIT_CONTROLS, exit);
+    vm.or(PRIMARY_CONTROLS, Primary::HLT_EXITING | Primary::UNCONDITIONAL_IO_EXITING);
     vm.set(HOST_RIP, *handler as *const () as u64).set(HOST_RSP, STACKS.address() + 0x1000);
     // SAFETY: what comes back of the nested guest goes to its handler, with a stack of its own, and ends in `run_next`.
     unsafe { asm!("vmlaunch") };

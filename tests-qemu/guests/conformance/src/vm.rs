@@ -41,7 +41,7 @@ impl Vm {
     /// As [`new`](Self::new), with VPID 1: many entries in a row then go on with the translations that they have cached.
     pub fn with_vpid(code: u64) -> Self {
         let mut vm = Self::new(code);
-        vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID.bits());
+        vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID);
         const ALL_CONTEXTS: u64 = 2;
         let _ = cpu::invvpid(ALL_CONTEXTS, [0; 2]);
         vm

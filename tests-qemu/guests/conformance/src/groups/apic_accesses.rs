@@ -35,9 +35,9 @@ pub fn run(suite: &mut Suite) {
 fn one(suite: &mut Suite, access: &str, code: u64, offset: u64, tpr_shadow: bool) {
     let mut vm = Vm::new(code);
     vm.set(APIC_ACCESS_ADDRESS, SPARE.address());
-    vm.or(SECONDARY_CONTROLS, Secondary::VIRTUALIZE_APIC_ACCESSES.bits());
+    vm.or(SECONDARY_CONTROLS, Secondary::VIRTUALIZE_APIC_ACCESSES);
     if tpr_shadow {
-        vm.or(PRIMARY_CONTROLS, Primary::USE_TPR_SHADOW.bits());
+        vm.or(PRIMARY_CONTROLS, Primary::USE_TPR_SHADOW);
     }
     VIRTUAL_APIC.set_byte(0x80, 0x50);
     WINDOW_PT.set(PAGE, SPARE.address() | LEAF);

@@ -24,26 +24,25 @@ pub fn run(suite: &mut Suite) {
 }
 
 fn words(suite: &mut Suite) {
-    let words: [(&str, Field<u32>); 5] = [
-        ("pin", PIN_CONTROLS),
-        ("primary", PRIMARY_CONTROLS),
-        ("secondary", SECONDARY_CONTROLS),
-        ("exit", EXIT_CONTROLS),
-        ("entry", ENTRY_CONTROLS),
-    ];
-    for (name, word) in words {
-        flip(suite, name, word, 0..32, as_it_is);
-        values(suite, name, word, [0, 0xffff_ffff], as_it_is);
-    }
+    word(suite, "pin", PIN_CONTROLS);
+    word(suite, "primary", PRIMARY_CONTROLS);
+    word(suite, "secondary", SECONDARY_CONTROLS);
+    word(suite, "exit", EXIT_CONTROLS);
+    word(suite, "entry", ENTRY_CONTROLS);
     // Bits of the secondary controls have no meaning while they are not activated.
     flip(suite, "inactive-secondary", SECONDARY_CONTROLS, 0..32, |vm| {
-        vm.clear(PRIMARY_CONTROLS, Primary::ACTIVATE_SECONDARY.bits());
+        vm.clear(PRIMARY_CONTROLS, Primary::ACTIVATE_SECONDARY);
     });
     flip(suite, "no-ept-secondary", SECONDARY_CONTROLS, 0..32, without_ept);
 }
 
+fn word<T: FieldValue>(suite: &mut Suite, name: &str, word: Field<T>) {
+    flip(suite, name, word, 0..32, as_it_is);
+    values(suite, name, word, [0, 0xffff_ffff], as_it_is);
+}
+
 fn without_ept(vm: &mut Vm) {
-    vm.clear(SECONDARY_CONTROLS, (Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST).bits());
+    vm.clear(SECONDARY_CONTROLS, Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST);
 }
 
 fn nmis(suite: &mut Suite) {
@@ -53,11 +52,11 @@ fn nmis(suite: &mut Suite) {
                 let verdict = enter(code!("cpuid"), |vm| {
                     for (wanted, bit) in [(exiting, Pin::NMI_EXITING), (virtual_nmis, Pin::VIRTUAL_NMIS)] {
                         if wanted {
-                            vm.or(PIN_CONTROLS, bit.bits());
+                            vm.or(PIN_CONTROLS, bit);
                         }
                     }
                     if window {
-                        vm.or(PRIMARY_CONTROLS, Primary::NMI_WINDOW_EXITING.bits());
+                        vm.or(PRIMARY_CONTROLS, Primary::NMI_WINDOW_EXITING);
                     }
                 });
                 suite.case(format_args!("nmi-exiting-{exiting}-virtual-{virtual_nmis}-window-{window}"), verdict);
@@ -72,8 +71,8 @@ fn tpr(suite: &mut Suite) {
         for vtpr in [0_u8, 0x10, 0x1f, 0x80, 0xff] {
             for threshold in [0, 1, 2, 8, 15, 16, 31, 0x8000_0000] {
                 let verdict = enter(code!("cpuid"), |vm| {
-                    vm.or(PRIMARY_CONTROLS, Primary::USE_TPR_SHADOW.bits());
-                    vm.or(SECONDARY_CONTROLS, secondary.bits());
+                    vm.or(PRIMARY_CONTROLS, Primary::USE_TPR_SHADOW);
+                    vm.or(SECONDARY_CONTROLS, secondary);
                     vm.set(TPR_THRESHOLD, threshold);
                     VIRTUAL_APIC.set_byte(0x80, vtpr);
                 });
@@ -87,9 +86,9 @@ fn tpr(suite: &mut Suite) {
 /// Alignment and width of every address, with the control that uses it.
 fn addresses(suite: &mut Suite) {
     let bits = || (0..13).chain(40..64);
-    let io = |vm: &mut Vm| _ = vm.or(PRIMARY_CONTROLS, Primary::USE_IO_BITMAPS.bits());
-    let tpr = |vm: &mut Vm| _ = vm.or(PRIMARY_CONTROLS, Primary::USE_TPR_SHADOW.bits());
-    let apic = |vm: &mut Vm| _ = vm.or(SECONDARY_CONTROLS, Secondary::VIRTUALIZE_APIC_ACCESSES.bits());
+    let io = |vm: &mut Vm| _ = vm.or(PRIMARY_CONTROLS, Primary::USE_IO_BITMAPS);
+    let tpr = |vm: &mut Vm| _ = vm.or(PRIMARY_CONTROLS, Primary::USE_TPR_SHADOW);
+    let apic = |vm: &mut Vm| _ = vm.or(SECONDARY_CONTROLS, Secondary::VIRTUALIZE_APIC_ACCESSES);
     flip(suite, "io-bitmap-a", IO_BITMAP_A, (0..12).chain(40..64), io);
     flip(suite, "io-bitmap-b", IO_BITMAP_B, (0..12).chain(40..64), io);
     flip(suite, "msr-bitmap", MSR_BITMAP, (0..12).chain(40..64), as_it_is);
@@ -99,14 +98,14 @@ fn addresses(suite: &mut Suite) {
     flip(suite, "unused-virtual-apic", VIRTUAL_APIC_ADDRESS, bits(), as_it_is);
     flip(suite, "unused-apic-access", APIC_ACCESS_ADDRESS, bits(), as_it_is);
     flip(suite, "unused-msr-bitmap", MSR_BITMAP, bits(), |vm| {
-        vm.clear(PRIMARY_CONTROLS, Primary::USE_MSR_BITMAPS.bits());
+        vm.clear(PRIMARY_CONTROLS, Primary::USE_MSR_BITMAPS);
     });
 }
 
 fn paging(suite: &mut Suite) {
     flip(suite, "eptp", EPT_POINTER, (0..12).chain(40..64), as_it_is);
     flip(suite, "unused-eptp", EPT_POINTER, (0..12).chain(40..64), without_ept);
-    let vpid = |vm: &mut Vm| _ = vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID.bits());
+    let vpid = |vm: &mut Vm| _ = vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID);
     values(suite, "vpid", VPID, [0, 1, 2, 0x8000, 0xffff], vpid);
     values(suite, "unused-vpid", VPID, [0, 1], as_it_is);
 }
@@ -143,9 +142,9 @@ fn timer(suite: &mut Suite) {
     let save = ExitControls::SAVE_PREEMPTION_TIMER;
     for active in [false, true] {
         let verdict = enter(code!("cpuid"), |vm| {
-            vm.or(EXIT_CONTROLS, save.bits());
+            vm.or(EXIT_CONTROLS, save);
             if !active {
-                vm.clear(PIN_CONTROLS, Pin::ACTIVATE_PREEMPTION_TIMER.bits());
+                vm.clear(PIN_CONTROLS, Pin::ACTIVATE_PREEMPTION_TIMER);
             }
         });
         suite.case(format_args!("save-timer-active-{active}"), verdict);

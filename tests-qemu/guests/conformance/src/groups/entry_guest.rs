@@ -36,7 +36,7 @@ pub fn run(suite: &mut Suite) {
 /// 32-bit protected mode without paging.
 pub fn protected(vm: &mut Vm) {
     const CODE_32_RIGHTS: u32 = 0xc09b;
-    vm.clear(ENTRY_CONTROLS, EntryControls::IA32E_MODE_GUEST.bits());
+    vm.clear(ENTRY_CONTROLS, EntryControls::IA32E_MODE_GUEST);
     vm.set(GUEST_EFER, 0).clear(GUEST_CR0, CR0_PG);
     vm.set(GUEST_CS_SELECTOR, CODE_32).set(GUEST_CS_ACCESS_RIGHTS, CODE_32_RIGHTS);
 }
@@ -54,7 +54,7 @@ fn virtual_8086(vm: &mut Vm) {
 
 /// Not an unrestricted guest.
 fn restricted(vm: &mut Vm) {
-    vm.clear(SECONDARY_CONTROLS, Secondary::UNRESTRICTED_GUEST.bits());
+    vm.clear(SECONDARY_CONTROLS, Secondary::UNRESTRICTED_GUEST);
 }
 
 fn control_registers(suite: &mut Suite) {
@@ -65,8 +65,8 @@ fn control_registers(suite: &mut Suite) {
     flip(suite, "protected-cr4", GUEST_CR4, 0..64, protected);
     flip(suite, "cr3", GUEST_CR3, [0, 3, 4, 11].into_iter().chain(40..64), as_it_is);
     values(suite, "cr0-pg-without-pe", GUEST_CR0, [0x8001_0032], protected);
-    let debug = |vm: &mut Vm| _ = vm.or(ENTRY_CONTROLS, EntryControls::LOAD_DEBUG_CONTROLS.bits());
-    let no_debug = |vm: &mut Vm| _ = vm.clear(ENTRY_CONTROLS, EntryControls::LOAD_DEBUG_CONTROLS.bits());
+    let debug = |vm: &mut Vm| _ = vm.or(ENTRY_CONTROLS, EntryControls::LOAD_DEBUG_CONTROLS);
+    let no_debug = |vm: &mut Vm| _ = vm.clear(ENTRY_CONTROLS, EntryControls::LOAD_DEBUG_CONTROLS);
     flip(suite, "dr7", GUEST_DR7, 0..64, debug);
     flip(suite, "unused-dr7", GUEST_DR7, 0..64, no_debug);
     flip(suite, "debugctl", GUEST_DEBUGCTL, 0..64, debug);
@@ -76,13 +76,13 @@ fn control_registers(suite: &mut Suite) {
 fn msrs(suite: &mut Suite) {
     values(suite, "sysenter-esp", GUEST_SYSENTER_ESP, CANONICAL, as_it_is);
     values(suite, "sysenter-eip", GUEST_SYSENTER_EIP, CANONICAL, as_it_is);
-    let load_pat = |vm: &mut Vm| _ = vm.or(ENTRY_CONTROLS, EntryControls::LOAD_PAT.bits());
+    let load_pat = |vm: &mut Vm| _ = vm.or(ENTRY_CONTROLS, EntryControls::LOAD_PAT);
     for byte in 0..8 {
         let values_of_byte = (0..9).chain([0xff]).map(|value: u64| value << (8 * byte));
         values(suite, format_args!("pat-byte-{byte}"), GUEST_PAT, values_of_byte, load_pat);
     }
     values(suite, "unused-pat", GUEST_PAT, [2, u64::MAX], as_it_is);
-    let no_efer = |vm: &mut Vm| _ = vm.clear(ENTRY_CONTROLS, EntryControls::LOAD_EFER.bits());
+    let no_efer = |vm: &mut Vm| _ = vm.clear(ENTRY_CONTROLS, EntryControls::LOAD_EFER);
     flip(suite, "efer", GUEST_EFER, 0..64, as_it_is);
     flip(suite, "unused-efer", GUEST_EFER, 0..64, no_efer);
     flip(suite, "protected-efer", GUEST_EFER, 0..64, protected);
@@ -211,7 +211,7 @@ fn non_register(suite: &mut Suite) {
         for (name, flags, debugctl) in [("", 0, 0), ("tf-", 1 << 8, 0), ("tf-btf-", 1 << 8, 2)] {
             let prepare = |vm: &mut Vm| {
                 vm.set(GUEST_INTERRUPTIBILITY, blocking).or(GUEST_RFLAGS, flags | 1 << 9);
-                vm.set(GUEST_DEBUGCTL, debugctl).or(ENTRY_CONTROLS, EntryControls::LOAD_DEBUG_CONTROLS.bits());
+                vm.set(GUEST_DEBUGCTL, debugctl).or(ENTRY_CONTROLS, EntryControls::LOAD_DEBUG_CONTROLS);
             };
             let name = format_args!("{name}blocking-{blocking}-pending-debug");
             values(suite, name, GUEST_PENDING_DEBUG, [0, 1, 0x1000, 0x4000, 0x5000], prepare);
@@ -260,7 +260,7 @@ fn pdptes(suite: &mut Suite) {
     for bit in (0..12).chain(40..64) {
         let verdict = enter(code!("cpuid"), |vm| {
             pae(vm);
-            vm.clear(SECONDARY_CONTROLS, (Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST).bits());
+            vm.clear(SECONDARY_CONTROLS, Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST);
             SPARE.set(0, nested_paging::first_page_directory() | 1);
             SPARE.set(3, 1 ^ 1 << bit);
             vm.set(GUEST_CR3, SPARE.address());
@@ -271,7 +271,7 @@ fn pdptes(suite: &mut Suite) {
     for (name, field, bit) in [("rflags", GUEST_RFLAGS, 1), ("dr7", GUEST_DR7, 63), ("rip", GUEST_RIP, 32)] {
         let verdict = enter(code!("cpuid"), |vm| {
             pae(vm);
-            vm.clear(SECONDARY_CONTROLS, (Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST).bits());
+            vm.clear(SECONDARY_CONTROLS, Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST);
             SPARE.set(0, 2 | 1);
             vm.set(GUEST_CR3, SPARE.address());
             let value = vm.get(field) ^ 1 << bit;

@@ -52,7 +52,7 @@ fn selectors(suite: &mut Suite) {
 }
 
 fn msrs(suite: &mut Suite) {
-    let load_pat = |vm: &mut Vm| _ = vm.or(EXIT_CONTROLS, ExitControls::LOAD_PAT.bits());
+    let load_pat = |vm: &mut Vm| _ = vm.or(EXIT_CONTROLS, ExitControls::LOAD_PAT);
     const PAT: u64 = 0x0007_0406_0007_0406;
     for byte in 0..8 {
         let with = |value: u64| PAT & !(0xff << (8 * byte)) | value << (8 * byte);
@@ -60,17 +60,17 @@ fn msrs(suite: &mut Suite) {
     }
     values(suite, "unused-pat", HOST_PAT, [2, 3, u64::MAX], as_it_is);
     flip(suite, "efer", HOST_EFER, 0..64, as_it_is);
-    flip(suite, "unused-efer", HOST_EFER, 0..64, |vm| _ = vm.clear(EXIT_CONTROLS, ExitControls::LOAD_EFER.bits()));
+    flip(suite, "unused-efer", HOST_EFER, 0..64, |vm| _ = vm.clear(EXIT_CONTROLS, ExitControls::LOAD_EFER));
 }
 
 /// "Host address-space size" against the mode, CR4 and RIP.
 fn address_space(suite: &mut Suite) {
     let legacy = |vm: &mut Vm| {
-        vm.clear(EXIT_CONTROLS, (ExitControls::HOST_ADDRESS_SPACE_SIZE | ExitControls::LOAD_EFER).bits());
+        vm.clear(EXIT_CONTROLS, ExitControls::HOST_ADDRESS_SPACE_SIZE | ExitControls::LOAD_EFER);
     };
     let both_legacy = |vm: &mut Vm| {
         legacy(vm);
-        vm.clear(ENTRY_CONTROLS, EntryControls::IA32E_MODE_GUEST.bits());
+        vm.clear(ENTRY_CONTROLS, EntryControls::IA32E_MODE_GUEST);
     };
     values(suite, "legacy-rip", HOST_RIP, [0, 1 << 32], legacy);
     values(suite, "legacy-ss", HOST_SS_SELECTOR, [0, 0x10], legacy);

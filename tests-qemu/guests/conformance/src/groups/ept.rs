@@ -268,7 +268,7 @@ fn invalidation(suite: &mut Suite) {
         for vpid in [false, true] {
             let mut vm = Vm::new(code);
             if vpid {
-                vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID.bits());
+                vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID);
             }
             invalidate_all();
             let first = vm.run();
@@ -309,7 +309,7 @@ fn vpids(suite: &mut Suite) {
     for kind in [None, Some(0), Some(1), Some(2), Some(3)] {
         let mut vm = Vm::new(code);
         if kind.is_some() {
-            vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID.bits()).set(VPID, 5);
+            vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID).set(VPID, 5);
         }
         let _ = invvpid(2, [0; 2]);
         let first = vm.run();

@@ -154,7 +154,8 @@ fn invept_after_edits(suite: &mut Suite) {
                 for (dirty, vpid) in [(0, 0), (0, 1), (ACCESSED_DIRTY, 1)] {
                     mark_pages();
                     let mut vm = Vm::new(*code);
-                    vm.or(EPT_POINTER, dirty).or(SECONDARY_CONTROLS, vpid * Secondary::ENABLE_VPID.bits());
+                    vm.or(EPT_POINTER, dirty)
+                        .or(SECONDARY_CONTROLS, Secondary::from_bits_retain(vpid * Secondary::ENABLE_VPID.bits()));
                     let _ = invept(2, [0; 2]);
                     let _ = vm.run();
                     edit(table, index);
@@ -193,7 +194,7 @@ fn invvpid_after_edits(suite: &mut Suite) {
                 for dirty in [0, ACCESSED_DIRTY] {
                     mark_pages();
                     let mut vm = Vm::new(code);
-                    vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID.bits()).set(VPID, 5).or(EPT_POINTER, dirty);
+                    vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID).set(VPID, 5).or(EPT_POINTER, dirty);
                     let _ = (invept(2, [0; 2]), invvpid(2, [0; 2]));
                     let _ = vm.run();
                     GUEST_PT.set(TARGET, entry);
@@ -221,11 +222,11 @@ fn vpids_in_turn(suite: &mut Suite) {
         for (round, page) in [1, 2, 3, 0].into_iter().enumerate() {
             GUEST_PT.set(TARGET, (WINDOW + page * 4096) | 7);
             for vpid in VPIDS {
-                vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID.bits()).set(VPID, vpid);
+                vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID).set(VPID, vpid);
                 let _ = invvpid(kind, [vpid.into(), LINEAR + 0x1000]);
                 step(suite, &mut vm, format_args!("vpid-{vpid:#x}-invvpid-{kind}-round-{round}"));
             }
-            vm.clear(SECONDARY_CONTROLS, Secondary::ENABLE_VPID.bits());
+            vm.clear(SECONDARY_CONTROLS, Secondary::ENABLE_VPID);
             step(suite, &mut vm, format_args!("no-vpid-invvpid-{kind}-round-{round}"));
         }
     }

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use shadow::controls::Secondary;
+use shadow::controls::{Secondary, VmFunctions};
 use shadow::fields::*;
 
 use super::ept::{ACCESSED_DIRTY, TARGET, WithEntries, accesses, replace_bits};
@@ -55,7 +55,7 @@ fn mode_accesses() -> [(&'static str, u64, u64); 6] {
 fn by_mode(vm: &mut Vm, address: u64) {
     const GUEST_USER: u64 = 4;
     allow_user_execution();
-    vm.or(SECONDARY_CONTROLS, Secondary::MODE_BASED_EXECUTE.bits());
+    vm.or(SECONDARY_CONTROLS, Secondary::MODE_BASED_EXECUTE);
     GUEST_PT.set(TARGET, GUEST_PT.get(TARGET) & !GUEST_USER);
     vm.registers.rax = address;
 }
@@ -102,7 +102,7 @@ fn mode_based_later(suite: &mut Suite) {
                 let verdict = vm.rerun();
                 suite.case(format_args!("by-mode-then-{bits:04b}-{first}-{second}"), WithEntries(verdict));
             }
-            vm.clear(SECONDARY_CONTROLS, Secondary::MODE_BASED_EXECUTE.bits());
+            vm.clear(SECONDARY_CONTROLS, Secondary::MODE_BASED_EXECUTE);
             let _ = invept(2, [0; 2]);
             let verdict = vm.rerun();
             suite.case(format_args!("by-mode-then-{bits:04b}-{first}-off"), WithEntries(verdict));
@@ -138,8 +138,8 @@ fn switching(vm: &mut Vm) {
     for page in 0..WINDOW_PAGES {
         PAGES.set(page * 512 + 1, 0x1111 * page as u64);
     }
-    vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VM_FUNCTIONS.bits());
-    vm.set(VM_FUNCTION_CONTROLS, 1).set(EPTP_LIST_ADDRESS, EPTP_LIST.address());
+    vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VM_FUNCTIONS);
+    vm.set(VM_FUNCTION_CONTROLS, VmFunctions::EPTP_SWITCHING).set(EPTP_LIST_ADDRESS, EPTP_LIST.address());
     vm.registers.rdx = WINDOW + 0x1008;
     let _ = invept(2, [0; 2]);
 }
@@ -169,22 +169,26 @@ fn vm_functions(suite: &mut Suite) {
     };
     for entry in (0..10).chain([511, 512, 513, 0xffff_ffff, 1 << 32, (1 << 32) + 1]) {
         case(format_args!("vmfunc-entry-{entry:#x}"), 0, entry, &as_it_is);
-        case(format_args!("vmfunc-entry-{entry:#x}-off"), 0, entry, &|vm| _ = vm.set(VM_FUNCTION_CONTROLS, 0));
+        case(format_args!("vmfunc-entry-{entry:#x}-off"), 0, entry, &|vm| {
+            _ = vm.set(VM_FUNCTION_CONTROLS, VmFunctions::empty())
+        });
         case(format_args!("vmfunc-entry-{entry:#x}-user"), 0, entry, &user);
         case(format_args!("vmfunc-entry-{entry:#x}-ad"), 0, entry, &|vm| {
             fill_list(ACCESSED_DIRTY);
             vm.or(EPT_POINTER, ACCESSED_DIRTY);
         });
         case(format_args!("vmfunc-entry-{entry:#x}-vpid"), 0, entry, &|vm| {
-            vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID.bits());
+            vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID);
         });
     }
     for function in [1, 2, 31, 32, 63, 64, 0xffff_ffff, 1 << 32] {
         case(format_args!("vmfunc-function-{function:#x}"), function, 1, &as_it_is);
-        case(format_args!("vmfunc-function-{function:#x}-off"), function, 1, &|vm| _ = vm.set(VM_FUNCTION_CONTROLS, 0));
+        case(format_args!("vmfunc-function-{function:#x}-off"), function, 1, &|vm| {
+            _ = vm.set(VM_FUNCTION_CONTROLS, VmFunctions::empty())
+        });
     }
     case(format_args!("vmfunc-disabled"), 0, 1, &|vm| {
-        vm.clear(SECONDARY_CONTROLS, Secondary::ENABLE_VM_FUNCTIONS.bits());
+        vm.clear(SECONDARY_CONTROLS, Secondary::ENABLE_VM_FUNCTIONS);
     });
     // There and back many times, and on from where the last switch led.
     let code = code!(
@@ -212,17 +216,17 @@ fn vm_function_fields(suite: &mut Suite) {
     flip(suite, "vmfunc-list", EPTP_LIST_ADDRESS, 0..64, switching);
     flip(suite, "vmfunc-list-off", EPTP_LIST_ADDRESS, 0..64, |vm| {
         switching(vm);
-        vm.set(VM_FUNCTION_CONTROLS, 0);
+        vm.set(VM_FUNCTION_CONTROLS, VmFunctions::empty());
     });
     flip(suite, "vmfunc-no-ept", VM_FUNCTION_CONTROLS, 0..2, |vm| {
         switching(vm);
-        vm.clear(SECONDARY_CONTROLS, (Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST).bits());
+        vm.clear(SECONDARY_CONTROLS, Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST);
     });
     flip(suite, "ve-area", VIRTUALIZATION_EXCEPTION_INFO, 0..64, converting);
 }
 
 fn converting(vm: &mut Vm) {
-    vm.or(SECONDARY_CONTROLS, Secondary::EPT_VIOLATION_VE.bits());
+    vm.or(SECONDARY_CONTROLS, Secondary::EPT_VIOLATION_VE);
 }
 
 /// The information area, and what delivery of the exception has pushed.
@@ -311,7 +315,7 @@ fn conditions_of_virtualization_exceptions(suite: &mut Suite) {
             WINDOW_PT.set(TARGET, suppress);
         });
         case(format_args!("ve-off-{}", suppress >> 63), read, &|vm| {
-            vm.clear(SECONDARY_CONTROLS, Secondary::EPT_VIOLATION_VE.bits());
+            vm.clear(SECONDARY_CONTROLS, Secondary::EPT_VIOLATION_VE);
             WINDOW_PT.set(TARGET, suppress);
         });
     }

@@ -6,7 +6,7 @@ mod interrupts;
 mod moved_state;
 mod msr_areas;
 
-use shadow::controls::{ExitControls, Pin, Primary, Secondary};
+use shadow::controls::{EntryControls, ExitControls, Pin, Primary, Secondary};
 use shadow::fields::*;
 
 use super::enter;
@@ -38,7 +38,7 @@ fn case(suite: &mut Suite, name: impl core::fmt::Display, code: u64, change: imp
 }
 
 fn virtual_nmis(vm: &mut Vm) {
-    vm.or(PIN_CONTROLS, (Pin::NMI_EXITING | Pin::VIRTUAL_NMIS).bits());
+    vm.or(PIN_CONTROLS, Pin::NMI_EXITING | Pin::VIRTUAL_NMIS);
 }
 
 fn windows(suite: &mut Suite) {
@@ -76,22 +76,22 @@ fn windows(suite: &mut Suite) {
                 case(suite, format_args!("no-window-{suffix}"), code, start);
                 case(suite, format_args!("interrupt-window-{suffix}"), code, |vm| {
                     start(vm);
-                    vm.or(PRIMARY_CONTROLS, Primary::INTERRUPT_WINDOW_EXITING.bits());
+                    vm.or(PRIMARY_CONTROLS, Primary::INTERRUPT_WINDOW_EXITING);
                 });
                 case(suite, format_args!("nmi-window-{suffix}"), code, |vm| {
                     start(vm);
                     virtual_nmis(vm);
-                    vm.or(PRIMARY_CONTROLS, Primary::NMI_WINDOW_EXITING.bits());
+                    vm.or(PRIMARY_CONTROLS, Primary::NMI_WINDOW_EXITING);
                 });
                 case(suite, format_args!("both-windows-{suffix}"), code, |vm| {
                     start(vm);
                     virtual_nmis(vm);
                     let both = Primary::NMI_WINDOW_EXITING | Primary::INTERRUPT_WINDOW_EXITING;
-                    vm.or(PRIMARY_CONTROLS, both.bits());
+                    vm.or(PRIMARY_CONTROLS, both);
                 });
                 case(suite, format_args!("mtf-{suffix}"), code, |vm| {
                     start(vm);
-                    vm.or(PRIMARY_CONTROLS, Primary::MONITOR_TRAP_FLAG.bits());
+                    vm.or(PRIMARY_CONTROLS, Primary::MONITOR_TRAP_FLAG);
                 });
             }
         }
@@ -100,7 +100,7 @@ fn windows(suite: &mut Suite) {
 
 /// The monitor trap flag after each kind of instruction and event.
 fn trap_flag(suite: &mut Suite) {
-    let mtf = |vm: &mut Vm| _ = vm.or(PRIMARY_CONTROLS, Primary::MONITOR_TRAP_FLAG.bits());
+    let mtf = |vm: &mut Vm| _ = vm.or(PRIMARY_CONTROLS, Primary::MONITOR_TRAP_FLAG);
     for (name, code) in [
         ("nop", code!("nop")),
         ("jump", code!("jmp 2f", "nop", "2:")),
@@ -154,10 +154,10 @@ fn debug(suite: &mut Suite) {
             ("mov-ss-cpuid", code!("mov eax, ss", "mov ss, eax", "cpuid")),
             ("hlt", code!("hlt")),
         ] {
-            for hlt in [0, Primary::HLT_EXITING.bits()] {
-                case(suite, format_args!("single-step-{name}-{way}-hlt-{}", hlt >> 7), code, |vm| {
+            for hlt in [Primary::empty(), Primary::HLT_EXITING] {
+                case(suite, format_args!("single-step-{name}-{way}-hlt-{}", hlt.bits() >> 7), code, |vm| {
                     vm.set(EXCEPTION_BITMAP, bitmap).or(GUEST_RFLAGS, TF).or(PRIMARY_CONTROLS, hlt);
-                    vm.or(ENTRY_CONTROLS, 1 << 2);
+                    vm.or(ENTRY_CONTROLS, EntryControls::LOAD_DEBUG_CONTROLS);
                 });
             }
         }
@@ -217,11 +217,11 @@ fn activity(suite: &mut Suite) {
         }
         case(suite, format_args!("activity-{state}-window"), code!("nop"), |vm| {
             vm.set(GUEST_ACTIVITY_STATE, state).or(GUEST_RFLAGS, IF);
-            vm.or(PRIMARY_CONTROLS, Primary::INTERRUPT_WINDOW_EXITING.bits());
+            vm.or(PRIMARY_CONTROLS, Primary::INTERRUPT_WINDOW_EXITING);
         });
         case(suite, format_args!("activity-{state}-mtf"), code!("nop"), |vm| {
             vm.set(GUEST_ACTIVITY_STATE, state).or(GUEST_RFLAGS, IF);
-            vm.or(PRIMARY_CONTROLS, Primary::MONITOR_TRAP_FLAG.bits());
+            vm.or(PRIMARY_CONTROLS, Primary::MONITOR_TRAP_FLAG);
         });
         case(suite, format_args!("activity-{state}-pending-debug"), code!("nop"), |vm| {
             vm.set(GUEST_ACTIVITY_STATE, state).set(GUEST_PENDING_DEBUG, 0x1001);
@@ -236,7 +236,7 @@ fn timers(suite: &mut Suite) {
     for save in [false, true] {
         let mut vm = Vm::new(code!("mov ecx, 1000", "2: loop 2b", "cpuid"));
         if save {
-            vm.or(EXIT_CONTROLS, ExitControls::SAVE_PREEMPTION_TIMER.bits());
+            vm.or(EXIT_CONTROLS, ExitControls::SAVE_PREEMPTION_TIMER);
         }
         let verdict = vm.run();
         let value = vm.get(PREEMPTION_TIMER_VALUE);
@@ -267,8 +267,8 @@ fn timers(suite: &mut Suite) {
                 let mut vm = Vm::new(code);
                 vm.set(TSC_OFFSET, offset).set(TSC_MULTIPLIER, multiplier);
                 if offsetting {
-                    vm.or(PRIMARY_CONTROLS, Primary::USE_TSC_OFFSETTING.bits());
-                    vm.or(SECONDARY_CONTROLS, Secondary::USE_TSC_SCALING.bits());
+                    vm.or(PRIMARY_CONTROLS, Primary::USE_TSC_OFFSETTING);
+                    vm.or(SECONDARY_CONTROLS, Secondary::USE_TSC_SCALING);
                 }
                 let verdict = vm.run();
                 let tsc = vm.registers.rdx << 32 | vm.registers.rax;

@@ -138,7 +138,7 @@ fn guest_accesses(suite: &mut Suite) {
                 let linear = if ept { LINEAR } else { OPERANDS.address() };
                 OPERANDS.set(0, crate::nested_paging::VMCALL);
                 if !ept {
-                    vm.clear(SECONDARY_CONTROLS, (Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST).bits());
+                    vm.clear(SECONDARY_CONTROLS, Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST);
                 }
                 if refused {
                     WINDOW_PT.set(0, 0);

@@ -6,7 +6,7 @@
 
 use core::fmt;
 
-use shadow::controls::{Pin, Primary, Secondary};
+use shadow::controls::{Pin, Primary, Secondary, VmFunctions};
 use shadow::fields::*;
 
 use super::entry_guest::protected;
@@ -167,13 +167,13 @@ impl Aim<'_> {
     fn guest_tables(&mut self) {
         self.case(format_args!("guest-cr3"), code!("mov rcx, [rax]"), |vm, target| _ = vm.set(GUEST_CR3, target));
         self.case(format_args!("guest-cr3-no-ept"), code!("nop"), |vm, target| {
-            vm.clear(SECONDARY_CONTROLS, (Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST).bits());
+            vm.clear(SECONDARY_CONTROLS, Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST);
             vm.set(GUEST_CR3, target);
         });
         self.case(format_args!("pdptes-no-ept"), code_32!("nop"), |vm, target| {
             const CR0_PG: u64 = 1 << 31;
             protected(vm);
-            vm.clear(SECONDARY_CONTROLS, (Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST).bits());
+            vm.clear(SECONDARY_CONTROLS, Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST);
             vm.or(GUEST_CR0, CR0_PG).set(GUEST_CR3, target);
         });
     }
@@ -192,14 +192,14 @@ impl Aim<'_> {
         ];
         for (name, bitmap, code) in bitmaps {
             self.case(format_args!("io-bitmap-{name}"), code, |vm, target| {
-                vm.or(PRIMARY_CONTROLS, Primary::USE_IO_BITMAPS.bits()).set(bitmap, target);
+                vm.or(PRIMARY_CONTROLS, Primary::USE_IO_BITMAPS).set(bitmap, target);
             });
         }
         self.case(format_args!("virtual-apic"), code!("mov rcx, cr8"), |vm, target| {
-            vm.or(PRIMARY_CONTROLS, Primary::USE_TPR_SHADOW.bits()).set(VIRTUAL_APIC_ADDRESS, target);
+            vm.or(PRIMARY_CONTROLS, Primary::USE_TPR_SHADOW).set(VIRTUAL_APIC_ADDRESS, target);
         });
         self.case(format_args!("apic-access"), code!("mov ecx, [rax + 0x30]"), |vm, target| {
-            vm.or(SECONDARY_CONTROLS, Secondary::VIRTUALIZE_APIC_ACCESSES.bits()).set(APIC_ACCESS_ADDRESS, target);
+            vm.or(SECONDARY_CONTROLS, Secondary::VIRTUALIZE_APIC_ACCESSES).set(APIC_ACCESS_ADDRESS, target);
             WINDOW_PT.set(0, target | LEAF);
         });
     }
@@ -215,16 +215,16 @@ impl Aim<'_> {
         ];
         for (name, bitmap, code) in bitmaps {
             self.case(format_args!("{name}-bitmap"), code, |vm, target| {
-                vm.or(SECONDARY_CONTROLS, Secondary::VMCS_SHADOWING.bits());
+                vm.or(SECONDARY_CONTROLS, Secondary::VMCS_SHADOWING);
                 vm.set(VMCS_LINK_POINTER, OTHER_VMCS.address()).set(bitmap, target);
             });
         }
         self.case(format_args!("eptp-list"), code!("xor eax, eax", "xor ecx, ecx", "vmfunc"), |vm, target| {
-            vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VM_FUNCTIONS.bits());
-            vm.set(VM_FUNCTION_CONTROLS, 1).set(EPTP_LIST_ADDRESS, target);
+            vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VM_FUNCTIONS);
+            vm.set(VM_FUNCTION_CONTROLS, VmFunctions::EPTP_SWITCHING).set(EPTP_LIST_ADDRESS, target);
         });
         self.case(format_args!("ve-information"), code!("mov rcx, [rax]"), |vm, target| {
-            vm.or(SECONDARY_CONTROLS, Secondary::EPT_VIOLATION_VE.bits()).set(VIRTUALIZATION_EXCEPTION_INFO, target);
+            vm.or(SECONDARY_CONTROLS, Secondary::EPT_VIOLATION_VE).set(VIRTUALIZATION_EXCEPTION_INFO, target);
             WINDOW_PT.set(0, 0);
         });
     }
@@ -233,14 +233,14 @@ impl Aim<'_> {
     fn written_pages(&mut self) {
         self.case(format_args!("pml"), code!("mov [rax + 8], cl"), |vm, target| {
             nested_paging::clear_accessed_and_dirty();
-            vm.or(EPT_POINTER, ACCESSED_DIRTY).or(SECONDARY_CONTROLS, Secondary::ENABLE_PML.bits());
+            vm.or(EPT_POINTER, ACCESSED_DIRTY).or(SECONDARY_CONTROLS, Secondary::ENABLE_PML);
             vm.set(PML_ADDRESS, target).set(PML_INDEX, 511);
         });
         self.case(format_args!("posted-interrupts"), code!("nop"), |vm, target| {
             let pin = Pin::PROCESS_POSTED_INTERRUPTS | Pin::EXTERNAL_INTERRUPT_EXITING;
-            vm.or(PIN_CONTROLS, pin.bits()).or(PRIMARY_CONTROLS, Primary::USE_TPR_SHADOW.bits());
-            vm.or(SECONDARY_CONTROLS, Secondary::VIRTUAL_INTERRUPT_DELIVERY.bits());
-            vm.or(EXIT_CONTROLS, shadow::controls::ExitControls::ACKNOWLEDGE_INTERRUPT.bits());
+            vm.or(PIN_CONTROLS, pin).or(PRIMARY_CONTROLS, Primary::USE_TPR_SHADOW);
+            vm.or(SECONDARY_CONTROLS, Secondary::VIRTUAL_INTERRUPT_DELIVERY);
+            vm.or(EXIT_CONTROLS, shadow::controls::ExitControls::ACKNOWLEDGE_INTERRUPT);
             vm.set(POSTED_INTERRUPT_DESCRIPTOR_ADDRESS, target);
         });
         let target = self.target;

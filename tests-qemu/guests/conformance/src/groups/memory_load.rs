@@ -109,7 +109,7 @@ fn touch_2_gib(suite: &mut Suite) {
                 poke(TARGET + page * 4096, page);
             }
             let mut vm = Vm::new(read);
-            vm.clear(PIN_CONTROLS, Pin::ACTIVATE_PREEMPTION_TIMER.bits()).set(EPT_POINTER, eptp(LARGE_EPT, flags));
+            vm.clear(PIN_CONTROLS, Pin::ACTIVATE_PREEMPTION_TIMER).set(EPT_POINTER, eptp(LARGE_EPT, flags));
             let _ = invept(2, [0; 2]);
             for (pass, code) in [("read", read), ("write", write), ("read-again", read)] {
                 (vm.registers.rax, vm.registers.rcx, vm.registers.rdx) = (WINDOW, touched / 4096, 0);

@@ -29,7 +29,7 @@ pub fn run(suite: &mut Suite) {
 fn logging(vm: &mut Vm, index: u16) {
     MODIFICATION_LOG.fill(UNUSED);
     nested_paging::clear_accessed_and_dirty();
-    vm.or(EPT_POINTER, ACCESSED_DIRTY).or(SECONDARY_CONTROLS, Secondary::ENABLE_PML.bits());
+    vm.or(EPT_POINTER, ACCESSED_DIRTY).or(SECONDARY_CONTROLS, Secondary::ENABLE_PML);
     vm.set(PML_ADDRESS, MODIFICATION_LOG.address()).set(PML_INDEX, index);
     vm.registers.rcx = WINDOW;
     let _ = invept(2, [0; 2]);
@@ -87,7 +87,7 @@ fn accesses(suite: &mut Suite) {
                 WINDOW_PT.set(page, WINDOW_PT.get(page) & !2);
             }
         }),
-        ("off", |vm| _ = vm.clear(SECONDARY_CONTROLS, Secondary::ENABLE_PML.bits())),
+        ("off", |vm| _ = vm.clear(SECONDARY_CONTROLS, Secondary::ENABLE_PML)),
     ];
     for (name, code) in codes {
         for (way, change) in ways {

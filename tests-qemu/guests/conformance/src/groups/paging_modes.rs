@@ -243,7 +243,7 @@ fn legacy_entry(suite: &mut Suite) {
         paging_32(&mut vm, 0x60);
         vm.registers.rax = window_page(TARGET);
         WINDOW_PT.set(TARGET, WINDOW_PT.get(TARGET) & !7 | rights);
-        vm.clear(ENTRY_CONTROLS, EntryControls::IA32E_MODE_GUEST.bits());
+        vm.clear(ENTRY_CONTROLS, EntryControls::IA32E_MODE_GUEST);
         let _ = invept(2, [0; 2]);
         let verdict = vm.run();
         suite.case(format_args!("paging-off-{rights:03b}"), format_args!("{verdict}{Flags}"));

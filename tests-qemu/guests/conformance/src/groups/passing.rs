@@ -91,10 +91,10 @@ impl fmt::Display for Msr {
 fn prepare(vm: &mut Vm, register: &Register, on_entry: bool, on_exit: bool) {
     let [_, guest, host, written] = register.values;
     if on_entry {
-        vm.or(ENTRY_CONTROLS, register.entry.bits());
+        vm.or(ENTRY_CONTROLS, register.entry);
     }
     if on_exit {
-        vm.or(EXIT_CONTROLS, register.exit.bits());
+        vm.or(EXIT_CONTROLS, register.exit);
     }
     (register.set_guest)(vm, guest);
     (register.set_host)(vm, host);
@@ -177,7 +177,7 @@ fn shadow_stack_pointer(suite: &mut Suite) {
             [(1, EntryControls::LOAD_CET, ExitControls::empty()), (2, EntryControls::empty(), ExitControls::LOAD_CET)]
         {
             if loads & bit != 0 {
-                vm.or(ENTRY_CONTROLS, entry.bits()).or(EXIT_CONTROLS, exit.bits());
+                vm.or(ENTRY_CONTROLS, entry).or(EXIT_CONTROLS, exit);
             }
         }
         for (what, link) in [("entered", u64::MAX), ("refused", 8), ("again", u64::MAX)] {
@@ -199,8 +199,8 @@ fn shadow_stack_pointer(suite: &mut Suite) {
 
 /// The checks of VM entry, on the values that it loads and on those that exits load.
 fn checks(suite: &mut Suite) {
-    let exit_cet = |vm: &mut Vm| _ = vm.or(EXIT_CONTROLS, ExitControls::LOAD_CET.bits());
-    let entry_cet = |vm: &mut Vm| _ = vm.or(ENTRY_CONTROLS, EntryControls::LOAD_CET.bits());
+    let exit_cet = |vm: &mut Vm| _ = vm.or(EXIT_CONTROLS, ExitControls::LOAD_CET);
+    let entry_cet = |vm: &mut Vm| _ = vm.or(ENTRY_CONTROLS, EntryControls::LOAD_CET);
     let bits = || (0..16).chain(44..64);
     // What passes as the host's has no effect: CR4.CET is 0.
     flip(suite, "host-s-cet", HOST_S_CET, bits(), exit_cet);
@@ -215,13 +215,13 @@ fn checks(suite: &mut Suite) {
     });
     flip(suite, "unused-host-s-cet", HOST_S_CET, [6, 63], as_it_is);
     flip(suite, "host-pkrs", HOST_PKRS, [0, 31, 32, 63], |vm| {
-        vm.or(EXIT_CONTROLS, ExitControls::LOAD_PKRS.bits());
+        vm.or(EXIT_CONTROLS, ExitControls::LOAD_PKRS);
     });
     flip(suite, "guest-pkrs", GUEST_PKRS, [0, 31, 32, 63], |vm| {
-        vm.or(ENTRY_CONTROLS, EntryControls::LOAD_PKRS.bits());
+        vm.or(ENTRY_CONTROLS, EntryControls::LOAD_PKRS);
     });
     flip(suite, "guest-uinv", GUEST_UINV, 0..16, |vm| {
-        vm.or(ENTRY_CONTROLS, EntryControls::LOAD_UINV.bits());
+        vm.or(ENTRY_CONTROLS, EntryControls::LOAD_UINV);
     });
     for msr in [IA32_S_CET, IA32_PKRS, IA32_UINTR_MISC] {
         let _ = wrmsr(msr, 0);
@@ -231,7 +231,7 @@ fn checks(suite: &mut Suite) {
 /// The tertiary controls, and the one that is offered: what the nested guest reads and writes, and what becomes of the MSR.
 fn spec_ctrl(suite: &mut Suite) {
     flip(suite, "tertiary", TERTIARY_CONTROLS, 0..64, |vm| {
-        vm.or(PRIMARY_CONTROLS, Primary::ACTIVATE_TERTIARY.bits());
+        vm.or(PRIMARY_CONTROLS, Primary::ACTIVATE_TERTIARY);
     });
     flip(suite, "inactive-tertiary", TERTIARY_CONTROLS, 0..64, as_it_is);
     for (mask, shadow, own) in [(0, 0, 0), (1, 1, 0), (1, 0, 1), (5, 4, 1), (u64::MAX, 0, 0), (0, 1, 4)] {
@@ -239,8 +239,8 @@ fn spec_ctrl(suite: &mut Suite) {
             let _ = wrmsr(IA32_SPEC_CTRL, own);
             let mut vm =
                 Vm::new(code!("rdmsr", "mov rsi, rax", "mov rax, rbx", "mov rdx, rbx", "shr rdx, 32", "wrmsr"));
-            vm.or(PRIMARY_CONTROLS, Primary::ACTIVATE_TERTIARY.bits());
-            vm.set(TERTIARY_CONTROLS, Tertiary::VIRTUALIZE_SPEC_CTRL.bits());
+            vm.or(PRIMARY_CONTROLS, Primary::ACTIVATE_TERTIARY);
+            vm.set(TERTIARY_CONTROLS, Tertiary::VIRTUALIZE_SPEC_CTRL);
             vm.set(SPEC_CTRL_MASK, mask).set(SPEC_CTRL_SHADOW, shadow);
             vm.registers.rcx = IA32_SPEC_CTRL.into();
             vm.registers.rbx = written;

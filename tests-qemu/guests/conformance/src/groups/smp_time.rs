@@ -78,10 +78,10 @@ fn go_round(case: u64) -> u64 {
     let (_, code) = reads()[case as usize % 10];
     let mut vm = Vm::with_vpid(code);
     if offset != 0 || multiplier.is_some() {
-        vm.or(PRIMARY_CONTROLS, Primary::USE_TSC_OFFSETTING.bits()).set(TSC_OFFSET, offset);
+        vm.or(PRIMARY_CONTROLS, Primary::USE_TSC_OFFSETTING).set(TSC_OFFSET, offset);
     }
     if let Some(multiplier) = multiplier {
-        vm.or(SECONDARY_CONTROLS, Secondary::USE_TSC_SCALING.bits()).set(TSC_MULTIPLIER, multiplier);
+        vm.or(SECONDARY_CONTROLS, Secondary::USE_TSC_SCALING).set(TSC_MULTIPLIER, multiplier);
     }
     let nested = |tsc: u64| {
         let scaled = (u128::from(tsc) * u128::from(multiplier.unwrap_or(1 << 48))) >> 48;

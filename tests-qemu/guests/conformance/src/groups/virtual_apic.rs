@@ -68,9 +68,9 @@ impl Mode {
     }
 
     fn apply(self, vm: &mut Vm, access: Secondary) {
-        vm.or(PIN_CONTROLS, Pin::EXTERNAL_INTERRUPT_EXITING.bits());
-        vm.or(PRIMARY_CONTROLS, Primary::USE_TPR_SHADOW.bits());
-        vm.or(SECONDARY_CONTROLS, (self.controls | access).bits());
+        vm.or(PIN_CONTROLS, Pin::EXTERNAL_INTERRUPT_EXITING);
+        vm.or(PRIMARY_CONTROLS, Primary::USE_TPR_SHADOW);
+        vm.or(SECONDARY_CONTROLS, self.controls | access);
     }
 }
 

@@ -65,7 +65,7 @@ fn linked(code: u64, bits: u64) -> Vm {
     let mut vm = Vm::new(code);
     VMREADS.fill(bits);
     VMWRITES.fill(bits);
-    vm.or(SECONDARY_CONTROLS, Secondary::VMCS_SHADOWING.bits());
+    vm.or(SECONDARY_CONTROLS, Secondary::VMCS_SHADOWING);
     vm.set(VMREAD_BITMAP, VMREADS.address()).set(VMWRITE_BITMAP, VMWRITES.address());
     vm.set(VMCS_LINK_POINTER, SHADOW.address());
     vm

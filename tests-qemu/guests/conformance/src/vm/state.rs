@@ -19,9 +19,9 @@ fn set<T: FieldValue>(field: Field<T>, value: T) {
 }
 
 /// A control word with the wanted bits that exist, from its TRUE capability MSR.
-fn control(msr: u32, wanted: u32) -> u32 {
+fn control<W: FieldValue>(msr: u32, wanted: W) -> W {
     let allowed = Allowed::from_msr(rdmsr(msr).unwrap_or(0));
-    wanted & allowed.may_be_1 | allowed.must_be_1
+    W::from_word(wanted.into_word() & u64::from(allowed.may_be_1) | u64::from(allowed.must_be_1))
 }
 
 /// Writes all of it.
@@ -41,11 +41,11 @@ fn controls() {
         | Secondary::ENABLE_XSAVES;
     let exit = ExitControls::HOST_ADDRESS_SPACE_SIZE | ExitControls::SAVE_EFER | ExitControls::LOAD_EFER;
     let entry = EntryControls::IA32E_MODE_GUEST | EntryControls::LOAD_EFER;
-    set(PIN_CONTROLS, control(0x48d, Pin::ACTIVATE_PREEMPTION_TIMER.bits()));
-    set(PRIMARY_CONTROLS, control(0x48e, primary.bits()));
-    set(SECONDARY_CONTROLS, control(0x48b, secondary.bits()));
-    set(EXIT_CONTROLS, control(0x48f, exit.bits()));
-    set(ENTRY_CONTROLS, control(0x490, entry.bits()));
+    set(PIN_CONTROLS, control(0x48d, Pin::ACTIVATE_PREEMPTION_TIMER));
+    set(PRIMARY_CONTROLS, control(0x48e, primary));
+    set(SECONDARY_CONTROLS, control(0x48b, secondary));
+    set(EXIT_CONTROLS, control(0x48f, exit));
+    set(ENTRY_CONTROLS, control(0x490, entry));
     set(PREEMPTION_TIMER_VALUE, GUARD);
     set(EXCEPTION_BITMAP, u32::MAX);
     set(TSC_MULTIPLIER, 1 << 48);

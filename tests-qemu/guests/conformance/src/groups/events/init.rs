@@ -28,15 +28,15 @@ const AMONG: &[(&str, Change)] = &[
     ("injected-nmi", |vm| _ = vm.set(ENTRY_INTERRUPTION_INFO, 0x8000_0202)),
     ("injected-exception", |vm| _ = vm.set(ENTRY_INTERRUPTION_INFO, 0x8000_0306)),
     ("interrupt-window", |vm| {
-        vm.or(GUEST_RFLAGS, IF).or(PRIMARY_CONTROLS, Primary::INTERRUPT_WINDOW_EXITING.bits());
+        vm.or(GUEST_RFLAGS, IF).or(PRIMARY_CONTROLS, Primary::INTERRUPT_WINDOW_EXITING);
     }),
     ("nmi-window", |vm| {
         super::virtual_nmis(vm);
-        vm.or(PRIMARY_CONTROLS, Primary::NMI_WINDOW_EXITING.bits());
+        vm.or(PRIMARY_CONTROLS, Primary::NMI_WINDOW_EXITING);
     }),
-    ("trap-exit", |vm| _ = vm.or(PRIMARY_CONTROLS, Primary::MONITOR_TRAP_FLAG.bits())),
+    ("trap-exit", |vm| _ = vm.or(PRIMARY_CONTROLS, Primary::MONITOR_TRAP_FLAG)),
     ("timer-0", |vm| {
-        vm.or(PIN_CONTROLS, Pin::ACTIVATE_PREEMPTION_TIMER.bits()).set(PREEMPTION_TIMER_VALUE, 0);
+        vm.or(PIN_CONTROLS, Pin::ACTIVATE_PREEMPTION_TIMER).set(PREEMPTION_TIMER_VALUE, 0);
     }),
 ];
 

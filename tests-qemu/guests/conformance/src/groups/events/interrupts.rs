@@ -22,9 +22,9 @@ pub fn run(suite: &mut Suite) {
 }
 
 fn exiting(vm: &mut Vm, acknowledge: bool) {
-    vm.or(PIN_CONTROLS, Pin::EXTERNAL_INTERRUPT_EXITING.bits());
+    vm.or(PIN_CONTROLS, Pin::EXTERNAL_INTERRUPT_EXITING);
     if acknowledge {
-        vm.or(EXIT_CONTROLS, ExitControls::ACKNOWLEDGE_INTERRUPT.bits());
+        vm.or(EXIT_CONTROLS, ExitControls::ACKNOWLEDGE_INTERRUPT);
     }
 }
 
@@ -93,11 +93,8 @@ fn nmis(suite: &mut Suite) {
         ),
         ("hlt", code!("mov eax, 0xfee00300", "mov [rax + 0x10], edi", "mov dword ptr [rax], 0x4400", "hlt")),
     ];
-    let ways: [(&str, Change); 3] = [
-        ("delivered", |_| ()),
-        ("exiting", |vm| _ = vm.or(PIN_CONTROLS, Pin::NMI_EXITING.bits())),
-        ("virtual", virtual_nmis),
-    ];
+    let ways: [(&str, Change); 3] =
+        [("delivered", |_| ()), ("exiting", |vm| _ = vm.or(PIN_CONTROLS, Pin::NMI_EXITING)), ("virtual", virtual_nmis)];
     for &(name, code) in codes {
         for (way, change) in ways {
             for block in [0, 8] {
@@ -125,7 +122,7 @@ fn injected_nmis(suite: &mut Suite) {
                 virtual_nmis(&mut vm);
             }
             if name == "window" && virtual_nmi {
-                vm.or(PRIMARY_CONTROLS, Primary::NMI_WINDOW_EXITING.bits());
+                vm.or(PRIMARY_CONTROLS, Primary::NMI_WINDOW_EXITING);
             }
             let verdict = vm.run();
             suite.case(format_args!("inject-nmi-{name}-virtual-{virtual_nmi}"), Delivered(verdict));

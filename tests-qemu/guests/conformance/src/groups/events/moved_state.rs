@@ -106,8 +106,8 @@ fn host(suite: &mut Suite) {
             ),
         ] {
             let mut vm = Vm::new(code);
-            vm.clear(EXIT_CONTROLS, (ExitControls::LOAD_PAT | ExitControls::LOAD_EFER).bits());
-            vm.or(EXIT_CONTROLS, control.bits());
+            vm.clear(EXIT_CONTROLS, ExitControls::LOAD_PAT | ExitControls::LOAD_EFER);
+            vm.or(EXIT_CONTROLS, control);
             vm.set(HOST_PAT, 0x0007_0406_0007_0401).set(HOST_SYSENTER_CS, 0x77);
             vm.set(HOST_SYSENTER_ESP, 0x1234_5678).set(HOST_SYSENTER_EIP, 0x8765_4321);
             vm.set(HOST_FS_BASE, 0x1111_0000).set(HOST_GS_BASE, 0x2222_0000);
@@ -159,9 +159,9 @@ fn saved(suite: &mut Suite) {
                 .enumerate()
         {
             if bits >> index & 1 != 0 {
-                vm.or(EXIT_CONTROLS, control.bits());
+                vm.or(EXIT_CONTROLS, control);
             } else {
-                vm.clear(EXIT_CONTROLS, control.bits());
+                vm.clear(EXIT_CONTROLS, control);
             }
         }
         let (verdict, host) = vm.run_and_observe(Host::observe);
@@ -181,7 +181,7 @@ fn saved(suite: &mut Suite) {
             vm.get(GUEST_FS_ACCESS_RIGHTS),
             vm.get(GUEST_GS_ACCESS_RIGHTS),
             vm.get(GUEST_CS_ACCESS_RIGHTS),
-            vm.get(ENTRY_CONTROLS),
+            vm.get(ENTRY_CONTROLS).bits(),
         ];
         suite.case(format_args!("saved-segments-{bits:04b}"), format_args!("{rights:x?}"));
     }
@@ -204,9 +204,9 @@ fn loaded(suite: &mut Suite) {
                     .enumerate()
             {
                 if bits >> index & 1 != 0 {
-                    vm.or(ENTRY_CONTROLS, control.bits());
+                    vm.or(ENTRY_CONTROLS, control);
                 } else {
-                    vm.clear(ENTRY_CONTROLS, control.bits());
+                    vm.clear(ENTRY_CONTROLS, control);
                 }
             }
             vm.set(GUEST_DR7, 0x4aa)

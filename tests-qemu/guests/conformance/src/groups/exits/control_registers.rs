@@ -75,9 +75,9 @@ fn cr3(suite: &mut Suite) {
         let control = |vm: &mut Vm| {
             let both = Primary::CR3_LOAD_EXITING | Primary::CR3_STORE_EXITING;
             if exiting {
-                vm.or(PRIMARY_CONTROLS, both.bits());
+                vm.or(PRIMARY_CONTROLS, both);
             } else {
-                vm.clear(PRIMARY_CONTROLS, both.bits());
+                vm.clear(PRIMARY_CONTROLS, both);
             }
             vm.registers.rax = guest_cr3();
         };
@@ -131,7 +131,7 @@ fn cr8(suite: &mut Suite) {
     ] {
         for value in [0, 3, 9, 15, 16, u64::MAX] {
             let mut vm = Vm::new(write);
-            vm.or(PRIMARY_CONTROLS, controls.bits()).set(TPR_THRESHOLD, 0);
+            vm.or(PRIMARY_CONTROLS, controls).set(TPR_THRESHOLD, 0);
             VIRTUAL_APIC.set_byte(0x80, 0x50);
             vm.registers.rax = value;
             let verdict = vm.run();
@@ -141,8 +141,8 @@ fn cr8(suite: &mut Suite) {
     }
     for (threshold, value) in [(5, 4), (5, 5), (5, 6), (15, 0)] {
         case(suite, format_args!("tpr-threshold-{threshold}-tpr-{value}"), write, |vm| {
-            vm.or(PRIMARY_CONTROLS, Primary::USE_TPR_SHADOW.bits()).set(TPR_THRESHOLD, threshold);
-            vm.clear(SECONDARY_CONTROLS, Secondary::VIRTUALIZE_APIC_ACCESSES.bits());
+            vm.or(PRIMARY_CONTROLS, Primary::USE_TPR_SHADOW).set(TPR_THRESHOLD, threshold);
+            vm.clear(SECONDARY_CONTROLS, Secondary::VIRTUALIZE_APIC_ACCESSES);
             VIRTUAL_APIC.set_byte(0x80, 0xf0);
             vm.registers.rax = value;
         });
@@ -167,7 +167,7 @@ fn debug(suite: &mut Suite) {
         ] {
             let control = |vm: &mut Vm| {
                 if exiting {
-                    vm.or(PRIMARY_CONTROLS, Primary::MOV_DR_EXITING.bits());
+                    vm.or(PRIMARY_CONTROLS, Primary::MOV_DR_EXITING);
                 }
             };
             case(suite, format_args!("{name}-exiting-{exiting}"), code, control);

@@ -61,11 +61,11 @@ pub fn run(suite: &mut Suite) {
 }
 
 fn unconditional(vm: &mut Vm) {
-    vm.or(PRIMARY_CONTROLS, Primary::UNCONDITIONAL_IO_EXITING.bits());
+    vm.or(PRIMARY_CONTROLS, Primary::UNCONDITIONAL_IO_EXITING);
 }
 
 fn with_bitmaps(vm: &mut Vm) {
-    vm.or(PRIMARY_CONTROLS, Primary::USE_IO_BITMAPS.bits());
+    vm.or(PRIMARY_CONTROLS, Primary::USE_IO_BITMAPS);
 }
 
 fn set_bit(port: usize) {

@@ -33,7 +33,7 @@ pub fn run(suite: &mut Suite) {
         for (name, code, half) in [("rdmsr", read, 0), ("wrmsr", write, 2048)] {
             case(suite, format_args!("{name}-{msr:#x}-no-bitmap"), code, |vm| {
                 prepare(vm, msr);
-                vm.clear(PRIMARY_CONTROLS, Primary::USE_MSR_BITMAPS.bits());
+                vm.clear(PRIMARY_CONTROLS, Primary::USE_MSR_BITMAPS);
             });
             case(suite, format_args!("{name}-{msr:#x}-cpl-3"), code, |vm| {
                 prepare(vm, msr);

@@ -65,17 +65,17 @@ fn primary(suite: &mut Suite) {
     ];
     for &(name, code, control) in cases {
         case(suite, format_args!("{name}-off"), code, |_| ());
-        case(suite, format_args!("{name}-on"), code, |vm| _ = vm.or(PRIMARY_CONTROLS, control.bits()));
+        case(suite, format_args!("{name}-on"), code, |vm| _ = vm.or(PRIMARY_CONTROLS, control));
         case(suite, format_args!("{name}-on-at-cpl-3"), code, |vm| {
-            vm.or(PRIMARY_CONTROLS, control.bits());
+            vm.or(PRIMARY_CONTROLS, control);
             user(vm);
         });
         case(suite, format_args!("{name}-off-at-cpl-3"), code, user);
     }
-    case(suite, "lock-hlt", code!(".byte 0xf0", "hlt"), |vm| _ = vm.or(PRIMARY_CONTROLS, Primary::HLT_EXITING.bits()));
+    case(suite, "lock-hlt", code!(".byte 0xf0", "hlt"), |vm| _ = vm.or(PRIMARY_CONTROLS, Primary::HLT_EXITING));
     const CR4_TSD_PCE: u64 = 1 << 2;
     case(suite, "rdtsc-tsd-at-cpl-3", code!("rdtsc"), |vm| {
-        vm.or(GUEST_CR4, CR4_TSD_PCE).or(PRIMARY_CONTROLS, Primary::RDTSC_EXITING.bits());
+        vm.or(GUEST_CR4, CR4_TSD_PCE).or(PRIMARY_CONTROLS, Primary::RDTSC_EXITING);
         user(vm);
     });
 }
@@ -104,7 +104,7 @@ fn secondary(suite: &mut Suite) {
     for &(name, code, control) in exiting {
         // What is random stays in registers that no case prints; flags are cleared.
         case(suite, format_args!("{name}-off"), code, |_| ());
-        case(suite, format_args!("{name}-on"), code, |vm| _ = vm.or(SECONDARY_CONTROLS, control.bits()));
+        case(suite, format_args!("{name}-on"), code, |vm| _ = vm.or(SECONDARY_CONTROLS, control));
     }
     let enabling: &[(&str, u64, Secondary)] = &[
         ("rdtscp", code!("rdtscp"), Secondary::ENABLE_RDTSCP),
@@ -132,9 +132,9 @@ fn secondary(suite: &mut Suite) {
             case(suite, format_args!("{name}-enabled-{enabled}"), code, |vm| {
                 vm.or(GUEST_CR4, CR4_OSXSAVE);
                 if enabled {
-                    vm.or(SECONDARY_CONTROLS, control.bits());
+                    vm.or(SECONDARY_CONTROLS, control);
                 } else {
-                    vm.clear(SECONDARY_CONTROLS, control.bits());
+                    vm.clear(SECONDARY_CONTROLS, control);
                 }
                 vm.or(XSS_EXITING_BITMAP, u64::MAX);
             });
@@ -147,7 +147,7 @@ fn secondary(suite: &mut Suite) {
             _ => code!("mov edi, 9", "invpcid rdi, fs:[rsp + 0x1000]"),
         };
         case(suite, format_args!("invpcid-exit-{register}"), code, |vm| {
-            vm.or(PRIMARY_CONTROLS, Primary::INVLPG_EXITING.bits());
+            vm.or(PRIMARY_CONTROLS, Primary::INVLPG_EXITING);
         });
     }
 }
@@ -190,6 +190,6 @@ fn timing(suite: &mut Suite) {
     case(suite, "preemption-timer", forever, |vm| _ = vm.set(PREEMPTION_TIMER_VALUE, 5000));
     case(suite, "preemption-timer-zero", forever, |vm| _ = vm.set(PREEMPTION_TIMER_VALUE, 0));
     case(suite, "pause-loop", code!("2: pause", "jmp 2b"), |vm| {
-        vm.or(SECONDARY_CONTROLS, Secondary::PAUSE_LOOP_EXITING.bits()).set(PLE_GAP, 1000).set(PLE_WINDOW, 3000);
+        vm.or(SECONDARY_CONTROLS, Secondary::PAUSE_LOOP_EXITING).set(PLE_GAP, 1000).set(PLE_WINDOW, 3000);
     });
 }

@@ -33,7 +33,7 @@ pub fn run(suite: &mut Suite) {
                     // A stack that SIDT's operand is on as well.
                     vm.registers.rbx = vm.get(GUEST_RSP) - 0x200;
                     if exiting {
-                        vm.or(SECONDARY_CONTROLS, Secondary::DESCRIPTOR_TABLE_EXITING.bits());
+                        vm.or(SECONDARY_CONTROLS, Secondary::DESCRIPTOR_TABLE_EXITING);
                     }
                     if at_cpl_3 {
                         user(vm);

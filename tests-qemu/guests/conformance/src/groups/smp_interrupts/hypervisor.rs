@@ -101,10 +101,10 @@ impl Hypervisor {
         };
         let mut vm = Vm::with_vpid(code);
         if matches!(way, Way::Exits | Way::ExitsAcknowledged) {
-            vm.or(PIN_CONTROLS, Pin::EXTERNAL_INTERRUPT_EXITING.bits());
+            vm.or(PIN_CONTROLS, Pin::EXTERNAL_INTERRUPT_EXITING);
         }
         if way == Way::ExitsAcknowledged {
-            vm.or(EXIT_CONTROLS, ExitControls::ACKNOWLEDGE_INTERRUPT.bits());
+            vm.or(EXIT_CONTROLS, ExitControls::ACKNOWLEDGE_INTERRUPT);
         }
         let end = if way == Way::Delivered { &raw const end_delivered } else { &raw const end_injected };
         (vm.registers.rbp, vm.registers.rdi) = (handled.row(number()), end.addr() as u64);
@@ -137,7 +137,7 @@ impl Hypervisor {
             self.vm.set(ENTRY_INTERRUPTION_INFO, INJECTED_INTERRUPT | vector);
         }
         if self.queue != [0; 4] {
-            self.vm.or(PRIMARY_CONTROLS, Primary::INTERRUPT_WINDOW_EXITING.bits());
+            self.vm.or(PRIMARY_CONTROLS, Primary::INTERRUPT_WINDOW_EXITING);
         }
     }
 
@@ -155,7 +155,7 @@ impl Hypervisor {
                 }
             }
             ExitReason::INTERRUPT_WINDOW => {
-                self.vm.clear(PRIMARY_CONTROLS, Primary::INTERRUPT_WINDOW_EXITING.bits());
+                self.vm.clear(PRIMARY_CONTROLS, Primary::INTERRUPT_WINDOW_EXITING);
             }
             ExitReason::PREEMPTION_TIMER => (),
             ExitReason(reason) => self.fail(Defect::Exit(reason.into())),

@@ -148,8 +148,8 @@ impl NestedGuest {
         });
         match case.way {
             Way::Host | Way::Delivered => (),
-            Way::Exits => _ = vm.or(PIN_CONTROLS, Pin::NMI_EXITING.bits()),
-            Way::Virtual => _ = vm.or(PIN_CONTROLS, (Pin::NMI_EXITING | Pin::VIRTUAL_NMIS).bits()),
+            Way::Exits => _ = vm.or(PIN_CONTROLS, Pin::NMI_EXITING),
+            Way::Virtual => _ = vm.or(PIN_CONTROLS, Pin::NMI_EXITING | Pin::VIRTUAL_NMIS),
         }
         (vm.registers.rbp, vm.registers.rdi) = (HANDLED.row(number()), (&raw const end_injected).addr() as u64);
         fill_idt(&GUEST_IDT, (&raw const counting_handlers).addr() as u64, 16);
@@ -166,7 +166,7 @@ impl NestedGuest {
         match ExitReason(exit.reason as u32) {
             ExitReason::CPUID => _ = self.vm.set(GUEST_RIP, exit.rip + 2),
             ExitReason::PREEMPTION_TIMER => (),
-            ExitReason::NMI_WINDOW => _ = self.vm.clear(PRIMARY_CONTROLS, Primary::NMI_WINDOW_EXITING.bits()),
+            ExitReason::NMI_WINDOW => _ = self.vm.clear(PRIMARY_CONTROLS, Primary::NMI_WINDOW_EXITING),
             ExitReason::EXCEPTION_OR_NMI if self.vm.get(EXIT_INTERRUPTION_INFO) == EXIT_BY_NMI => {
                 TAKEN.count(NMI);
                 unblock_nmis();
@@ -182,7 +182,7 @@ impl NestedGuest {
             self.vm.set(ENTRY_INTERRUPTION_INFO, INJECTED_NMI);
             self.injected += 1;
         } else {
-            self.vm.or(PRIMARY_CONTROLS, Primary::NMI_WINDOW_EXITING.bits());
+            self.vm.or(PRIMARY_CONTROLS, Primary::NMI_WINDOW_EXITING);
         }
     }
 }

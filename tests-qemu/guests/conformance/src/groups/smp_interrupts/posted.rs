@@ -143,13 +143,13 @@ fn nested_guest(program: Program) -> Vm {
         ),
         Program::Halts => code!("2: sti", "hlt", "jmp 2b"),
     });
-    vm.or(PIN_CONTROLS, (Pin::EXTERNAL_INTERRUPT_EXITING | Pin::PROCESS_POSTED_INTERRUPTS).bits());
-    vm.or(PRIMARY_CONTROLS, Primary::USE_TPR_SHADOW.bits());
+    vm.or(PIN_CONTROLS, Pin::EXTERNAL_INTERRUPT_EXITING | Pin::PROCESS_POSTED_INTERRUPTS);
+    vm.or(PRIMARY_CONTROLS, Primary::USE_TPR_SHADOW);
     let secondary = Secondary::VIRTUALIZE_X2APIC_MODE
         | Secondary::APIC_REGISTER_VIRTUALIZATION
         | Secondary::VIRTUAL_INTERRUPT_DELIVERY;
-    vm.or(SECONDARY_CONTROLS, secondary.bits());
-    vm.or(EXIT_CONTROLS, ExitControls::ACKNOWLEDGE_INTERRUPT.bits());
+    vm.or(SECONDARY_CONTROLS, secondary);
+    vm.or(EXIT_CONTROLS, ExitControls::ACKNOWLEDGE_INTERRUPT);
     let descriptor = &DESCRIPTORS[number()];
     vm.set(POSTED_INTERRUPT_DESCRIPTOR_ADDRESS, (&raw const *descriptor).addr() as u64);
     vm.set(POSTED_INTERRUPT_NOTIFICATION_VECTOR, NOTIFICATION.into());

@@ -75,7 +75,7 @@ fn depart(tag: Tag) {
     HOP.store(0, Release);
     let mut vm = Vm::at(&REGION, code!("2: inc rax", "mov [rbp], rax", "cpuid", "jmp 2b"));
     if let Tag::Vpid(vpid) = tag {
-        vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID.bits()).set(VPID, vpid);
+        vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID).set(VPID, vpid);
     }
     REGISTERS.set(0, 0);
     REGISTERS.set(1, LUGGAGE.address());

@@ -31,7 +31,7 @@ pub const RACES: &[Race] = &[
         build: arena::clear,
         exists: || true,
         prepare: |vm| {
-            vm.or(PRIMARY_CONTROLS, Primary::USE_TPR_SHADOW.bits());
+            vm.or(PRIMARY_CONTROLS, Primary::USE_TPR_SHADOW);
             vm.set(VIRTUAL_APIC_ADDRESS, mine().address()).set(TPR_THRESHOLD, 7);
         },
         step: |vm, random| {
@@ -63,8 +63,8 @@ pub const RACES: &[Race] = &[
         exists: || true,
         prepare: |vm| {
             deliver_virtual_interrupts(vm);
-            vm.or(PIN_CONTROLS, Pin::PROCESS_POSTED_INTERRUPTS.bits());
-            vm.or(EXIT_CONTROLS, ExitControls::ACKNOWLEDGE_INTERRUPT.bits());
+            vm.or(PIN_CONTROLS, Pin::PROCESS_POSTED_INTERRUPTS);
+            vm.or(EXIT_CONTROLS, ExitControls::ACKNOWLEDGE_INTERRUPT);
             vm.set(POSTED_INTERRUPT_DESCRIPTOR_ADDRESS, mine().address());
             vm.set(POSTED_INTERRUPT_NOTIFICATION_VECTOR, NOTIFICATION.into());
         },
@@ -79,12 +79,12 @@ pub const RACES: &[Race] = &[
 ];
 
 fn deliver_virtual_interrupts(vm: &mut Vm) {
-    vm.or(PIN_CONTROLS, Pin::EXTERNAL_INTERRUPT_EXITING.bits());
-    vm.or(PRIMARY_CONTROLS, Primary::USE_TPR_SHADOW.bits());
+    vm.or(PIN_CONTROLS, Pin::EXTERNAL_INTERRUPT_EXITING);
+    vm.or(PRIMARY_CONTROLS, Primary::USE_TPR_SHADOW);
     let secondary = Secondary::VIRTUALIZE_X2APIC_MODE
         | Secondary::APIC_REGISTER_VIRTUALIZATION
         | Secondary::VIRTUAL_INTERRUPT_DELIVERY;
-    vm.or(SECONDARY_CONTROLS, secondary.bits());
+    vm.or(SECONDARY_CONTROLS, secondary);
     vm.set(EOI_EXIT_BITMAP_1, 0xffff_0000_ffff);
 }
 

@@ -46,7 +46,7 @@ pub const RACES: &[Race] = &[
         build: arena::clear,
         exists: || true,
         prepare: |vm| {
-            vm.or(PRIMARY_CONTROLS, Primary::USE_IO_BITMAPS.bits());
+            vm.or(PRIMARY_CONTROLS, Primary::USE_IO_BITMAPS);
             vm.set(IO_BITMAP_A, BITMAPS.address() + 0x1000).set(IO_BITMAP_B, BITMAPS.address() + 0x2000);
         },
         step: access_port,
@@ -162,7 +162,7 @@ fn link(vm: &mut Vm) {
     let region = mine();
     region.set(0, revision() | SHADOW_INDICATOR);
     let _ = vmclear(region.address());
-    vm.or(SECONDARY_CONTROLS, Secondary::VMCS_SHADOWING.bits());
+    vm.or(SECONDARY_CONTROLS, Secondary::VMCS_SHADOWING);
     vm.set(VMREAD_BITMAP, SHADOWING.address()).set(VMWRITE_BITMAP, SHADOWING.address() + 0x1000);
     vm.set(VMCS_LINK_POINTER, region.address());
 }

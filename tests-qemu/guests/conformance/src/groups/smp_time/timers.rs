@@ -105,7 +105,7 @@ fn deadline_in_halted_host(_: u64) -> u64 {
 /// The interrupt is an exit, and still pending after it.
 fn deadline_in_nested_guest(_: u64) -> u64 {
     let mut vm = Vm::with_vpid(code!("2: jmp 2b"));
-    vm.or(PIN_CONTROLS, Pin::EXTERNAL_INTERRUPT_EXITING.bits());
+    vm.or(PIN_CONTROLS, Pin::EXTERNAL_INTERRUPT_EXITING);
     count_deadlines(|_| {
         let _ = vm.run_again();
     })
@@ -140,7 +140,7 @@ fn preemption_timer(_: u64) -> u64 {
 /// no time passes.
 fn saved_preemption_timer(_: u64) -> u64 {
     let mut vm = Vm::with_vpid(code!("2: mov ecx, 1000", "3: loop 3b", "cpuid", "jmp 2b"));
-    vm.or(EXIT_CONTROLS, ExitControls::SAVE_PREEMPTION_TIMER.bits());
+    vm.or(EXIT_CONTROLS, ExitControls::SAVE_PREEMPTION_TIMER);
     READY.join();
     let is_right = |_: &u64| {
         let mut left = VALUE;

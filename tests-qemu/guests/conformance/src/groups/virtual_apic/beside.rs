@@ -90,7 +90,7 @@ fn real_cr8(suite: &mut Suite) {
     for exiting in [Primary::empty(), Primary::CR8_LOAD_EXITING, Primary::CR8_STORE_EXITING] {
         for value in (0..16).chain([16, 1 << 63]) {
             let mut vm = Vm::new(code);
-            vm.or(PRIMARY_CONTROLS, exiting.bits());
+            vm.or(PRIMARY_CONTROLS, exiting);
             VIRTUAL_APIC.set_byte(TPR, 0x90);
             let _ = set_cr8(5);
             vm.registers.rax = value;
@@ -107,7 +107,7 @@ fn real_cr8(suite: &mut Suite) {
     for value in 0..16 {
         let mut vm = Vm::new(code!("mov cr8, rax", "nop", "mov rax, cr8"));
         DELIVERY.accesses(&mut vm);
-        vm.clear(SECONDARY_CONTROLS, Secondary::VIRTUALIZE_APIC_ACCESSES.bits());
+        vm.clear(SECONDARY_CONTROLS, Secondary::VIRTUALIZE_APIC_ACCESSES);
         vm.or(GUEST_RFLAGS, super::IF);
         VIRTUAL_APIC.set_byte(TPR, 0xf0);
         status(&mut vm, 0x51, 0);

@@ -10,7 +10,7 @@ use crate::memory::VIRTUAL_APIC;
 use crate::output::Suite;
 use crate::vm::Vm;
 
-const WINDOW_EXITING: u32 = Primary::INTERRUPT_WINDOW_EXITING.bits();
+const WINDOW_EXITING: Primary = Primary::INTERRUPT_WINDOW_EXITING;
 
 /// All of them.
 pub fn run(suite: &mut Suite) {
@@ -29,13 +29,13 @@ fn at_entry(suite: &mut Suite) {
         for servicing in [0, 0x20, 0x31, 0x40, 0xff] {
             for tpr in [0, 0x1f, 0x20, 0x30, 0x3f, 0x40, 0xf0] {
                 for flags in [0, IF] {
-                    for window in [0, WINDOW_EXITING] {
+                    for window in [Primary::empty(), WINDOW_EXITING] {
                         let mut vm = Vm::new(code!("nop", "nop"));
                         DELIVERY.accesses(&mut vm);
                         vm.or(GUEST_RFLAGS, flags).or(PRIMARY_CONTROLS, window);
                         VIRTUAL_APIC.set_byte(TPR, tpr);
                         status(&mut vm, requesting, servicing);
-                        let (flags, window) = (flags >> 9, window >> 2);
+                        let (flags, window) = (flags >> 9, window.bits() >> 2);
                         let name = format_args!(
                             "entry-rvi-{requesting:#x}-svi-{servicing:#x}-tpr-{tpr:#x}-if-{flags}-window-{window}"
                         );
@@ -96,10 +96,10 @@ fn when_unblocked(suite: &mut Suite) {
 const CHANGES: [(&str, Change); 4] = [
     ("plain", |_| ()),
     ("window", |vm| _ = vm.or(PRIMARY_CONTROLS, WINDOW_EXITING)),
-    ("mtf", |vm| _ = vm.or(PRIMARY_CONTROLS, Primary::MONITOR_TRAP_FLAG.bits())),
+    ("mtf", |vm| _ = vm.or(PRIMARY_CONTROLS, Primary::MONITOR_TRAP_FLAG)),
     ("nmi-window", |vm| {
-        vm.or(PIN_CONTROLS, (Pin::NMI_EXITING | Pin::VIRTUAL_NMIS).bits());
-        vm.or(PRIMARY_CONTROLS, Primary::NMI_WINDOW_EXITING.bits());
+        vm.or(PIN_CONTROLS, Pin::NMI_EXITING | Pin::VIRTUAL_NMIS);
+        vm.or(PRIMARY_CONTROLS, Primary::NMI_WINDOW_EXITING);
     }),
 ];
 
@@ -110,7 +110,7 @@ fn on_tpr_writes(suite: &mut Suite) {
     let msr = code!("mov ecx, 0x808", "xor edx, edx", "wrmsr", "nop", "nop");
     for tpr in (0..256).step_by(0x10).chain([0x3f, 0x4f]) {
         for (way, code) in [("page", page), ("cr8", register), ("msr", msr)] {
-            for (servicing, window) in [(0, 0), (0x35, 0), (0, WINDOW_EXITING)] {
+            for (servicing, window) in [(0, Primary::empty()), (0x35, Primary::empty()), (0, WINDOW_EXITING)] {
                 let mut vm = Vm::new(code);
                 if way == "msr" {
                     DELIVERY.x2apic(&mut vm);
@@ -121,7 +121,7 @@ fn on_tpr_writes(suite: &mut Suite) {
                 VIRTUAL_APIC.set_byte(TPR, 0xf0);
                 status(&mut vm, 0x41, servicing);
                 vm.registers.rax = tpr;
-                let window = window >> 2;
+                let window = window.bits() >> 2;
                 let name = format_args!("tpr-write-{way}-{tpr:#x}-svi-{servicing:#x}-window-{window}");
                 case(suite, name, &mut vm);
             }

@@ -34,8 +34,8 @@ pub fn run(suite: &mut Suite) {
 fn posting(vm: &mut Vm) {
     DELIVERY.accesses(vm);
     POSTED.fill(0);
-    vm.or(PIN_CONTROLS, Pin::PROCESS_POSTED_INTERRUPTS.bits());
-    vm.or(EXIT_CONTROLS, ExitControls::ACKNOWLEDGE_INTERRUPT.bits());
+    vm.or(PIN_CONTROLS, Pin::PROCESS_POSTED_INTERRUPTS);
+    vm.or(EXIT_CONTROLS, ExitControls::ACKNOWLEDGE_INTERRUPT);
     vm.set(POSTED_INTERRUPT_DESCRIPTOR_ADDRESS, POSTED.address());
     vm.set(POSTED_INTERRUPT_NOTIFICATION_VECTOR, NOTIFICATION.into());
 }

@@ -18,7 +18,7 @@ pub fn run(suite: &mut Suite) {
 }
 
 const WAYS: [(&str, Change); 4] = [
-    ("plain", |vm| _ = vm.or(PRIMARY_CONTROLS, Primary::USE_TPR_SHADOW.bits())),
+    ("plain", |vm| _ = vm.or(PRIMARY_CONTROLS, Primary::USE_TPR_SHADOW)),
     ("accesses", |vm| NOTHING.accesses(vm)),
     ("x2apic", |vm| NOTHING.x2apic(vm)),
     ("delivery", |vm| DELIVERY.accesses(vm)),
@@ -66,12 +66,13 @@ fn entries(suite: &mut Suite) {
             }
         }
         for (name, info) in [("none", 0), ("interrupt", 0x8000_0051), ("nmi", 0x8000_0202), ("mtf", 0x8000_0700)] {
-            for (window, activity) in [(0, 0), (Primary::INTERRUPT_WINDOW_EXITING.bits(), 0), (0, 1), (0, 2)] {
+            let (none, interrupt) = (Primary::empty(), Primary::INTERRUPT_WINDOW_EXITING);
+            for (window, activity) in [(none, 0), (interrupt, 0), (none, 1), (none, 2)] {
                 let mut vm = Vm::new(code!("nop"));
                 change(&mut vm);
                 vm.set(TPR_THRESHOLD, 8).set(ENTRY_INTERRUPTION_INFO, info).or(GUEST_RFLAGS, super::IF);
                 vm.or(PRIMARY_CONTROLS, window).set(GUEST_ACTIVITY_STATE, activity);
-                let window = window >> 2;
+                let window = window.bits() >> 2;
                 let name = format_args!("below-{way}-inject-{name}-window-{window}-activity-{activity}");
                 case(suite, name, &mut vm);
             }
@@ -88,8 +89,8 @@ fn cr8(suite: &mut Suite) {
         for (access, code) in [("read", code!("mov rax, cr8")), ("write", code!("mov cr8, rax"))] {
             for value in [0, 7, 15, 16, 1 << 32] {
                 let mut vm = Vm::new(code);
-                vm.or(PRIMARY_CONTROLS, (Primary::USE_TPR_SHADOW | controls).bits());
-                vm.clear(SECONDARY_CONTROLS, Secondary::VIRTUALIZE_APIC_ACCESSES.bits());
+                vm.or(PRIMARY_CONTROLS, Primary::USE_TPR_SHADOW | controls);
+                vm.clear(SECONDARY_CONTROLS, Secondary::VIRTUALIZE_APIC_ACCESSES);
                 VIRTUAL_APIC.set_byte(TPR, 0x9a);
                 vm.registers.rax = value;
                 case(suite, format_args!("cr8-{access}-{value:#x}-exits-{exiting}"), &mut vm);

@@ -117,10 +117,10 @@ fn set_flags(flags: u64) {
 const WAYS: [(&str, Change); 9] = [
     ("no-link", |vm| _ = vm.set(VMCS_LINK_POINTER, u64::MAX)),
     ("off", |vm| {
-        vm.clear(SECONDARY_CONTROLS, Secondary::VMCS_SHADOWING.bits()).set(VMCS_LINK_POINTER, u64::MAX);
+        vm.clear(SECONDARY_CONTROLS, Secondary::VMCS_SHADOWING).set(VMCS_LINK_POINTER, u64::MAX);
     }),
     ("inactive", |vm| {
-        vm.clear(PRIMARY_CONTROLS, Primary::ACTIVATE_SECONDARY.bits()).set(VMCS_LINK_POINTER, u64::MAX);
+        vm.clear(PRIMARY_CONTROLS, Primary::ACTIVATE_SECONDARY).set(VMCS_LINK_POINTER, u64::MAX);
     }),
     ("user", user),
     ("user-bit-1", |vm| {

@@ -17,7 +17,7 @@ use crate::output::Suite;
 use crate::vm::{Vm, load_fresh, revision};
 
 const RIP: u64 = 0x681e;
-const SHADOWING: u32 = Secondary::VMCS_SHADOWING.bits();
+const SHADOWING: Secondary = Secondary::VMCS_SHADOWING;
 
 /// All of them.
 pub fn run(suite: &mut Suite) {
