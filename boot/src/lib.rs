@@ -27,4 +27,6 @@ pub mod machine;
 pub mod memory_map;
 pub mod multiboot;
 pub mod phys;
-pub mod stop;
+
+/// Why the machine stops that an error of this crate ends.
+pub use protocol::stop;

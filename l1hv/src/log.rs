@@ -23,7 +23,7 @@ const UART_POLLS: u32 = 100_000;
 
 /// Finds the device and installs the logger at level info. Comes first of all.
 pub fn init() {
-    let sink = if Port::DEBUG_CONSOLE.read() == 0xe9 {
+    let sink = if Port::DEBUG_CONSOLE.read() == protocol::DEBUG_PORT as u8 {
         SINK_DEBUG_CONSOLE
     } else if uart::init() {
         SINK_COM1

@@ -2,7 +2,8 @@
 
 use core::fmt;
 
-use boot::stop::{LINE_PREFIX, SHUTDOWN_TEXT, StopKind};
+use boot::stop::{LINE_PREFIX, StopKind};
+use protocol::SHUTDOWN_TEXT;
 
 use crate::arch::cpu;
 use crate::arch::port::Port;

@@ -25,15 +25,15 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use guest_abi::{NESTED_PREFIX, RESULT_PREFIX};
+use table::Table;
 
 use crate::build::{self, GuestPrograms};
 use crate::guest::{KvmEpt, Plan, Shown, Work};
 use crate::layout::Layout;
 use crate::machine::{Boot, ChosenEmulator, Machine, MachineOptions, Module, Outcome};
 use crate::progress::Progress;
-use crate::protocol::RESULT_PREFIX;
 use crate::provision::Provisioned;
-use crate::table::Table;
 use crate::transcript::{Event, Timings, Transcript};
 use measure::{Measurement, NUMBERS};
 
@@ -81,7 +81,7 @@ impl System {
     fn console_prefix(self) -> &'static str {
         match self {
             Self::Bare | Self::L1hv => "",
-            Self::Kvm => "nested: ",
+            Self::Kvm => NESTED_PREFIX,
         }
     }
 }

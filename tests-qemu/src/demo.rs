@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use guest_abi::NESTED_INIT;
 
 use crate::build::{self, GuestPrograms};
 use crate::guest::{KvmEpt, Plan, Work};
@@ -10,7 +11,6 @@ use crate::layout::Layout;
 use crate::machine::{ChosenEmulator, DEFAULT_IPS, Line, Machine, MachineOptions, Module, Outcome, Source};
 use crate::parallel::{Level, Parallel, Results};
 use crate::progress::{Progress, Step};
-use crate::protocol::NESTED_INIT;
 use crate::provision::{self, Provisioned};
 use crate::report;
 use crate::transcript::{Event, GuestResult, Transcript};

@@ -5,7 +5,6 @@
 //!   build       l1hv and the guest-side programs, for their own targets
 //!   initrd      the guest hypervisor's root file system
 //!   machine     a boot ISO, an emulated machine, two streams of lines, an `Outcome`
-//!   protocol    what l1hv, the guests and the runner say to each other
 //!   bench       what nesting costs, counted by the emulator, on three systems side by side
 //!   demo        all of it, with progress and a table at the end
 //!   conformance the same image on the bare machine and under l1hv, compared case by case
@@ -36,5 +35,4 @@ pub mod progress;
 pub mod protocol;
 pub mod provision;
 pub mod report;
-pub mod table;
 pub mod transcript;

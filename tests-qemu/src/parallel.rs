@@ -2,15 +2,11 @@
 
 use std::fmt;
 
+use guest_abi::parallel::PREFIX;
+use guest_abi::{CLOCK_PREFIX, NESTED_PREFIX};
 use serde::Deserialize;
 
-#[path = "../guests/parallel/src/abi.rs"]
-mod abi;
-
-pub use abi::Results;
-
-/// Before each line of a nested guest on the guest hypervisor's console.
-const NESTED: &str = "nested: ";
+pub use guest_abi::parallel::Results;
 
 /// Who ran the workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +20,7 @@ pub enum Level {
 impl Level {
     /// Who wrote a line of the console, and the line.
     fn of(line: &str) -> (Self, &str) {
-        match line.strip_prefix(NESTED) {
+        match line.strip_prefix(NESTED_PREFIX) {
             Some(line) => (Self::NestedGuest, line),
             None => (Self::GuestHypervisor, line),
         }
@@ -53,8 +49,7 @@ impl Parallel {
     /// Reads a line of the console.
     pub fn of(line: &str) -> Option<Self> {
         let (level, line) = Level::of(line);
-        let mut numbers =
-            ["cpus=", "sum=", "locked=", "hops="].into_iter().zip(line.strip_prefix(abi::PREFIX)?.split(' '));
+        let mut numbers = ["cpus=", "sum=", "locked=", "hops="].into_iter().zip(line.strip_prefix(PREFIX)?.split(' '));
         let mut next = || {
             let (name, word) = numbers.next()?;
             word.strip_prefix(name)?.trim().parse().ok()
@@ -91,7 +86,7 @@ impl Clock {
     /// Reads a line of the console; the guest hypervisor's own clocks are a [`GuestResult`](crate::transcript::GuestResult).
     pub fn of_nested_guest(line: &str) -> Option<Self> {
         let (ns, tsc) =
-            line.strip_prefix(NESTED)?.strip_prefix(abi::CLOCK_PREFIX)?.strip_prefix("ns=")?.split_once(" tsc=")?;
+            line.strip_prefix(NESTED_PREFIX)?.strip_prefix(CLOCK_PREFIX)?.strip_prefix("ns=")?.split_once(" tsc=")?;
         Some(Self { ns: ns.parse().ok()?, tsc: tsc.trim().parse().ok()? })
     }
 }
@@ -102,8 +97,8 @@ mod tests {
 
     #[test]
     fn a_result_counts_for_its_level_and_number_of_processors_only() {
-        let line = format!("{}{}", abi::PREFIX, Results::of(4));
-        let (host, nested) = (Parallel::of(&line).unwrap(), Parallel::of(&format!("{NESTED}{line}")).unwrap());
+        let line = format!("{}{}", PREFIX, Results::of(4));
+        let (host, nested) = (Parallel::of(&line).unwrap(), Parallel::of(&format!("{NESTED_PREFIX}{line}")).unwrap());
         assert_eq!((host.level, nested.level), (Level::GuestHypervisor, Level::NestedGuest));
         let expected = |cpus| [(Level::GuestHypervisor, 4), (Level::NestedGuest, cpus)];
         assert_eq!(Parallel::failure(&[host, nested], expected(4)), None);

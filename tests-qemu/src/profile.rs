@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::bench::Bench;
 use crate::bench::measure::{self, Measurement};
 use crate::guest::KvmEpt;
-use crate::table::Table;
+use table::Table;
 
 /// What l1hv writes before a line of its profile: `FIELD READS WRITES GRANTED MOST`.
 const PROFILE_PREFIX: &str = "[l1hv PROFILE] ";

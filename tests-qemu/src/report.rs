@@ -3,8 +3,8 @@
 use crate::baseline;
 use crate::demo::Run;
 use crate::guest::KvmEpt;
-use crate::table::{Table, grouped};
 use crate::transcript::GuestResult;
+use table::{Table, grouped};
 
 /// All tables of the demo's runs.
 pub fn demo(runs: &[Run]) -> String {

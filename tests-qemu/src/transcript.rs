@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use guest_abi::{MARK_PREFIX, RESULT_PREFIX};
+use protocol::statistics::{self, Row};
 use serde::{Deserialize, Serialize};
 
 use crate::counters::{CountMark, Counters};
 use crate::machine::{Line, Source};
 use crate::parallel::{Clock, Parallel};
-use crate::protocol::{MARK_PREFIX, RESULT_PREFIX, STATS_PREFIX};
 
 /// A result line of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -139,8 +140,8 @@ impl Event {
     /// The meaning of `line`, if it has one.
     pub fn of(line: Line<'_>) -> Option<Self> {
         match line.source {
-            Source::Debug => match line.text.strip_prefix(STATS_PREFIX) {
-                Some(stats) => exit_count(stats).map(Self::HostStats),
+            Source::Debug => match line.text.strip_prefix(statistics::LINE_PREFIX) {
+                Some(row) => Row::parse(row).map(ExitCount::from).map(Self::HostStats),
                 None => CountMark::parse(line.text).map(Self::Count),
             },
             Source::Console => {
@@ -161,12 +162,10 @@ impl Event {
     }
 }
 
-/// `REASON GUEST-HYPERVISOR NESTED REFLECTED`; a heading has no numbers.
-fn exit_count(text: &str) -> Option<ExitCount> {
-    let mut words = text.rsplitn(4, ' ');
-    let mut number = || words.next()?.parse().ok();
-    let (reflected, nested, guest_hypervisor) = (number()?, number()?, number()?);
-    Some(ExitCount { reason: words.next()?.to_owned(), guest_hypervisor, nested, reflected })
+impl From<Row<'_>> for ExitCount {
+    fn from(Row { reason, guest_hypervisor, nested, reflected }: Row<'_>) -> Self {
+        Self { reason: reason.to_owned(), guest_hypervisor, nested, reflected }
+    }
 }
 
 /// All that a run said that means something.
@@ -202,7 +201,7 @@ impl Transcript {
                 if self.host_total.take().is_some() {
                     self.host_stats.clear();
                 }
-                if count.reason == "total" {
+                if count.reason == statistics::TOTAL {
                     self.host_total = Some(count);
                 } else {
                     self.host_stats.push(count);
@@ -295,7 +294,7 @@ mod tests {
         for line in
             ["reason guest-hypervisor nested reflected", "CPUID 1 2 3", "total 1 2 3", "CPUID 7 8 9", "total 7 8 9"]
         {
-            if let Some(event) = event(Source::Debug, &format!("{STATS_PREFIX}{line}")) {
+            if let Some(event) = event(Source::Debug, &format!("{}{line}", statistics::LINE_PREFIX)) {
                 transcript.add(event);
             }
         }

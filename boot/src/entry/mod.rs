@@ -18,8 +18,15 @@ use crate::stop::StopKind;
 global_asm!(
     include_str!("start.S"),
     no_long_mode_status = const StopKind::NoLongMode.status(),
+    debug_port = const protocol::DEBUG_PORT,
+    exit_port = const protocol::EXIT_PORT,
+    shutdown_port = const protocol::SHUTDOWN_PORT,
+    shutdown_text = sym SHUTDOWN_TEXT,
+    shutdown_length = const protocol::SHUTDOWN_TEXT.len(),
     options(att_syntax)
 );
+
+static SHUTDOWN_TEXT: [u8; 8] = *protocol::SHUTDOWN_TEXT;
 
 global_asm!(include_str!("trampoline.S"), options(att_syntax));
 

@@ -106,19 +106,19 @@ _start:
     lgdt early_gdt_pointer - VIRTUAL_BASE
     ljmpl $0x08, $(long_mode - VIRTUAL_BASE)
 
-// No 64-bit mode: say so on the log device, end the machine, halt. The words are those of `l1hv::stop`.
+// No 64-bit mode: say so on the log device, end the machine, halt. The words are those of `protocol::stop`.
 no_long_mode:
     movl $(no_long_mode_text - VIRTUAL_BASE), %esi
-    movw $0xe9, %dx
+    movw ${debug_port}, %dx
     inb %dx, %al
-    cmpb $0xe9, %al                     // an emulator's debug console reads back its own port number
+    cmpb ${debug_port}, %al                     // an emulator's debug console reads back its own port number
     je 3f
     movw $0x3f8, %dx                    // else COM1
 3:  movb (%esi), %bl
     incl %esi
     testb %bl, %bl
     jz 6f
-    cmpw $0xe9, %dx
+    cmpw ${debug_port}, %dx
     je 5f
     movl $100000, %ecx                  // a UART that is not there must not hold us
 4:  movw $0x3fd, %dx
@@ -129,20 +129,18 @@ no_long_mode:
 5:  movb %bl, %al
     outb %al, %dx
     jmp 3b
-6:  movl $(shutdown_text - VIRTUAL_BASE), %esi
-    movl $8, %ecx
-    movw $0x8900, %dx
+6:  movl $({shutdown_text} - VIRTUAL_BASE), %esi
+    movl ${shutdown_length}, %ecx
+    movw ${shutdown_port}, %dx
     rep outsb
     movl ${no_long_mode_status}, %eax
-    movw $0xf4, %dx
+    movw ${exit_port}, %dx
     outl %eax, %dx
 7:  hlt
     jmp 7b
 
 no_long_mode_text:
     .ascii "l1hv: stop: no-long-mode: this processor has no 64-bit mode: use an Intel 64 processor with VMX\n\0"
-shutdown_text:
-    .ascii "Shutdown"
 
 .code64
 long_mode:

@@ -10,11 +10,11 @@ pub struct Port(u16);
 
 impl Port {
     /// The emulators' debug console.
-    pub const DEBUG_CONSOLE: Self = Self(0xe9);
+    pub const DEBUG_CONSOLE: Self = Self(protocol::DEBUG_PORT);
     /// QEMU's isa-debug-exit device.
-    pub const EXIT: Self = Self(boot::stop::EXIT_PORT);
+    pub const EXIT: Self = Self(protocol::EXIT_PORT);
     /// Bochs's shutdown port.
-    pub const SHUTDOWN: Self = Self(boot::stop::SHUTDOWN_PORT);
+    pub const SHUTDOWN: Self = Self(protocol::SHUTDOWN_PORT);
 
     /// Counter 2 of the interval timer.
     pub const TIMER_2: Self = Self(0x42);

@@ -43,7 +43,7 @@ pub fn svg(measurements: &[Measurement]) -> String {
     for decade in 0..=decades as u32 {
         let left = x(10_u64.pow(decade));
         let _ = writeln!(svg, "<line x1=\"{left}\" y1=\"{TOP}\" x2=\"{left}\" y2=\"{bottom}\" stroke=\"#ddd\"/>");
-        let label = crate::table::grouped(10_u64.pow(decade));
+        let label = table::grouped(10_u64.pow(decade));
         let _ = writeln!(svg, "<text x=\"{left}\" y=\"{}\" text-anchor=\"middle\">{label}</text>", bottom + 18.0);
     }
     for (row, (guest_hypervisor, operation)) in operations.iter().enumerate() {
@@ -61,7 +61,7 @@ pub fn svg(measurements: &[Measurement]) -> String {
                 svg,
                 "<rect x=\"{LABELS}\" y=\"{top}\" width=\"{length}\" height=\"{height}\" fill=\"{colour}\"/>"
             );
-            let number = crate::table::grouped(measurement.instructions);
+            let number = table::grouped(measurement.instructions);
             let _ = writeln!(svg, "<text x=\"{}\" y=\"{}\">{number}</text>", right + 5.0, top + BAR - 3.0);
         }
     }

@@ -1,7 +1,7 @@
 //! Two runs of the benchmark, number by number.
 
 use super::measure::{Measurement, NUMBERS};
-use crate::table::Table;
+use table::Table;
 
 /// What changed from `old` to `new`, as a table, or one line if nothing did.
 pub fn compare(old: &[Measurement], new: &[Measurement]) -> String {

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::measure::Measurement;
-use crate::table::grouped;
+use table::grouped;
 
 /// A row for each operation with the systems side by side, VMREAD and VMWRITE together; `-` where a system was not measured.
 pub fn table(measurements: &[Measurement]) -> String {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
+use guest_abi::{minimal, payload};
 use serde::{Deserialize, Serialize};
 use shadow::exit::ExitReason;
 
@@ -10,12 +11,6 @@ use super::model;
 use crate::counters::{CountMark, Counters};
 use crate::protocol::KERNEL_STARTS;
 use crate::transcript::Transcript;
-
-#[path = "../../guests/payload/src/abi.rs"]
-#[expect(dead_code, reason = "ports and addresses are the payload's and its VMM's")]
-mod abi;
-#[path = "../../guests/minimal.rs"]
-mod minimal;
 
 /// A guest hypervisor with a nested guest that does each operation many times, with a mark of the emulator around each.
 #[derive(Debug)]
@@ -32,9 +27,9 @@ pub struct Marked {
 /// Linux KVM with the payload.
 pub const PAYLOAD: Marked = Marked {
     guest_hypervisor: "linux-kvm",
-    mark: abi::COUNT_MARK,
-    repeats: abi::REPEATS,
-    operations: &abi::OPERATIONS,
+    mark: payload::COUNT_MARK,
+    repeats: payload::REPEATS,
+    operations: &payload::OPERATIONS,
 };
 
 /// The minimal guest hypervisor with its own nested guest.

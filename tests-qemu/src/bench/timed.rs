@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use crate::table::Table;
 use crate::transcript::{Operation, Timings};
+use table::Table;
 
 /// What a machine's ticks are worth.
 const MEASURED: &str = "TSC ticks, read by the nested guest";

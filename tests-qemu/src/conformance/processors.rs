@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::Report;
-use crate::table::Table;
+use table::Table;
 
 /// What happened on a processor.
 #[derive(Debug, Serialize)]

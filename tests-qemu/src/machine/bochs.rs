@@ -136,7 +136,7 @@ fn judge(log: &str) -> Outcome {
     }
 }
 
-/// What the guest wrote to [`DEBUG_EXIT_PORT`](crate::protocol::DEBUG_EXIT_PORT); the patch of Bochs says so in these words.
+/// What the guest wrote to [`EXIT_PORT`](protocol::EXIT_PORT); the patch of Bochs says so in these words.
 fn exit_code(log: &str) -> Option<u32> {
     let (_, rest) = log.split_once("Exit port: code ")?;
     rest.split_whitespace().next()?.parse().ok()

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use protocol::stop::StopKind;
+
 use crate::protocol::HostStop;
 
 /// How a run ended.
@@ -9,7 +11,7 @@ use crate::protocol::HostStop;
 pub enum Outcome {
     /// The guest switched the machine off.
     GuestShutdown,
-    /// The guest ended the machine with a code other than 0, through [`DEBUG_EXIT_PORT`](crate::protocol::DEBUG_EXIT_PORT).
+    /// The guest ended the machine with a code other than 0, through [`EXIT_PORT`](protocol::EXIT_PORT).
     GuestFailure(u32),
     /// l1hv said why it cannot go on.
     HostStop(HostStop),
@@ -34,7 +36,7 @@ impl Outcome {
         match self {
             Self::GuestShutdown => 0,
             Self::MachineError(_) => 1,
-            Self::HostStop(stop) if stop.kind == "triple-fault" => 4,
+            Self::HostStop(stop) if stop.kind == StopKind::TripleFault.name() => 4,
             Self::HostStop(_) => 3,
             Self::TripleFault => 4,
             Self::Timeout | Self::Silence => 5,

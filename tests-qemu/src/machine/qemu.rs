@@ -6,13 +6,13 @@ use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 
 use anyhow::{Context as _, Result};
+use protocol::{DEBUG_PORT, EXIT_PORT};
 
 use super::emulator::Emulator;
 use super::files::{BOOT_ISO, CONSOLE, DEBUG, ERRORS, supervised};
 use super::{Boot, Loader, Machine, Module, Outcome, TripleFault, iso};
 use crate::command::tail;
 use crate::conformance::KVM;
-use crate::protocol::{DEBUG_EXIT_PORT, DEBUG_PORT};
 use crate::provision::Provisioned;
 
 /// What QEMU writes to its control socket, which is standard output.
@@ -118,7 +118,7 @@ pub fn arguments(machine: &Machine, accelerator: Accelerator, streams: &Streams)
     let serial = format!("file:{}", streams.console);
     let debug = format!("file:{}", streams.debug);
     let debug_port = format!("isa-debugcon.iobase={DEBUG_PORT:#x}");
-    let exit_port = format!("isa-debug-exit,iobase={DEBUG_EXIT_PORT:#x},iosize=4");
+    let exit_port = format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=4");
     let mut arguments: Vec<&str> = vec!["-machine", "pc", "-accel", accel, "-cpu", cpu, "-smp", &cpus, "-m", &memory];
     arguments.extend(["-display", "none", "-nodefaults", "-serial", &serial, "-debugcon", &debug]);
     arguments.extend(["-global", &debug_port, "-device", &exit_port]);
@@ -183,7 +183,7 @@ pub fn judge(code: i32, events: &str, errors: &str) -> Outcome {
     }
 }
 
-/// What the guest wrote to [`DEBUG_EXIT_PORT`]: the status is twice that plus 1. QEMU's own failures have status 1 too, and a message.
+/// What the guest wrote to [`EXIT_PORT`]: the status is twice that plus 1. QEMU's own failures have status 1 too, and a message.
 fn exit_code(status: i32, errors: &str) -> Option<u32> {
     let status = u32::try_from(status).ok()?;
     (status % 2 == 1 && (status > 1 || errors.trim().is_empty())).then_some(status / 2)

@@ -26,7 +26,7 @@ use crate::guest::{self, KVM_MODULE};
 use crate::initrd::Initrd;
 use crate::layout::Layout;
 use crate::linux;
-use crate::protocol::{self, HostStop};
+use crate::protocol::HostStop;
 use crate::provision::{Kernel, Provisioned};
 
 const INIT: &str = include_str!("../../guests/outer-init.sh");
@@ -153,7 +153,7 @@ pub fn run_all(
             *current = number.trim().parse::<usize>().ok().filter(|number| *number < machines.len());
         } else if let Some(number) = *current {
             if line.source == Source::Debug && stops[number].is_none() {
-                stops[number] = protocol::parse_stop(line.text);
+                stops[number] = HostStop::parse(line.text);
             }
             on_line(number, line);
         }

@@ -12,7 +12,7 @@ use super::emulator::Stream;
 use super::files::ERRORS;
 use super::streams::Follower;
 use super::{Machine, Outcome};
-use crate::protocol::{self, HostStop};
+use crate::protocol::HostStop;
 
 /// How often the logs are read.
 const POLL: Duration = Duration::from_millis(10);
@@ -163,7 +163,7 @@ impl<F: FnMut(Line<'_>)> Follow<F> {
         }
         // Only l1hv writes here with this prefix; the console belongs to the guest, which may lie.
         if source == Source::Debug && self.stop.is_none() && self.stops == HostStops::EndTheRun {
-            self.stop = protocol::parse_stop(text);
+            self.stop = HostStop::parse(text);
         }
         (self.on_line)(Line { source, text, at: self.began.elapsed() });
     }

@@ -3,10 +3,11 @@
 
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use guest_abi::port::outb;
+
 use crate::arguments;
 use crate::cpu::{rdmsr, wrmsr};
 use crate::fault::Outcome;
-use crate::port::outb;
 
 const IA32_APIC_BASE: u32 = 0x1b;
 const ENABLE: u64 = 1 << 11;

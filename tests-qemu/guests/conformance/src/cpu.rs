@@ -2,6 +2,8 @@
 
 use core::arch::asm;
 
+use protocol::statistics;
+
 use crate::attempt;
 use crate::fault::Outcome;
 
@@ -21,8 +23,7 @@ pub fn wrmsr(msr: u32, value: u64) -> Outcome {
 
 /// Makes a host that was started with `stats` print its counters; any other processor has no such leaf, and says something.
 pub fn request_host_statistics() {
-    const LEAF: u32 = 0x6c31_6876;
-    let _ = core::arch::x86_64::__cpuid_count(LEAF, 1);
+    let _ = core::arch::x86_64::__cpuid_count(statistics::LEAF, statistics::SUBLEAF);
 }
 
 /// VMREAD.

@@ -30,15 +30,11 @@ mod arguments;
 mod cpu;
 mod fault;
 mod groups;
-#[path = "../../mark.rs"]
-mod mark;
 mod memory;
 mod minimal;
 mod nested_paging;
 mod output;
 mod permissions;
-#[path = "../../port.rs"]
-mod port;
 mod scribble;
 mod smp;
 mod vm;

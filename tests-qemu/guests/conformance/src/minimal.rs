@@ -4,21 +4,17 @@
 use core::arch::{asm, naked_asm};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+use guest_abi::mark;
+use guest_abi::minimal::{MARK, OPERATIONS, REPEATS};
 use shadow::controls::{EntryControls, ExitControls, Pin, Primary, Secondary};
 use shadow::exit::ExitReason;
 use shadow::fields::*;
 
 use crate::cpu::{cr4, set_cr4, vmxon};
 use crate::fault::Outcome;
-use crate::mark;
 use crate::memory::{CODE, GUEST_IDT, MSR_BITMAPS, STACKS, VMXON};
 use crate::output::{abandon, power_off, print};
 use crate::vm::{CR4, Vm, prepare_host, revision};
-
-#[path = "../../minimal.rs"]
-mod abi;
-
-use abi::{MARK, OPERATIONS, REPEATS};
 
 const IA32_MCG_STATUS: u32 = 0x17a;
 

@@ -2,15 +2,14 @@
 
 use core::fmt::{self, Write};
 
-use crate::permissions::Permissions;
-use crate::port::{inb, outb, outl, write_bytes};
+use guest_abi::port::{inb, outb, outl, write_bytes};
+use protocol::{DEBUG_PORT, EXIT_PORT, SHUTDOWN_PORT, SHUTDOWN_TEXT};
 
-const DEBUG_PORT: u16 = 0xe9;
+use crate::permissions::Permissions;
+
 const COM1: u16 = 0x3f8;
 const LINE_STATUS: u16 = COM1 + 5;
 const TRANSMITTER_EMPTY: u8 = 1 << 5;
-const SHUTDOWN_PORT: u16 = 0x8900;
-const DEBUG_EXIT_PORT: u16 = 0xf4;
 
 /// Prints the cases, and counts them.
 pub struct Suite {
@@ -67,10 +66,10 @@ pub fn print(text: fmt::Arguments<'_>) {
 
 /// Switches the machine off.
 pub fn power_off() -> ! {
-    for byte in *b"Shutdown" {
+    for &byte in SHUTDOWN_TEXT {
         outb(SHUTDOWN_PORT, byte);
     }
-    outl(DEBUG_EXIT_PORT, 0);
+    outl(EXIT_PORT, 0);
     loop {
         core::hint::spin_loop();
     }
@@ -78,7 +77,7 @@ pub fn power_off() -> ! {
 
 /// Ends the machine with a code that says so: the image could not do its work.
 pub fn abandon() -> ! {
-    outl(DEBUG_EXIT_PORT, 1);
+    outl(EXIT_PORT, 1);
     loop {
         core::hint::spin_loop();
     }

@@ -2,6 +2,7 @@
 
 use core::arch::asm;
 
+use protocol::hypercall::{GET_ACCESS, SET_ACCESS, SIGNATURE, Status};
 use shadow::FieldId;
 use shadow::fields::FIELD_COUNT;
 
@@ -10,12 +11,8 @@ const OPTION: &str = "permissions=";
 /// Fields that change from one case to the next.
 const CHANGES: usize = 4;
 
-/// A hypercall of l1hv (`l1hv/src/exit/hypercall.rs`): its number in EAX, functions in ECX, statuses in RAX.
-const HYPERCALL: u64 = 0x6c31_6876;
-const SET_ACCESS: u64 = 1;
-const GET_ACCESS: u64 = 2;
-const SUCCESS: u64 = 0;
-const NO_SUCH_FIELD: u64 = 2;
+const SUCCESS: u64 = Status::Success as u64;
+const NO_SUCH_FIELD: u64 = Status::NoSuchField as u64;
 
 /// Changes of permissions, by a seed.
 pub struct Permissions {
@@ -53,7 +50,7 @@ impl Permissions {
 }
 
 /// RAX, RBX and RDX afterwards.
-fn hypercall(function: u64, encoding: u32, access: u64) -> (u64, u64, u64) {
+fn hypercall(function: u32, encoding: u32, access: u64) -> (u64, u64, u64) {
     let (status, granted, most);
     // SAFETY: changes nothing but these registers.
     unsafe {
@@ -62,8 +59,8 @@ fn hypercall(function: u64, encoding: u32, access: u64) -> (u64, u64, u64) {
             "vmcall",
             "xchg rbx, {rbx}",
             rbx = inout(reg) access => granted,
-            inout("rax") HYPERCALL => status,
-            in("rcx") function,
+            inout("rax") u64::from(SIGNATURE) => status,
+            in("rcx") u64::from(function),
             inout("rdx") u64::from(encoding) => most,
             options(nostack)
         );

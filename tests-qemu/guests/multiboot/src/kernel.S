@@ -7,7 +7,6 @@
     .set LINE_STATUS, COM1 + 5
     .set HOLDING_REGISTER_EMPTY, 1 << 5
     .set TRANSMITTER_EMPTY, 1 << 6
-    .set SHUTDOWN_PORT, 0x8900
 
     .section .rodata.multiboot, "aR"
     .balign 4
@@ -61,16 +60,13 @@ shutdown:
 9:  inb %dx, %al
     testb $TRANSMITTER_EMPTY, %al
     jz 9b
-    movl $shutdown_text, %esi
-    movl $SHUTDOWN_PORT, %edx
-5:  lodsb
-    testb %al, %al
-    jz 6f
-    outb %al, %dx
-    jmp 5b
-6:  cli
+    movl ${shutdown_text}, %esi
+    movl ${shutdown_length}, %ecx
+    movl ${shutdown_port}, %edx
+    rep outsb
+5:  cli
     hlt
-    jmp 6b
+    jmp 5b
 
 # Prints the string at ESI.
 print:
@@ -100,8 +96,6 @@ module_text:
     .asciz "multiboot guest: module "
 colon_text:
     .asciz ": "
-shutdown_text:
-    .asciz "Shutdown"
 
     .section .bss
     .balign 16

@@ -14,7 +14,15 @@
 use core::arch::global_asm;
 use core::panic::PanicInfo;
 
-global_asm!(include_str!("kernel.S"), options(att_syntax));
+global_asm!(
+    include_str!("kernel.S"),
+    shutdown_port = const protocol::SHUTDOWN_PORT,
+    shutdown_text = sym SHUTDOWN_TEXT,
+    shutdown_length = const protocol::SHUTDOWN_TEXT.len(),
+    options(att_syntax)
+);
+
+static SHUTDOWN_TEXT: [u8; 8] = *protocol::SHUTDOWN_TEXT;
 
 /// Nothing here panics; the language asks for it.
 #[panic_handler]

@@ -4,7 +4,7 @@
 use std::arch::x86_64::_rdtsc;
 use std::time::Instant;
 
-use crate::abi::CLOCK_PREFIX;
+use guest_abi::CLOCK_PREFIX;
 
 /// The clocks since a beginning.
 #[derive(Debug, Clone, Copy)]

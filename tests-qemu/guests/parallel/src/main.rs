@@ -7,9 +7,8 @@
 //! ```
 //!
 //! `parallel [TIMES]` does all this so many times, prints one line of [`Results`], and fails unless they were right each time. Before and
-//! after it prints what the clocks say ([`CLOCK_PREFIX`](abi::CLOCK_PREFIX)), and no processor may see CLOCK_MONOTONIC go back.
+//! after it prints what the clocks say ([`CLOCK_PREFIX`](guest_abi::CLOCK_PREFIX)), and no processor may see CLOCK_MONOTONIC go back.
 
-mod abi;
 mod clocks;
 
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
@@ -21,11 +20,10 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use guest_abi::parallel::{FACTOR, LAPS, PREFIX, ROUNDS, Results, WORDS};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use clocks::Clocks;
-
-use abi::{FACTOR, LAPS, PREFIX, ROUNDS, Results, WORDS};
 
 /// Words that a thread takes at a time.
 const CHUNK: u64 = 256;

@@ -3,8 +3,8 @@
 use core::arch::asm;
 use core::arch::x86_64::__cpuid_count;
 
-use crate::abi::CHAIN_LENGTH;
-use crate::mark::SIGNATURE;
+use guest_abi::mark::SIGNATURE;
+use guest_abi::payload::CHAIN_LENGTH;
 
 /// The time-stamp counter when all that comes before is done and nothing that follows has begun (SDM volume 2B, "RDTSC").
 ///

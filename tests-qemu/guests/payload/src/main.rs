@@ -1,4 +1,4 @@
-//! A bare-metal nested guest: does each operation that exits [`abi::REPEATS`] times, checks every answer
+//! A bare-metal nested guest: does each operation that exits [`REPEATS`] times, checks every answer
 //! and counts TSC ticks, each reading of the TSC serialized.
 //!
 //! The VMM enters `_start` in 64-bit mode with an identity map and a stack. There is no
@@ -8,15 +8,13 @@
 #![no_main]
 #![allow(unsafe_code, reason = "the payload consists of privileged instructions")]
 
-mod abi;
 mod instructions;
-#[path = "../../mark.rs"]
-mod mark;
 mod sleep;
 
 use core::panic::PanicInfo;
 
-use abi::{
+use guest_abi::mark;
+use guest_abi::payload::{
     CHAIN, COUNT_MARK, COUNTED_FRESH_BASE, COUNTED_TOUCH_BASE, CPUID_LEAF, CPUID_SUBLEAVES, EVENT_PORT, EXIT_PORT,
     FRESH_BASE, MMIO_ANSWER, MMIO_STORE, NOTHING, OPERATIONS, PIO_PORT, Part, REPEATS, SAMPLES_PORT, Sample,
     TOUCH_BASE, TOUCH_STRIDE, WARM_UP, answer,

@@ -3,7 +3,8 @@
 use core::arch::{asm, naked_asm};
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use crate::abi::SLEEP_TICKS;
+use guest_abi::payload::SLEEP_TICKS;
+
 use crate::instructions::{rdmsr, wrmsr};
 
 const VECTOR: u8 = 0x20;

@@ -2,9 +2,7 @@
 #![allow(unsafe_code, reason = "Linux gives access to ports by a system call that only libc names")]
 
 use anyhow::{Result, ensure};
-
-#[path = "../../port.rs"]
-mod port;
+use guest_abi::port;
 
 const INDEX: u16 = 0x70;
 const DATA: u16 = 0x71;

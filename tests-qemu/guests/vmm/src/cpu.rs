@@ -4,12 +4,8 @@
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid_count, _rdtsc};
 
-#[path = "../../mark.rs"]
-mod mark;
-
-/// l1hv's CPUID leaf and its statistics function, as in `tests-qemu/src/protocol.rs`.
-const HYPERCALL_LEAF: u32 = 0x6c31_6876;
-const HYPERCALL_STATS: u32 = 1;
+use guest_abi::mark;
+use protocol::statistics;
 
 /// The time-stamp counter.
 pub fn tsc() -> u64 {
@@ -49,7 +45,7 @@ fn text(registers: impl Iterator<Item = u32>) -> String {
 
 /// l1hv writes its statistics to its log; other machines answer like for every unknown leaf.
 pub fn request_host_stats() {
-    __cpuid_count(HYPERCALL_LEAF, HYPERCALL_STATS);
+    __cpuid_count(statistics::LEAF, statistics::SUBLEAF);
 }
 
 /// Our Bochs prints its counters under `name`, of which 16 characters count; other machines do nothing.

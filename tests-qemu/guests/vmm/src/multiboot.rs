@@ -5,8 +5,10 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use guest_abi::NESTED_PREFIX;
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_regs};
 use kvm_ioctls::VcpuExit;
+use protocol::EXIT_PORT;
 use serde_json::json;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -24,9 +26,6 @@ const COMMAND_LINE: u64 = 0x8000;
 
 const IA32_FEATURE_CONTROL: u32 = 0x3a;
 const LOCKED_WITH_VMX: u64 = 0b101;
-
-/// A dword here ends the machine, with the value as verdict.
-const EXIT_PORT: u16 = 0xf4;
 
 /// Runs the image in `file` until it ends the machine with code 0.
 pub fn run(file: &Path, arguments: &str) -> Result<()> {
@@ -53,7 +52,7 @@ fn serve(vm: &mut Vm) -> Result<()> {
         match vm.vcpu.run().context("KVM_RUN")? {
             VcpuExit::IoOut(port @ serial::BASE..=serial::LAST, data) => {
                 if let Some(line) = data.first().and_then(|&byte| serial.write(port, byte)) {
-                    println!("nested: {line}");
+                    println!("{NESTED_PREFIX}{line}");
                 }
             }
             VcpuExit::IoIn(port @ serial::BASE..=serial::LAST, data) => data.fill(serial.read(port)),

@@ -3,6 +3,11 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+use guest_abi::payload::{
+    CHAIN, CHAIN_LENGTH, COUNTED_TOUCH_BASE, CPUID_LEAF, CPUID_SUBLEAVES, EVENT_PORT, EXIT_PORT, MMIO_ANSWER,
+    MMIO_STORE, NOTHING, OPERATIONS, PIO_PORT, Part, REPEATS, SAMPLES_PORT, SLEEP_TICKS, Sample, TOUCH_BASE,
+    TOUCH_STRIDE, TOUCHED_PAGES, WARM_UP, answer,
+};
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_regs};
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VcpuExit};
 use serde_json::json;
@@ -11,16 +16,6 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::kvm::{Interrupts, Vm};
 use crate::{elf, report};
-
-#[path = "../../payload/src/abi.rs"]
-#[expect(dead_code, reason = "the names of the marks are the payload's and the runner's")]
-mod abi;
-
-use abi::{
-    CHAIN, CHAIN_LENGTH, COUNTED_TOUCH_BASE, CPUID_LEAF, CPUID_SUBLEAVES, EVENT_PORT, EXIT_PORT, MMIO_ANSWER,
-    MMIO_STORE, NOTHING, OPERATIONS, PIO_PORT, Part, REPEATS, SAMPLES_PORT, SLEEP_TICKS, Sample, TOUCH_BASE,
-    TOUCH_STRIDE, TOUCHED_PAGES, WARM_UP, answer,
-};
 
 const MEMORY: u64 = 192 << 20;
 

@@ -7,18 +7,13 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use guest_abi::{CLOCK_PREFIX, NESTED_INIT, NESTED_PREFIX};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
 
 use crate::serial::{self, Serial};
 use crate::{cpu, report};
-
-/// What the nested guest's init prints first.
-const INIT_LINE: &str = "L1HV-NESTED-INIT";
-
-/// A line of the guest that says what its clocks say.
-const CLOCK_LINE: &str = "L1HV-CLOCK";
 
 const CMOS_DATA: u16 = 0x71;
 /// A write here with [`RESET_CPU`] resets the machine.
@@ -128,12 +123,12 @@ impl Machine {
 impl Devices {
     fn write_serial(&mut self, port: u16, data: &[u8]) {
         let Some(line) = data.first().and_then(|&byte| self.serial.write(port, byte)) else { return };
-        if line.contains(INIT_LINE) && self.init_at.is_none() {
+        if line.contains(NESTED_INIT) && self.init_at.is_none() {
             self.init_at = Some(cpu::tsc());
             cpu::count("nested-init");
         }
-        println!("nested: {line}");
-        if line.contains(CLOCK_LINE) {
+        println!("{NESTED_PREFIX}{line}");
+        if line.contains(CLOCK_PREFIX) {
             report::clock(self.began.elapsed());
         }
     }

@@ -4,12 +4,10 @@ use std::fs;
 use std::process;
 use std::time::Duration;
 
+use guest_abi::{MARK_PREFIX, RESULT_PREFIX};
 use serde_json::{Map, Value, json};
 
 use crate::cpu;
-
-/// Before the JSON of a result.
-pub const RESULT_PREFIX: &str = "L1HV-RESULT ";
 
 /// Prints a result line of kind `kind` with the members of `value`.
 pub fn result(kind: &str, value: Value) {
@@ -23,7 +21,7 @@ pub fn result(kind: &str, value: Value) {
 /// Prints a point reached, after the emulator has printed its counters there.
 pub fn mark(name: &str) {
     cpu::count(name);
-    println!("L1HV-MARK {name} tsc={}", cpu::tsc());
+    println!("{MARK_PREFIX}{name} tsc={}", cpu::tsc());
 }
 
 /// Prints this level's clocks in the moment of a nested guest's line about its own.

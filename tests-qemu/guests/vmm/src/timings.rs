@@ -5,15 +5,12 @@ use std::path::Path;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
+use guest_abi::RESULT_PREFIX;
 use serde_json::{Value, json};
+use table::Table;
 
 use crate::cpu;
-use crate::report::{self, RESULT_PREFIX};
-
-#[path = "../../../src/table.rs"]
-mod table;
-
-use table::Table;
+use crate::report;
 
 /// How results are shown.
 #[derive(Debug, Clone, Copy)]

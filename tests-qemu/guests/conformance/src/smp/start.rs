@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use crate::port::{inb, outw};
+use guest_abi::port::{inb, outw};
 
 use super::{MAX, local};
 

@@ -12,20 +12,16 @@
 #![no_main]
 #![allow(unsafe_code, reason = "the kernel consists of privileged instructions")]
 
-#[path = "../../../port.rs"]
-mod port;
-
 use core::arch::{asm, global_asm};
 use core::fmt::{self, Write};
 use core::panic::PanicInfo;
 
-use port::{inb, outb, outl, outw};
+use guest_abi::port::{inb, outb, outl, outw};
+use protocol::{EXIT_PORT, SHUTDOWN_PORT, SHUTDOWN_TEXT};
 
 global_asm!(include_str!("start.S"), options(att_syntax));
 
 const COM1: u16 = 0x3f8;
-const EXIT_PORT: u16 = 0xf4;
-const SHUTDOWN_PORT: u16 = 0x8900;
 const LOADER_MAGIC: u32 = 0x2bad_b002;
 const MIB: u64 = 1 << 20;
 
@@ -234,7 +230,7 @@ fn triple_fault() -> ! {
 /// Ends the machine with a verdict where it has a port for that, else without.
 fn exit(code: u32) -> ! {
     outl(EXIT_PORT, code);
-    for byte in *b"Shutdown" {
+    for &byte in SHUTDOWN_TEXT {
         outb(SHUTDOWN_PORT, byte);
     }
     loop {

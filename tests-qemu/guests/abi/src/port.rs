@@ -1,10 +1,11 @@
 //! Port I/O.
 
-#![allow(dead_code, reason = "no guest uses all of it")]
+#![allow(unsafe_code, reason = "IN and OUT")]
 
 use core::arch::asm;
 
 /// Reads a byte.
+#[inline]
 pub fn inb(port: u16) -> u8 {
     let value;
     // SAFETY: the guests name ports of the console, of the interrupt controllers and of the emulator, which touch no memory.
@@ -13,24 +14,28 @@ pub fn inb(port: u16) -> u8 {
 }
 
 /// Writes a byte.
+#[inline]
 pub fn outb(port: u16, value: u8) {
     // SAFETY: as for `inb`.
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
 }
 
 /// Writes a word.
+#[inline]
 pub fn outw(port: u16, value: u16) {
     // SAFETY: as for `inb`.
     unsafe { asm!("out dx, ax", in("dx") port, in("ax") value, options(nomem, nostack, preserves_flags)) };
 }
 
 /// Writes a dword.
+#[inline]
 pub fn outl(port: u16, value: u32) {
     // SAFETY: as for `inb`.
     unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags)) };
 }
 
 /// Writes bytes one after the other.
+#[inline]
 pub fn write_bytes(port: u16, bytes: &[u8]) {
     // SAFETY: reads the slice, and as for `inb`.
     unsafe {

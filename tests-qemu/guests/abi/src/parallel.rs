@@ -1,12 +1,9 @@
 //! What the parallel workload prints, and what is right.
 
-use std::fmt;
+use core::fmt;
 
 /// Begins the line with the result; the rest is [`Results`].
 pub const PREFIX: &str = "L1HV-PARALLEL ";
-
-/// Begins a line `ns=NUMBER tsc=NUMBER`: CLOCK_MONOTONIC since the program began, and the time-stamp counter.
-pub const CLOCK_PREFIX: &str = "L1HV-CLOCK ";
 
 /// Words of shared memory.
 pub const WORDS: u64 = 1 << 16;

@@ -1,6 +1,22 @@
-//! Why the host stops: a closed list, shared by the host, which says it, and the runner, which checks it.
+//! Why l1hv stops: a closed list, and the one line that says it.
 
-/// The reason's kind. Its [name](StopKind::name) is what the log line and the tests say, its [status](StopKind::status) what the machine exits with.
+/// How the line begins; the kind's name, a colon, a space and the message follow.
+pub const LINE_PREFIX: &str = "l1hv: stop: ";
+
+/// The kind and the message of a stop, from a line of the log.
+///
+/// ```
+/// use protocol::stop::parse;
+/// assert_eq!(parse("l1hv: stop: no-vmx: this processor has no VMX"), Some(("no-vmx", "this processor has no VMX")));
+/// assert_eq!(parse("l1hv: entering the guest"), None);
+/// ```
+pub fn parse(line: &str) -> Option<(&str, &str)> {
+    let (_, rest) = line.split_once(LINE_PREFIX)?;
+    let (kind, message) = rest.split_once(": ").unwrap_or((rest, ""));
+    Some((kind.trim(), message.trim()))
+}
+
+/// The kind of the reason. Its [name](StopKind::name) is what the line says, its [status](StopKind::status) what the machine exits with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum StopKind {
     /// The processor has no 64-bit mode.
@@ -38,15 +54,6 @@ pub enum StopKind {
     /// A defect of the host itself.
     Internal,
 }
-
-/// The I/O port on which QEMU's isa-debug-exit device takes a stop's status.
-pub const EXIT_PORT: u16 = 0xf4;
-/// The I/O port on which Bochs takes [`SHUTDOWN_TEXT`].
-pub const SHUTDOWN_PORT: u16 = 0x8900;
-/// What ends Bochs, byte by byte.
-pub const SHUTDOWN_TEXT: &[u8] = b"Shutdown";
-/// How the one line that explains a stop begins; the kind's name, a colon, a space and the message follow.
-pub const LINE_PREFIX: &str = "l1hv: stop: ";
 
 impl StopKind {
     /// All kinds.
@@ -93,7 +100,7 @@ impl StopKind {
         }
     }
 
-    /// What goes to [`EXIT_PORT`]; QEMU then exits with `status << 1 | 1`, so it stays below 128. It starts at 16, above what guests use.
+    /// What goes to [`EXIT_PORT`](crate::EXIT_PORT); QEMU then exits with `status << 1 | 1`, so it stays below 128. It starts at 16, above what guests use.
     pub const fn status(self) -> u32 {
         16 + self as u32
     }

@@ -1,0 +1,57 @@
+//! Statistics: CPUID with [`LEAF`] and [`SUBLEAF`] makes an l1hv with the option `stats` write them to its log. A processor answers the leaf
+//! like every other that it does not have, and so does l1hv.
+
+use core::fmt;
+
+/// EAX: "l1hv" in ASCII, 6C316876H.
+pub const LEAF: u32 = crate::SIGNATURE;
+
+/// ECX.
+pub const SUBLEAF: u32 = 1;
+
+/// Begins each line.
+pub const LINE_PREFIX: &str = "[l1hv STATS] ";
+
+/// [`Row::reason`] of the sum of all reasons.
+pub const TOTAL: &str = "total";
+
+/// The names of a [`Row`]'s parts, as a line of their own.
+pub const HEADING: &str = "reason guest-hypervisor nested reflected";
+
+/// Exits of one reason, as one line says them after [`LINE_PREFIX`].
+///
+/// ```
+/// use protocol::statistics::Row;
+/// let row = Row { reason: "VM-entry failure", guest_hypervisor: 1, nested: 20, reflected: 19 };
+/// assert_eq!(row.to_string(), "VM-entry failure 1 20 19");
+/// assert_eq!(Row::parse("VM-entry failure 1 20 19"), Some(row));
+/// assert_eq!(Row::parse(protocol::statistics::HEADING), None);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Row<'a> {
+    /// The basic exit reason's name, or [`TOTAL`].
+    pub reason: &'a str,
+    /// Exits of the guest hypervisor.
+    pub guest_hypervisor: u64,
+    /// Exits of nested guests.
+    pub nested: u64,
+    /// Of the latter, those that the guest hypervisor got.
+    pub reflected: u64,
+}
+
+impl<'a> Row<'a> {
+    /// Reads a line without its prefix; `None` if it is no row.
+    pub fn parse(line: &'a str) -> Option<Self> {
+        let mut words = line.rsplitn(4, ' ');
+        let mut number = || words.next()?.parse().ok();
+        let (reflected, nested, guest_hypervisor) = (number()?, number()?, number()?);
+        Some(Self { reason: words.next()?, guest_hypervisor, nested, reflected })
+    }
+}
+
+impl fmt::Display for Row<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { reason, guest_hypervisor, nested, reflected } = self;
+        write!(f, "{reason} {guest_hypervisor} {nested} {reflected}")
+    }
+}
