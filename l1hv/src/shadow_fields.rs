@@ -2,6 +2,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use protocol::statistics::PROFILE_PREFIX;
 use shadow::encoding::Encoding;
 use shadow::fields::FIELD_COUNT;
 use shadow::index::FieldTable;
@@ -126,7 +127,7 @@ impl ShadowFields {
             if reads + writes != 0 {
                 let (granted, most) = self.access(id);
                 let (granted, most) = (text(granted), text(most));
-                crate::log::write_line(format_args!("[l1hv PROFILE] {id:?} {reads} {writes} {granted} {most}"));
+                crate::log::write_line(format_args!("{PROFILE_PREFIX}{id:?} {reads} {writes} {granted} {most}"));
             }
         }
     }

@@ -3,6 +3,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use ept::nested::NestedPaging;
+use protocol::statistics::{HEADING, LINE_PREFIX, Row, TOTAL};
 use shadow::exit::ExitReason;
 
 use crate::processor;
@@ -76,20 +77,21 @@ fn sums(reasons: core::ops::Range<usize>) -> [u64; 3] {
 /// Writes the counters to the log, a line for each reason that occurred, and what this processor has of tables. The runner reads these
 /// lines.
 pub fn print(tables: &TablePool, paging: &NestedPaging) {
-    let write = |name: &str, [guest_hypervisor, nested, reflected]: [u64; 3]| {
-        crate::log::write_line(format_args!("[l1hv STATS] {name} {guest_hypervisor} {nested} {reflected}"));
+    let write = |reason: &str, [guest_hypervisor, nested, reflected]: [u64; 3]| {
+        let row = Row { reason, guest_hypervisor, nested, reflected };
+        crate::log::write_line(format_args!("{LINE_PREFIX}{row}"));
     };
-    crate::log::write_line(format_args!("[l1hv STATS] reason guest-hypervisor nested reflected"));
+    crate::log::write_line(format_args!("{LINE_PREFIX}{HEADING}"));
     for number in 0..REASONS {
         let counts = sums(number..number + 1);
         if counts != [0; 3] {
             write(ExitReason(number as u32).name().unwrap_or("unknown"), counts);
         }
     }
-    write("total", sums(0..REASONS));
+    write(TOTAL, sums(0..REASONS));
     let counters = paging.counters();
     crate::log::write_line(format_args!(
-        "[l1hv STATS] ept-tables budget={} in-use={} most-in-use={} reclaims={} kept={} dropped={}",
+        "{LINE_PREFIX}ept-tables budget={} in-use={} most-in-use={} reclaims={} kept={} dropped={}",
         tables.budget(),
         tables.in_use(),
         tables.most_in_use(),

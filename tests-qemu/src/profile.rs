@@ -6,14 +6,12 @@
 use std::cmp::Ordering;
 
 use anyhow::{Context as _, Result, ensure};
+use protocol::statistics::PROFILE_PREFIX;
+use table::Table;
 
 use crate::bench::Bench;
 use crate::bench::measure::{self, Measurement};
 use crate::guest::KvmEpt;
-use table::Table;
-
-/// What l1hv writes before a line of its profile: `FIELD READS WRITES GRANTED MOST`.
-const PROFILE_PREFIX: &str = "[l1hv PROFILE] ";
 
 /// Nothing granted.
 const NONE: &str = "shadow=*:none";

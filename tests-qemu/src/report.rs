@@ -1,10 +1,11 @@
 //! The tables at the end of the demo.
 
+use table::{Table, grouped};
+
 use crate::baseline;
 use crate::demo::Run;
 use crate::guest::KvmEpt;
 use crate::transcript::GuestResult;
-use table::{Table, grouped};
 
 /// All tables of the demo's runs.
 pub fn demo(runs: &[Run]) -> String {

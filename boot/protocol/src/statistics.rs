@@ -12,6 +12,10 @@ pub const SUBLEAF: u32 = 1;
 /// Begins each line.
 pub const LINE_PREFIX: &str = "[l1hv STATS] ";
 
+/// Begins each line of a profile, which follows with the option `profile`: `FIELD READS WRITES GRANTED MOST`, the last two of `none`, `r`, `w`
+/// and `rw`.
+pub const PROFILE_PREFIX: &str = "[l1hv PROFILE] ";
+
 /// [`Row::reason`] of the sum of all reasons.
 pub const TOTAL: &str = "total";
 

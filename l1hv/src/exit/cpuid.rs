@@ -1,5 +1,6 @@
 //! CPUID: the machine's answers, as far as [`shadow::cpuid`] lets them through.
 
+use protocol::statistics;
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
 use shadow::nested::{Action, VmcsPair};
@@ -9,13 +10,10 @@ use crate::arch::cpu;
 use crate::hw::Vcpu;
 use crate::stats;
 
-/// A leaf that no processor has ("l1hv" in ASCII): with the option `stats` it makes the host print its counters. Subleaf 1.
-const STATISTICS_LEAF: u32 = 0x6c31_6876;
-
 /// Answers.
 pub fn handle(vcpu: &mut Vcpu) -> Action {
     let (leaf, subleaf) = (vcpu.registers[RAX] as u32, vcpu.ecx());
-    if leaf == STATISTICS_LEAF && subleaf == 1 && vcpu.machine.prints_stats {
+    if leaf == statistics::LEAF && subleaf == statistics::SUBLEAF && vcpu.machine.prints_stats {
         stats::print(&vcpu.tables, &vcpu.nested.ept.cache);
         vcpu.machine.shadow_fields.print();
     }

@@ -1,15 +1,7 @@
-//! Hypercalls: VMCALL at CPL 0 with EAX 6C316876H ("l1hv" in ASCII), where the option `hypercalls` allows them. Everything else is VMCALL as
-//! the bare processor has it.
-//!
-//! | ECX | in | out, if RAX is 0 |
-//! |---|---|---|
-//! | 0: version | | RDX: 1 |
-//! | 1: grant access to a field, from the next VM entry on | EDX: encoding; EBX: bit 0 VMREAD, bit 1 VMWRITE | |
-//! | 2: ask for the access to a field | EDX: encoding | RBX: granted; RDX: the most that can be |
-//! | 3: ask for the accesses that were counted (option `profile`) | EDX: encoding | RBX: VMREADs; RDX: VMWRITEs |
-//!
-//! RAX is one of [`Status`]; no other register changes.
+//! Hypercalls, as [`protocol::hypercall`] describes them, where the option `hypercalls` allows them. Everything else is VMCALL as the bare
+//! processor has it.
 
+use protocol::hypercall::{GET_ACCESS, GET_COUNTS, SET_ACCESS, SIGNATURE, Status, VERSION};
 use shadow::FieldId;
 use shadow::encoding::Encoding;
 use shadow::nested::Action;
@@ -18,38 +10,16 @@ use shadow::registers::{RAX, RBX, RDX};
 
 use crate::hw::Vcpu;
 
-const SIGNATURE: u32 = 0x6c31_6876;
-const VERSION: u64 = 1;
+/// Of the interface.
+const VERSION_NUMBER: u64 = 1;
 
-/// How a hypercall ends.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u64)]
-enum Status {
-    Success = 0,
-    /// No function has this number.
-    NoSuchFunction = 1,
-    /// The encoding names no field that is offered.
-    NoSuchField = 2,
-    /// The field's value in vmcs02 is the host's.
-    NotTheGuests = 3,
-    /// The field is read-only.
-    ReadOnly = 4,
-    /// Bits of EBX that mean nothing.
-    BadAccess = 5,
-    /// There is no VMCS shadowing.
-    NoShadowing = 6,
-    /// Accesses are not counted.
-    NoProfile = 7,
-}
-
-impl From<Denied> for Status {
-    fn from(denied: Denied) -> Self {
-        match denied {
-            Denied::NoShadowing => Self::NoShadowing,
-            Denied::NoSuchField(_) => Self::NoSuchField,
-            Denied::NotTheGuests(_) => Self::NotTheGuests,
-            Denied::ReadOnly(_) => Self::ReadOnly,
-        }
+/// How a hypercall ends whose access is denied.
+const fn status(denied: Denied) -> Status {
+    match denied {
+        Denied::NoShadowing => Status::NoShadowing,
+        Denied::NoSuchField(_) => Status::NoSuchField,
+        Denied::NotTheGuests(_) => Status::NotTheGuests,
+        Denied::ReadOnly(_) => Status::ReadOnly,
     }
 }
 
@@ -61,10 +31,10 @@ pub fn is_meant(vcpu: &mut Vcpu) -> bool {
 /// Carries it out.
 pub fn handle(vcpu: &mut Vcpu) -> Action {
     let outcome = match vcpu.ecx() {
-        0 => version(vcpu),
-        1 => set_access(vcpu),
-        2 => access(vcpu),
-        3 => accesses(vcpu),
+        VERSION => version(vcpu),
+        SET_ACCESS => set_access(vcpu),
+        GET_ACCESS => access(vcpu),
+        GET_COUNTS => accesses(vcpu),
         _ => Err(Status::NoSuchFunction),
     };
     vcpu.registers[RAX] = outcome.err().unwrap_or(Status::Success) as u64;
@@ -72,15 +42,14 @@ pub fn handle(vcpu: &mut Vcpu) -> Action {
 }
 
 fn version(vcpu: &mut Vcpu) -> Result<(), Status> {
-    vcpu.registers[RDX] = VERSION;
+    vcpu.registers[RDX] = VERSION_NUMBER;
     Ok(())
 }
 
 fn set_access(vcpu: &mut Vcpu) -> Result<(), Status> {
     let id = field(vcpu)?;
     let wanted = u8::try_from(vcpu.registers[RBX] as u32).ok().and_then(Access::from_bits);
-    vcpu.machine.shadow_fields.set(id, wanted.ok_or(Status::BadAccess)?)?;
-    Ok(())
+    vcpu.machine.shadow_fields.set(id, wanted.ok_or(Status::BadAccess)?).map_err(status)
 }
 
 fn access(vcpu: &mut Vcpu) -> Result<(), Status> {

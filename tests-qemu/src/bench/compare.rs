@@ -1,7 +1,8 @@
 //! Two runs of the benchmark, number by number.
 
-use super::measure::{Measurement, NUMBERS};
 use table::Table;
+
+use super::measure::{Measurement, NUMBERS};
 
 /// What changed from `old` to `new`, as a table, or one line if nothing did.
 pub fn compare(old: &[Measurement], new: &[Measurement]) -> String {

@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::measure::Measurement;
 use table::grouped;
+
+use super::measure::Measurement;
 
 /// A row for each operation with the systems side by side, VMREAD and VMWRITE together; `-` where a system was not measured.
 pub fn table(measurements: &[Measurement]) -> String {

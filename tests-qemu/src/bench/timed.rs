@@ -1,9 +1,9 @@
 //! Operations that the nested guest has timed, in TSC ticks. They are never mixed with what an emulator counts.
 
 use serde::Serialize;
+use table::Table;
 
 use crate::transcript::{Operation, Timings};
-use table::Table;
 
 /// What a machine's ticks are worth.
 const MEASURED: &str = "TSC ticks, read by the nested guest";

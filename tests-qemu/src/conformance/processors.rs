@@ -3,9 +3,9 @@
 use std::fmt;
 
 use serde::Serialize;
+use table::Table;
 
 use super::Report;
-use table::Table;
 
 /// What happened on a processor.
 #[derive(Debug, Serialize)]
