@@ -177,18 +177,38 @@ impl fmt::Display for LoadError {
     }
 }
 
+/// What an image's own header says it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ImageFormat {
+    /// A Linux bzImage.
+    BzImage,
+    /// A multiboot 1 image.
+    Multiboot(multiboot::Header),
+}
+
+impl ImageFormat {
+    /// So many bytes of an image's beginning tell its format.
+    pub const HEAD_BYTES: usize = multiboot::SEARCH_BYTES;
+
+    /// The format of the image that begins with `head`, if it is a known one.
+    pub fn of(head: &[u8]) -> Option<Self> {
+        if linux::is_bzimage(head) {
+            return Some(Self::BzImage);
+        }
+        multiboot::Header::find(head).map(Self::Multiboot)
+    }
+}
+
 /// Plans the loading of `input.image`, whatever its format.
 ///
 /// # Errors
 ///
 /// The image has no known format, or its loader refuses it.
 pub fn plan<'a>(input: &GuestInput<'a>, scratch: &'a mut [u8]) -> Result<LoadPlan<'a>, LoadError> {
-    if linux::is_bzimage(input.image.bytes) {
-        linux::plan(input, scratch)
-    } else if let Some(header) = multiboot::Header::find(input.image.bytes) {
-        multiboot::plan(input, &header, scratch)
-    } else {
-        Err(LoadError::UnknownFormat)
+    match ImageFormat::of(input.image.bytes) {
+        Some(ImageFormat::BzImage) => linux::plan(input, scratch),
+        Some(ImageFormat::Multiboot(header)) => multiboot::plan(input, &header, scratch),
+        None => Err(LoadError::UnknownFormat),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::multiboot::{LOADER_MAGIC, info_flags, info_offset};
 
 const HEADER_MAGIC: u32 = 0x1BAD_B002;
 /// The header lies within this many bytes, on a multiple of four.
-const SEARCH_BYTES: usize = 8192;
+pub(super) const SEARCH_BYTES: usize = 8192;
 /// Flags 0 to 15 are demands that a loader must meet or refuse. Page-aligned modules and memory information are always given.
 const FLAGS_MET: u32 = 1 << 0 | 1 << 1;
 const FLAG_VIDEO: u32 = 1 << 2;

@@ -1,15 +1,18 @@
 //! `cargo l1hv run`: any image, under l1hv or on the bare machine.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
+use boot::guest::ImageFormat;
 
 use super::BadArgument;
 use super::machine::MachineArgs;
 use crate::build;
 use crate::layout::Layout;
-use crate::linux::{self, ImageKind};
+use crate::linux;
 use crate::machine::{Boot, Line, Machine, Module, Source};
 use crate::progress::Progress;
 use crate::provision;
@@ -47,21 +50,21 @@ pub struct Args {
 
 /// Runs the machine; the guest's console goes to standard output, l1hv's log to standard error.
 pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
-    let kind = kind_of(&args.kernel)?;
+    let format = format_of(&args.kernel)?;
     let modules: Vec<Module> = args.initrd.iter().map(|text| module(text)).collect::<Result<_>>()?;
     let provisioned = provision::provision(layout, progress)?;
     let emulator = args.options.emulator()?;
-    let append = args.append.clone().unwrap_or_else(|| match kind {
-        ImageKind::BzImage => linux::default_args(emulator, args.options.ips),
-        ImageKind::Multiboot | ImageKind::Unknown => String::new(),
+    let append = args.append.clone().unwrap_or_else(|| match format {
+        Some(ImageFormat::BzImage) => linux::default_args(emulator, args.options.ips),
+        Some(ImageFormat::Multiboot(_)) | None => String::new(),
     });
     let kernel = Module::with_args(&args.kernel, append);
-    let (kernel, modules) = match kind {
-        ImageKind::Multiboot => (kernel.named(), modules.into_iter().map(Module::named).collect()),
-        ImageKind::BzImage | ImageKind::Unknown => (kernel, modules),
+    let (kernel, modules) = match format {
+        Some(ImageFormat::Multiboot(_)) => (kernel.named(), modules.into_iter().map(Module::named).collect()),
+        Some(ImageFormat::BzImage) | None => (kernel, modules),
     };
     let boot = if args.bare {
-        bare(kind, kernel, modules)?
+        bare(format, kernel, modules)?
     } else {
         Boot::L1hv {
             host: Module::with_args(build::l1hv(layout, progress)?, &args.hv_append),
@@ -87,8 +90,13 @@ pub fn print(line: Line<'_>) {
     }
 }
 
-fn kind_of(file: &Path) -> Result<ImageKind> {
-    ImageKind::of(file).map_err(|error| BadArgument(format!("{error:#}")).into())
+/// The format of the image in `file`; `None` for one that l1hv will refuse.
+fn format_of(file: &Path) -> Result<Option<ImageFormat>> {
+    let mut head = Vec::new();
+    File::open(file)
+        .and_then(|image| image.take(ImageFormat::HEAD_BYTES as u64).read_to_end(&mut head))
+        .map_err(|error| BadArgument(format!("cannot read {}: {error}", file.display())))?;
+    Ok(ImageFormat::of(&head))
 }
 
 /// `FILE` or `FILE ARGS`.
@@ -100,13 +108,13 @@ fn module(text: &str) -> Result<Module> {
     Ok(Module::with_args(file, args))
 }
 
-fn bare(kind: ImageKind, kernel: Module, modules: Vec<Module>) -> Result<Boot> {
-    match kind {
-        ImageKind::BzImage => {
+fn bare(format: Option<ImageFormat>, kernel: Module, modules: Vec<Module>) -> Result<Boot> {
+    match format {
+        Some(ImageFormat::BzImage) => {
             Ok(Boot::Linux { kernel, initrds: modules.into_iter().map(|module| module.file).collect() })
         }
-        ImageKind::Multiboot => Ok(Boot::Multiboot { kernel, modules }),
-        ImageKind::Unknown => {
+        Some(ImageFormat::Multiboot(_)) => Ok(Boot::Multiboot { kernel, modules }),
+        None => {
             let file = kernel.file.display();
             Err(BadArgument(format!("{file} is neither a bzImage nor a multiboot 1 image")).into())
         }
