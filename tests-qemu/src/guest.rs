@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 
 use crate::build::GuestPrograms;
 use crate::initrd::Initrd;
@@ -45,7 +46,7 @@ struct NestedLinux {
 }
 
 /// What the guest hypervisor does before it switches the machine off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Work {
     /// Nothing.
     BootOnly,
@@ -55,10 +56,9 @@ pub enum Work {
     Linux,
     /// Runs the payload, then boots Linux.
     Demo,
-    /// Boots a guest hypervisor of the same kernel, which does what [`Work::Demo`] says: KVM is then the
-    /// nesting hypervisor.
+    /// Boots a guest hypervisor of the same kernel, which does what `demo` says: KVM is then the nesting hypervisor.
     Nest,
-    /// The same with [`Work::Payload`].
+    /// Boots a guest hypervisor of the same kernel, which does what `payload` says.
     NestPayload,
     /// Takes processors offline and online again while a nested Linux runs.
     Hotplug,
@@ -71,19 +71,9 @@ pub enum Work {
 }
 
 impl Work {
-    fn name(self) -> &'static str {
-        match self {
-            Self::BootOnly => "boot-only",
-            Self::Payload => "payload",
-            Self::Linux => "linux",
-            Self::Demo => "demo",
-            Self::Nest => "nest",
-            Self::NestPayload => "nest-payload",
-            Self::Hotplug => "hotplug",
-            Self::Clocks => "clocks",
-            Self::Reboot => "reboot",
-            Self::Minimal => "minimal",
-        }
+    /// Its name on the runner's command line and on the guest hypervisor's.
+    fn name(self) -> String {
+        self.to_possible_value().expect("no work is hidden from the command line").get_name().to_owned()
     }
 
     fn nests_linux(self) -> bool {

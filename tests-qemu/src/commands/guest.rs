@@ -3,14 +3,12 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::ValueEnum;
 
 use super::machine::MachineArgs;
-use super::run::print;
 use crate::build;
 use crate::guest::{KvmEpt, Plan, Work};
 use crate::layout::Layout;
-use crate::machine::{Machine, Module};
+use crate::machine::Module;
 use crate::progress::Progress;
 use crate::provision;
 
@@ -19,7 +17,7 @@ use crate::provision;
 pub struct Args {
     /// What the guest hypervisor does before it switches the machine off.
     #[arg(value_enum)]
-    work: WorkChoice,
+    work: Work,
     /// Debian kernel series of the guest hypervisor.
     #[arg(long, default_value = "6.1")]
     series: String,
@@ -51,37 +49,6 @@ pub struct Args {
     timeout: u64,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum WorkChoice {
-    BootOnly,
-    Payload,
-    Linux,
-    Demo,
-    Nest,
-    NestPayload,
-    Hotplug,
-    Clocks,
-    Reboot,
-    Minimal,
-}
-
-impl From<WorkChoice> for Work {
-    fn from(choice: WorkChoice) -> Self {
-        match choice {
-            WorkChoice::BootOnly => Self::BootOnly,
-            WorkChoice::Payload => Self::Payload,
-            WorkChoice::Linux => Self::Linux,
-            WorkChoice::Demo => Self::Demo,
-            WorkChoice::Nest => Self::Nest,
-            WorkChoice::NestPayload => Self::NestPayload,
-            WorkChoice::Hotplug => Self::Hotplug,
-            WorkChoice::Clocks => Self::Clocks,
-            WorkChoice::Reboot => Self::Reboot,
-            WorkChoice::Minimal => Self::Minimal,
-        }
-    }
-}
-
 /// Runs the machine, printing all that it says.
 pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     let provisioned = provision::provision(layout, progress)?;
@@ -93,7 +60,7 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
         parameters: &parameters,
         nested_cpus: args.nested_cpus,
         parallel_times: args.parallel_times,
-        ..Plan::new(provisioned.kernel(&args.series)?, args.work.into(), ept)
+        ..Plan::new(provisioned.kernel(&args.series)?, args.work, ept)
     };
     let mut guest = plan.prepare(layout, &provisioned, &programs, emulator, args.options.ips)?;
     guest.kernel.args = format!("{} {}", guest.kernel.args, args.append);
@@ -102,10 +69,5 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     } else {
         guest.under(Module::with_args(build::l1hv(layout, progress)?, &args.hv_append))
     };
-    let timeout = Duration::from_secs(args.timeout);
-    let machine = Machine { timeout, silence: timeout, ..Machine::new("guest", emulator, boot) };
-    let machine = args.options.options().apply(machine);
-    let outcome = machine.run(layout, &provisioned, print)?;
-    eprintln!("{outcome}");
-    Ok(outcome.status())
+    args.options.run("guest", boot, Duration::from_secs(args.timeout), layout, &provisioned)
 }

@@ -1,14 +1,18 @@
 //! The options that say on which machine a command runs something.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use clap::ValueEnum;
 
 use super::BadArgument;
+use crate::layout::Layout;
 use crate::machine::{
-    self, BOCHS, ChosenEmulator, DEFAULT_IPS, DEFAULT_MEMORY_MIB, Loader, MachineOptions, QEMU_IN_BOCHS, QEMU_KVM,
-    QEMU_TCG,
+    self, BOCHS, Boot, ChosenEmulator, DEFAULT_IPS, DEFAULT_MEMORY_MIB, Line, Loader, Machine, MachineOptions,
+    QEMU_IN_BOCHS, QEMU_KVM, QEMU_TCG, Source,
 };
 use crate::models::{self, Model};
+use crate::provision::Provisioned;
 
 /// Which machine.
 #[derive(Debug, Clone, clap::Args)]
@@ -96,5 +100,28 @@ impl MachineArgs {
             qemu_args: self.qemu_args.split_whitespace().map(str::to_owned).collect(),
             kvm_parameters: self.outer_kvm.clone(),
         }
+    }
+
+    /// Runs a machine that boots `boot`, with its logs under `name`: the console goes to standard output, l1hv's log and the outcome to
+    /// standard error. Returns the exit status.
+    pub fn run(
+        &self,
+        name: &str,
+        boot: Boot,
+        timeout: Duration,
+        layout: &Layout,
+        provisioned: &Provisioned,
+    ) -> Result<u8> {
+        let machine = Machine { timeout, silence: timeout, ..Machine::new(name, self.emulator()?, boot) };
+        let outcome = self.options().apply(machine).run(layout, provisioned, print)?;
+        eprintln!("{outcome}");
+        Ok(outcome.status())
+    }
+}
+
+fn print(line: Line<'_>) {
+    match line.source {
+        Source::Console => println!("{}", line.text),
+        Source::Debug => eprintln!("{}", line.text),
     }
 }

@@ -13,7 +13,7 @@ use super::machine::MachineArgs;
 use crate::build;
 use crate::layout::Layout;
 use crate::linux;
-use crate::machine::{Boot, Line, Machine, Module, Source};
+use crate::machine::{Boot, Module};
 use crate::progress::Progress;
 use crate::provision;
 
@@ -71,23 +71,7 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
             guest: std::iter::once(kernel).chain(modules).collect(),
         }
     };
-    let timeout = Duration::from_secs(args.timeout);
-    let machine = args.options.options().apply(Machine {
-        timeout,
-        silence: timeout,
-        ..Machine::new(args.name.as_str(), emulator, boot)
-    });
-    let outcome = machine.run(layout, &provisioned, print)?;
-    eprintln!("{outcome}");
-    Ok(outcome.status())
-}
-
-/// Writes a line to where the user expects it.
-pub fn print(line: Line<'_>) {
-    match line.source {
-        Source::Console => println!("{}", line.text),
-        Source::Debug => eprintln!("{}", line.text),
-    }
+    args.options.run(&args.name, boot, Duration::from_secs(args.timeout), layout, &provisioned)
 }
 
 /// The format of the image in `file`; `None` for one that l1hv will refuse.
