@@ -1,7 +1,6 @@
 //! Builds the programs that run inside machines.
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -68,8 +67,7 @@ pub fn guest_programs(layout: &Layout, progress: &Progress) -> Result<GuestProgr
 
 /// Runs a release build in a target directory of its own.
 fn cargo_build(layout: &Layout, args: &[&str], rustflags: &str) -> Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = command::cargo();
     command
         .args(["build", "--release", "--quiet"])
         .args(args)

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -22,9 +21,8 @@ impl Layout {
             .parent()
             .context("the runner's crate has no parent directory")?
             .to_path_buf();
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let metadata = command::output(
-            Command::new(cargo)
+            command::cargo()
                 .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
                 .current_dir(&workspace),
         )?;

@@ -1,9 +1,8 @@
 //! What the compiler's companions say of the code: formatting, lints and documentation, for this host and for the bare machine. A warning is an
 //! error.
 
-use std::process::Command;
-
 use tests_qemu::build::BARE_TARGET;
+use tests_qemu::command;
 use tests_qemu::layout::Layout;
 use tests_qemu::progress::Progress;
 use tests_qemu::provision;
@@ -14,7 +13,7 @@ const BARE: [&str; 4] = ["l1hv", "payload", "multiboot-guest", "conformance-gues
 /// Runs cargo in a target directory that no other test builds in.
 fn cargo(args: &[&str]) {
     let layout = Layout::find().expect("the workspace is where it was built");
-    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let output = command::cargo()
         .args(args)
         .current_dir(layout.workspace())
         .env("CARGO_TARGET_DIR", layout.root().join("habits"))
