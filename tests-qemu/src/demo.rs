@@ -51,9 +51,7 @@ pub enum Host {
 pub struct Run {
     /// With or without EPT.
     pub ept: KvmEpt,
-    /// The machine.
-    pub emulator: ChosenEmulator,
-    /// Its processors.
+    /// The machine's processors.
     pub cpus: u32,
     /// How the machine ended.
     pub outcome: Outcome,
@@ -159,7 +157,7 @@ impl Demo<'_> {
             }
         })?;
         step.done();
-        Ok(Run { ept, emulator, cpus: options.cpus, outcome, transcript })
+        Ok(Run { ept, cpus: options.cpus, outcome, transcript })
     }
 }
 

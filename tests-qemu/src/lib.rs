@@ -15,7 +15,6 @@
 
 #![forbid(unsafe_code)]
 
-pub mod baseline;
 pub mod bench;
 pub mod build;
 pub mod command;

@@ -2,7 +2,6 @@
 
 use table::{Table, grouped};
 
-use crate::baseline;
 use crate::demo::Run;
 use crate::guest::KvmEpt;
 use crate::transcript::GuestResult;
@@ -48,12 +47,7 @@ fn kvm_exits(run: &Run) -> String {
     format!("\nCounters of the guest hypervisor's KVM, {}\n\n{}", run.ept, table.render())
 }
 
-/// Whether the published numbers are of such a machine: one that counts instructions, and that no hypervisor below makes slow.
-fn is_comparable(runs: &[Run]) -> bool {
-    runs.iter().all(|run| run.emulator.counts_instructions() && run.emulator.hypervisor().is_none())
-}
-
-/// Instructions of each operation, beside KVM's.
+/// Instructions of each operation.
 fn costs(runs: &[Run]) -> String {
     let median = |ept: KvmEpt, name: &str| {
         let run = runs.iter().find(|run| run.ept == ept)?;
@@ -68,23 +62,13 @@ fn costs(runs: &[Run]) -> String {
     if names.is_empty() {
         return String::new();
     }
-    let here = ["operation", "here", "here, ept=0"];
-    let beside = ["KVM under KVM", "KVM under KVM, ept=0", "KVM, not nested"];
-    let comparable = is_comparable(runs);
-    let headings = if comparable { [&here[..], &beside].concat() } else { here.to_vec() };
-    let mut table = Table::new(&headings);
+    let mut table = Table::new(&["operation", "ept=1", "ept=0"]);
     for name in names {
-        let mut numbers = vec![median(KvmEpt::On, name), median(KvmEpt::Off, name)];
-        if comparable {
-            let baseline = baseline::of(name);
-            numbers.push(baseline.map(|row| row.nested));
-            numbers.push(baseline.and_then(|row| row.nested_without_ept));
-            numbers.push(baseline.map(|row| row.not_nested));
-        }
-        table.row(name, numbers);
+        table.row(name, [KvmEpt::On, KvmEpt::Off].map(|ept| median(ept, name)));
     }
     format!(
-        "\nInstructions of one exit of the nested guest, from exit to next instruction (median)\n\n{}",
+        "\nInstructions of one exit of the nested guest, from exit to next instruction (median). `cargo bench-nested` has KVM's \
+         beside them.\n\n{}",
         table.render()
     )
 }
@@ -102,9 +86,5 @@ fn boots(runs: &[Run]) -> String {
     if lines.is_empty() {
         return lines;
     }
-    let kvm = match is_comparable(runs) {
-        true => format!("  KVM under KVM: {} instructions\n", grouped(baseline::KVM_NESTED_LINUX)),
-        false => String::new(),
-    };
-    format!("\nLinux as nested guest, from entry to init\n\n{lines}{kvm}")
+    format!("\nLinux as nested guest, from entry to init\n\n{lines}")
 }
