@@ -1,6 +1,27 @@
-//! Addresses of the three address spaces, one type each, so that they cannot be mixed up.
+//! Addresses of the three address spaces, one type each, so that they cannot be mixed up:
+//!
+//! ```compile_fail,E0308
+//! # use ept::{Eptp01, NestedGpa, map::{Mapping, lookup}, table::TableMemory};
+//! fn lookup_by_the_wrong_tables(tables: &impl TableMemory, ept01: Eptp01, address: NestedGpa) -> Option<Mapping> {
+//!     lookup(tables, ept01, address)
+//! }
+//! ```
 
 use core::fmt;
+use core::ops::Add;
+
+/// An address of one of the three address spaces: [`Hpa`], [`Gpa`], [`NestedGpa`].
+pub trait Address: Copy + Ord + fmt::Debug + Add<u64, Output = Self> + sealed::Sealed {
+    /// The address with this number.
+    fn from_raw(raw: u64) -> Self;
+
+    /// Its number.
+    fn raw(self) -> u64;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
 
 macro_rules! address {
     ($(#[$doc:meta])* $name:ident, $tag:literal) => {
@@ -20,18 +41,46 @@ macro_rules! address {
                 self.0 & (size.bytes() - 1)
             }
 
+            /// The address so many bytes further on; `None` beyond 2^64.
+            pub const fn checked_add(self, bytes: u64) -> Option<Self> {
+                match self.0.checked_add(bytes) {
+                    Some(sum) => Some(Self(sum)),
+                    None => None,
+                }
+            }
+
             /// Whether this is the first byte of a page of size `size`.
             pub const fn is_aligned(self, size: PageSize) -> bool {
                 self.offset_in(size) == 0
             }
         }
 
-        impl core::ops::Add<u64> for $name {
+        impl Add<u64> for $name {
             type Output = Self;
+
+            /// # Panics
+            ///
+            /// The sum is no address, in builds with overflow checks; others wrap, like all arithmetic. What a guest can choose is for
+            /// [`Self::checked_add`].
+            #[inline]
             fn add(self, bytes: u64) -> Self {
-                Self(self.0.wrapping_add(bytes))
+                Self(self.0 + bytes)
             }
         }
+
+        impl Address for $name {
+            #[inline]
+            fn from_raw(raw: u64) -> Self {
+                Self(raw)
+            }
+
+            #[inline]
+            fn raw(self) -> u64 {
+                self.0
+            }
+        }
+
+        impl sealed::Sealed for $name {}
 
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

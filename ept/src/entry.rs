@@ -1,6 +1,9 @@
 //! An EPT entry (SDM 29.3.2 "EPT Translation Mechanism", Tables 29-1 to 29-7).
 
-use crate::PageSize;
+use core::marker::PhantomData;
+
+use crate::addr::Address;
+use crate::{Hpa, PageSize};
 
 /// Access rights, each at its bit of an entry: bits 2:0, and bit 10 where fetches are controlled by mode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -51,7 +54,7 @@ impl Rights {
     }
 }
 
-/// Who controls instruction fetches: the VM-execution control "mode-based execute control for EPT". As the rights that there are.
+/// Whether mode-based execute control for EPT is on, represented as the set of rights that an entry can then grant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ExecuteControl(Rights);
 
@@ -95,75 +98,87 @@ impl MemoryType {
     }
 }
 
-/// An entry of any level. Every 64-bit value is representable.
+/// How accesses to a page are cached: bits 6:3 of a leaf.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Caching(u64);
+
+impl Caching {
+    const MASK: u64 = 0x78;
+    const IGNORE_PAT: u64 = 1 << 6;
+
+    /// By a memory type, which the guest's PAT may weaken.
+    pub const fn new(memory_type: MemoryType) -> Self {
+        Self((memory_type.0 as u64 & 7) << 3)
+    }
+
+    /// The memory type is final, whatever the guest's PAT says.
+    pub const fn ignoring_pat(self) -> Self {
+        Self(self.0 | Self::IGNORE_PAT)
+    }
+
+    /// The memory type.
+    pub const fn memory_type(self) -> MemoryType {
+        MemoryType((self.0 >> 3 & 7) as u8)
+    }
+
+    /// Whether the memory type is final.
+    pub const fn ignores_pat(self) -> bool {
+        self.0 & Self::IGNORE_PAT != 0
+    }
+}
+
+/// The accessed flag, if the EPTP enables accessed and dirty flags.
+pub const ACCESSED: u64 = 1 << 8;
+/// The dirty flag, likewise; leaves only.
+pub const DIRTY: u64 = 1 << 9;
+/// Suppress #VE: an EPT violation that this entry ends causes a VM exit even with "EPT-violation #VE".
+pub const SUPPRESS_VE: u64 = 1 << 63;
+/// Bits that mean something only under controls that are not offered, and are ignored without them: verify guest paging, paging-write
+/// access, supervisor shadow stack, sub-page write permissions (SDM 29.3.2 "EPT Translation Mechanism"). EPT02 has none of them.
+pub const IGNORED: u64 = 1 << 57 | 1 << 58 | 1 << 60 | 1 << 61;
+
+/// An entry of any level, in tables that lead to addresses of `T`: the host's own unless another is named. Every 64-bit value is
+/// representable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(transparent)]
-pub struct Entry(pub u64);
+pub struct Entry<T = Hpa>(u64, PhantomData<T>);
 
-impl Entry {
+impl<T: Address> Entry<T> {
     /// Nothing is mapped.
-    pub const NOT_PRESENT: Self = Self(0);
-    /// Accessed, if the EPTP enables accessed and dirty flags.
-    pub const ACCESSED: u64 = 1 << 8;
-    /// Dirty, likewise; leaves only.
-    pub const DIRTY: u64 = 1 << 9;
+    pub const NOT_PRESENT: Self = Self::from_bits(0);
 
-    /// Suppress #VE: an EPT violation that this entry ends causes a VM exit even with "EPT-violation #VE".
-    pub const SUPPRESS_VE: u64 = 1 << 63;
-    /// Bits that mean something only under controls that are not offered, and are ignored without them: verify guest paging, paging-write
-    /// access, supervisor shadow stack, sub-page write permissions (SDM 29.3.2 "EPT Translation Mechanism"). EPT02 has none of them.
-    pub const IGNORED: u64 = 1 << 57 | 1 << 58 | 1 << 60 | 1 << 61;
-
-    /// In a table of the host's own that is not present: it was unlinked, and its address is still here.
-    const UNLINKED: u64 = 1 << 62;
-    const IGNORE_PAT: u64 = 1 << 6;
     const LARGE: u64 = 1 << 7;
     /// Bits that are a leaf's memory type and ignore-PAT, and reserved in a pointer to a table.
-    const LOW_OF_TABLE: u64 = 0x78;
+    const LOW_OF_TABLE: u64 = Caching::MASK;
     const ADDRESS: u64 = ((1 << 52) - 1) & !0xfff;
 
+    /// The entry that is this word in memory.
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits, PhantomData)
+    }
+
+    /// As a word in memory.
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
     /// Points to a table and restricts nothing, whoever controls fetches.
-    pub const fn table(address: u64) -> Self {
-        Self(address & Self::ADDRESS | ExecuteControl::BY_MODE.all().0)
+    #[inline]
+    pub fn table(table: T) -> Self {
+        Self::from_bits(table.raw() & Self::ADDRESS | ExecuteControl::BY_MODE.all().0)
     }
 
     /// Maps a page.
-    pub const fn leaf(address: u64, size: PageSize, rights: Rights, memory_type: MemoryType, ignore_pat: bool) -> Self {
+    #[inline]
+    pub fn leaf(page: T, size: PageSize, rights: Rights, caching: Caching) -> Self {
         let large = if matches!(size, PageSize::Size4K) { 0 } else { Self::LARGE };
-        let ignore_pat = if ignore_pat { Self::IGNORE_PAT } else { 0 };
-        Self(
-            address & Self::ADDRESS & !(size.bytes() - 1) | large | ignore_pat | (memory_type.0 as u64) << 3 | rights.0,
-        )
+        Self::from_bits(page.raw() & Self::ADDRESS & !(size.bytes() - 1) | large | caching.0 | rights.0)
     }
 
-    /// Whether any right is granted, in a table of the host's own: there bit 10 is a right or 0.
-    pub const fn is_present(self) -> bool {
-        self.0 & ExecuteControl::BY_MODE.all().0 != 0
-    }
-
-    /// The same entry with other rights.
-    pub const fn with_rights(self, rights: Rights) -> Self {
-        Self(self.0 & !ExecuteControl::BY_MODE.all().0 | rights.0)
-    }
-
-    /// The same entry with the accessed and dirty flags set.
-    pub const fn with_dirty(self) -> Self {
-        Self(self.0 | Self::ACCESSED | Self::DIRTY)
-    }
-
-    /// A pointer to a table that the processor is not to follow until the host has looked at the table.
-    pub const fn unlinked(self) -> Self {
-        Self(self.address() | Self::UNLINKED)
-    }
-
-    /// Whether it is such a pointer.
-    pub const fn is_unlinked(self) -> bool {
-        self.0 & Self::UNLINKED != 0
-    }
-
-    /// Whether, in a table of the host's own, it points to another, for the processor or for the host alone.
-    pub const fn links_table(self, level: u32) -> bool {
-        level > 1 && (self.is_present() || self.is_unlinked()) && !self.is_leaf(level)
+    /// The address of the table or page.
+    #[inline]
+    pub fn address(self) -> T {
+        T::from_raw(self.0 & Self::ADDRESS)
     }
 
     /// Its rights.
@@ -173,7 +188,7 @@ impl Entry {
 
     /// Whether a violation that it ends is to cause a VM exit in any case.
     pub const fn suppresses_ve(self) -> bool {
-        self.0 & Self::SUPPRESS_VE != 0
+        self.0 & SUPPRESS_VE != 0
     }
 
     /// Whether it maps a page: always at level 1, by bit 7 at levels 2 and 3.
@@ -181,29 +196,19 @@ impl Entry {
         level == 1 || matches!(level, 2 | 3) && self.0 & Self::LARGE != 0
     }
 
-    /// The address of the table or page.
-    pub const fn address(self) -> u64 {
-        self.0 & Self::ADDRESS
-    }
-
-    /// The memory type of a leaf.
-    pub const fn memory_type(self) -> MemoryType {
-        MemoryType((self.0 >> 3 & 7) as u8)
-    }
-
-    /// Ignore PAT: the leaf's memory type is final.
-    pub const fn ignores_pat(self) -> bool {
-        self.0 & Self::IGNORE_PAT != 0
+    /// How a leaf's page is cached.
+    pub const fn caching(self) -> Caching {
+        Caching(self.0 & Caching::MASK)
     }
 
     /// Whether the accessed flag is set.
     pub const fn is_accessed(self) -> bool {
-        self.0 & Self::ACCESSED != 0
+        self.0 & ACCESSED != 0
     }
 
     /// Whether the dirty flag is set.
     pub const fn is_dirty(self) -> bool {
-        self.0 & Self::DIRTY != 0
+        self.0 & DIRTY != 0
     }
 
     /// Whether the processor reports this entry, met at `level`, as an EPT misconfiguration (SDM 29.3.3.1 "EPT Misconfigurations").
@@ -218,7 +223,7 @@ impl Entry {
         // Nothing but fetches of one kind or the other.
         let execute_only = !readable && !features.execute_only;
         let reserved = self.0 & self.reserved(level, features) != 0;
-        let bad_type = self.is_leaf(level) && !self.memory_type().is_defined();
+        let bad_type = self.is_leaf(level) && !self.caching().memory_type().is_defined();
         write_without_read || execute_only || reserved || bad_type
     }
 
@@ -249,6 +254,42 @@ impl Entry {
     }
 }
 
+/// Entries of the host's own tables.
+impl Entry<Hpa> {
+    /// It was unlinked, and its address is still here. The processor finds it not present.
+    const UNLINKED: u64 = 1 << 62;
+
+    /// Whether any right is granted: bit 10 is a right or 0 here.
+    pub const fn is_present(self) -> bool {
+        self.0 & ExecuteControl::BY_MODE.all().0 != 0
+    }
+
+    /// The same entry with other rights.
+    pub const fn with_rights(self, rights: Rights) -> Self {
+        Self::from_bits(self.0 & !ExecuteControl::BY_MODE.all().0 | rights.0)
+    }
+
+    /// The same entry with the accessed and dirty flags set.
+    pub const fn with_dirty(self) -> Self {
+        Self::from_bits(self.0 | ACCESSED | DIRTY)
+    }
+
+    /// A pointer to a table that the processor is not to follow until the host has looked at the table.
+    pub const fn unlinked(self) -> Self {
+        Self::from_bits(self.0 & Self::ADDRESS | Self::UNLINKED)
+    }
+
+    /// Whether it is such a pointer.
+    pub const fn is_unlinked(self) -> bool {
+        self.0 & Self::UNLINKED != 0
+    }
+
+    /// Whether it points to another table, for the processor or for the host alone.
+    pub const fn links_table(self, level: u32) -> bool {
+        level > 1 && (self.is_present() || self.is_unlinked()) && !self.is_leaf(level)
+    }
+}
+
 /// What of EPT a processor has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Features {
@@ -275,7 +316,7 @@ mod tests {
     fn an_open_table_restricts_nothing_and_is_no_misconfiguration() {
         for execute in [ExecuteControl::UNIFORM, ExecuteControl::BY_MODE] {
             for (level, bit) in (2..=5).flat_map(|level| (0..64).map(move |bit| (level, bit))) {
-                let entry = Entry(0x5000 | execute.all().0 ^ 1 << bit);
+                let entry = Entry::<Hpa>::from_bits(0x5000 | execute.all().0 ^ 1 << bit);
                 let expected = entry.rights(execute) == execute.all()
                     && !entry.is_leaf(level)
                     && !entry.is_misconfigured(level, &FEATURES, execute);
@@ -287,10 +328,16 @@ mod tests {
 
     #[test]
     fn a_leaf_comes_apart_again() {
-        let leaf = Entry::leaf(0x4020_0000, PageSize::Size2M, Rights::ALL, MemoryType::WRITE_BACK, true);
-        assert_eq!(leaf.0, 0x4020_00f7);
+        let leaf = Entry::leaf(
+            Hpa(0x4020_0000),
+            PageSize::Size2M,
+            Rights::ALL,
+            Caching::new(MemoryType::WRITE_BACK).ignoring_pat(),
+        );
+        assert_eq!(leaf.bits(), 0x4020_00f7);
         assert!(leaf.is_leaf(2) && leaf.is_leaf(1) && !leaf.is_leaf(4));
-        assert_eq!((leaf.address(), leaf.memory_type()), (0x4020_0000, MemoryType::WRITE_BACK));
+        assert_eq!((leaf.address(), leaf.caching().memory_type()), (Hpa(0x4020_0000), MemoryType::WRITE_BACK));
+        assert!(leaf.caching().ignores_pat());
     }
 
     #[test]
@@ -313,22 +360,30 @@ mod tests {
             ("ignored bits", 0xfff0_0000_0000_1837, 1, false),
         ];
         for (name, bits, level, expected) in cases {
-            assert_eq!(Entry(bits).is_misconfigured(level, &FEATURES, ExecuteControl::UNIFORM), expected, "{name}");
+            assert_eq!(
+                Entry::<Hpa>::from_bits(bits).is_misconfigured(level, &FEATURES, ExecuteControl::UNIFORM),
+                expected,
+                "{name}"
+            );
         }
-        let is_misconfigured =
-            |bits, level, features| Entry(bits).is_misconfigured(level, &features, ExecuteControl::UNIFORM);
+        let is_misconfigured = |bits, level, features| {
+            Entry::<Hpa>::from_bits(bits).is_misconfigured(level, &features, ExecuteControl::UNIFORM)
+        };
         assert!(!is_misconfigured(0x1034, 1, Features { execute_only: true, ..FEATURES }));
         assert!(!is_misconfigured(0x4000_00b7, 3, Features { page_1g: true, ..FEATURES }));
     }
 
     #[test]
     fn with_control_by_mode_bit_10_is_a_right_that_needs_what_the_other_needs() {
-        let user_only = Entry(0x1430);
+        let user_only = Entry::<Hpa>::from_bits(0x1430);
         assert!(!user_only.is_misconfigured(1, &FEATURES, ExecuteControl::UNIFORM), "bit 10 is ignored: not present");
         assert!(user_only.is_misconfigured(1, &FEATURES, ExecuteControl::BY_MODE));
         let execute_only = Features { execute_only: true, ..FEATURES };
         assert!(!user_only.is_misconfigured(1, &execute_only, ExecuteControl::BY_MODE));
-        assert!(Entry(0x1432).is_misconfigured(1, &execute_only, ExecuteControl::BY_MODE), "write without read");
+        assert!(
+            Entry::<Hpa>::from_bits(0x1432).is_misconfigured(1, &execute_only, ExecuteControl::BY_MODE),
+            "write without read"
+        );
         assert_eq!(user_only.rights(ExecuteControl::BY_MODE), Rights::USER_EXECUTE);
         let widened = ExecuteControl::BY_MODE.widen(Rights::ALL);
         assert_eq!((widened, ExecuteControl::UNIFORM.widen(Rights::ALL)), (ExecuteControl::BY_MODE.all(), Rights::ALL));

@@ -8,14 +8,77 @@
 //! EPT12 lies in the guest hypervisor's memory and is only read by [`walk`]; EPT01 and EPT02 lie in the host's and are written through
 //! [`table::TableMemory`]. [`nested::NestedPaging`] is the cache of EPT02 roots.
 //!
-//! Invariants:
+//! # Invariants
+//!
 //! * An EPT02 entry never grants what EPT12 and EPT01 together do not: rights are intersected, pages are the smaller of both.
 //! * An EPT12 entry is read once per walk; what was checked is what is used.
 //! * Memory is bounded: tables come from a pool of fixed size, and running out drops cached translations, nothing else.
 //!
 //! SDM references are to the Intel 64 and IA-32 Architectures Software Developer's Manual, Volume 3C, edition 085 (October 2024).
+//!
+//! # Example
+//!
+//! A guest hypervisor runs a nested guest with an EPT of its own. The host composes it with EPT01, page by page, as the nested guest
+//! touches them.
+//!
+//! ```
+//! use ept::fake::{FakeGuest, FakeTables};
+//! use ept::map::{lookup, map_range};
+//! use ept::nested::{Context, Dropped, Extent, Fill, NestedPaging};
+//! use ept::table::TableMemory;
+//! use ept::violation::EptViolation;
+//! use ept::walk::Ept12;
+//! use ept::{Caching, Entry, Eptp01, Eptp12, ExecuteControl, Features, Levels, MemoryType, PageSize, Rights};
+//! use ept::{Gpa, Hpa, NestedGpa};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! const WRITE_BACK: Caching = Caching::new(MemoryType::WRITE_BACK);
+//!
+//! // EPT01: the guest hypervisor's first GiB lies at 4 GiB.
+//! let mut tables = FakeTables::new(16);
+//! let ept01 = Eptp01::new(tables.allocate().ok_or("no table")?, Levels::Four);
+//! map_range(&mut tables, ept01, Gpa(0)..Gpa(1 << 30), PageSize::Size2M, |address, size| {
+//!     Entry::leaf(Hpa(address.0 + (4 << 30)), size, Rights::ALL, WRITE_BACK)
+//! })?;
+//!
+//! // EPT12, in the guest hypervisor's memory: the nested guest's first 2 MiB are its second ones.
+//! let mut guest = FakeGuest::default();
+//! guest.set(Gpa(0x1000), 0, Entry::table(Gpa(0x2000)));
+//! guest.set(Gpa(0x2000), 0, Entry::table(Gpa(0x3000)));
+//! guest.set(Gpa(0x3000), 0, Entry::leaf(Gpa(2 << 20), PageSize::Size2M, Rights::ALL, WRITE_BACK));
+//! let ept12 = Ept12 { eptp: Eptp12::new(Gpa(0x1000), Levels::Four), execute: ExecuteControl::UNIFORM };
+//!
+//! // The nested guest is about to run: this is its EPTP, of an EPT02 that is still empty.
+//! let features =
+//!     Features { physical_bits: 40, execute_only: true, page_2m: true, page_1g: true, advanced_violation: false };
+//! let mut nested = NestedPaging::new(features);
+//! let (eptp02, dropped) = nested.activate(&mut tables, ept12)?;
+//! assert_eq!(dropped, Dropped::Nothing);
+//!
+//! // It reads an address: an EPT violation, which the host repairs.
+//! let address = NestedGpa(0x1234);
+//! let read = EptViolation::READ | EptViolation::LINEAR_ADDRESS_IS_VALID | EptViolation::IS_TRANSLATION;
+//! let mut context = Context { tables: &mut tables, guest: &mut guest, ept01 };
+//! let (fill, _) = nested.fill(&mut context, ept12, address, read, Extent::Page)?;
+//! assert_eq!(fill, Fill::Mapped);
+//! let mapping = lookup(&tables, eptp02, address).ok_or("not mapped")?;
+//! assert_eq!((mapping.leaf.address(), mapping.size), (Hpa((4 << 30) + (2 << 20)), PageSize::Size2M));
+//!
+//! // The guest hypervisor takes the page away and executes INVEPT. What the processor still caches has to go as well.
+//! guest.set(Gpa(0x3000), 0, Entry::NOT_PRESENT);
+//! assert_eq!(nested.invalidate(&mut tables, ept12.eptp), Dropped::One(eptp02));
+//! assert_eq!(lookup(&tables, eptp02, address), None);
+//!
+//! // From now on the violation is the guest hypervisor's to see.
+//! let mut context = Context { tables: &mut tables, guest: &mut guest, ept01 };
+//! let (fill, _) = nested.fill(&mut context, ept12, address, read, Extent::Page)?;
+//! assert_eq!(fill, Fill::Violation { qualification: read, suppresses_ve: false });
+//! # Ok(())
+//! # }
+//! ```
 #![no_std]
 #![forbid(unsafe_code)]
+#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
 
 #[cfg(test)]
 extern crate std;
@@ -23,14 +86,14 @@ extern crate std;
 pub mod addr;
 pub mod entry;
 pub mod eptp;
-#[cfg(test)]
-mod fake;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 pub mod map;
 pub mod nested;
 pub mod table;
 pub mod violation;
 pub mod walk;
 
-pub use addr::{Gpa, Hpa, NestedGpa, PageSize};
-pub use entry::{Entry, ExecuteControl, MemoryType, Rights};
-pub use eptp::{Eptp, Levels};
+pub use addr::{Address, Gpa, Hpa, NestedGpa, PageSize};
+pub use entry::{Caching, Entry, ExecuteControl, Features, MemoryType, Rights};
+pub use eptp::{Eptp, Eptp01, Eptp02, Eptp12, Levels};

@@ -1,5 +1,9 @@
 //! Writing the host's own tables: pages, ranges, and taking tables down.
 
+use core::fmt;
+use core::ops::Range;
+
+use crate::addr::Address;
 use crate::entry::ExecuteControl;
 use crate::table::{ENTRIES, TableMemory, for_each_used, index};
 use crate::{Entry, Eptp, Hpa, Levels, PageSize, Rights};
@@ -7,6 +11,14 @@ use crate::{Entry, Eptp, Hpa, Levels, PageSize, Rights};
 /// The table budget is spent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OutOfTables;
+
+impl fmt::Display for OutOfTables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no table is left")
+    }
+}
+
+impl core::error::Error for OutOfTables {}
 
 /// The level at which pages of a size are mapped.
 pub const fn leaf_level(size: PageSize) -> u32 {
@@ -35,16 +47,20 @@ pub struct LeafTable {
     pub is_new: bool,
 }
 
-const fn root_table(root: Eptp) -> (Hpa, u32) {
-    (Hpa(root.root()), root.levels().root())
+fn root_table<F: Address>(root: Eptp<F, Hpa>) -> (Hpa, u32) {
+    (root.root(), root.levels().root())
 }
 
 /// Maps the page of `size` that holds `address`. What was mapped there before is replaced, tables included. Returns the table that has
 /// the leaf now, and whether that was made for it.
-pub fn map_page(
+///
+/// # Errors
+///
+/// A table is needed, and none is left. Tables that were made on the way stay, empty.
+pub fn map_page<F: Address>(
     memory: &mut impl TableMemory,
-    root: Eptp,
-    address: u64,
+    root: Eptp<F, Hpa>,
+    address: F,
     size: PageSize,
     leaf: Entry,
 ) -> Result<LeafTable, OutOfTables> {
@@ -54,10 +70,10 @@ pub fn map_page(
         let at = index(address, level);
         let entry = memory.read(table, at);
         table = if entry.is_present() && !entry.is_leaf(level) {
-            Hpa(entry.address())
+            entry.address()
         } else {
             let new = memory.allocate().ok_or(OutOfTables)?;
-            memory.write(table, at, Entry::table(new.0));
+            memory.write(table, at, Entry::table(new));
             is_new = true;
             new
         };
@@ -67,13 +83,22 @@ pub fn map_page(
     let old = memory.read(table, at);
     memory.write(table, at, leaf);
     if old.links_table(level) {
-        free_tables(memory, Hpa(old.address()), level - 1);
+        free_tables(memory, old.address(), level - 1);
     }
     Ok(LeafTable { table, is_new })
 }
 
 /// Changes the rights of one 4-KiB page, splitting the large page that it may be part of. A page that is not mapped stays so.
-pub fn set_rights(memory: &mut impl TableMemory, root: Eptp, address: u64, rights: Rights) -> Result<(), OutOfTables> {
+///
+/// # Errors
+///
+/// A large page is to be split, and no table is left. The page keeps its rights.
+pub fn set_rights<F: Address>(
+    memory: &mut impl TableMemory,
+    root: Eptp<F, Hpa>,
+    address: F,
+    rights: Rights,
+) -> Result<(), OutOfTables> {
     let (mut table, mut level) = root_table(root);
     loop {
         let at = index(address, level);
@@ -85,7 +110,7 @@ pub fn set_rights(memory: &mut impl TableMemory, root: Eptp, address: u64, right
             memory.write(table, at, entry.with_rights(rights));
             return Ok(());
         }
-        table = if entry.is_leaf(level) { split(memory, table, at, level, entry)? } else { Hpa(entry.address()) };
+        table = if entry.is_leaf(level) { split(memory, table, at, level, entry)? } else { entry.address() };
         level -= 1;
     }
 }
@@ -95,32 +120,33 @@ fn split(memory: &mut impl TableMemory, table: Hpa, at: u64, level: u32, leaf: E
     let below = memory.allocate().ok_or(OutOfTables)?;
     let size = page_size(level - 1);
     for part in 0..ENTRIES {
-        let address = leaf.address() + part * size.bytes();
-        let entry =
-            Entry::leaf(address, size, leaf.rights(ExecuteControl::BY_MODE), leaf.memory_type(), leaf.ignores_pat());
-        memory.write(below, part, entry);
+        let page = leaf.address() + part * size.bytes();
+        memory.write(below, part, Entry::leaf(page, size, leaf.rights(ExecuteControl::BY_MODE), leaf.caching()));
     }
-    memory.write(table, at, Entry::table(below.0));
+    memory.write(table, at, Entry::table(below));
     Ok(below)
 }
 
-/// Maps `[start, end)` (both page-aligned) with the largest pages up to `largest`. `leaf` gives the entry for an address and a size.
-pub fn map_range(
+/// Maps a range whose ends lie on 4-KiB pages, with the largest pages up to `largest`. `leaf` gives the entry for an address and a size.
+///
+/// # Errors
+///
+/// No table is left. What was mapped until then stays.
+pub fn map_range<F: Address>(
     memory: &mut impl TableMemory,
-    root: Eptp,
-    start: u64,
-    end: u64,
+    root: Eptp<F, Hpa>,
+    range: Range<F>,
     largest: PageSize,
-    leaf: impl Fn(u64, PageSize) -> Entry,
+    leaf: impl Fn(F, PageSize) -> Entry,
 ) -> Result<(), OutOfTables> {
-    let mut address = start;
-    while address < end {
-        let fits =
-            |size: PageSize| size <= largest && address & (size.bytes() - 1) == 0 && end - address >= size.bytes();
+    let mut address = range.start;
+    while address < range.end {
+        let left = range.end.raw() - address.raw();
+        let fits = |size: PageSize| size <= largest && address.raw() & (size.bytes() - 1) == 0 && left >= size.bytes();
         let size =
             [PageSize::Size1G, PageSize::Size2M].into_iter().find(|&size| fits(size)).unwrap_or(PageSize::Size4K);
         map_page(memory, root, address, size, leaf(address, size))?;
-        address += size.bytes();
+        address = address + size.bytes();
     }
     Ok(())
 }
@@ -136,17 +162,17 @@ pub struct Mapping {
 
 /// What an address is mapped to.
 #[inline]
-pub fn lookup(memory: &impl TableMemory, root: Eptp, address: u64) -> Option<Mapping> {
+pub fn lookup<F: Address>(memory: &impl TableMemory, root: Eptp<F, Hpa>, address: F) -> Option<Mapping> {
     if !root.levels().reach(address) {
         return None;
     }
-    let mut table = Hpa(root.root());
+    let mut table = root.root();
     if root.levels() == Levels::Five {
         let entry = memory.read(table, index(address, 5));
         if !entry.is_present() {
             return None;
         }
-        table = Hpa(entry.address());
+        table = entry.address();
     }
     // This loop is unrolled.
     for level in (1..=4).rev() {
@@ -157,13 +183,13 @@ pub fn lookup(memory: &impl TableMemory, root: Eptp, address: u64) -> Option<Map
         if entry.is_leaf(level) {
             return Some(Mapping { leaf: entry, size: page_size(level) });
         }
-        table = Hpa(entry.address());
+        table = entry.address();
     }
     None
 }
 
 /// Removes the page that holds an address, if one is mapped.
-pub fn unmap(memory: &mut impl TableMemory, root: Eptp, address: u64) {
+pub fn unmap<F: Address>(memory: &mut impl TableMemory, root: Eptp<F, Hpa>, address: F) {
     let (mut table, mut level) = root_table(root);
     loop {
         let at = index(address, level);
@@ -174,7 +200,7 @@ pub fn unmap(memory: &mut impl TableMemory, root: Eptp, address: u64) {
         if entry.is_leaf(level) {
             return memory.write(table, at, Entry::NOT_PRESENT);
         }
-        (table, level) = (Hpa(entry.address()), level - 1);
+        (table, level) = (entry.address(), level - 1);
     }
 }
 
@@ -183,7 +209,7 @@ pub fn free_tables(memory: &mut impl TableMemory, table: Hpa, level: u32) {
     if level > 1 {
         for_each_used(memory, table, |memory, _, entry| {
             if entry.links_table(level) {
-                free_tables(memory, Hpa(entry.address()), level - 1);
+                free_tables(memory, entry.address(), level - 1);
             }
         });
     }
@@ -193,23 +219,24 @@ pub fn free_tables(memory: &mut impl TableMemory, table: Hpa, level: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::MemoryType;
+    use crate::entry::Caching;
     use crate::fake::FakeTables;
+    use crate::{Eptp01, Gpa, MemoryType};
 
-    fn root_of(tables: &mut FakeTables) -> Eptp {
-        Eptp::new(tables.allocate().unwrap().0, Levels::Four)
+    fn root_of(tables: &mut FakeTables) -> Eptp01 {
+        Eptp::new(tables.allocate().unwrap(), Levels::Four)
     }
 
-    fn identity(address: u64, size: PageSize) -> Entry {
-        Entry::leaf(address, size, Rights::ALL, MemoryType::WRITE_BACK, false)
+    fn identity(address: Gpa, size: PageSize) -> Entry {
+        Entry::leaf(Hpa(address.0), size, Rights::ALL, Caching::new(MemoryType::WRITE_BACK))
     }
 
     #[test]
     fn a_range_is_mapped_with_the_largest_pages_that_fit() {
         let mut tables = FakeTables::new(16);
         let root = root_of(&mut tables);
-        map_range(&mut tables, root, 0x1f_f000, 0x8020_0000, PageSize::Size1G, identity).unwrap();
-        let size = |address| lookup(&tables, root, address).map(|mapping| mapping.size);
+        map_range(&mut tables, root, Gpa(0x1f_f000)..Gpa(0x8020_0000), PageSize::Size1G, identity).unwrap();
+        let size = |address| lookup(&tables, root, Gpa(address)).map(|mapping| mapping.size);
         assert_eq!(size(0x1f_efff), None);
         assert_eq!(size(0x1f_f000), Some(PageSize::Size4K));
         assert_eq!(size(0x20_0000), Some(PageSize::Size2M));
@@ -223,13 +250,13 @@ mod tests {
     fn replacing_a_table_by_a_large_page_gives_the_table_back() {
         let mut tables = FakeTables::new(5);
         let root = root_of(&mut tables);
-        map_page(&mut tables, root, 0x1000, PageSize::Size4K, identity(0x1000, PageSize::Size4K)).unwrap();
+        map_page(&mut tables, root, Gpa(0x1000), PageSize::Size4K, identity(Gpa(0x1000), PageSize::Size4K)).unwrap();
         assert_eq!(tables.in_use(), 4);
-        map_page(&mut tables, root, 0, PageSize::Size2M, identity(0, PageSize::Size2M)).unwrap();
+        map_page(&mut tables, root, Gpa(0), PageSize::Size2M, identity(Gpa(0), PageSize::Size2M)).unwrap();
         assert_eq!(tables.in_use(), 3);
-        map_page(&mut tables, root, 0x1000, PageSize::Size4K, identity(0x1000, PageSize::Size4K)).unwrap();
-        assert_eq!(lookup(&tables, root, 0), None, "a page table starts empty");
-        free_tables(&mut tables, Hpa(root.root()), root.levels().root());
+        map_page(&mut tables, root, Gpa(0x1000), PageSize::Size4K, identity(Gpa(0x1000), PageSize::Size4K)).unwrap();
+        assert_eq!(lookup(&tables, root, Gpa(0)), None, "a page table starts empty");
+        free_tables(&mut tables, root.root(), root.levels().root());
         assert_eq!(tables.in_use(), 0);
     }
 
@@ -237,17 +264,17 @@ mod tests {
     fn one_page_of_a_large_one_changes_its_rights_and_the_others_keep_theirs() {
         let mut tables = FakeTables::new(8);
         let root = root_of(&mut tables);
-        map_page(&mut tables, root, 0, PageSize::Size1G, identity(0, PageSize::Size1G)).unwrap();
-        set_rights(&mut tables, root, 0x20_3000, Rights::READ).unwrap();
+        map_page(&mut tables, root, Gpa(0), PageSize::Size1G, identity(Gpa(0), PageSize::Size1G)).unwrap();
+        set_rights(&mut tables, root, Gpa(0x20_3000), Rights::READ).unwrap();
         let rights = |address| {
-            lookup(&tables, root, address)
+            lookup(&tables, root, Gpa(address))
                 .map(|mapping| (mapping.leaf.rights(ExecuteControl::UNIFORM), mapping.leaf.address()))
         };
-        assert_eq!(rights(0x20_3000), Some((Rights::READ, 0x20_3000)));
-        assert_eq!(rights(0x20_4000), Some((Rights::ALL, 0x20_4000)));
-        assert_eq!(rights(0x40_0000), Some((Rights::ALL, 0x40_0000)));
+        assert_eq!(rights(0x20_3000), Some((Rights::READ, Hpa(0x20_3000))));
+        assert_eq!(rights(0x20_4000), Some((Rights::ALL, Hpa(0x20_4000))));
+        assert_eq!(rights(0x40_0000), Some((Rights::ALL, Hpa(0x40_0000))));
         assert_eq!(tables.in_use(), 4);
-        set_rights(&mut tables, root, 1 << 40, Rights::READ).unwrap();
+        set_rights(&mut tables, root, Gpa(1 << 40), Rights::READ).unwrap();
         assert_eq!(tables.in_use(), 4, "nothing is mapped there");
     }
 
@@ -255,6 +282,6 @@ mod tests {
     fn a_spent_budget_is_an_error() {
         let mut tables = FakeTables::new(2);
         let root = root_of(&mut tables);
-        assert_eq!(map_page(&mut tables, root, 0, PageSize::Size4K, Entry(7)), Err(OutOfTables));
+        assert_eq!(map_page(&mut tables, root, Gpa(0), PageSize::Size4K, Entry::from_bits(7)), Err(OutOfTables));
     }
 }

@@ -2,14 +2,17 @@
 
 mod resync;
 
+use core::fmt;
+
+use arrayvec::ArrayVec;
+use resync::Resync;
+
 use crate::entry::Features;
 use crate::map::{LeafTable, Mapping, OutOfTables, free_tables, lookup, map_page, unmap};
 use crate::table::{TableMemory, index};
 use crate::violation::EptViolation;
 use crate::walk::{Ept12, GuestTables, Refusal, Translation, WalkError, walk, walk_unusual};
-use crate::{Entry, Eptp, ExecuteControl, Hpa, NestedGpa, PageSize, Rights};
-use arrayvec::ArrayVec;
-use resync::Resync;
+use crate::{Entry, Eptp01, Eptp02, ExecuteControl, Gpa, Hpa, NestedGpa, PageSize, Rights};
 
 /// How many EPT02s are kept.
 pub const ROOTS: usize = 32;
@@ -29,7 +32,7 @@ pub enum Fill {
     /// EPT12 is misconfigured: an EPT misconfiguration for the guest hypervisor.
     Misconfiguration,
     /// EPT12 permits it, but EPT01 does not permit it at the address that it leads to.
-    Ept01Forbids(crate::Gpa),
+    Ept01Forbids(Gpa),
 }
 
 /// Translations were dropped: INVEPT must follow before a guest runs on that EPT02 again.
@@ -39,7 +42,7 @@ pub enum Dropped {
     /// Nothing was cached.
     Nothing,
     /// Those of one EPT02.
-    One(Eptp),
+    One(Eptp02),
     /// Those of several.
     All,
 }
@@ -50,6 +53,32 @@ impl Dropped {
             (Self::Nothing, dropped) | (dropped, Self::Nothing) => dropped,
             _ => Self::All,
         }
+    }
+}
+
+/// Why a fill failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FillError {
+    /// The table budget does not suffice for this one translation.
+    OutOfTables,
+    /// The EPT12 has no EPT02: it was not activated, or its EPT02 has made room for another one since.
+    NotActive,
+}
+
+impl fmt::Display for FillError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutOfTables => OutOfTables.fmt(f),
+            Self::NotActive => f.write_str("the EPT12 has no EPT02"),
+        }
+    }
+}
+
+impl core::error::Error for FillError {}
+
+impl From<OutOfTables> for FillError {
+    fn from(OutOfTables: OutOfTables) -> Self {
+        Self::OutOfTables
     }
 }
 
@@ -67,7 +96,7 @@ pub struct Counters {
 #[derive(Clone, Copy, Debug)]
 struct Root {
     ept12: Ept12,
-    eptp02: Eptp,
+    eptp02: Eptp02,
     last_used: u64,
 }
 
@@ -79,7 +108,7 @@ pub struct Context<'a, T, G> {
     /// The guest hypervisor's tables.
     pub guest: &'a mut G,
     /// EPT01.
-    pub ept01: Eptp,
+    pub ept01: Eptp01,
 }
 
 /// How much a fill puts into EPT02.
@@ -104,9 +133,9 @@ pub struct NestedPaging {
 /// The table that got the last 4-KiB page: neighbours are touched one after the other.
 #[derive(Clone, Copy, Debug)]
 struct Recent {
-    eptp02: Eptp,
+    eptp02: Eptp02,
     /// The address whose 2 MiB the table maps.
-    address: u64,
+    address: NestedGpa,
     table: Hpa,
 }
 
@@ -126,7 +155,11 @@ impl NestedPaging {
     }
 
     /// The EPT02 for an EPT12, made empty if there is none yet.
-    pub fn activate(&mut self, tables: &mut impl TableMemory, ept12: Ept12) -> Result<(Eptp, Dropped), OutOfTables> {
+    ///
+    /// # Errors
+    ///
+    /// No table is left for its root, and no other EPT02 has one to give back.
+    pub fn activate(&mut self, tables: &mut impl TableMemory, ept12: Ept12) -> Result<(Eptp02, Dropped), OutOfTables> {
         self.clock += 1;
         if let Some(root) = self.roots.iter_mut().find(|root| root.ept12 == ept12) {
             root.last_used = self.clock;
@@ -140,7 +173,7 @@ impl NestedPaging {
             }
         };
         // With the same flag in EPT02 the processor treats accesses to guest paging structures as EPT12's owner expects.
-        let eptp02 = ept12.eptp.with_root(table.0);
+        let eptp02 = ept12.eptp.with_root(table);
         self.roots.push(Root { ept12, eptp02, last_used: self.clock });
         Ok((eptp02, dropped))
     }
@@ -149,7 +182,7 @@ impl NestedPaging {
     ///
     /// # Errors
     ///
-    /// The table budget does not suffice for this one translation, or `ept12` was not activated.
+    /// As [`FillError`] says.
     pub fn fill(
         &mut self,
         context: &mut Context<'_, impl TableMemory, impl GuestTables>,
@@ -157,7 +190,7 @@ impl NestedPaging {
         address: NestedGpa,
         qualification: EptViolation,
         extent: Extent,
-    ) -> Result<(Fill, Dropped), OutOfTables> {
+    ) -> Result<(Fill, Dropped), FillError> {
         let (access, or_else) = qualification.needs(ept12.execute, &self.features);
         let mut translation = walk(context.guest, ept12, &self.features, address, access);
         if let Some(access) = or_else
@@ -178,18 +211,18 @@ impl NestedPaging {
             Err(WalkError::Misconfiguration) => return Ok((Fill::Misconfiguration, Dropped::Nothing)),
         };
         let gpa = translation.page + address.offset_in(translation.size);
-        let below = match lookup(context.tables, context.ept01, gpa.0) {
+        let below = match lookup(context.tables, context.ept01, gpa) {
             Some(below) if permits(&below, access) => below,
             _ => return Ok((Fill::Ept01Forbids(gpa), Dropped::Nothing)),
         };
         let composed = compose(&translation, &below, address, ept12.execute, PageSize::Size1G);
-        let root = self.roots.iter().find(|root| root.ept12 == ept12).copied().ok_or(OutOfTables)?;
+        let root = self.roots.iter().find(|root| root.ept12 == ept12).copied().ok_or(FillError::NotActive)?;
         let own = Dropped::One(root.eptp02);
         let (mut dropped, mut last) = (Dropped::Nothing, Dropped::Nothing);
         while let Err(error) = self.map(context, root, address, composed, extent) {
             if last == own {
                 // It is empty, and still there is no room.
-                return Err(error);
+                return Err(error.into());
             }
             last = self.reclaim(context.tables, Some(root.eptp02))?;
             dropped = dropped.and(last);
@@ -200,7 +233,7 @@ impl NestedPaging {
     /// An EPT violation ends what is cached for its address, without INVEPT (SDM 29.4.3.1 "Operations that Invalidate Cached Mappings").
     fn forget(&mut self, tables: &mut impl TableMemory, ept12: Ept12, address: NestedGpa) {
         if let Some(root) = self.roots.iter().find(|root| root.ept12 == ept12) {
-            unmap(tables, root.eptp02, address.0);
+            unmap(tables, root.eptp02, address);
         }
     }
 
@@ -214,9 +247,9 @@ impl NestedPaging {
         extent: Extent,
     ) -> Result<(), OutOfTables> {
         let same_table =
-            |recent: &Recent| recent.eptp02 == root.eptp02 && (recent.address ^ address.0) < PageSize::Size2M.bytes();
+            |recent: &Recent| recent.eptp02 == root.eptp02 && (recent.address.0 ^ address.0) < PageSize::Size2M.bytes();
         if let (PageSize::Size4K, Some(recent)) = (size, self.recent.filter(same_table)) {
-            context.tables.write(recent.table, index(address.0, 1), leaf);
+            context.tables.write(recent.table, index(address, 1), leaf);
             return Ok(());
         }
         self.map_elsewhere(context, root, address, (leaf, size), extent)
@@ -235,13 +268,13 @@ impl NestedPaging {
         self.recent = None;
         let mut resync = Resync::new(context, self.features, root);
         resync.relink(address);
-        let LeafTable { table, is_new } = map_page(resync.tables(), root.eptp02, address.0, size, leaf)?;
+        let LeafTable { table, is_new } = map_page(resync.tables(), root.eptp02, address, size, leaf)?;
         if size == PageSize::Size4K {
             if is_new && extent == Extent::Table {
                 resync.populate(table, address);
-                resync.tables().write(table, index(address.0, 1), leaf);
+                resync.tables().write(table, index(address, 1), leaf);
             }
-            self.recent = Some(Recent { eptp02: root.eptp02, address: address.align_down(PageSize::Size2M).0, table });
+            self.recent = Some(Recent { eptp02: root.eptp02, address: address.align_down(PageSize::Size2M), table });
         }
         self.counters.kept += resync.kept;
         self.counters.dropped += resync.dropped;
@@ -255,14 +288,14 @@ impl NestedPaging {
     ///
     /// There is nothing to give back.
     #[cold]
-    pub fn reclaim(&mut self, tables: &mut impl TableMemory, needed: Option<Eptp>) -> Result<Dropped, OutOfTables> {
+    pub fn reclaim(&mut self, tables: &mut impl TableMemory, needed: Option<Eptp02>) -> Result<Dropped, OutOfTables> {
         self.counters.reclaims += 1;
         let roots = self.roots_to_free_in();
         let others = roots.iter().enumerate().filter(|(_, root)| Some(root.eptp02) != needed);
         let oldest = others.min_by_key(|(_, root)| root.last_used).map(|(at, _)| at);
         if let Some(at) = oldest {
             let root = roots.swap_remove(at);
-            free_tables(tables, Hpa(root.eptp02.root()), root.eptp02.levels().root());
+            free_tables(tables, root.eptp02.root(), root.eptp02.levels().root());
             return Ok(Dropped::One(root.eptp02));
         }
         match roots.first() {
@@ -295,23 +328,23 @@ fn compose(
 ) -> (Entry, PageSize) {
     let size = above.size.min(below.size).min(largest);
     let gpa = above.page + address.offset_in(above.size);
-    let hpa = Hpa(below.leaf.address()).align_down(below.size) + gpa.offset_in(below.size);
+    let hpa = below.leaf.address().align_down(below.size) + gpa.offset_in(below.size);
     let rights = above.rights.and(execute.widen(below.leaf.rights(ExecuteControl::UNIFORM)));
-    let leaf = Entry::leaf(hpa.align_down(size).0, size, rights, above.memory_type, above.ignore_pat);
+    let leaf = Entry::leaf(hpa.align_down(size), size, rights, above.caching);
     // A page is writable here only if it is dirty in EPT12, so that the processor has no flag to set.
     (leaf.with_dirty(), size)
 }
 
 /// Gives back all tables below a root; whether there was one.
-fn empty(tables: &mut impl TableMemory, eptp02: Eptp) -> bool {
-    let (root, level) = (Hpa(eptp02.root()), eptp02.levels().root());
+fn empty(tables: &mut impl TableMemory, eptp02: Eptp02) -> bool {
+    let (root, level) = (eptp02.root(), eptp02.levels().root());
     let mut any = false;
     for at in 0..crate::table::ENTRIES {
         let entry = tables.read(root, at);
         if entry.links_table(level) {
             any = true;
             tables.write(root, at, Entry::NOT_PRESENT);
-            free_tables(tables, Hpa(entry.address()), level - 1);
+            free_tables(tables, entry.address(), level - 1);
         }
     }
     any

@@ -1,5 +1,6 @@
 //! Where the host's tables live.
 
+use crate::addr::Address;
 use crate::{Entry, Hpa};
 
 /// Entries in a table.
@@ -26,8 +27,9 @@ pub trait TableMemory {
 }
 
 /// Index of an address in a table of a level: 4 is the PML4, 1 a page table.
-pub const fn index(address: u64, level: u32) -> u64 {
-    address >> (12 + 9 * (level - 1)) & (ENTRIES - 1)
+#[inline]
+pub fn index(address: impl Address, level: u32) -> u64 {
+    address.raw() >> (12 + 9 * (level - 1)) & (ENTRIES - 1)
 }
 
 /// Indices of the entries of a table that are not zero, of each when its turn comes: entries may be written on the way.

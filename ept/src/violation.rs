@@ -1,76 +1,71 @@
 //! Exit qualification of an EPT violation (SDM Table 28-7 "Exit Qualification for EPT Violations").
 
+use bitflags::bitflags;
+
 use crate::Rights;
 use crate::entry::{ExecuteControl, Features};
 
-/// The qualification. Bits 11:9 mean something only where [`Self::linear_address_is_valid`] and [`Self::is_translation`] are both true,
-/// and the processor reports advanced information (IA32_VMX_EPT_VPID_CAP\[22\]).
+/// The qualification. Bits 11:9 mean something only where [`Self::LINEAR_ADDRESS_IS_VALID`] and [`Self::IS_TRANSLATION`] are both set, and
+/// the processor reports advanced information (IA32_VMX_EPT_VPID_CAP\[22\]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(transparent)]
 pub struct EptViolation(pub u64);
 
-macro_rules! bits {
-    ($($(#[$doc:meta])* $name:ident = $bit:literal;)*) => {
-        $($(#[$doc])* pub const fn $name(self) -> bool { self.0 >> $bit & 1 != 0 })*
-    };
+bitflags! {
+    impl EptViolation: u64 {
+        /// A data read.
+        const READ = 1 << 0;
+        /// A data write. With accessed and dirty flags enabled, an access to the guest's paging structures counts as one.
+        const WRITE = 1 << 1;
+        /// An instruction fetch.
+        const FETCH = 1 << 2;
+        /// The guest-physical address is readable.
+        const READABLE = 1 << 3;
+        /// It is writeable.
+        const WRITABLE = 1 << 4;
+        /// It is executable; with mode-based execute control, from supervisor-mode linear addresses.
+        const EXECUTABLE = 1 << 5;
+        /// It is executable from user-mode linear addresses, with mode-based execute control.
+        const USER_EXECUTABLE = 1 << 6;
+        /// The guest-linear address is valid.
+        const LINEAR_ADDRESS_IS_VALID = 1 << 7;
+        /// The access was to the translation of a linear address, not to a paging-structure entry.
+        const IS_TRANSLATION = 1 << 8;
+        /// Advanced: the linear address is a user-mode one.
+        const USER_ADDRESS = 1 << 9;
+        /// Advanced: it translates to a writable page.
+        const WRITABLE_PAGE = 1 << 10;
+        /// Advanced: it translates to an execute-disable page.
+        const EXECUTE_DISABLE_PAGE = 1 << 11;
+        /// NMI unblocking due to IRET. Exit qualifications of other reasons have this bit as well.
+        const NMI_UNBLOCKING = 1 << 12;
+        /// A shadow-stack access.
+        const SHADOW_STACK_ACCESS = 1 << 13;
+        /// The guest-physical address has supervisor shadow-stack rights (bit 60 of its EPT entry).
+        const SHADOW_STACK_RIGHTS = 1 << 14;
+        /// Guest-paging verification caused it.
+        const GUEST_PAGING_VERIFICATION = 1 << 15;
+        /// Asynchronous to instruction execution.
+        const ASYNCHRONOUS = 1 << 16;
+    }
 }
 
 impl EptViolation {
     const RIGHTS_SHIFT: u32 = 3;
-    const USER_EXECUTABLE: u64 = 1 << 6;
-    /// Bits 5:3: what the translation permits, and bit 6: user-mode execute permission.
-    const PERMITTED: u64 = Rights::ALL.bits() << Self::RIGHTS_SHIFT | Self::USER_EXECUTABLE;
-    /// Bit 12, which exit qualifications of other reasons have as well.
-    pub const NMI_UNBLOCKING: u64 = 1 << 12;
-
-    bits! {
-        /// A data read.
-        is_read = 0;
-        /// A data write. With accessed and dirty flags enabled, an access to the guest's paging structures counts as one.
-        is_write = 1;
-        /// An instruction fetch.
-        is_fetch = 2;
-        /// The guest-physical address is readable.
-        readable = 3;
-        /// It is writeable.
-        writable = 4;
-        /// It is executable; with mode-based execute control, from supervisor-mode linear addresses.
-        executable = 5;
-        /// It is executable from user-mode linear addresses, with mode-based execute control.
-        user_executable = 6;
-        /// The guest-linear address is valid.
-        linear_address_is_valid = 7;
-        /// The access was to the translation of a linear address, not to a paging-structure entry.
-        is_translation = 8;
-        /// Advanced: the linear address is a user-mode one.
-        is_user_address = 9;
-        /// Advanced: it translates to a writable page.
-        is_writable_page = 10;
-        /// Advanced: it translates to an execute-disable page.
-        is_execute_disable_page = 11;
-        /// NMI unblocking due to IRET.
-        nmi_unblocking = 12;
-        /// A shadow-stack access.
-        is_shadow_stack_access = 13;
-        /// The guest-physical address has supervisor shadow-stack rights (bit 60 of its EPT entry).
-        has_shadow_stack_rights = 14;
-        /// Guest-paging verification caused it.
-        is_guest_paging_verification = 15;
-        /// Asynchronous to instruction execution.
-        is_asynchronous = 16;
-    }
+    /// What the translation permits.
+    const PERMITTED: Self = Self::READABLE.union(Self::WRITABLE).union(Self::EXECUTABLE).union(Self::USER_EXECUTABLE);
 
     /// The rights that the access needs. Where fetches are controlled by mode and nothing tells which mode it was, there are two answers,
     /// of which one is right: what the translation permits already was not refused.
     pub const fn needs(self, execute: ExecuteControl, features: &Features) -> (Rights, Option<Rights>) {
         let data = Rights::from_bits(self.0);
-        if !self.is_fetch() || !execute.all().contain(Rights::USER_EXECUTE) {
+        if !self.contains(Self::FETCH) || !execute.all().contain(Rights::USER_EXECUTE) {
             return (data, None);
         }
-        if features.advanced_violation && self.linear_address_is_valid() && self.is_translation() {
-            return (if self.is_user_address() { Rights::USER_EXECUTE } else { Rights::EXECUTE }, None);
+        if features.advanced_violation && self.contains(Self::LINEAR_ADDRESS_IS_VALID.union(Self::IS_TRANSLATION)) {
+            return (if self.contains(Self::USER_ADDRESS) { Rights::USER_EXECUTE } else { Rights::EXECUTE }, None);
         }
-        match (self.executable(), self.user_executable()) {
+        match (self.contains(Self::EXECUTABLE), self.contains(Self::USER_EXECUTABLE)) {
             (false, true) => (Rights::EXECUTE, None),
             (true, false) => (Rights::USER_EXECUTE, None),
             _ => (Rights::EXECUTE, Some(Rights::USER_EXECUTE)),
@@ -79,14 +74,14 @@ impl EptViolation {
 
     /// Whether the translation permits another access, so that it exists.
     pub const fn permits_something(self) -> bool {
-        self.0 & Self::PERMITTED != 0
+        self.intersects(Self::PERMITTED)
     }
 
     /// The same access, against other tables that permit `rights`.
     pub const fn against(self, rights: Rights) -> Self {
         let permitted = (rights.bits() & Rights::ALL.bits()) << Self::RIGHTS_SHIFT;
-        let user = if rights.contain(Rights::USER_EXECUTE) { Self::USER_EXECUTABLE } else { 0 };
-        Self(self.0 & !Self::PERMITTED | permitted | user)
+        let user = if rights.contain(Rights::USER_EXECUTE) { Self::USER_EXECUTABLE.0 } else { 0 };
+        Self(self.0 & !Self::PERMITTED.0 | permitted | user)
     }
 }
 
@@ -101,13 +96,13 @@ mod tests {
     fn what_is_permitted_is_replaced_and_the_rest_stays() {
         let nmi_unblocking = 1 << 12;
         let hardware = EptViolation(nmi_unblocking | 0x1fa);
-        assert!(hardware.nmi_unblocking());
+        assert!(hardware.contains(EptViolation::NMI_UNBLOCKING));
         assert_eq!(hardware.needs(ExecuteControl::BY_MODE, &FEATURES), (Rights::WRITE, None));
         assert_eq!(hardware.against(Rights::READ), EptViolation(nmi_unblocking | 0x18a));
         assert_eq!(hardware.against(Rights::USER_EXECUTE), EptViolation(nmi_unblocking | 0x1c2));
         let of_walk = EptViolation(0x8b);
-        assert!(of_walk.is_read() && of_walk.is_write() && of_walk.readable() && !of_walk.writable());
-        assert!(of_walk.linear_address_is_valid() && !of_walk.is_translation());
+        let read_and_written = EptViolation::READ | EptViolation::WRITE;
+        assert_eq!(of_walk, read_and_written | EptViolation::READABLE | EptViolation::LINEAR_ADDRESS_IS_VALID);
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Walking EPT12, as the processor would (SDM 29.3.2, 29.3.3).
 
-use crate::entry::{ExecuteControl, Features};
+use core::fmt;
+
+use crate::entry::{self, Caching, ExecuteControl, Features};
 use crate::map::page_size;
 use crate::table::index;
-use crate::{Entry, Eptp, Gpa, Levels, MemoryType, NestedGpa, PageSize, Rights};
+use crate::{Entry, Eptp12, Gpa, Levels, NestedGpa, PageSize, Rights};
 
-/// The guest hypervisor's memory, for its tables.
+/// The guest hypervisor's memory, for its tables: words, as its memory has them.
 pub trait GuestTables {
     /// Reads an entry in one access.
     fn read(&self, entry: Gpa) -> u64;
@@ -17,7 +19,7 @@ pub trait GuestTables {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ept12 {
     /// Where it is.
-    pub eptp: Eptp,
+    pub eptp: Eptp12,
     /// What its execute permissions mean.
     pub execute: ExecuteControl,
 }
@@ -31,24 +33,21 @@ pub struct Translation {
     pub size: PageSize,
     /// Rights that all levels grant. A page whose dirty flag is still to be set is not writable in it.
     pub rights: Rights,
-    /// The leaf's memory type.
-    pub memory_type: MemoryType,
-    /// The leaf's ignore-PAT bit.
-    pub ignore_pat: bool,
+    /// How the page is cached.
+    pub caching: Caching,
 }
 
 impl Translation {
     /// By a leaf at `level`, below entries that grant `rights` together with it, for an access that sets the dirty flag if it is a write.
     #[inline(always)]
-    pub(crate) fn new(leaf: Entry, level: u32, rights: Rights, eptp: Eptp, access: Rights) -> Self {
+    pub(crate) fn new(leaf: Entry<Gpa>, level: u32, rights: Rights, eptp: Eptp12, access: Rights) -> Self {
         let is_dirty = !eptp.has_flags() || leaf.is_dirty() || access.contain(Rights::WRITE);
         let size = page_size(level);
         Self {
-            page: Gpa(leaf.address()).align_down(size),
+            page: leaf.address().align_down(size),
             size,
             rights: if is_dirty { rights } else { rights.without(Rights::WRITE) },
-            memory_type: leaf.memory_type(),
-            ignore_pat: leaf.ignores_pat(),
+            caching: leaf.caching(),
         }
     }
 }
@@ -64,6 +63,18 @@ pub enum WalkError {
     Changed,
 }
 
+impl fmt::Display for WalkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Violation(_) => "EPT violation",
+            Self::Misconfiguration => "EPT misconfiguration",
+            Self::Changed => "an entry changed during the walk",
+        })
+    }
+}
+
+impl core::error::Error for WalkError {}
+
 /// An EPT violation: what the tables permit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Refusal {
@@ -75,12 +86,16 @@ pub struct Refusal {
 
 impl Refusal {
     /// Nothing is mapped, and this entry says so.
-    const fn not_present(entry: Entry) -> WalkError {
+    const fn not_present(entry: Entry<Gpa>) -> WalkError {
         WalkError::Violation(Self { rights: Rights::NONE, suppresses_ve: entry.suppresses_ve() })
     }
 }
 
 /// Translates an address for an access, setting accessed and dirty flags if the EPTP enables them.
+///
+/// # Errors
+///
+/// The tables do not permit the access, or are misconfigured; or the access has to be tried again.
 #[inline]
 pub fn walk(
     tables: &mut impl GuestTables,
@@ -120,26 +135,26 @@ fn walk_levels<const LEVELS: usize>(
     address: NestedGpa,
     access: Rights,
 ) -> Result<Translation, WalkError> {
-    if !eptp.levels().reach(address.0) {
-        return Err(Refusal::not_present(Entry(Entry::SUPPRESS_VE)));
+    if !eptp.levels().reach(address) {
+        return Err(Refusal::not_present(Entry::from_bits(entry::SUPPRESS_VE)));
     }
     let mut path = [(Gpa(0), 0); LEVELS];
     let mut common = u64::MAX;
     let mut read = |tables: &_, table: Gpa, level: u32| {
-        let at = table + index(address.0, level) * 8;
-        let entry = Entry(GuestTables::read(tables, at));
-        path[level as usize - 1] = (at, entry.0);
-        common &= entry.0;
-        entry
+        let at = table + index(address, level) * 8;
+        let word = GuestTables::read(tables, at);
+        path[level as usize - 1] = (at, word);
+        common &= word;
+        Entry::<Gpa>::from_bits(word)
     };
     let (mut level, mut rights) = (LEVELS as u32, execute.all());
-    let mut entry = read(tables, Gpa(eptp.root()), level);
+    let mut entry = read(tables, eptp.root(), level);
     // Nearly every entry above a leaf restricts nothing. This loop is unrolled.
     for below in (1..LEVELS as u32).rev() {
         if !entry.is_open_table(features, execute) {
             break;
         }
-        (level, entry) = (below, read(tables, Gpa(entry.address()), below));
+        (level, entry) = (below, read(tables, entry.address(), below));
     }
     let leaf = loop {
         if entry.is_misconfigured(level, features, execute) {
@@ -154,13 +169,13 @@ fn walk_levels<const LEVELS: usize>(
             break entry;
         }
         level -= 1;
-        entry = read(tables, Gpa(entry.address()), level);
+        entry = read(tables, entry.address(), level);
     };
     if !rights.contain(access) {
         return Err(WalkError::Violation(Refusal { rights, suppresses_ve: leaf.suppresses_ve() }));
     }
     let write = access.contain(Rights::WRITE);
-    let flags_are_set = common & Entry::ACCESSED != 0 && (leaf.is_dirty() || !write);
+    let flags_are_set = common & entry::ACCESSED != 0 && (leaf.is_dirty() || !write);
     if eptp.has_flags() && !flags_are_set && !set_flags(tables, &path[level as usize - 1..], write) {
         return Err(WalkError::Changed);
     }
@@ -172,7 +187,7 @@ fn walk_levels<const LEVELS: usize>(
 #[inline(never)]
 fn set_flags(tables: &mut impl GuestTables, path: &[(Gpa, u64)], write: bool) -> bool {
     path.iter().enumerate().all(|(height, &(at, seen))| {
-        let flags = Entry::ACCESSED | if height == 0 && write { Entry::DIRTY } else { 0 };
+        let flags = entry::ACCESSED | if height == 0 && write { entry::DIRTY } else { 0 };
         seen & flags == flags || tables.set_flags(at, seen, flags)
     })
 }
@@ -184,18 +199,18 @@ mod tests {
 
     const FEATURES: Features =
         Features { physical_bits: 40, execute_only: true, page_2m: true, page_1g: true, advanced_violation: false };
-    const PLAIN: Ept12 = Ept12 { eptp: Eptp::new(0x1000, Levels::Four), execute: ExecuteControl::UNIFORM };
+    const PLAIN: Ept12 = Ept12 { eptp: Eptp12::from_bits(0x101e), execute: ExecuteControl::UNIFORM };
     const FLAGGED: Ept12 = Ept12 { eptp: PLAIN.eptp.with_flags(), ..PLAIN };
     const BY_MODE: Ept12 = Ept12 { execute: ExecuteControl::BY_MODE, ..PLAIN };
 
     /// 0x1000 -> 0x2000 -> 0x3000 -> {0x4000, 2 MiB at 0x80_0000}; 0x4000 -> 0x9000 read-only.
     fn guest() -> FakeGuest {
         let mut guest = FakeGuest::default();
-        guest.set(0x1000, 0, 0x2007);
-        guest.set(0x2000, 0, 0x3007);
-        guest.set(0x3000, 0, 0x4007);
-        guest.set(0x3000, 1, 0x80_00b7);
-        guest.set(0x4000, 1, 0x9031);
+        guest.set_word(0x1000, 0, 0x2007);
+        guest.set_word(0x2000, 0, 0x3007);
+        guest.set_word(0x3000, 0, 0x4007);
+        guest.set_word(0x3000, 1, 0x80_00b7);
+        guest.set_word(0x4000, 1, 0x9031);
         guest
     }
 
@@ -206,7 +221,7 @@ mod tests {
         assert_eq!((found.page, found.size, found.rights), (Gpa(0x9000), PageSize::Size4K, Rights::READ));
         let found = walk(&mut guest, PLAIN, &FEATURES, NestedGpa(0x2f_ffff), Rights::WRITE).unwrap();
         assert_eq!((found.page, found.size, found.rights), (Gpa(0x80_0000), PageSize::Size2M, Rights::ALL));
-        guest.set(0x2000, 0, 0x3001);
+        guest.set_word(0x2000, 0, 0x3001);
         let found = walk(&mut guest, PLAIN, &FEATURES, NestedGpa(0x20_0000), Rights::READ).unwrap();
         assert_eq!(found.rights, Rights::READ);
     }
@@ -219,8 +234,8 @@ mod tests {
         assert_eq!(refused(0x1000, Rights::WRITE), violation(Rights::READ, false));
         assert_eq!(refused(0x2000, Rights::READ), violation(Rights::NONE, false));
         assert_eq!(refused(1 << 48, Rights::READ), violation(Rights::NONE, true));
-        guest.set(0x4000, 1, Entry::SUPPRESS_VE | 0x9031);
-        guest.set(0x4000, 2, Entry::SUPPRESS_VE);
+        guest.set_word(0x4000, 1, entry::SUPPRESS_VE | 0x9031);
+        guest.set_word(0x4000, 2, entry::SUPPRESS_VE);
         let mut refused = |address, access| walk(&mut guest, PLAIN, &FEATURES, NestedGpa(address), access).unwrap_err();
         assert_eq!(refused(0x1000, Rights::WRITE), violation(Rights::READ, true));
         assert_eq!(refused(0x2000, Rights::READ), violation(Rights::NONE, true));
@@ -229,8 +244,8 @@ mod tests {
     #[test]
     fn a_fifth_level_translates_nine_bits_more() {
         let mut guest = guest();
-        guest.set(0xa000, 1, 0x1007);
-        let five = Ept12 { eptp: Eptp::new(0xa000, Levels::Five), ..PLAIN };
+        guest.set_word(0xa000, 1, 0x1007);
+        let five = Ept12 { eptp: Eptp12::new(Gpa(0xa000), Levels::Five), ..PLAIN };
         let found = walk(&mut guest, five, &FEATURES, NestedGpa(1 << 48 | 0x1000), Rights::READ).unwrap();
         assert_eq!(found.page, Gpa(0x9000));
         assert!(walk(&mut guest, five, &FEATURES, NestedGpa(0x1000), Rights::READ).is_err());
@@ -240,20 +255,20 @@ mod tests {
     fn fetches_are_controlled_by_mode_at_every_level() {
         let mut guest = guest();
         for (table, entry) in [(0x1000, 0x2407), (0x2000, 0x3407), (0x3000, 0x4407)] {
-            guest.set(table, 0, entry);
+            guest.set_word(table, 0, entry);
         }
-        guest.set(0x4000, 1, 0x9431);
+        guest.set_word(0x4000, 1, 0x9431);
         let mut rights = |access| walk(&mut guest, BY_MODE, &FEATURES, NestedGpa(0x1000), access).map(|t| t.rights);
         assert_eq!(rights(Rights::USER_EXECUTE), Ok(Rights::READ.or(Rights::USER_EXECUTE)));
         assert!(rights(Rights::EXECUTE).is_err());
-        guest.set(0x3000, 0, 0x4007);
+        guest.set_word(0x3000, 0, 0x4007);
         assert!(walk(&mut guest, BY_MODE, &FEATURES, NestedGpa(0x1000), Rights::USER_EXECUTE).is_err());
     }
 
     #[test]
     fn a_misconfiguration_is_not_a_violation() {
         let mut guest = guest();
-        guest.set(0x4000, 1, 0x9032);
+        guest.set_word(0x4000, 1, 0x9032);
         let refused = walk(&mut guest, PLAIN, &FEATURES, NestedGpa(0x1000), Rights::WRITE);
         assert_eq!(refused, Err(WalkError::Misconfiguration));
     }
@@ -268,7 +283,7 @@ mod tests {
         }
 
         fn set_flags(&mut self, entry: Gpa, seen: u64, flags: u64) -> bool {
-            self.0.0.insert(entry.0, !seen);
+            self.0.set(entry, 0, Entry::from_bits(!seen));
             self.0.set_flags(entry, seen, flags)
         }
     }
@@ -279,7 +294,7 @@ mod tests {
         let raced = walk(&mut racing, FLAGGED, &FEATURES, NestedGpa(0x1000), Rights::READ);
         assert_eq!(raced, Err(WalkError::Changed));
         assert_eq!(*racing.1.borrow(), [0x1000, 0x2000, 0x3000, 0x4008]);
-        assert_eq!(racing.0.get(0x4000, 1), !0x9031);
+        assert_eq!(racing.0.word(0x4000, 1), !0x9031);
     }
 
     #[test]
@@ -287,18 +302,18 @@ mod tests {
         let mut guest = guest();
         let read = walk(&mut guest, FLAGGED, &FEATURES, NestedGpa(0x20_0000), Rights::READ).unwrap();
         assert!(!read.rights.contain(Rights::WRITE), "the first write must be seen");
-        assert_eq!(guest.get(0x1000, 0), 0x2107);
-        assert_eq!(guest.get(0x3000, 1), 0x80_01b7);
+        assert_eq!(guest.word(0x1000, 0), 0x2107);
+        assert_eq!(guest.word(0x3000, 1), 0x80_01b7);
         let written = walk(&mut guest, FLAGGED, &FEATURES, NestedGpa(0x20_0000), Rights::WRITE).unwrap();
         assert_eq!(written.rights, Rights::ALL);
-        assert_eq!(guest.get(0x3000, 1), 0x80_03b7);
-        assert_eq!(guest.get(0x2000, 0), 0x3107, "only a leaf gets dirty");
+        assert_eq!(guest.word(0x3000, 1), 0x80_03b7);
+        assert_eq!(guest.word(0x2000, 0), 0x3107, "only a leaf gets dirty");
     }
 
     #[test]
     fn a_refused_access_sets_no_flag() {
         let mut guest = guest();
         walk(&mut guest, FLAGGED, &FEATURES, NestedGpa(0x1000), Rights::WRITE).unwrap_err();
-        assert_eq!(guest.get(0x1000, 0), 0x2007);
+        assert_eq!(guest.word(0x1000, 0), 0x2007);
     }
 }

@@ -5,7 +5,7 @@
 use boot::memory_map::{MemoryMap, RegionKind};
 use ept::map::{Mapping, OutOfTables, lookup, map_page, map_range, set_rights};
 use ept::table::TableMemory;
-use ept::{Entry, Eptp, ExecuteControl, Gpa, Hpa, Levels, MemoryType, PageSize, Rights};
+use ept::{Caching, Entry, Eptp01, ExecuteControl, Gpa, Hpa, Levels, MemoryType, PageSize, Rights};
 use spin::Mutex;
 
 use crate::mem::{HostRegion, PAGE_BYTES};
@@ -15,7 +15,7 @@ use crate::tables::{TableArea, TablePool};
 #[derive(Debug)]
 pub struct Ept01 {
     area: TableArea,
-    root: Eptp,
+    root: Eptp01,
     writer: Mutex<()>,
 }
 
@@ -23,6 +23,11 @@ pub struct Ept01 {
 pub struct Writer<'a> {
     ept01: &'a Ept01,
     _exclusive: spin::MutexGuard<'a, ()>,
+}
+
+/// What gives the entries that map addresses to themselves.
+fn identity(memory_type: MemoryType) -> impl Fn(Gpa, PageSize) -> Entry {
+    move |address, size| Entry::leaf(Hpa(address.0), size, Rights::ALL, Caching::new(memory_type))
 }
 
 impl Ept01 {
@@ -42,8 +47,7 @@ impl Ept01 {
         scratch: Hpa,
     ) -> Result<Self, OutOfTables> {
         const LOW_END: u64 = 1 << 32;
-        let root = Eptp::new(pool.allocate().ok_or(OutOfTables)?.0, Levels::Four);
-        let identity = |kind: MemoryType| move |address, size| Entry::leaf(address, size, Rights::ALL, kind, false);
+        let root = Eptp01::new(pool.allocate().ok_or(OutOfTables)?, Levels::Four);
         let mut next = 0;
         let end = map.memory_end().max(LOW_END).next_multiple_of(PageSize::Size2M.bytes());
         for region in map.regions() {
@@ -52,19 +56,19 @@ impl Ept01 {
             if !is_memory || start >= stop || start < next {
                 continue;
             }
-            map_range(pool, root, next, start, largest, identity(MemoryType::UNCACHEABLE))?;
-            map_range(pool, root, start, stop, largest, identity(MemoryType::WRITE_BACK))?;
+            map_range(pool, root, Gpa(next)..Gpa(start), largest, identity(MemoryType::UNCACHEABLE))?;
+            map_range(pool, root, Gpa(start)..Gpa(stop), largest, identity(MemoryType::WRITE_BACK))?;
             next = stop;
         }
-        map_range(pool, root, next, end, largest, identity(MemoryType::UNCACHEABLE))?;
-        map_range(pool, root, hole.start.0, hole.end.0, PageSize::Size4K, |_, size| {
-            Entry::leaf(scratch.0, size, Rights::ALL, MemoryType::WRITE_BACK, false)
+        map_range(pool, root, Gpa(next)..Gpa(end), largest, identity(MemoryType::UNCACHEABLE))?;
+        map_range(pool, root, Gpa(hole.start.0)..Gpa(hole.end.0), PageSize::Size4K, |_, size| {
+            Entry::leaf(scratch, size, Rights::ALL, Caching::new(MemoryType::WRITE_BACK))
         })?;
         Ok(Self { area, root, writer: Mutex::new(()) })
     }
 
     /// Its EPTP.
-    pub const fn root(&self) -> Eptp {
+    pub const fn root(&self) -> Eptp01 {
         self.root
     }
 
@@ -79,7 +83,7 @@ impl Ept01 {
     }
 
     fn lookup(&self, address: Gpa) -> Option<Mapping> {
-        lookup(&self.area.without_room(), self.root, address.0)
+        lookup(&self.area.without_room(), self.root, address)
     }
 }
 
@@ -90,13 +94,13 @@ impl Writer<'_> {
     ///
     /// `pool` has too few tables.
     pub fn protect(&self, pool: &mut TablePool, page: Gpa) -> Result<(), OutOfTables> {
-        set_rights(pool, self.ept01.root, page.0, Rights::READ.or(Rights::EXECUTE))
+        set_rights(pool, self.ept01.root, page, Rights::READ.or(Rights::EXECUTE))
     }
 
     /// Makes a page that was read-only writable again.
     pub fn permit_writes(&self, page: Gpa) {
         // It has been mapped by a table of its own since it was protected, so there is nothing to split.
-        let _ = set_rights(&mut self.ept01.area.without_room(), self.ept01.root, page.0, Rights::ALL);
+        let _ = set_rights(&mut self.ept01.area.without_room(), self.ept01.root, page, Rights::ALL);
     }
 
     /// Maps the large page around an address that is not mapped yet: devices with 64-bit windows, or nothing at all. Returns whether
@@ -110,8 +114,7 @@ impl Writer<'_> {
             return Ok(false);
         }
         let size = PageSize::Size2M;
-        let leaf = Entry::leaf(address.0, size, Rights::ALL, MemoryType::UNCACHEABLE, false);
-        map_page(pool, self.ept01.root, address.0, size, leaf)?;
+        map_page(pool, self.ept01.root, address, size, identity(MemoryType::UNCACHEABLE)(address, size))?;
         Ok(true)
     }
 }

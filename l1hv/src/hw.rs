@@ -5,7 +5,7 @@ use core::fmt;
 use boot::cmdline::TripleFault;
 use boot::stop::StopKind;
 use ept::map::OutOfTables;
-use ept::{Eptp, Gpa, Hpa, PageSize};
+use ept::{Eptp01, Gpa, Hpa, PageSize};
 use shadow::cpuid::CpuidView;
 use shadow::exit::ExitReason;
 use shadow::hw::GuestMemory;
@@ -79,7 +79,7 @@ impl Machine for Hardware {
     }
 
     #[inline]
-    fn ept01(&self) -> Eptp {
+    fn ept01(&self) -> Eptp01 {
         self.ept01.root()
     }
 

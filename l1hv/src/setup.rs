@@ -250,7 +250,7 @@ pub fn build(
         nmi_waits: false,
         displaced: None,
         ept: NestedEpt {
-            eptp02: ept01,
+            eptp02: ept01.without_ept12(),
             ept12: None,
             converts_violations: false,
             logs_pages: false,

@@ -48,12 +48,12 @@ impl TableArea {
     #[inline]
     pub fn read(&self, table: Hpa, index: u64) -> Entry {
         // What the entry leads to was written before it.
-        Entry(self.tables[self.number(table)][index as usize].load(Ordering::Acquire))
+        Entry::from_bits(self.tables[self.number(table)][index as usize].load(Ordering::Acquire))
     }
 
     #[inline]
     fn write(&self, table: Hpa, index: u64, entry: Entry) {
-        self.tables[self.number(table)][index as usize].store(entry.0, Ordering::Release);
+        self.tables[self.number(table)][index as usize].store(entry.bits(), Ordering::Release);
     }
 
     /// Several entries at a time.

@@ -2,7 +2,7 @@
 
 use boot::guest::GuestEntry;
 use boot::stop::StopKind;
-use ept::{Eptp, Hpa};
+use ept::{Eptp01, Hpa};
 use shadow::VmxCaps;
 use shadow::controls::{ControlWord, EntryControls, ExitControls, Pin, Primary, Secondary, VmFunctions};
 use shadow::fields::*;
@@ -57,7 +57,7 @@ fn choose<W: ControlWord>(caps: &VmxCaps, on: W, off: W) -> W {
 }
 
 /// Controls of vmcs01: pass-through, with what nesting needs.
-pub fn controls01(vmcs01: &mut impl VmcsAccess, caps: &VmxCaps, ept01: Eptp, msr_bitmap01: Hpa) {
+pub fn controls01(vmcs01: &mut impl VmcsAccess, caps: &VmxCaps, ept01: Eptp01, msr_bitmap01: Hpa) {
     let wanted = Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST | Secondary::ENABLE_VPID;
     // Instructions that are #UD in a guest unless a control says otherwise; `shadow::cpuid` withholds those whose controls are missing here.
     let pass_through = Secondary::ENABLE_RDTSCP
@@ -74,7 +74,7 @@ pub fn controls01(vmcs01: &mut impl VmcsAccess, caps: &VmxCaps, ept01: Eptp, msr
     vmcs01.write(SECONDARY_CONTROLS, choose(caps, secondary, Secondary::empty()));
     vmcs01.write(EXIT_CONTROLS, choose(caps, ExitControls::FORCED, ExitControls::empty()));
     vmcs01.write(ENTRY_CONTROLS, choose(caps, EntryControls::FORCED, EntryControls::empty()));
-    vmcs01.write(EPT_POINTER, ept01.0);
+    vmcs01.write(EPT_POINTER, ept01.bits());
     vmcs01.write(MSR_BITMAP, msr_bitmap01.0);
     vmcs01.write(VPID, VPID01);
     if caps.has_secondary(Secondary::ENABLE_XSAVES) {
@@ -86,12 +86,12 @@ pub fn controls01(vmcs01: &mut impl VmcsAccess, caps: &VmxCaps, ept01: Eptp, msr
 pub fn constants02(
     vmcs02: &mut impl VmcsAccess,
     caps: &VmxCaps,
-    ept01: Eptp,
+    ept01: Eptp01,
     msr_bitmap02: Hpa,
     entry_load: Hpa,
     exit_store: Hpa,
 ) {
-    vmcs02.write(EPT_POINTER, ept01.0);
+    vmcs02.write(EPT_POINTER, ept01.bits());
     vmcs02.write(MSR_BITMAP, msr_bitmap02.0);
     vmcs02.write(VPID, SHARED_VPID02);
     vmcs02.write(ENTRY_MSR_LOAD_ADDRESS, entry_load.0);

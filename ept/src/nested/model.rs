@@ -4,7 +4,7 @@
 use super::*;
 use crate::fake::{FakeGuest, FakeTables};
 use crate::map::map_range;
-use crate::{Levels, MemoryType, Rights};
+use crate::{Caching, Eptp, Eptp12, Levels, MemoryType, Rights, entry};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::vec::Vec;
@@ -24,7 +24,7 @@ const FLAGS: u64 = 3 << 8;
 const EPT12S: usize = 6;
 
 fn ept12(number: usize, levels: Levels) -> Ept12 {
-    let eptp = Eptp::new(if number.is_multiple_of(2) { 0x1000 } else { 0x2000 }, levels);
+    let eptp = Eptp12::new(Gpa(if number.is_multiple_of(2) { 0x1000 } else { 0x2000 }), levels);
     match number / 2 {
         0 => Ept12 { eptp, execute: ExecuteControl::UNIFORM },
         1 => Ept12 { eptp: eptp.with_flags(), execute: ExecuteControl::UNIFORM },
@@ -121,7 +121,7 @@ enum Found {
 struct Machine {
     tables: FakeTables,
     guest: FakeGuest,
-    ept01: Eptp,
+    ept01: Eptp01,
     nested: NestedPaging,
     levels: Levels,
     /// The guest hypervisor's tables since the last invalidation of each of the two roots, and from which time on they were so.
@@ -134,10 +134,10 @@ struct Machine {
 impl Machine {
     fn new(budget: u64, levels: Levels) -> Self {
         let mut tables = FakeTables::new(budget);
-        let ept01 = Eptp::new(tables.allocate().unwrap().0, Levels::Four);
-        let leaf = |address: u64, size| {
-            let rights = if address == READ_ONLY { Rights::READ } else { Rights::ALL };
-            Entry::leaf(address + OFFSET, size, rights, MemoryType::WRITE_BACK, false)
+        let ept01 = Eptp::new(tables.allocate().unwrap(), Levels::Four);
+        let leaf = |address: Gpa, size| {
+            let rights = if address.0 == READ_ONLY { Rights::READ } else { Rights::ALL };
+            Entry::leaf(Hpa(address.0 + OFFSET), size, rights, Caching::new(MemoryType::WRITE_BACK))
         };
         for (start, end, largest) in [
             (0, SPLIT, PageSize::Size2M),
@@ -145,16 +145,16 @@ impl Machine {
             (SPLIT + (2 << 20), 1 << 30, PageSize::Size2M),
             (1 << 30, END, PageSize::Size1G),
         ] {
-            map_range(&mut tables, ept01, start, end, largest, leaf).unwrap();
+            map_range(&mut tables, ept01, Gpa(start)..Gpa(end), largest, leaf).unwrap();
         }
         let mut guest = FakeGuest::default();
         // Something to begin with: both roots lead to the same tables, of which the last two are edited most.
         let chain = [(0x1000, 0x3407), (0x2000, 0x3407), (0x3000, 0x4407), (0x4000, 0x5407), (0x5000, 0x6437)];
         for (table, entry) in chain {
-            guest.set(table, 0, entry);
+            guest.set_word(table, 0, entry);
         }
         if levels == Levels::Five {
-            guest.set(0x5000, 0, 0x6407);
+            guest.set_word(0x5000, 0, 0x6407);
         }
         let history = [0, 1].map(|_| std::vec![(0, guest.clone())]);
         let nested = NestedPaging::new(FEATURES);
@@ -165,11 +165,12 @@ impl Machine {
     fn access(&mut self, ept12: Ept12, address: u64, access: Rights) -> Found {
         let (eptp02, _) = self.nested.activate(&mut self.tables, ept12).unwrap();
         for _ in 0..4 {
-            let below = lookup(&self.tables, eptp02, address);
+            let below = lookup(&self.tables, eptp02, NestedGpa(address));
             let granted = below.map_or(Rights::NONE, |mapping| mapping.leaf.rights(ept12.execute));
             if let Some(Mapping { leaf, size }) = below.filter(|_| granted.contain(access)) {
-                let hpa = Hpa(leaf.address()).align_down(size).0 + NestedGpa(address).offset_in(size);
-                return Found::Memory { hpa, memory_type: leaf.memory_type(), ignore_pat: leaf.ignores_pat() };
+                let hpa = leaf.address().align_down(size).0 + NestedGpa(address).offset_in(size);
+                let caching = leaf.caching();
+                return Found::Memory { hpa, memory_type: caching.memory_type(), ignore_pat: caching.ignores_pat() };
             }
             let kind = if access == Rights::USER_EXECUTE { Rights::EXECUTE } else { access }.bits();
             let qualification = EptViolation(0x180 | kind).against(granted);
@@ -190,11 +191,11 @@ impl Machine {
 
     /// What `guest` and EPT01 say, one after the other, by the words of the SDM: nothing of the code under test.
     fn expected(&self, guest: &FakeGuest, ept12: Ept12, address: u64, access: Rights) -> Found {
-        let (mut table, mut rights) = (ept12.eptp.root(), 0x407_u64);
+        let (mut table, mut rights) = (ept12.eptp.root().0, 0x407_u64);
         let mask = if ept12.execute == ExecuteControl::BY_MODE { 0x407 } else { 7 };
         let mut level = if self.levels == Levels::Five { 5 } else { 4 };
         loop {
-            let entry = guest.get(table, address >> (12 + 9 * (level - 1)) & 511);
+            let entry = guest.word(table, address >> (12 + 9 * (level - 1)) & 511);
             let own = entry & mask;
             if own == 0 {
                 return Found::Violation { rights: 0, suppresses_ve: entry >> 63 != 0 };
@@ -234,8 +235,10 @@ impl Machine {
     fn run(&mut self, step: &Step) -> Result<(), TestCaseError> {
         self.time += 1;
         match *step {
-            Step::Edit { table, index, entry } => self.guest.set(table, index, entry),
-            Step::ClearFlags { table, index } => self.guest.set(table, index, self.guest.get(table, index) & !FLAGS),
+            Step::Edit { table, index, entry } => self.guest.set_word(table, index, entry),
+            Step::ClearFlags { table, index } => {
+                self.guest.set_word(table, index, self.guest.word(table, index) & !FLAGS)
+            }
             Step::Single { ept12: number } => {
                 let _ = self.nested.invalidate(&mut self.tables, ept12(number, self.levels).eptp);
                 self.history[number % 2].clear();
@@ -290,12 +293,12 @@ impl Machine {
 
     /// No table was edited since the last invalidation: every entry that the access used says so.
     fn check_flags(&self, ept12: Ept12, address: u64, access: Rights) -> Result<(), TestCaseError> {
-        let (mut table, mut level) = (ept12.eptp.root(), self.levels.root());
+        let (mut table, mut level) = (ept12.eptp.root().0, self.levels.root());
         loop {
-            let entry = self.guest.get(table, address >> (12 + 9 * (level - 1)) & 511);
-            prop_assert!(entry & Entry::ACCESSED != 0, "level {level} lacks the accessed flag");
+            let entry = self.guest.word(table, address >> (12 + 9 * (level - 1)) & 511);
+            prop_assert!(entry & entry::ACCESSED != 0, "level {level} lacks the accessed flag");
             if level == 1 || level <= 3 && entry >> 7 & 1 != 0 {
-                prop_assert!(!access.contain(Rights::WRITE) || entry & Entry::DIRTY != 0, "the dirty flag is clear");
+                prop_assert!(!access.contain(Rights::WRITE) || entry & entry::DIRTY != 0, "the dirty flag is clear");
                 return Ok(());
             }
             (table, level) = (entry & 0xf_ffff_ffff_f000, level - 1);

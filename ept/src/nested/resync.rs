@@ -10,11 +10,11 @@ use crate::entry::Features;
 use crate::map::{Mapping, free_tables, lookup, page_size};
 use crate::table::{ENTRIES, TableMemory, for_each_used, index};
 use crate::walk::{GuestTables, Translation};
-use crate::{Entry, Eptp, Gpa, Hpa, NestedGpa, PageSize, Rights};
+use crate::{Entry, Eptp12, Gpa, Hpa, NestedGpa, PageSize, Rights};
 
 impl NestedPaging {
     /// INVEPT, single-context: by address bits, whatever the EPTP's flags.
-    pub fn invalidate(&mut self, tables: &mut impl TableMemory, eptp12: Eptp) -> Dropped {
+    pub fn invalidate(&mut self, tables: &mut impl TableMemory, eptp12: Eptp12) -> Dropped {
         self.unlink(tables, |root| root.root() == eptp12.root())
     }
 
@@ -23,10 +23,10 @@ impl NestedPaging {
         self.unlink(tables, |_| true)
     }
 
-    fn unlink(&mut self, tables: &mut impl TableMemory, is_meant: impl Fn(Eptp) -> bool) -> Dropped {
+    fn unlink(&mut self, tables: &mut impl TableMemory, is_meant: impl Fn(Eptp12) -> bool) -> Dropped {
         let mut dropped = Dropped::Nothing;
         for root in self.roots_to_free_in().iter().filter(|root| is_meant(root.ept12.eptp)) {
-            let table = Hpa(root.eptp02.root());
+            let table = root.eptp02.root();
             for_each_used(tables, table, |tables, at, entry| {
                 if entry.is_present() {
                     tables.write(table, at, entry.unlinked());
@@ -80,15 +80,15 @@ impl<'a, 'b, T: TableMemory, G: GuestTables> Resync<'a, 'b, T, G> {
 
     /// Links the tables on the way to an address again.
     pub fn relink(&mut self, address: NestedGpa) {
-        let (mut table, mut level) = (Hpa(self.root.eptp02.root()), self.root.eptp02.levels().root());
+        let (mut table, mut level) = (self.root.eptp02.root(), self.root.eptp02.levels().root());
         let mut source = self.whole();
         while level > 1 {
-            let at = index(address.0, level);
+            let at = index(address, level);
             let entry = self.context.tables.read(table, at);
             if !entry.links_table(level) {
                 return;
             }
-            let child = Hpa(entry.address());
+            let child = entry.address();
             let Some(below) = self.source(source, level, at) else {
                 self.context.tables.write(table, at, Entry::NOT_PRESENT);
                 free_tables(self.context.tables, child, level - 1);
@@ -98,7 +98,7 @@ impl<'a, 'b, T: TableMemory, G: GuestTables> Resync<'a, 'b, T, G> {
             if entry.is_unlinked() {
                 let size = page_size(level).bytes();
                 self.compose_table(child, level - 1, NestedGpa(address.0 & !(size - 1)), below, Entries::Cached);
-                self.context.tables.write(table, at, Entry::table(child.0));
+                self.context.tables.write(table, at, Entry::table(child));
             }
             (table, level, source) = (child, level - 1, below);
         }
@@ -108,7 +108,7 @@ impl<'a, 'b, T: TableMemory, G: GuestTables> Resync<'a, 'b, T, G> {
     pub fn populate(&mut self, table: Hpa, address: NestedGpa) {
         let mut source = self.whole();
         for level in (2..=self.root.eptp02.levels().root()).rev() {
-            match self.source(source, level, index(address.0, level)) {
+            match self.source(source, level, index(address, level)) {
                 Some(below) => source = below,
                 None => return,
             }
@@ -118,7 +118,7 @@ impl<'a, 'b, T: TableMemory, G: GuestTables> Resync<'a, 'b, T, G> {
 
     fn whole(&self) -> Source {
         let ept12 = self.root.ept12;
-        Source::Table(Gpa(ept12.eptp.root()), ept12.execute.all())
+        Source::Table(ept12.eptp.root(), ept12.execute.all())
     }
 
     fn compose_table(&mut self, table: Hpa, level: u32, start: NestedGpa, source: Source, which: Entries) {
@@ -150,14 +150,14 @@ impl<'a, 'b, T: TableMemory, G: GuestTables> Resync<'a, 'b, T, G> {
     fn source(&self, source: Source, level: u32, at: u64) -> Option<Source> {
         let Source::Table(table, above) = source else { return Some(source) };
         let (eptp, execute) = (self.root.ept12.eptp, self.root.ept12.execute);
-        let entry = Entry(self.context.guest.read(table + at * 8));
+        let entry = Entry::<Gpa>::from_bits(self.context.guest.read(table + at * 8));
         let rights = entry.rights(execute);
         let usable = rights != Rights::NONE
             && (entry.is_accessed() || !eptp.has_flags())
             && !entry.is_misconfigured(level, &self.features, execute);
         usable.then(|| match entry.is_leaf(level) {
             true => Source::Page(Translation::new(entry, level, above.and(rights), eptp, Rights::NONE)),
-            false => Source::Table(Gpa(entry.address()), above.and(rights)),
+            false => Source::Table(entry.address(), above.and(rights)),
         })
     }
 
@@ -179,7 +179,7 @@ impl<'a, 'b, T: TableMemory, G: GuestTables> Resync<'a, 'b, T, G> {
         {
             return Some(mapping);
         }
-        let mapping = lookup(self.context.tables, self.context.ept01, gpa.0)?;
+        let mapping = lookup(self.context.tables, self.context.ept01, gpa)?;
         self.below = Some((gpa.align_down(mapping.size), mapping));
         Some(mapping)
     }

@@ -360,7 +360,7 @@ pub unsafe fn known_fields(region: Hpa, vmcs: Hpa, caps: &VmxCaps) -> FieldSet {
 /// INVEPT.
 pub fn invept(what: Invept) {
     let (kind, eptp) = match what {
-        Invept::Single(eptp) => (1, eptp.0),
+        Invept::Single(eptp) => (1, eptp.bits()),
         Invept::Global => (2, 0),
     };
     // SAFETY: dropping cached translations is always sound.

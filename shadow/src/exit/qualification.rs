@@ -93,7 +93,7 @@ impl Qualification {
             QualificationKind::Eoi => Self::Eoi(word as u8),
             QualificationKind::ApicWrite => Self::ApicWrite((word & 0xfff) as u16),
             QualificationKind::EptViolation => Self::EptViolation(EptViolation(word)),
-            QualificationKind::NmiUnblocking => Self::NmiUnblocking(word & EptViolation::NMI_UNBLOCKING != 0),
+            QualificationKind::NmiUnblocking => Self::NmiUnblocking(word & EptViolation::NMI_UNBLOCKING.bits() != 0),
             QualificationKind::InstructionTimeout => Self::InstructionTimeout(InstructionTimeout(word)),
             QualificationKind::MsrIndex => Self::MsrIndex(word as u32),
         }

@@ -136,7 +136,7 @@ fn merge<M: Machine>(vcpu: &mut Vcpu<M>, inherited: Inherited, pdptes: Option<[u
         vmcs02.write(MSR_BITMAP, vcpu.nested.msr_bitmaps[vcpu.nested.msr_bitmap_slot].address.0);
     }
     if eptp02 != vcpu.nested.ept.eptp02 {
-        vmcs02.write(EPT_POINTER, eptp02.0);
+        vmcs02.write(EPT_POINTER, eptp02.bits());
         vcpu.nested.ept.eptp02 = eptp02;
     }
     vcpu.nested.shortcut = shortcut;

@@ -214,7 +214,7 @@ fn emulate_invept<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), Failure> {
     }
     let descriptor = read_descriptor(vcpu, info)?;
     match insn::invept(&vcpu.offered, kind, descriptor)? {
-        Invalidation::Eptp(eptp12) => nested_ept::drop_translations(vcpu, Some(ept::Eptp(eptp12))),
+        Invalidation::Eptp(eptp12) => nested_ept::drop_translations(vcpu, Some(ept::Eptp12::from_bits(eptp12))),
         _ => nested_ept::drop_translations(vcpu, None),
     }
     Ok(())

@@ -5,7 +5,7 @@ use core::ops::IndexMut;
 
 use ept::map::OutOfTables;
 use ept::table::TableMemory;
-use ept::{Eptp, Gpa, Hpa};
+use ept::{Eptp01, Eptp02, Gpa, Hpa};
 
 use crate::exit::ExitReason;
 use crate::host_load::VmxAbort;
@@ -53,7 +53,7 @@ pub trait WatchedMemory: GuestMemory {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Invept {
     /// Those derived from one EPTP.
-    Single(Eptp),
+    Single(Eptp02),
     /// All.
     Global,
 }
@@ -123,7 +123,7 @@ pub trait Machine: Sized {
     fn set_cr2(&self, address: u64);
 
     /// EPT01.
-    fn ept01(&self) -> Eptp;
+    fn ept01(&self) -> Eptp01;
     /// Maps what is around an address that EPT01 does not map. Returns whether there was something to do.
     ///
     /// # Errors

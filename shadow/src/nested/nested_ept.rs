@@ -10,7 +10,7 @@ use ept::map::OutOfTables;
 use ept::nested::{Context, Dropped, Extent, Fill};
 use ept::violation::EptViolation;
 use ept::walk::{Ept12, GuestTables};
-use ept::{Eptp, ExecuteControl, Gpa, NestedGpa};
+use ept::{Eptp02, Eptp12, ExecuteControl, Gpa, NestedGpa};
 
 use super::injection;
 use super::machine::{Invept, Machine, Stop, VmcsPair, WatchedMemory};
@@ -24,22 +24,23 @@ const SOURCE: FieldSet = FieldSet::of(&[PRIMARY_CONTROLS.id(), SECONDARY_CONTROL
 
 /// The EPTP that vmcs02 needs for VMCS12.
 #[inline]
-pub fn eptp02<M: Machine>(vcpu: &mut Vcpu<M>) -> Eptp {
+pub fn eptp02<M: Machine>(vcpu: &mut Vcpu<M>) -> Eptp02 {
     // The EPT02 that vmcs02 has is never taken back.
     if vcpu.vmx.vmcs12.dirty.intersects(&SOURCE) { find_eptp02(vcpu) } else { vcpu.nested.ept.eptp02 }
 }
 
 #[inline(never)]
-fn find_eptp02<M: Machine>(vcpu: &mut Vcpu<M>) -> Eptp {
+fn find_eptp02<M: Machine>(vcpu: &mut Vcpu<M>) -> Eptp02 {
     let vmcs12 = &vcpu.vmx.vmcs12;
     let by_mode = vmcs12.has_secondary(Secondary::MODE_BASED_EXECUTE);
     let execute = if by_mode { ExecuteControl::BY_MODE } else { ExecuteControl::UNIFORM };
-    let ept12 =
-        vmcs12.has_secondary(Secondary::ENABLE_EPT).then(|| Ept12 { eptp: Eptp(vmcs12.get(EPT_POINTER)), execute });
+    let ept12 = vmcs12
+        .has_secondary(Secondary::ENABLE_EPT)
+        .then(|| Ept12 { eptp: Eptp12::from_bits(vmcs12.get(EPT_POINTER)), execute });
     vcpu.nested.ept.converts_violations = vmcs12.has_secondary(Secondary::EPT_VIOLATION_VE);
     vcpu.nested.ept.logs_pages = vmcs12.has_secondary(Secondary::ENABLE_PML);
     vcpu.nested.ept.ept12 = ept12;
-    let Some(ept12) = ept12 else { return vcpu.machine.ept01() };
+    let Some(ept12) = ept12 else { return vcpu.machine.ept01().without_ept12() };
     let (eptp02, dropped) =
         vcpu.nested.ept.cache.activate(&mut vcpu.tables, ept12).unwrap_or_else(|_| stop(&vcpu.machine));
     flush(&vcpu.machine, dropped);
@@ -54,7 +55,7 @@ fn stop(machine: &impl Machine) -> ! {
 /// VMCS12 has another EPTP than when its nested guest was entered.
 pub fn switch_eptp<M: Machine>(vcpu: &mut Vcpu<M>) {
     let eptp02 = find_eptp02(vcpu);
-    vcpu.vmcs.vmcs02().write(EPT_POINTER, eptp02.0);
+    vcpu.vmcs.vmcs02().write(EPT_POINTER, eptp02.bits());
     vcpu.nested.ept.eptp02 = eptp02;
 }
 
@@ -147,7 +148,7 @@ fn handle_and_log<M: Machine>(vcpu: &mut Vcpu<M>, ept12: Ept12, address: NestedG
     flush(&vcpu.machine, dropped);
     if memory.is_full() {
         // Of the qualification only bit 12 is left: NMI unblocking due to IRET (SDM 28.2.1).
-        let qualification = u64::from(qualification.nmi_unblocking()) << 12;
+        let qualification = (qualification & EptViolation::NMI_UNBLOCKING).bits();
         return reflect(vcpu, Reflected::Changed { reason: ExitReason::PML_FULL, qualification });
     }
     handle_filled(vcpu, filled, address, qualification);
@@ -164,7 +165,7 @@ fn permit<M: Machine>(vcpu: &mut Vcpu<M>, gpa: Gpa) {
 fn repaired<M: Machine>(vcpu: &mut Vcpu<M>, qualification: EptViolation) {
     let vmcs02 = vcpu.vmcs.vmcs02();
     let delivering = vmcs02.read(IDT_VECTORING_INFO) >> 31 != 0;
-    if !delivering && qualification.nmi_unblocking() {
+    if !delivering && qualification.contains(EptViolation::NMI_UNBLOCKING) {
         let state = vmcs02.read(GUEST_INTERRUPTIBILITY);
         vmcs02.write(GUEST_INTERRUPTIBILITY, state | BLOCKING_BY_NMI);
     }
@@ -172,7 +173,7 @@ fn repaired<M: Machine>(vcpu: &mut Vcpu<M>, qualification: EptViolation) {
 }
 
 /// INVEPT of the guest hypervisor, for one EPTP12 or for all; or EPT01 permits less than before.
-pub fn drop_translations<M: Machine>(vcpu: &mut Vcpu<M>, eptp12: Option<Eptp>) {
+pub fn drop_translations<M: Machine>(vcpu: &mut Vcpu<M>, eptp12: Option<Eptp12>) {
     vcpu.nested.ept.violation = None;
     let (cache, tables) = (&mut vcpu.nested.ept.cache, &mut vcpu.tables);
     flush(
@@ -190,7 +191,7 @@ pub fn drop_translations<M: Machine>(vcpu: &mut Vcpu<M>, eptp12: Option<Eptp>) {
 pub fn walk_anew<M: Machine>(vcpu: &mut Vcpu<M>) {
     let vmcs12 = &vcpu.vmx.vmcs12;
     if vmcs12.has_secondary(Secondary::ENABLE_EPT) {
-        let eptp12 = Eptp(vmcs12.get(EPT_POINTER));
+        let eptp12 = Eptp12::from_bits(vmcs12.get(EPT_POINTER));
         flush(&vcpu.machine, vcpu.nested.ept.cache.invalidate(&mut vcpu.tables, eptp12));
     }
 }

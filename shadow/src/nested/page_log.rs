@@ -64,7 +64,7 @@ impl<Memory: WatchedMemory, Vmcs: VmcsAccess> GuestTables for Logged<'_, Memory,
         if self.state == State::Full || !Ept12Memory(self.memory).set_flags(entry, seen, flags) {
             return false;
         }
-        if !seen & flags & ept::Entry::DIRTY != 0 {
+        if !seen & flags & ept::entry::DIRTY != 0 {
             self.log();
         }
         true

@@ -3,7 +3,7 @@
 use ept::nested::NestedPaging;
 use ept::violation::EptViolation;
 use ept::walk::Ept12;
-use ept::{Eptp, Hpa, NestedGpa};
+use ept::{Eptp02, Hpa, NestedGpa};
 
 use super::control_registers::Undo;
 use super::injection::Displaced;
@@ -84,7 +84,7 @@ pub struct MergedBitmap {
 #[derive(Debug)]
 pub struct NestedEpt {
     /// vmcs02's EPTP.
-    pub eptp02: Eptp,
+    pub eptp02: Eptp02,
     /// The EPT12 that this stands for; none if it is EPT01's.
     pub ept12: Option<Ept12>,
     /// VMCS12 wants #VE for what EPT12 refuses.

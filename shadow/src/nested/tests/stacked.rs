@@ -11,7 +11,7 @@ use ept::entry::Features;
 use ept::map::{OutOfTables, lookup, map_range, set_rights};
 use ept::nested::NestedPaging;
 use ept::table::TableMemory;
-use ept::{Entry, Eptp, ExecuteControl, Gpa, Hpa, Levels, MemoryType, PageSize, Rights};
+use ept::{Caching, Entry, Eptp01, Eptp02, ExecuteControl, Gpa, Hpa, Levels, MemoryType, NestedGpa, PageSize, Rights};
 
 use super::bare::visible;
 use super::memory::{Ram, Tables};
@@ -78,14 +78,13 @@ impl VmcsPair for Vmcss {
 pub struct Memory {
     ram: Ram,
     tables: Tables,
-    ept01: Eptp,
+    ept01: Eptp01,
     watched: &'static [WatchedPages; MergedAs::COUNT],
     watches: [Watches; MergedAs::COUNT],
 }
 
-fn is_protected(tables: &Tables, ept01: Eptp, page: Gpa) -> bool {
-    lookup(tables, ept01, page.0)
-        .is_some_and(|found| !found.leaf.rights(ExecuteControl::UNIFORM).contain(Rights::WRITE))
+fn is_protected(tables: &Tables, ept01: Eptp01, page: Gpa) -> bool {
+    lookup(tables, ept01, page).is_some_and(|found| !found.leaf.rights(ExecuteControl::UNIFORM).contain(Rights::WRITE))
 }
 
 impl GuestMemory for Memory {
@@ -112,7 +111,7 @@ impl WatchedMemory for Memory {
         let page = address.align_down(PageSize::Size4K);
         if is_protected(&self.tables, self.ept01, page) {
             self.watched.iter().for_each(|watched| watched.strike(page));
-            set_rights(&mut self.tables.clone(), self.ept01, page.0, Rights::ALL).expect("nothing is left to split");
+            set_rights(&mut self.tables.clone(), self.ept01, page, Rights::ALL).expect("nothing is left to split");
         }
     }
 
@@ -131,7 +130,7 @@ impl WatchedMemory for Memory {
 
 /// The processor and its surroundings.
 pub struct Hardware {
-    ept01: Eptp,
+    ept01: Eptp01,
     tlb: RefCell<Tlb>,
     msrs: RefCell<BTreeMap<u32, u64>>,
     flushes: Cell<u64>,
@@ -152,7 +151,7 @@ impl Machine for Hardware {
 
     fn invept(&self, what: Invept) {
         self.tlb.borrow_mut().drop(match what {
-            Invept::Single(eptp) => Some(eptp.0),
+            Invept::Single(eptp) => Some(eptp.bits()),
             Invept::Global => None,
         });
     }
@@ -174,7 +173,7 @@ impl Machine for Hardware {
 
     fn set_cr2(&self, _: u64) {}
 
-    fn ept01(&self) -> Eptp {
+    fn ept01(&self) -> Eptp01 {
         self.ept01
     }
 
@@ -188,7 +187,7 @@ impl Machine for Hardware {
         if let Some(loser) = loser
             && !self.watched.iter().any(|watched| watched.contains(loser))
         {
-            set_rights(tables, self.ept01, loser.0, Rights::ALL).expect("nothing is left to split");
+            set_rights(tables, self.ept01, loser, Rights::ALL).expect("nothing is left to split");
         }
         if !wanted {
             return (slot, Protection::Impossible);
@@ -196,7 +195,7 @@ impl Machine for Hardware {
         if was_protected {
             return (slot, Protection::Already(self.flushes.get()));
         }
-        if set_rights(tables, self.ept01, page.0, Rights::READ.or(Rights::EXECUTE)).is_err() {
+        if set_rights(tables, self.ept01, page, Rights::READ.or(Rights::EXECUTE)).is_err() {
             return (slot, Protection::Impossible);
         }
         self.flushes.set(self.flushes.get() + 1);
@@ -281,9 +280,9 @@ impl Stacked {
         };
         let live = *permissions.live();
         let mut tables = Tables::new(variant.tables);
-        let ept01 = Eptp::new(tables.allocate().expect("a table").0, Levels::Four);
-        map_range(&mut tables, ept01, 0, 1 << 30, PageSize::Size1G, |address, size| {
-            Entry::leaf(address, size, Rights::ALL, MemoryType::WRITE_BACK, false)
+        let ept01 = Eptp01::new(tables.allocate().expect("a table"), Levels::Four);
+        map_range(&mut tables, ept01, Gpa(0)..Gpa(1 << 30), PageSize::Size1G, |address, size| {
+            Entry::leaf(Hpa(address.0), size, Rights::ALL, Caching::new(MemoryType::WRITE_BACK))
         })
         .expect("tables");
         let watched = leak([const { WatchedPages::new() }; MergedAs::COUNT]);
@@ -321,7 +320,7 @@ impl Stacked {
                 nmi_waits: false,
                 displaced: None,
                 ept: NestedEpt {
-                    eptp02: ept01,
+                    eptp02: ept01.without_ept12(),
                     ept12: None,
                     converts_violations: false,
                     logs_pages: false,
@@ -377,7 +376,7 @@ impl Stacked {
         vcpu.vmcs.vmcs01.write(ENTRY_CONTROLS, EntryControls::IA32E_MODE_GUEST);
         vcpu.vmcs.vmcs01.write(PRIMARY_CONTROLS, Primary::ACTIVATE_SECONDARY);
         vcpu.vmcs.vmcs01.write(MSR_BITMAP, vcpu.msr_bitmaps01[0].0);
-        vcpu.vmcs.vmcs02.write(EPT_POINTER, ept01.0);
+        vcpu.vmcs.vmcs02.write(EPT_POINTER, ept01.bits());
         vcpu.vmcs.vmcs02.write(MSR_BITMAP, first_bitmap.0);
         let mut stacked = Self { vcpu, seen: Vec::new() };
         stacked.instruction(ExitReason::VMXON, MEMORY_OPERAND, VMXON_REGION);
@@ -635,11 +634,11 @@ impl Surroundings for Below<'_> {
         let eptp = vmcs.read(EPT_POINTER);
         let access = if write { Rights::WRITE } else { Rights::READ };
         self.machine.tlb.borrow_mut().access(eptp, page, write, || {
-            let found = lookup(self.tables, Eptp(eptp), page << 12);
+            let found = lookup(self.tables, Eptp02::from_bits(eptp), NestedGpa(page << 12));
             let rights = found.map_or(Rights::NONE, |found| found.leaf.rights(ExecuteControl::UNIFORM));
             match found {
                 Some(found) if rights.contain(access) => {
-                    Ok(found.leaf.address() | page << 12 & (found.size.bytes() - 1))
+                    Ok(found.leaf.address().0 | page << 12 & (found.size.bytes() - 1))
                 }
                 _ => Err(Untranslated::Violation(access.bits() | (rights.bits() & 7) << 3 | 0x180)),
             }
