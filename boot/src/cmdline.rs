@@ -153,6 +153,8 @@ impl fmt::Display for OptionError<'_> {
     }
 }
 
+impl core::error::Error for OptionError<'_> {}
+
 impl<'a> Options<'a> {
     /// Reads the words of `line`; a later word overrides an earlier one.
     ///

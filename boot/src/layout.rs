@@ -62,6 +62,8 @@ impl fmt::Display for LayoutError {
     }
 }
 
+impl core::error::Error for LayoutError {}
+
 /// The size of the host's region: 32 MiB, 4 MiB for each processor but the first and 1/256 of the memory, or what the user asked for, in
 /// whole 2 MiB.
 pub fn host_region_bytes(map: &MemoryMap, processors: usize, host_memory_mib: Option<u32>) -> u64 {

@@ -12,6 +12,7 @@
 //!
 //! SDM references are to the Intel 64 and IA-32 Architectures Software Developer's Manual, edition 085 (October 2024).
 #![no_std]
+#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
 #![cfg_attr(test, allow(clippy::single_range_in_vec_init, reason = "lists of ranges, some of length one"))]
 
 #[cfg(test)]

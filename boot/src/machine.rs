@@ -137,6 +137,8 @@ impl fmt::Display for Unsupported {
     }
 }
 
+impl core::error::Error for Unsupported {}
+
 impl VmxSupport {
     /// Checks all that the host needs. `Ok(Some(value))` says that IA32_FEATURE_CONTROL is unlocked and must be locked with `value` first.
     ///

@@ -64,6 +64,8 @@ impl fmt::Display for TooManyRegions {
     }
 }
 
+impl core::error::Error for TooManyRegions {}
+
 /// Sorted regions without overlap; what no region covers is not memory.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct MemoryMap {

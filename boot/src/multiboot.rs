@@ -103,6 +103,8 @@ impl fmt::Display for BootInfoError {
     }
 }
 
+impl core::error::Error for BootInfoError {}
+
 /// A string within [`BootInfo`].
 type StringRange = Range<usize>;
 

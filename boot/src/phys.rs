@@ -17,6 +17,8 @@ impl fmt::Display for OutOfRange {
     }
 }
 
+impl core::error::Error for OutOfRange {}
+
 /// Physical memory that can be copied from.
 pub trait PhysMemory {
     /// Fills `buffer` from physical `address`.

@@ -43,6 +43,8 @@ impl fmt::Display for TableError {
     }
 }
 
+impl core::error::Error for TableError {}
+
 /// The machine's enabled processors, from the table that is newer; `None` if there is none of them.
 ///
 /// # Errors
