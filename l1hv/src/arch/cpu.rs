@@ -4,6 +4,10 @@ use core::arch::asm;
 use core::arch::x86_64::{__cpuid, __cpuid_count};
 
 use boot::machine::VmxSupport;
+use shadow::msr::{
+    IA32_EFER, IA32_FEATURE_CONTROL, IA32_VMX_ENTRY_CTLS, IA32_VMX_EPT_VPID_CAP, IA32_VMX_EXIT_CTLS,
+    IA32_VMX_PROCBASED_CTLS, IA32_VMX_PROCBASED_CTLS2,
+};
 
 use super::fixup::fallible;
 use super::msr::{self, GpFault};
@@ -91,10 +95,6 @@ pub fn apic_id() -> u32 {
 
 /// Reads what [`VmxSupport::check`] needs to know.
 pub fn vmx_support() -> VmxSupport {
-    use x86::msr::{
-        IA32_EFER, IA32_FEATURE_CONTROL, IA32_VMX_ENTRY_CTLS, IA32_VMX_EPT_VPID_CAP, IA32_VMX_EXIT_CTLS,
-        IA32_VMX_PROCBASED_CTLS, IA32_VMX_PROCBASED_CTLS2,
-    };
     const EFER_NXE: u64 = 1 << 11;
     let vmx = __cpuid(1).ecx & 1 << 5 != 0;
     // Without VMX none of its MSRs exists, and some emulators answer an absent MSR with 0 instead of a fault.
@@ -114,5 +114,5 @@ pub fn vmx_support() -> VmxSupport {
 /// Locks IA32_FEATURE_CONTROL with VMX outside SMX enabled, where the firmware left it unlocked.
 pub fn lock_feature_control(value: u64) -> Result<(), GpFault> {
     // SAFETY: the register enables VMX and changes nothing that runs now.
-    unsafe { msr::try_write(x86::msr::IA32_FEATURE_CONTROL, value) }
+    unsafe { msr::try_write(IA32_FEATURE_CONTROL, value) }
 }
