@@ -10,7 +10,7 @@ use x86_64::registers::segmentation::SegmentSelector;
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
 use x86_64::structures::tss::TaskStateSegment;
 
-use super::idt;
+use super::idt::{self, InterruptStack};
 use crate::mem::{HostPages, PAGE_BYTES};
 use crate::processor::Processor;
 
@@ -33,18 +33,6 @@ pub struct HostSegments {
     pub idt_base: u64,
 }
 
-/// The interrupt stacks, in the order of the TSS's interrupt stack table (IST 1 and up).
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum InterruptStack {
-    /// An NMI may come at any instruction.
-    Nmi = 0,
-    /// A double fault is most likely an overflow of the current stack.
-    DoubleFault = 1,
-    /// A machine check may come at any instruction.
-    MachineCheck = 2,
-}
-
-const INTERRUPT_STACKS: usize = 3;
 const INTERRUPT_STACK_BYTES: usize = 16 * 1024;
 
 #[repr(C, align(16))]
@@ -64,7 +52,7 @@ impl Tables {
 /// What one processor needs of its own.
 struct Area {
     tables: Tables,
-    stacks: [Stack; INTERRUPT_STACKS],
+    stacks: [Stack; InterruptStack::COUNT],
 }
 
 /// Pages that [`init_on`] takes.
@@ -77,7 +65,7 @@ unsafe impl Sync for AreaCell {}
 
 static BOOT_AREA: AreaCell = AreaCell(UnsafeCell::new(Area {
     tables: Tables::new(),
-    stacks: [const { Stack([0; INTERRUPT_STACK_BYTES]) }; INTERRUPT_STACKS],
+    stacks: [const { Stack([0; INTERRUPT_STACK_BYTES]) }; InterruptStack::COUNT],
 }));
 
 /// What the boot processor is before it knows the others. It only counts NMIs.

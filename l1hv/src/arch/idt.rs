@@ -11,7 +11,6 @@ use x86_64::registers::segmentation::SegmentSelector;
 use x86_64::structures::DescriptorTablePointer;
 
 use super::enter::landing_after_nmi;
-use super::gdt::InterruptStack;
 use super::{cpu, fixup};
 use crate::processor::{Processor, Requests};
 use crate::stop::stop_internal;
@@ -57,6 +56,22 @@ const NAMES: [&str; VECTORS] = [
     "reserved",
     "reserved",
 ];
+
+/// The stacks of exceptions, in the order of the TSS's interrupt stack table (IST 1 and up).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum InterruptStack {
+    /// An NMI may come at any instruction.
+    Nmi = 0,
+    /// A double fault is most likely an overflow of the current stack.
+    DoubleFault = 1,
+    /// A machine check may come at any instruction.
+    MachineCheck = 2,
+}
+
+impl InterruptStack {
+    /// How many there are.
+    pub const COUNT: usize = 3;
+}
 
 /// What the entry stubs leave on the stack, lowest address first.
 #[repr(C)]
