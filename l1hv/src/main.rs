@@ -18,6 +18,7 @@ mod arch;
 mod boot_flow;
 mod ept01;
 mod exit;
+mod host;
 mod hw;
 mod log;
 mod mem;

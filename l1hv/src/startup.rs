@@ -12,7 +12,7 @@ use crate::arch::phys::BootMemory;
 use crate::arch::timer::wait_milliseconds;
 use crate::arch::trampoline::TrampolinePage;
 use crate::arch::{cpu, gdt};
-use crate::boot_flow::{HostSetup, check_processor};
+use crate::host::{HostSetup, check_processor};
 use crate::mem::{HostPages, PAGE_BYTES, PhysAllocator};
 use crate::processor::{self, Processor};
 use crate::run;
@@ -89,7 +89,7 @@ fn start(others: &'static [Processor], workshop: &mut Workshop, setup: &HostSetu
         let message = format_args!("no page below 640 KiB is free, which processors need to start: use other firmware");
         stop(StopReason::new(StopKind::LowMemory, message));
     };
-    let trampoline = TrampolinePage::install(&setup.guest_ram, Hpa(page.start), setup.tables.start_root);
+    let trampoline = TrampolinePage::install(&setup.guest_ram, Hpa(page.start), setup.tables.start_root, arrive);
     for processor in others {
         send(processor, Ipi::Init);
     }
@@ -135,7 +135,7 @@ fn stop_without(processor: &Processor) -> ! {
 }
 
 /// Where a processor arrives that [`start`] has started.
-pub fn arrive() -> ! {
+extern "sysv64" fn arrive() -> ! {
     let Some(Assignment { processor, area, regions, blueprint, parts }) = NEXT.lock().take() else {
         cpu::halt_forever()
     };

@@ -65,7 +65,7 @@ pub fn set_cr2(address: u64) {
 
 /// Enters VMX operation with two VMCSs. The regions are pages of zeros.
 pub fn start_vmx(vmxon: HostPages, vmcs01: HostPages, vmcs02: HostPages, revision: u32, caps: &VmxCaps) -> vmx::Vmcss {
-    // SAFETY: `boot_flow` has checked that the processor has VMX and that IA32_FEATURE_CONTROL allows it; the pages are owned.
+    // SAFETY: `host::check_processor` has found that the processor has VMX and that IA32_FEATURE_CONTROL allows it; the pages are owned.
     unsafe {
         vmx::vmxon(vmxon.phys(), revision, caps.cr0_fixed0, caps.cr4_fixed0);
         vmx::Vmcss::new(vmcs01.phys(), vmcs02.phys(), revision)

@@ -1,15 +1,21 @@
 //! The way of the other processors from their start into the image.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
 use boot::entry::{TrampolineParameters, trampoline};
 use ept::Hpa;
+use spin::Once;
 use x86_64::registers::control::{Cr0, Cr3, Cr4, Efer, EferFlags};
 
+use super::cpu;
 use crate::mem::{GuestRam, HostPages, PAGE_BYTES};
 
-/// What goes to CR3 in place of the tables that map the trampoline.
-static HOST_CR3: AtomicU64 = AtomicU64::new(0);
+/// Where the processors are to come to.
+struct Destination {
+    /// For CR3, in place of the tables that map the trampoline.
+    cr3: u64,
+    arrive: extern "sysv64" fn() -> !,
+}
+
+static DESTINATION: Once<Destination> = Once::new();
 
 /// The page with the trampoline. What was there before comes back when this goes.
 pub struct TrampolinePage<'a> {
@@ -20,13 +26,15 @@ pub struct TrampolinePage<'a> {
 }
 
 impl<'a> TrampolinePage<'a> {
-    /// Puts the trampoline into `page`, below 1 MiB, which the tables at `cr3` map to itself.
-    pub fn install(ram: &'a GuestRam, page: Hpa, cr3: Hpa) -> Self {
+    /// Puts the trampoline into `page`, below 1 MiB, which the tables at `cr3` map to itself. The processors come to `arrive`, with the tables
+    /// that this one has now. Called once.
+    pub fn install(ram: &'a GuestRam, page: Hpa, cr3: Hpa, arrive: extern "sysv64" fn() -> !) -> Self {
         let mut saved = [0; PAGE_BYTES as usize];
         ram.read(page, &mut saved);
         ram.write(page, trampoline());
         let (table, flags) = Cr3::read_raw();
-        HOST_CR3.store(table.start_address().as_u64() | u64::from(flags), Ordering::Release);
+        let host_cr3 = table.start_address().as_u64() | u64::from(flags);
+        DESTINATION.call_once(|| Destination { cr3: host_cr3, arrive });
         Self { page, ram, saved, cr3 }
     }
 
@@ -35,7 +43,7 @@ impl<'a> TrampolinePage<'a> {
         (self.page.0 / PAGE_BYTES) as u8
     }
 
-    /// The next processor comes to `crate::startup::arrive` on this stack.
+    /// The next processor arrives on this stack.
     pub fn prepare(&self, stack: &HostPages) {
         let parameters = TrampolineParameters {
             stack: stack.as_mut_ptr().addr() as u64 + stack.bytes(),
@@ -59,8 +67,8 @@ impl Drop for TrampolinePage<'_> {
 
 /// Where the trampoline goes to, on the processor's own stack.
 extern "sysv64" fn enter() -> ! {
-    let host_cr3 = HOST_CR3.load(Ordering::Acquire);
+    let Some(Destination { cr3, arrive }) = DESTINATION.get() else { cpu::halt_forever() };
     // SAFETY: the tables of the boot processor, which map everything that the trampoline's do but its page.
-    unsafe { core::arch::asm!("mov cr3, {}", in(reg) host_cr3, options(nostack, preserves_flags)) };
-    crate::startup::arrive()
+    unsafe { core::arch::asm!("mov cr3, {}", in(reg) *cr3, options(nostack, preserves_flags)) };
+    arrive()
 }
