@@ -40,11 +40,11 @@ pub fn init() {
 static LINE: Mutex<()> = Mutex::new(());
 
 /// Attempts to be the one to write, before two lines may as well mix: a processor that stopped while it wrote must not hold the others.
-const PATIENCE: u32 = 10_000_000;
+const LOCK_ATTEMPTS: u32 = 10_000_000;
 
 /// Writes without a level and without a prefix, whatever the level is.
 pub fn write_line(line: fmt::Arguments<'_>) {
-    let _alone = (0..PATIENCE).find_map(|_| LINE.try_lock());
+    let _alone = (0..LOCK_ATTEMPTS).find_map(|_| LINE.try_lock());
     let mut sink = Sink(SINK.load(Ordering::Relaxed));
     // `Sink::write_str` never fails; an error could only come from a `Display` of ours, and the rest of the line is still of use.
     let _ = sink.write_fmt(line);

@@ -45,7 +45,7 @@ use crate::vmcs_setup;
 
 /// What all virtual cpus have in common.
 #[derive(Debug)]
-pub struct Blueprint {
+pub struct Shared {
     caps: VmxCaps,
     offered: VmxCaps,
     cpuid: CpuidView,
@@ -61,23 +61,23 @@ pub struct Blueprint {
     ept01: Ept01,
 }
 
-/// Allocates what is shared, and then the parts of one virtual cpu after the other.
+/// Allocates what is shared, and then the memory of one virtual cpu after the other.
 #[derive(Debug)]
-pub struct Workshop {
+pub struct VcpuBuilder {
     /// What is shared.
-    pub blueprint: &'static Blueprint,
+    pub shared: &'static Shared,
     /// The processors, the boot processor first.
     pub processors: &'static [Processor],
     allocator: PhysAllocator,
     tables: TableArea,
-    /// For how many of them parts have been handed out.
+    /// For how many of them memory has been handed out.
     handed_out: usize,
-    boot: Option<Parts>,
+    boot: Option<VcpuMemory>,
 }
 
-impl Workshop {
-    /// For as many processors; each needs `pages_to_start` beside its parts.
-    pub fn open(setup: &HostSetup<'_>, mut allocator: PhysAllocator, pages_to_start: u64) -> Self {
+impl VcpuBuilder {
+    /// For as many processors; each needs `pages_to_start` beside its memory.
+    pub fn new(setup: &HostSetup<'_>, mut allocator: PhysAllocator, pages_to_start: u64) -> Self {
         let HostSetup { options, host_region, memory_map, guest_ram, apic_ids, .. } = setup;
         let processors = apic_ids.len();
         let caps = read_capabilities([pages(&mut allocator, 1), pages(&mut allocator, 1)]);
@@ -103,10 +103,10 @@ impl Workshop {
         });
         let (shadow_fields, field_bitmaps) = shadow_fields(&mut allocator, options, &caps, &offered);
         let list = pages(&mut allocator, ((processors * size_of::<Processor>()) as u64).div_ceil(PAGE_BYTES));
-        let place = pages(&mut allocator, (size_of::<Blueprint>() as u64).div_ceil(PAGE_BYTES));
+        let place = pages(&mut allocator, (size_of::<Shared>() as u64).div_ceil(PAGE_BYTES));
 
         let free_before = allocator.free_pages();
-        let boot = PartPages::allocate(&mut allocator, &offered);
+        let boot = VcpuPages::allocate(&mut allocator, &offered);
         let for_others = (processors as u64 - 1) * (free_before - allocator.free_pages() + pages_to_start);
         let free = allocator.free_pages().saturating_sub(for_others);
         let table_pages = options.ept_tables.map_or(u64::MAX, u64::from).min(free);
@@ -118,7 +118,7 @@ impl Workshop {
             _ => stop_few_tables(table_pages),
         };
         log::debug!("{table_pages} pages for EPT tables, {} of them for EPT01", pool.in_use());
-        let blueprint = place.into_value(Blueprint {
+        let shared = place.into_value(Shared {
             cpuid: CpuidView::new(&caps, cpu::cpuid),
             caps,
             offered,
@@ -133,17 +133,17 @@ impl Workshop {
             shadow_fields,
             ept01,
         });
-        let boot = Some(Parts { pages: boot, tables: pool });
+        let boot = Some(VcpuMemory { pages: boot, tables: pool });
         let processors = list.into_values(apic_ids.iter().copied().map(Processor::new));
-        Self { blueprint, processors, allocator, tables, handed_out: 0, boot }
+        Self { shared, processors, allocator, tables, handed_out: 0, boot }
     }
 
-    /// The parts of the next processor's virtual cpu; the boot processor's come first.
-    pub fn parts(&mut self) -> Parts {
+    /// The memory of the next processor's virtual cpu; the boot processor's comes first.
+    pub fn next_memory(&mut self) -> VcpuMemory {
         let number = self.handed_out;
         self.handed_out += 1;
-        self.boot.take().unwrap_or_else(|| Parts {
-            pages: PartPages::allocate(&mut self.allocator, &self.blueprint.offered),
+        self.boot.take().unwrap_or_else(|| VcpuMemory {
+            pages: VcpuPages::allocate(&mut self.allocator, &self.shared.offered),
             tables: self.tables.pool(number, self.processors.len()),
         })
     }
@@ -156,13 +156,13 @@ impl Workshop {
 
 /// What one processor's virtual cpu is made from.
 #[derive(Debug)]
-pub struct Parts {
-    pages: PartPages,
+pub struct VcpuMemory {
+    pages: VcpuPages,
     tables: TablePool,
 }
 
 #[derive(Debug)]
-struct PartPages {
+struct VcpuPages {
     vcpu: HostPages,
     vmxon: HostPages,
     vmcs01: HostPages,
@@ -182,7 +182,7 @@ struct ShadowingPages {
     bitmaps: [[HostPages; SLOTS]; 2],
 }
 
-impl PartPages {
+impl VcpuPages {
     fn allocate(allocator: &mut PhysAllocator, offered: &VmxCaps) -> Self {
         const AREA_PAGES: u64 = (MSR_AREA_ENTRIES * size_of::<MsrEntry>()) as u64 / PAGE_BYTES;
         const BITMAP_PAGES: u64 = BITMAP_BYTES as u64 / PAGE_BYTES;
@@ -210,39 +210,39 @@ impl PartPages {
 
 /// How a processor begins.
 #[derive(Debug)]
-pub enum Beginning {
+pub enum Start {
     /// The boot processor runs the guest's image.
     Entry(GuestEntry),
     /// The others wait until the guest starts them.
     WaitForSipi,
 }
 
-impl Blueprint {
+impl Shared {
     /// Whether a guest's processor can wait for its SIPI in VMX non-root operation.
     pub const fn can_wait_for_sipi(&self) -> bool {
         self.caps.has_activity(WAIT_FOR_SIPI)
     }
 }
 
-/// Whether this processor has just the VMX of the one that the blueprint was made on. The pages are as for [`read_capabilities`].
-pub fn capabilities_agree(blueprint: &Blueprint, regions: [HostPages; 2]) -> bool {
-    read_capabilities(regions) == blueprint.caps
+/// Whether this processor has just the VMX of the one that `shared` was made on. The pages are as for [`read_capabilities`].
+pub fn capabilities_agree(shared: &Shared, regions: [HostPages; 2]) -> bool {
+    read_capabilities(regions) == shared.caps
 }
 
 /// Enters VMX operation and builds the virtual cpu of the processor that this runs on.
 pub fn build(
-    blueprint: &'static Blueprint,
-    parts: Parts,
+    shared: &'static Shared,
+    memory: VcpuMemory,
     processor: &'static Processor,
     segments: &HostSegments,
-    beginning: Beginning,
+    start: Start,
 ) -> &'static mut Vcpu {
-    let Blueprint { caps, offered, shadow_fields, .. } = blueprint;
-    let Parts { pages, tables } = parts;
-    let PartPages { vmxon, vmcs01, vmcs02, shadowing, .. } = pages;
+    let Shared { caps, offered, shadow_fields, .. } = shared;
+    let VcpuMemory { pages, tables } = memory;
+    let VcpuPages { vmxon, vmcs01, vmcs02, shadowing, .. } = pages;
     let revision = caps.basic as u32 & 0x7fff_ffff;
     let mut vmcs = on_behalf::start_vmx(vmxon, vmcs01, vmcs02, revision, caps);
-    let ept01 = blueprint.ept01.root();
+    let ept01 = shared.ept01.root();
     let nested = Nested {
         shortcut: Shortcut::default(),
         host_image: HostImage::default(),
@@ -284,43 +284,43 @@ pub fn build(
         mode: HostMode::Legacy,
         nested,
         memory: GuestPhysical::new(
-            blueprint.guest_ram.clone(),
-            blueprint.host_region,
-            blueprint.scratch,
-            &blueprint.ept01,
+            shared.guest_ram.clone(),
+            shared.host_region,
+            shared.scratch,
+            &shared.ept01,
             &processor.watched,
         ),
         tables,
-        msr_bitmaps01: blueprint.msr_bitmaps01,
+        msr_bitmaps01: shared.msr_bitmaps01,
         undo: None,
         init_blocked: false,
         caps: caps.clone(),
         offered: offered.clone(),
         machine: Hardware {
-            ept01: &blueprint.ept01,
+            ept01: &shared.ept01,
             processor,
-            cpuid: &blueprint.cpuid,
+            cpuid: &shared.cpuid,
             shadow_fields,
-            prints_stats: blueprint.prints_stats,
-            on_triple_fault: blueprint.on_triple_fault,
-            takes_hypercalls: blueprint.takes_hypercalls,
+            prints_stats: shared.prints_stats,
+            on_triple_fault: shared.on_triple_fault,
+            takes_hypercalls: shared.takes_hypercalls,
         },
     });
-    initialize_vmcss(vcpu, blueprint, segments);
+    initialize_vmcss(vcpu, shared, segments);
     let masks = masks(vcpu);
-    match beginning {
-        Beginning::Entry(entry) => {
+    match start {
+        Start::Entry(entry) => {
             vmcs_setup::guest_state01(vcpu.vmcs.vmcs01(), &mut vcpu.registers, entry, masks);
             processor.set_waits_for_sipi(false);
         }
-        Beginning::WaitForSipi => wait_for_start(vcpu),
+        Start::WaitForSipi => wait_for_start(vcpu),
     }
     vcpu
 }
 
-fn initialize_vmcss(vcpu: &mut Vcpu, blueprint: &Blueprint, segments: &HostSegments) {
+fn initialize_vmcss(vcpu: &mut Vcpu, shared: &Shared, segments: &HostSegments) {
     let masks = masks(vcpu);
-    let ept01 = blueprint.ept01.root();
+    let ept01 = shared.ept01.root();
     let vmcs02 = vcpu.vmcs.vmcs02();
     vmcs_setup::host_state(vmcs02, segments, &vcpu.registers);
     let (load, store) = (vcpu.nested.areas.entry_load.address, vcpu.nested.areas.exit_store.address);
@@ -328,8 +328,8 @@ fn initialize_vmcss(vcpu: &mut Vcpu, blueprint: &Blueprint, segments: &HostSegme
     vmcs_setup::constants02(vmcs02, &vcpu.caps, ept01, bitmap, load, store);
     let vmcs01 = vcpu.vmcs.vmcs01();
     vmcs_setup::host_state(vmcs01, segments, &vcpu.registers);
-    vmcs_setup::controls01(vmcs01, &vcpu.caps, ept01, blueprint.msr_bitmaps01[0]);
-    vmcs_setup::bitmaps01(vmcs01, &vcpu.caps, blueprint.field_bitmaps);
+    vmcs_setup::controls01(vmcs01, &vcpu.caps, ept01, shared.msr_bitmaps01[0]);
+    vmcs_setup::bitmaps01(vmcs01, &vcpu.caps, shared.field_bitmaps);
     vmcs_setup::load_area01(vmcs01, vcpu.nested.areas.host_load.address);
     vmcs_setup::power_up01(vmcs01, masks);
 }

@@ -16,12 +16,12 @@ use crate::host::{HostSetup, check_processor};
 use crate::mem::{HostPages, PAGE_BYTES, PhysAllocator};
 use crate::processor::{self, Processor};
 use crate::run;
-use crate::setup::{self, Beginning, Blueprint, Parts, Workshop};
+use crate::setup::{self, Shared, Start, VcpuBuilder, VcpuMemory};
 use crate::stop::{StopReason, stop, stop_internal};
 
 /// The stack of a processor other than the boot processor.
 const STACK_PAGES: u64 = 32;
-/// All that a processor needs to start beside its parts: a stack, its descriptor tables, and two regions to ask for its VMCS fields with.
+/// All that a processor needs to start beside its memory: a stack, its descriptor tables, and two regions to ask for its VMCS fields with.
 const PAGES_TO_START: u64 = STACK_PAGES + gdt::AREA_PAGES + 2;
 
 /// The machine's processors by their APIC ids, the one that this runs on first.
@@ -43,17 +43,17 @@ pub fn find_processors(acpi_rsdp: Option<u64>) -> Processors {
 
 /// Takes over from the boot and never comes back.
 pub fn launch(setup: HostSetup<'_>, allocator: PhysAllocator) -> ! {
-    let mut workshop = Workshop::open(&setup, allocator, PAGES_TO_START);
+    let mut builder = VcpuBuilder::new(&setup, allocator, PAGES_TO_START);
     let HostSetup { segments, entry, .. } = setup;
-    let processors = workshop.processors;
+    let processors = builder.processors;
     processor::publish(processors);
     let Some((own, others)) = processors.split_first() else { stop_internal!("there is no processor") };
     let segments = gdt::move_boot_processor(segments, own);
-    let parts = workshop.parts();
+    let memory = builder.next_memory();
     if !others.is_empty() {
-        start(others, &mut workshop, &setup);
+        start(others, &mut builder, &setup);
     }
-    let vcpu = setup::build(workshop.blueprint, parts, own, &segments, Beginning::Entry(entry));
+    let vcpu = setup::build(builder.shared, memory, own, &segments, Start::Entry(entry));
     match others.len() {
         0 => log::info!("the guest hypervisor starts"),
         _ => log::info!("the guest hypervisor starts on {} processors", processors.len()),
@@ -62,24 +62,24 @@ pub fn launch(setup: HostSetup<'_>, allocator: PhysAllocator) -> ! {
 }
 
 /// What a processor that starts is to become.
-struct Assignment {
+struct StartingProcessor {
     processor: &'static Processor,
     area: HostPages,
     regions: [HostPages; 2],
-    blueprint: &'static Blueprint,
-    parts: Parts,
+    shared: &'static Shared,
+    memory: VcpuMemory,
 }
 
 /// The one for the processor that starts next.
-static NEXT: Mutex<Option<Assignment>> = Mutex::new(None);
+static NEXT: Mutex<Option<StartingProcessor>> = Mutex::new(None);
 /// It runs its guest from now on.
 static IS_READY: AtomicBool = AtomicBool::new(false);
 
 /// Starts one processor after the other (SDM Volume 3A, 10.4.4.1 "Typical BSP Initialization Sequence").
-fn start(others: &'static [Processor], workshop: &mut Workshop, setup: &HostSetup<'_>) {
+fn start(others: &'static [Processor], builder: &mut VcpuBuilder, setup: &HostSetup<'_>) {
     const LOW_MEMORY: core::ops::Range<u64> = 0x1000..0xa_0000;
-    const PATIENCE_MILLISECONDS: u16 = 1000;
-    if !workshop.blueprint.can_wait_for_sipi() {
+    const START_TIMEOUT_MILLISECONDS: u16 = 1000;
+    if !builder.shared.can_wait_for_sipi() {
         let message = format_args!(
             "VMX of this machine lacks the wait-for-SIPI activity state (IA32_VMX_MISC bit 8): give the machine one processor"
         );
@@ -95,14 +95,14 @@ fn start(others: &'static [Processor], workshop: &mut Workshop, setup: &HostSetu
     }
     wait_milliseconds(10);
     for processor in others {
-        trampoline.prepare(&workshop.pages(STACK_PAGES));
+        trampoline.prepare(&builder.pages(STACK_PAGES));
         IS_READY.store(false, Ordering::SeqCst);
-        *NEXT.lock() = Some(Assignment {
+        *NEXT.lock() = Some(StartingProcessor {
             processor,
-            area: workshop.pages(gdt::AREA_PAGES),
-            regions: [workshop.pages(1), workshop.pages(1)],
-            blueprint: workshop.blueprint,
-            parts: workshop.parts(),
+            area: builder.pages(gdt::AREA_PAGES),
+            regions: [builder.pages(1), builder.pages(1)],
+            shared: builder.shared,
+            memory: builder.next_memory(),
         });
         let is_ready = || {
             wait_milliseconds(1);
@@ -113,7 +113,7 @@ fn start(others: &'static [Processor], workshop: &mut Workshop, setup: &HostSetu
         if !has_arrived {
             send(processor, Ipi::Startup(trampoline.vector()));
         }
-        if !(0..PATIENCE_MILLISECONDS).any(|_| is_ready()) {
+        if !(0..START_TIMEOUT_MILLISECONDS).any(|_| is_ready()) {
             stop_without(processor);
         }
     }
@@ -136,19 +136,19 @@ fn stop_without(processor: &Processor) -> ! {
 
 /// Where a processor arrives that [`start`] has started.
 extern "sysv64" fn arrive() -> ! {
-    let Some(Assignment { processor, area, regions, blueprint, parts }) = NEXT.lock().take() else {
+    let Some(StartingProcessor { processor, area, regions, shared, memory }) = NEXT.lock().take() else {
         cpu::halt_forever()
     };
     let segments = gdt::init_on(area, processor);
     check_processor();
-    if !setup::capabilities_agree(blueprint, regions) {
+    if !setup::capabilities_agree(shared, regions) {
         let message = format_args!(
             "the processor with APIC id {} has other VMX capabilities than the boot processor: disable it in the firmware's settings",
             processor.apic_id()
         );
         stop(StopReason::new(StopKind::Processors, message));
     }
-    let vcpu = setup::build(blueprint, parts, processor, &segments, Beginning::WaitForSipi);
+    let vcpu = setup::build(shared, memory, processor, &segments, Start::WaitForSipi);
     IS_READY.store(true, Ordering::SeqCst);
     run::run(vcpu)
 }
