@@ -15,8 +15,8 @@ pub struct Options<'a> {
     pub vmcs_shadowing: bool,
     /// Memory kept for the host instead of the computed default, in MiB: `host-memory=MIB`.
     pub host_memory_mib: Option<u32>,
-    /// The most tables that the EPTs of the machine and of all nested guests may have, if not all that there is memory for:
-    /// `ept-tables=COUNT`.
+    /// The most tables that the EPTs of the machine and of all nested guests may have, if not all that there is memory
+    /// for: `ept-tables=COUNT`.
     pub ept_tables: Option<u32>,
     /// Changes to what the guest hypervisor accesses in its VMCS without an exit: `shadow=FIELD:ACCESS,...`.
     pub shadow: &'a str,

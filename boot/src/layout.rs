@@ -5,8 +5,8 @@
 //!   |  low   |  free for the guest           | modules | host region | modules that were here, ACPI |
 //! ```
 //!
-//! The loader may have put modules anywhere, also where the guest's image must go. Moving them up to just below the host's region
-//! leaves all low memory free, and the guest's Linux can use an initrd where it then is.
+//! The loader may have put modules anywhere, also where the guest's image must go. Moving them up to just below the
+//! host's region leaves all low memory free, and the guest's Linux can use an initrd where it then is.
 
 use core::fmt;
 use core::ops::Range;
@@ -64,8 +64,8 @@ impl fmt::Display for LayoutError {
 
 impl core::error::Error for LayoutError {}
 
-/// The size of the host's region: 32 MiB, 4 MiB for each processor but the first and 1/256 of the memory, or what the user asked for, in
-/// whole 2 MiB.
+/// The size of the host's region: 32 MiB, 4 MiB for each processor but the first and 1/256 of the memory, or what the
+/// user asked for, in whole 2 MiB.
 pub fn host_region_bytes(map: &MemoryMap, processors: usize, host_memory_mib: Option<u32>) -> u64 {
     let bytes = match host_memory_mib {
         Some(mib) => u64::from(mib) * MIB,
@@ -99,8 +99,8 @@ pub struct Move {
 
 /// Plans moves of all modules that lie below `limit`, the start of the host's region, to pages directly below it.
 ///
-/// Done in the returned order, no move destroys a module that is still to be moved: the highest module goes first, each goes
-/// upward, and never below the end of the next lower one.
+/// Done in the returned order, no move destroys a module that is still to be moved: the highest module goes first, each
+/// goes upward, and never below the end of the next lower one.
 ///
 /// # Errors
 ///

@@ -7,7 +7,8 @@
 //! Everything but `entry` is pure: it reads copies, and returns plans that the `l1hv` binary carries out.
 //!
 //! Invariants:
-//! * No input from the loader, the firmware or an image panics; each error is one line that says what is wrong and what to do.
+//! * No input from the loader, the firmware or an image panics; each error is one line that says what is wrong and what
+//!   to do.
 //! * A [`guest::LoadPlan`] writes only to usable memory, never to the host's region, and never over its own sources.
 //!
 //! SDM references are to the Intel 64 and IA-32 Architectures Software Developer's Manual, edition 085 (October 2024).

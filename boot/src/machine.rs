@@ -59,11 +59,12 @@ const CONTROLS: [(Word, u32, &str); 12] = [
     (|vmx| vmx.entry_controls, 15, "IA32_EFER loaded by VM entries"),
 ];
 
-/// The features of INVVPID that the host uses in IA32_VMX_EPT_VPID_CAP, with their names. The guest hypervisor is offered those of the
-/// others that there are.
+/// The features of INVVPID that the host uses in IA32_VMX_EPT_VPID_CAP, with their names. The guest hypervisor is
+/// offered those of the others that there are.
 const VPID_FEATURES: [(u64, &str); 2] = [(1 << 32, "INVVPID"), (1 << 41, "single-context INVVPID")];
 
-/// The features of IA32_VMX_EPT_VPID_CAP that the host uses, with their names. SDM Vol. 3D, A.10 "VPID and EPT Capabilities".
+/// The features of IA32_VMX_EPT_VPID_CAP that the host uses, with their names. SDM Vol. 3D, A.10 "VPID and EPT
+/// Capabilities".
 const EPT_FEATURES: [(u64, &str); 6] = [
     (1 << 6, "a page-walk length of 4"),
     (1 << 14, "the write-back memory type"),
@@ -140,7 +141,8 @@ impl fmt::Display for Unsupported {
 impl core::error::Error for Unsupported {}
 
 impl VmxSupport {
-    /// Checks all that the host needs. `Ok(Some(value))` says that IA32_FEATURE_CONTROL is unlocked and must be locked with `value` first.
+    /// Checks all that the host needs. `Ok(Some(value))` says that IA32_FEATURE_CONTROL is unlocked and must be locked
+    /// with `value` first.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
 //! The machine's memory map: sanitised once, then asked for free space.
 //!
-//! Firmware maps come unsorted, overlapping and unaligned. [`MemoryMap::sanitize`] turns them into sorted regions without overlap; where
-//! two claims disagree, the less usable kind wins, as in Linux's `e820__update_table`.
+//! Firmware maps come unsorted, overlapping and unaligned. [`MemoryMap::sanitize`] turns them into sorted regions
+//! without overlap; where two claims disagree, the less usable kind wins, as in Linux's `e820__update_table`.
 
 use core::fmt;
 use core::ops::Range;
@@ -157,7 +157,8 @@ impl MemoryMap {
         self.usable().any(|usable| usable.start <= range.start && range.end <= usable.end)
     }
 
-    /// The highest free `size` bytes that start at a multiple of `align` (a power of two), within `window` and clear of `avoid`.
+    /// The highest free `size` bytes that start at a multiple of `align` (a power of two), within `window` and clear of
+    /// `avoid`.
     pub fn find_highest(&self, size: u64, align: u64, window: Range<u64>, avoid: &[Range<u64>]) -> Option<Range<u64>> {
         self.usable().rev().find_map(|usable| {
             let floor = usable.start.max(window.start);
@@ -177,7 +178,8 @@ impl MemoryMap {
         })
     }
 
-    /// The lowest free `size` bytes that start at a multiple of `align` (a power of two), within `window` and clear of `avoid`.
+    /// The lowest free `size` bytes that start at a multiple of `align` (a power of two), within `window` and clear of
+    /// `avoid`.
     pub fn find_lowest(&self, size: u64, align: u64, window: Range<u64>, avoid: &[Range<u64>]) -> Option<Range<u64>> {
         self.usable().find_map(|usable| {
             let ceiling = usable.end.min(window.end);

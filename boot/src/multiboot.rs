@@ -1,7 +1,7 @@
 //! What a multiboot 1 loader passes: command line, modules, memory map.
 //!
-//! Reference: Multiboot Specification version 0.6.96, 3.3 "Boot information format". Everything is copied out of the loader's
-//! structures at once, because they lie in memory that becomes the guest's.
+//! Reference: Multiboot Specification version 0.6.96, 3.3 "Boot information format". Everything is copied out of the
+//! loader's structures at once, because they lie in memory that becomes the guest's.
 
 use core::fmt;
 use core::ops::Range;
@@ -182,8 +182,8 @@ impl BootInfo {
         self.arguments(&module.string)
     }
 
-    /// GRUB 2 passes the words after the file name; GRUB Legacy and QEMU put the file name first, and so does who wants that of GRUB 2
-    /// and writes an absolute name as the first word.
+    /// GRUB 2 passes the words after the file name; GRUB Legacy and QEMU put the file name first, and so does who wants
+    /// that of GRUB 2 and writes an absolute name as the first word.
     fn arguments(&self, string: &StringRange) -> &[u8] {
         let string = self.strings[string.clone()].trim_ascii();
         let loader = self.loader_name();

@@ -60,8 +60,8 @@ macro_rules! address {
 
             /// # Panics
             ///
-            /// The sum is no address, in builds with overflow checks; others wrap, like all arithmetic. What a guest can choose is for
-            /// [`Self::checked_add`].
+            /// The sum does not fit 64 bits, and the build has overflow checks. Other builds wrap, as all of Rust's
+            /// arithmetic does: use [`Self::checked_add`] where a guest chooses the summands.
             #[inline]
             fn add(self, bytes: u64) -> Self {
                 Self(self.0 + bytes)

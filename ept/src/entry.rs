@@ -69,7 +69,7 @@ impl ExecuteControl {
         self.0
     }
 
-    /// Rights of a table without this control, as one with it has them: who may fetch may fetch in both modes.
+    /// Restates rights from a table without this control: permission to fetch becomes permission in both modes.
     pub const fn widen(self, uniform: Rights) -> Rights {
         const TO_USER: u32 = Rights::USER_EXECUTE.0.trailing_zeros() - Rights::EXECUTE.0.trailing_zeros();
         Rights(uniform.0 | uniform.0 << TO_USER & Rights::USER_EXECUTE.0 & self.0.0)
@@ -106,7 +106,7 @@ impl Caching {
     const MASK: u64 = 0x78;
     const IGNORE_PAT: u64 = 1 << 6;
 
-    /// By a memory type, which the guest's PAT may weaken.
+    /// By a memory type, together with the guest's PAT.
     pub const fn new(memory_type: MemoryType) -> Self {
         Self((memory_type.0 as u64 & 7) << 3)
     }
@@ -133,12 +133,13 @@ pub const ACCESSED: u64 = 1 << 8;
 pub const DIRTY: u64 = 1 << 9;
 /// Suppress #VE: an EPT violation that this entry ends causes a VM exit even with "EPT-violation #VE".
 pub const SUPPRESS_VE: u64 = 1 << 63;
-/// Bits that mean something only under controls that are not offered, and are ignored without them: verify guest paging, paging-write
-/// access, supervisor shadow stack, sub-page write permissions (SDM 29.3.2 "EPT Translation Mechanism"). EPT02 has none of them.
+/// Bits that mean something only under controls that are not offered, and are ignored without them: verify guest
+/// paging, paging-write access, supervisor shadow stack, sub-page write permissions (SDM 29.3.2 "EPT Translation
+/// Mechanism"). EPT02 has none of them.
 pub const IGNORED: u64 = 1 << 57 | 1 << 58 | 1 << 60 | 1 << 61;
 
-/// An entry of any level, in tables that lead to addresses of `T`: the host's own unless another is named. Every 64-bit value is
-/// representable.
+/// An entry of any level, in tables that lead to addresses of `T`: the host's own unless another is named. Every 64-bit
+/// value is representable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(transparent)]
 pub struct Entry<T = Hpa>(u64, PhantomData<T>);
@@ -211,8 +212,8 @@ impl<T: Address> Entry<T> {
         self.0 & DIRTY != 0
     }
 
-    /// Whether the processor reports this entry, met at `level`, as an EPT misconfiguration (SDM 29.3.3.1 "EPT Misconfigurations").
-    /// An entry that is not present is never one.
+    /// Whether the processor reports this entry, met at `level`, as an EPT misconfiguration (SDM 29.3.3.1 "EPT
+    /// Misconfigurations"). An entry that is not present is never one.
     pub const fn is_misconfigured(self, level: u32, features: &Features, execute: ExecuteControl) -> bool {
         let rights = self.rights(execute);
         if rights.0 == 0 {
@@ -227,8 +228,9 @@ impl<T: Address> Entry<T> {
         write_without_read || execute_only || reserved || bad_type
     }
 
-    /// Whether this entry, met above level 1, points to a table and restricts nothing: all rights, and no bit set that is reserved in
-    /// some processor's. A quick answer for most entries; the others need the long one.
+    /// Whether this entry, met above level 1, points to a table and restricts nothing: it grants all rights and sets no
+    /// bit that any processor reserves. This quick test settles most entries; the others need
+    /// [`Self::is_misconfigured`] and [`Self::rights`].
     #[inline(always)]
     pub const fn is_open_table(self, features: &Features, execute: ExecuteControl) -> bool {
         let all = execute.all().0;

@@ -6,8 +6,8 @@ use core::marker::PhantomData;
 use crate::addr::Address;
 use crate::{Gpa, Hpa, MemoryType, NestedGpa};
 
-/// An EPTP: the root of tables that lie in address space `T` and translate addresses of `F` to those of `T`. Whether a guest's is valid is
-/// for VM entry to check; here it is only taken apart.
+/// An EPTP: the root of tables that lie in address space `T` and translate addresses of `F` to those of `T`. VM entry
+/// checks whether a guest's EPTP is valid; the methods here only take it apart.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Eptp<F, T>(u64, PhantomData<(F, T)>);
@@ -101,7 +101,8 @@ impl<F: Address, T: Address> Eptp<F, T> {
 }
 
 impl Eptp01 {
-    /// What a nested guest has in place of an EPT02 if its hypervisor uses no EPT: its addresses are then the guest hypervisor's.
+    /// Stands in for an EPT02 while the guest hypervisor uses no EPT: the nested guest's addresses are then the guest
+    /// hypervisor's.
     pub const fn without_ept12(self) -> Eptp02 {
         Eptp::from_bits(self.0)
     }

@@ -1,4 +1,5 @@
-//! Fakes of the seams, for tests: a pool of tables that checks its laws, and a guest hypervisor's memory with an EPT12 in it.
+//! Fakes of the seams, for tests: a pool of tables that checks its laws, and a guest hypervisor's memory with an EPT12
+//! in it.
 
 extern crate alloc;
 

@@ -5,21 +5,23 @@
 //!                            \-------------- EPT02 --------------------/
 //! ```
 //!
-//! EPT12 lies in the guest hypervisor's memory and is only read by [`walk`]; EPT01 and EPT02 lie in the host's and are written through
-//! [`table::TableMemory`]. [`nested::NestedPaging`] is the cache of EPT02 roots.
+//! EPT12 lies in the guest hypervisor's memory and is only read by [`walk`]; EPT01 and EPT02 lie in the host's and are
+//! written through [`table::TableMemory`]. [`nested::NestedPaging`] is the cache of EPT02 roots.
 //!
 //! # Invariants
 //!
-//! * An EPT02 entry never grants what EPT12 and EPT01 together do not: rights are intersected, pages are the smaller of both.
+//! * An EPT02 entry never grants what EPT12 and EPT01 together do not: rights are intersected, pages are the smaller of
+//!   both.
 //! * An EPT12 entry is read once per walk; what was checked is what is used.
 //! * Memory is bounded: tables come from a pool of fixed size, and running out drops cached translations, nothing else.
 //!
-//! SDM references are to the Intel 64 and IA-32 Architectures Software Developer's Manual, Volume 3C, edition 085 (October 2024).
+//! SDM references are to the Intel 64 and IA-32 Architectures Software Developer's Manual, Volume 3C, edition 085
+//! (October 2024).
 //!
 //! # Example
 //!
-//! A guest hypervisor runs a nested guest with an EPT of its own. The host composes it with EPT01, page by page, as the nested guest
-//! touches them.
+//! A guest hypervisor runs a nested guest with an EPT of its own. The host composes it with EPT01, page by page, as the
+//! nested guest touches them.
 //!
 //! ```
 //! use ept::fake::{FakeGuest, FakeTables};

@@ -51,8 +51,8 @@ fn root_table<F: Address>(root: Eptp<F, Hpa>) -> (Hpa, u32) {
     (root.root(), root.levels().root())
 }
 
-/// Maps the page of `size` that holds `address`. What was mapped there before is replaced, tables included. Returns the table that has
-/// the leaf now, and whether that was made for it.
+/// Maps the page of `size` that holds `address`. What was mapped there before is replaced, tables included. Returns the
+/// table that has the leaf now, and whether that was made for it.
 ///
 /// # Errors
 ///
@@ -88,7 +88,8 @@ pub fn map_page<F: Address>(
     Ok(LeafTable { table, is_new })
 }
 
-/// Changes the rights of one 4-KiB page, splitting the large page that it may be part of. A page that is not mapped stays so.
+/// Changes the rights of one 4-KiB page, splitting the large page that it may be part of. A page that is not mapped
+/// stays so.
 ///
 /// # Errors
 ///
@@ -127,7 +128,8 @@ fn split(memory: &mut impl TableMemory, table: Hpa, at: u64, level: u32, leaf: E
     Ok(below)
 }
 
-/// Maps a range whose ends lie on 4-KiB pages, with the largest pages up to `largest`. `leaf` gives the entry for an address and a size.
+/// Maps a range whose ends lie on 4-KiB pages, with the largest pages up to `largest`. `leaf` gives the entry for an
+/// address and a size.
 ///
 /// # Errors
 ///

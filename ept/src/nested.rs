@@ -82,7 +82,7 @@ impl From<OutOfTables> for FillError {
     }
 }
 
-/// What the cache has been through.
+/// Counts of what the cache has done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counters {
     /// Times that tables were given back because the budget was spent.
@@ -100,7 +100,7 @@ struct Root {
     last_used: u64,
 }
 
-/// What EPT02 is made from, and of.
+/// The tables that EPT02s are composed from, and the memory that they are built in.
 #[derive(Debug)]
 pub struct Context<'a, T, G> {
     /// The host's tables.
@@ -114,9 +114,11 @@ pub struct Context<'a, T, G> {
 /// How much a fill puts into EPT02.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Extent {
-    /// The translation that is missing. For a page that the guest hypervisor has just mapped: its neighbours are probably not mapped yet.
+    /// The translation that is missing. For a page that the guest hypervisor has just mapped: its neighbours are
+    /// probably not mapped yet.
     Page,
-    /// If that needs a new page table, all translations of that table. For a page that the guest hypervisor mapped some time ago.
+    /// If that needs a new page table, all translations of that table. For a page that the guest hypervisor mapped some
+    /// time ago.
     Table,
 }
 
@@ -149,7 +151,7 @@ impl NestedPaging {
         Self { roots: ArrayVec::new_const(), clock: 0, features, recent: None, counters }
     }
 
-    /// What it has been through.
+    /// The counts so far.
     pub const fn counters(&self) -> Counters {
         self.counters
     }
@@ -172,7 +174,8 @@ impl NestedPaging {
                 None => dropped = dropped.and(self.reclaim(tables, None)?),
             }
         };
-        // With the same flag in EPT02 the processor treats accesses to guest paging structures as EPT12's owner expects.
+        // With the same flag in EPT02 the processor treats accesses to guest paging structures as EPT12's owner
+        // expects.
         let eptp02 = ept12.eptp.with_root(table);
         self.roots.push(Root { ept12, eptp02, last_used: self.clock });
         Ok((eptp02, dropped))
@@ -221,7 +224,7 @@ impl NestedPaging {
         let (mut dropped, mut last) = (Dropped::Nothing, Dropped::Nothing);
         while let Err(error) = self.map(context, root, address, composed, extent) {
             if last == own {
-                // It is empty, and still there is no room.
+                // This EPT02 is empty already, and what it gave back does not suffice.
                 return Err(error.into());
             }
             last = self.reclaim(context.tables, Some(root.eptp02))?;
@@ -230,7 +233,8 @@ impl NestedPaging {
         Ok((Fill::Mapped, dropped))
     }
 
-    /// An EPT violation ends what is cached for its address, without INVEPT (SDM 29.4.3.1 "Operations that Invalidate Cached Mappings").
+    /// An EPT violation ends what is cached for its address, without INVEPT (SDM 29.4.3.1 "Operations that Invalidate
+    /// Cached Mappings").
     fn forget(&mut self, tables: &mut impl TableMemory, ept12: Ept12, address: NestedGpa) {
         if let Some(root) = self.roots.iter().find(|root| root.ept12 == ept12) {
             unmap(tables, root.eptp02, address);
@@ -281,8 +285,8 @@ impl NestedPaging {
         Ok(())
     }
 
-    /// Gives tables back because there are no more: those of the root that was used least recently, or, if no other is left than `needed`,
-    /// all but the root table of that.
+    /// Gives tables back because there are no more: those of the root that was used least recently, or, if no other is
+    /// left than `needed`, all but the root table of that.
     ///
     /// # Errors
     ///
@@ -304,7 +308,7 @@ impl NestedPaging {
         }
     }
 
-    /// The roots, for whoever may free tables below them: the recent one may be among these.
+    /// The roots, for code that may free tables below them. Forgets the recent table, which may be one of these.
     fn roots_to_free_in(&mut self) -> &mut ArrayVec<Root, ROOTS> {
         self.recent = None;
         &mut self.roots
@@ -316,8 +320,8 @@ fn permits(below: &Mapping, access: Rights) -> bool {
     ExecuteControl::BY_MODE.widen(below.leaf.rights(ExecuteControl::UNIFORM)).contain(access)
 }
 
-/// The leaf of EPT02 for an address: rights of both, the smaller page but no larger one than `largest`, EPT12's memory type (with EPT on, a
-/// processor looks at no MTRR).
+/// The leaf of EPT02 for an address: rights of both, the smaller page but no larger one than `largest`, EPT12's memory
+/// type (with EPT on, a processor looks at no MTRR).
 #[inline]
 fn compose(
     above: &Translation,

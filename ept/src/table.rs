@@ -8,15 +8,15 @@ pub const ENTRIES: u64 = 512;
 
 /// The host's memory for tables.
 ///
-/// Laws: `allocate` returns a page of entries that are not present and that no table points to; `free` takes such a page back. Reads
-/// return what was written last.
+/// Laws: `allocate` returns a page of entries that are not present and that no table points to; `free` takes such a
+/// page back. Reads return what was written last.
 pub trait TableMemory {
     /// An entry of a table.
     fn read(&self, table: Hpa, index: u64) -> Entry;
     /// Sets an entry, in one store: the processor may be walking the table.
     fn write(&mut self, table: Hpa, index: u64, entry: Entry);
-    /// Index of the first entry of a table, from `from` on, that is not zero; [`ENTRIES`] if there is none. Tables are mostly empty: who can
-    /// look at several entries at once should.
+    /// Index of the first entry of a table, from `from` on, that is not zero; [`ENTRIES`] if there is none. Tables are
+    /// mostly empty: who can look at several entries at once should.
     fn next_used(&self, table: Hpa, from: u64) -> u64 {
         (from..ENTRIES).find(|&at| self.read(table, at) != Entry::NOT_PRESENT).unwrap_or(ENTRIES)
     }

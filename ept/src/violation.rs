@@ -5,8 +5,8 @@ use bitflags::bitflags;
 use crate::Rights;
 use crate::entry::{ExecuteControl, Features};
 
-/// The qualification. Bits 11:9 mean something only where [`Self::LINEAR_ADDRESS_IS_VALID`] and [`Self::IS_TRANSLATION`] are both set, and
-/// the processor reports advanced information (IA32_VMX_EPT_VPID_CAP\[22\]).
+/// The qualification. Bits 11:9 mean something only where [`Self::LINEAR_ADDRESS_IS_VALID`] and
+/// [`Self::IS_TRANSLATION`] are both set, and the processor reports advanced information (IA32_VMX_EPT_VPID_CAP\[22\]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(transparent)]
 pub struct EptViolation(pub u64);
@@ -15,7 +15,8 @@ bitflags! {
     impl EptViolation: u64 {
         /// A data read.
         const READ = 1 << 0;
-        /// A data write. With accessed and dirty flags enabled, an access to the guest's paging structures counts as one.
+        /// A data write. With accessed and dirty flags enabled, an access to the guest's paging structures counts as
+        /// one.
         const WRITE = 1 << 1;
         /// An instruction fetch.
         const FETCH = 1 << 2;
@@ -55,8 +56,8 @@ impl EptViolation {
     /// What the translation permits.
     const PERMITTED: Self = Self::READABLE.union(Self::WRITABLE).union(Self::EXECUTABLE).union(Self::USER_EXECUTABLE);
 
-    /// The rights that the access needs. Where fetches are controlled by mode and nothing tells which mode it was, there are two answers,
-    /// of which one is right: what the translation permits already was not refused.
+    /// The rights that the access needs. Where fetches are controlled by mode and nothing tells which mode it was,
+    /// there are two answers, of which one is right: what the translation permits already was not refused.
     pub const fn needs(self, execute: ExecuteControl, features: &Features) -> (Rights, Option<Rights>) {
         let data = Rights::from_bits(self.0);
         if !self.contains(Self::FETCH) || !execute.all().contain(Rights::USER_EXECUTE) {

@@ -11,7 +11,8 @@ use crate::{Entry, Eptp12, Gpa, Levels, NestedGpa, PageSize, Rights};
 pub trait GuestTables {
     /// Reads an entry in one access.
     fn read(&self, entry: Gpa) -> u64;
-    /// Sets flags in an entry that was read as `seen`, in one access. One that has changed since is left alone, and the answer is false.
+    /// Sets flags in an entry that was read as `seen`, in one access. One that has changed since is left alone, and the
+    /// answer is false.
     fn set_flags(&mut self, entry: Gpa, seen: u64, flags: u64) -> bool;
 }
 
@@ -38,7 +39,8 @@ pub struct Translation {
 }
 
 impl Translation {
-    /// By a leaf at `level`, below entries that grant `rights` together with it, for an access that sets the dirty flag if it is a write.
+    /// By a leaf at `level`, below entries that grant `rights` together with it, for an access that sets the dirty flag
+    /// if it is a write.
     #[inline(always)]
     pub(crate) fn new(leaf: Entry<Gpa>, level: u32, rights: Rights, eptp: Eptp12, access: Rights) -> Self {
         let is_dirty = !eptp.has_flags() || leaf.is_dirty() || access.contain(Rights::WRITE);
@@ -104,7 +106,8 @@ pub fn walk(
     address: NestedGpa,
     access: Rights,
 ) -> Result<Translation, WalkError> {
-    // A number of levels that the compiler knows makes a loop that it unrolls, and a mask that it knows makes cheaper tests.
+    // A number of levels that the compiler knows makes a loop that it unrolls, and a mask that it knows makes cheaper
+    // tests.
     const USUAL: ExecuteControl = ExecuteControl::UNIFORM;
     if ept12.eptp.levels() == Levels::Four && ept12.execute == USUAL {
         return walk_levels::<4>(tables, Ept12 { execute: USUAL, ..ept12 }, features, address, access);
@@ -182,8 +185,8 @@ fn walk_levels<const LEVELS: usize>(
     Ok(Translation::new(leaf, level, rights, eptp, access))
 }
 
-/// Sets the accessed flags of the entries of a path, whose first is the leaf, and the dirty flag of that for a write. Stops at an entry that
-/// has changed since.
+/// Sets the accessed flags of the entries of a path, whose first is the leaf, and the dirty flag of that for a write.
+/// Stops at an entry that has changed since.
 #[inline(never)]
 fn set_flags(tables: &mut impl GuestTables, path: &[(Gpa, u64)], write: bool) -> bool {
     path.iter().enumerate().all(|(height, &(at, seen))| {

@@ -1,5 +1,5 @@
-//! What the compiler's companions say of the code: formatting, lints and documentation, for this host and for the bare machine. A warning is an
-//! error. And what cargo says of the crates that the code depends on.
+//! What the compiler's companions say of the code: formatting, lints and documentation, for this host and for the bare
+//! machine. A warning is an error. And what cargo says of the crates that the code depends on.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -93,8 +93,8 @@ struct Policy {
 }
 
 impl Policy {
-    /// Whether an expression offers a listed licence. This reads AND as the operator that binds last: where it binds earlier, an expression
-    /// may be refused wrongly, and none is permitted wrongly.
+    /// Whether an expression offers a listed licence. This reads AND as the operator that binds last: where it binds
+    /// earlier, an expression may be refused wrongly, and none is permitted wrongly.
     fn permits(&self, expression: &str) -> bool {
         let is_listed = |name: &str| self.licences.iter().any(|licence| licence == name.trim_matches(['(', ')', ' ']));
         expression.split(" AND ").all(|part| part.split(" OR ").flat_map(|choice| choice.split('/')).any(is_listed))

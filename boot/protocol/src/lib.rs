@@ -1,4 +1,5 @@
-//! What l1hv, its guests and the runner of its tests say to each other: the ports, numbers and words on which both sides must agree.
+//! What l1hv, its guests and the runner of its tests say to each other: the ports, numbers and words on which both
+//! sides must agree.
 //!
 //! ```text
 //!   l1hv          log, statistics, the line of a stop ----> DEBUG_PORT ----> the runner
@@ -12,12 +13,12 @@ pub mod hypercall;
 pub mod statistics;
 pub mod stop;
 
-/// A byte written here appears on the emulator's debug stream at once (Bochs `port_e9_hack`, QEMU `isa-debugcon`). Reads return the port's
-/// own number where there is such a stream.
+/// A byte written here appears on the emulator's debug stream at once (Bochs `port_e9_hack`, QEMU `isa-debugcon`).
+/// Reads return the port's own number where there is such a stream.
 pub const DEBUG_PORT: u16 = 0xe9;
 
-/// A dword written here ends the machine and is its verdict. QEMU's exit status is then `2 * value + 1` (`isa-debug-exit`); the runner's Bochs
-/// has the port by a patch.
+/// A dword written here ends the machine and is its verdict. QEMU's exit status is then `2 * value + 1`
+/// (`isa-debug-exit`); the runner's Bochs has the port by a patch.
 pub const EXIT_PORT: u16 = 0xf4;
 
 /// [`SHUTDOWN_TEXT`] written here, byte by byte, ends Bochs.

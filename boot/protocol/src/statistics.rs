@@ -1,5 +1,5 @@
-//! Statistics: CPUID with [`LEAF`] and [`SUBLEAF`] makes an l1hv with the option `stats` write them to its log. A processor answers the leaf
-//! like every other that it does not have, and so does l1hv.
+//! Statistics: CPUID with [`LEAF`] and [`SUBLEAF`] makes an l1hv with the option `stats` write them to its log. A
+//! processor answers the leaf like every other that it does not have, and so does l1hv.
 
 use core::fmt;
 
@@ -12,8 +12,8 @@ pub const SUBLEAF: u32 = 1;
 /// Begins each line.
 pub const LINE_PREFIX: &str = "[l1hv STATS] ";
 
-/// Begins each line of a profile, which follows with the option `profile`: `FIELD READS WRITES GRANTED MOST`, the last two of `none`, `r`, `w`
-/// and `rw`.
+/// Begins each line of a profile, which follows with the option `profile`: `FIELD READS WRITES GRANTED MOST`, the last
+/// two of `none`, `r`, `w` and `rw`.
 pub const PROFILE_PREFIX: &str = "[l1hv PROFILE] ";
 
 /// [`Row::reason`] of the sum of all reasons.

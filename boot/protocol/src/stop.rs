@@ -16,7 +16,8 @@ pub fn parse(line: &str) -> Option<(&str, &str)> {
     Some((kind.trim(), message.trim()))
 }
 
-/// The kind of the reason. Its [name](StopKind::name) is what the line says, its [status](StopKind::status) what the machine exits with.
+/// The kind of the reason. Its [name](StopKind::name) is what the line says, its [status](StopKind::status) what the
+/// machine exits with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum StopKind {
     /// The processor has no 64-bit mode.
@@ -100,7 +101,8 @@ impl StopKind {
         }
     }
 
-    /// What goes to [`EXIT_PORT`](crate::EXIT_PORT); QEMU then exits with `status << 1 | 1`, so it stays below 128. It starts at 16, above what guests use.
+    /// What goes to [`EXIT_PORT`](crate::EXIT_PORT); QEMU then exits with `status << 1 | 1`, so it stays below 128. It
+    /// starts at 16, above what guests use.
     pub const fn status(self) -> u32 {
         16 + self as u32
     }

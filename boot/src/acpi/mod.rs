@@ -1,5 +1,5 @@
-//! The firmware's lists of processors: the ACPI table MADT (ACPI 6.5, 5.2.12 "Multiple APIC Description Table") and the older MP
-//! configuration table (MultiProcessor Specification 1.4, 4 "MP Configuration Table").
+//! The firmware's lists of processors: the ACPI table MADT (ACPI 6.5, 5.2.12 "Multiple APIC Description Table") and the
+//! older MP configuration table (MultiProcessor Specification 1.4, 4 "MP Configuration Table").
 
 mod madt;
 mod mp_table;
@@ -121,5 +121,4 @@ pub fn find_rsdp(memory: &impl PhysMemory) -> Option<u64> {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;

@@ -1,7 +1,7 @@
 //! From the boot loader's 32-bit protected mode to long mode, and from real mode for the other processors.
 //!
-//! `_start` checks for 64-bit mode, builds early page tables and calls `extern "C" fn l1hv_main(magic: u32, info: u32) -> !`,
-//! which the binary defines. The early address space:
+//! `_start` checks for 64-bit mode, builds early page tables and calls the function `l1hv_main` that the binary
+//! defines: `extern "C" fn(magic: u32, info: u32) -> !`. The early address space:
 //!
 //! ```text
 //!   0 ..                        4 GiB   identity, only until the jump to l1hv_main

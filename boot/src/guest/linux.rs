@@ -1,6 +1,7 @@
 //! Linux bzImages, started at the 64-bit entry of the boot protocol.
 //!
-//! Reference: the kernel's Documentation/arch/x86/boot.rst, "64-bit Boot Protocol", and zero-page.rst. What the kernel gets:
+//! Reference: the kernel's Documentation/arch/x86/boot.rst, "64-bit Boot Protocol", and zero-page.rst. What the kernel
+//! gets:
 //!
 //! ```text
 //!   low memory    zero page · page tables (identity, 4 GiB) · GDT · command line · stack
@@ -235,7 +236,8 @@ fn fill_zero_page(
     }
 }
 
-/// The screen as the firmware leaves it for a boot loader: 80x25 text on a VGA. Without it the kernel takes the screen for absent.
+/// The screen as the firmware leaves it for a boot loader: 80x25 text on a VGA. Without it the kernel takes the screen
+/// for absent.
 fn put_text_screen(put: &mut impl FnMut(usize, &[u8])) {
     const ORIG_VIDEO_MODE: usize = offset::SCREEN_INFO + 0x06;
     const ORIG_VIDEO_COLS: usize = offset::SCREEN_INFO + 0x07;

@@ -1,7 +1,8 @@
 //! Guest images: what must be where in memory, and how the guest begins.
 //!
-//! A loader reads the staged modules and returns a [`LoadPlan`]; nothing is written until the whole plan stands. Structures that
-//! the guest's boot protocol wants in low memory are composed in a scratch buffer of the host and copied like the rest.
+//! A loader reads the staged modules and returns a [`LoadPlan`]; nothing is written until the whole plan stands.
+//! Structures that the guest's boot protocol wants in low memory are composed in a scratch buffer of the host and
+//! copied like the rest.
 
 mod builder;
 #[cfg(test)]
@@ -119,7 +120,8 @@ pub enum LoadError {
     UnknownFormat,
     /// The file ends before what the named part needs.
     Truncated(&'static str),
-    /// A field has a value that makes no sense or that this loader does not support; the text says which, and what to do.
+    /// A field has a value that makes no sense or that this loader does not support; the text says which, and what to
+    /// do.
     Unsupported(&'static str),
     /// The image has more parts than a plan holds.
     TooManyParts,

@@ -1,9 +1,9 @@
 //! Multiboot 1 images, loaded as GRUB loads them.
 //!
-//! Reference: Multiboot Specification version 0.6.96, 3.1 "OS image format" to 3.4. Images with address fields are copied as one piece;
-//! others are ELF, 32-bit or 64-bit, loaded by their program headers' physical addresses and always entered in 32-bit mode. Modules
-//! stay where they are staged, on pages. All strings, the loader's name too, are those of the loader that
-//! loaded l1hv: whether they begin with the file's name is that loader's way.
+//! Reference: Multiboot Specification version 0.6.96, 3.1 "OS image format" to 3.4. Images with address fields are
+//! copied as one piece; others are ELF, 32-bit or 64-bit, loaded by their program headers' physical addresses and
+//! always entered in 32-bit mode. Modules stay where they are staged, on pages. All strings, the loader's name too, are
+//! those of the loader that loaded l1hv: whether they begin with the file's name is that loader's way.
 
 use super::{GuestEntry, GuestInput, LoadError, LoadPlan, LowBlock, PlanBuilder, word};
 use crate::memory_map::MemoryMap;
@@ -12,7 +12,8 @@ use crate::multiboot::{LOADER_MAGIC, info_flags, info_offset};
 const HEADER_MAGIC: u32 = 0x1BAD_B002;
 /// The header lies within this many bytes, on a multiple of four.
 pub(super) const SEARCH_BYTES: usize = 8192;
-/// Flags 0 to 15 are demands that a loader must meet or refuse. Page-aligned modules and memory information are always given.
+/// Flags 0 to 15 are demands that a loader must meet or refuse. Page-aligned modules and memory information are always
+/// given.
 const FLAGS_MET: u32 = 1 << 0 | 1 << 1;
 const FLAG_VIDEO: u32 = 1 << 2;
 const FLAGS_REQUIRED: u32 = 0xffff;
@@ -171,7 +172,8 @@ impl<'a> ElfReader<'a> {
     }
 }
 
-/// An ELF image, by its program headers. The entry is a virtual address; the segment that holds it gives the physical one.
+/// An ELF image, by its program headers. The entry is a virtual address; the segment that holds it gives the physical
+/// one.
 fn load_elf<'a>(builder: &mut PlanBuilder<'a>, file: &'a [u8]) -> Result<u32, LoadError> {
     const PT_LOAD: u32 = 1;
     let truncated = LoadError::Truncated("segments");

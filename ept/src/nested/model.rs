@@ -1,5 +1,6 @@
-//! Random programs against a model: what a processor whose EPT02 is filled by [`NestedPaging`] finds is what EPT12 over EPT01 says, now or, for
-//! what no invalidation has ended yet, at the time of an earlier access (SDM 29.4.3 "Invalidating Cached Translation Information").
+//! Random programs against a model: what a processor whose EPT02 is filled by [`NestedPaging`] finds is what EPT12 over
+//! EPT01 says, now or, for what no invalidation has ended yet, at the time of an earlier access (SDM 29.4.3
+//! "Invalidating Cached Translation Information").
 
 use super::*;
 use crate::fake::{FakeGuest, FakeTables};
@@ -124,7 +125,8 @@ struct Machine {
     ept01: Eptp01,
     nested: NestedPaging,
     levels: Levels,
-    /// The guest hypervisor's tables since the last invalidation of each of the two roots, and from which time on they were so.
+    /// The guest hypervisor's tables since the last invalidation of each of the two roots, and from which time on they
+    /// were so.
     history: [Vec<(u64, FakeGuest)>; 2],
     /// The time of the last violation of a page: nothing older may be used for it.
     refused: BTreeMap<(usize, u64), u64>,

@@ -1,9 +1,10 @@
 //! INVEPT keeps what is still true.
 //!
-//! It only unlinks the tables below the root: an unlinked table is not present for the processor and not forgotten by the host. The first
-//! violation below an unlinked table walks EPT02 and EPT12 side by side, composes what the table holds anew from the one table of EPT12 that
-//! it comes from, and links it again, with the tables below it unlinked. So an INVEPT costs a look at the root, and then one exit for each
-//! 2 MiB that are used again, not one for each page. A page that has lost its accessed flag goes: the processor would set it again.
+//! It only unlinks the tables below the root: an unlinked table is not present for the processor and not forgotten by
+//! the host. The first violation below an unlinked table walks EPT02 and EPT12 side by side, composes what the table
+//! holds anew from the one table of EPT12 that it comes from, and links it again, with the tables below it unlinked. So
+//! an INVEPT costs a look at the root, and then one exit for each 2 MiB that are used again, not one for each page. A
+//! page that has lost its accessed flag goes: the processor would set it again.
 
 use super::{Context, Dropped, NestedPaging, Root, compose};
 use crate::entry::Features;

@@ -23,7 +23,8 @@ struct Machine {
 }
 
 impl Machine {
-    /// EPT01: 1 GiB identity in 2-MiB pages, offset by 4 GiB so that a mix-up shows. EPT12: one 1-GiB page and one 4-KiB page.
+    /// EPT01: 1 GiB identity in 2-MiB pages, offset by 4 GiB so that a mix-up shows. EPT12: one 1-GiB page and one
+    /// 4-KiB page.
     fn new(budget: u64) -> Self {
         let mut tables = FakeTables::new(budget);
         let ept01 = Eptp::new(tables.allocate().unwrap(), Levels::Four);
@@ -299,7 +300,8 @@ fn a_neighbour_goes_into_the_table_of_the_page_before_it_until_that_is_freed() {
     assert_eq!(machine.fill(first, READ).0, Fill::Mapped);
     assert_eq!(machine.fill(second, READ).0, Fill::Mapped);
     assert_eq!(machine.translate(eptp02, second), Some((0x1_0000_a000, PageSize::Size4K)));
-    // The freed tables are handed out again for something else: nothing may be written to them as if they were still of EPT02.
+    // The freed tables are handed out again for something else: nothing may be written to them as if they were still of
+    // EPT02.
     machine.guest.set_word(0x3000, 0, 0);
     assert_eq!(machine.invept(0x1000), Dropped::One(eptp02));
     machine.guest.set_word(0x3000, 0, 0x4007);

@@ -8,8 +8,8 @@ pub const MARK: &[u8; 11] = b"minimal-opA";
 
 /// Names of the operations, in the order in which the nested guest does them.
 ///
-/// "HLT" goes on after the instruction. In "HLT and wake by interrupt" the nested guest enables interrupts, halts, and gets one through
-/// VM-entry event injection in the answer to the exit: STI, HLT, its handler, IRET, CLI.
+/// "HLT" goes on after the instruction. In "HLT and wake by interrupt" the nested guest enables interrupts, halts, and
+/// gets one through VM-entry event injection in the answer to the exit: STI, HLT, its handler, IRET, CLI.
 pub const OPERATIONS: [&str; 8] = [
     "CPUID",
     "VMCALL",

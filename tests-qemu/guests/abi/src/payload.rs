@@ -54,11 +54,12 @@ pub const TOUCHED_PAGES: usize = WARM_UP + REPEATS;
 const _: () = assert!(TOUCH_BASE + TOUCHED_PAGES as u64 * TOUCH_STRIDE <= COUNTED_TOUCH_BASE);
 const _: () = assert!(FRESH_BASE + TOUCHED_PAGES as u64 * TOUCH_STRIDE <= COUNTED_FRESH_BASE);
 
-/// How long the payload sleeps, in ticks of the APIC timer: longer than KVM polls for a wake-up (`halt_poll_ns`), so that it sleeps too.
+/// How long the payload sleeps, in ticks of the APIC timer: longer than KVM polls for a wake-up (`halt_poll_ns`), so
+/// that it sleeps too.
 pub const SLEEP_TICKS: u32 = 1_000_000;
 
-/// What the payload does; its number is in RDI at the entry point, in RSI how many ticks of the TSC a sleep has, and in RDX how many rounds
-/// follow that an emulator counts: none or one.
+/// What the payload does; its number is in RDI at the entry point, in RSI how many ticks of the TSC a sleep has, and in
+/// RDX how many rounds follow that an emulator counts: none or one.
 #[repr(transparent)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Part(pub u64);
@@ -78,7 +79,8 @@ pub const fn answer(input: u32) -> u32 {
     input.wrapping_mul(0x9e37_79b1) ^ 0x5bd1_e995
 }
 
-/// What one operation did. Ticks are those of the TSC between two readings, without those that the payload itself wanted to sleep.
+/// What one operation did. Ticks are those of the TSC between two readings, without those that the payload itself
+/// wanted to sleep.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
@@ -99,8 +101,8 @@ pub struct Sample {
 /// In place of an operation: nothing. The ticks are those of reading the TSC.
 pub const NOTHING: u32 = OPERATIONS.len() as u32;
 
-/// In place of an operation: [`CHAIN_LENGTH`] multiplications, each of what the one before has left. They take a processor of silicon three
-/// cycles each, and a TSC that counts instructions one tick.
+/// In place of an operation: [`CHAIN_LENGTH`] multiplications, each of what the one before has left. They take a
+/// processor of silicon three cycles each, and a TSC that counts instructions one tick.
 pub const CHAIN: u32 = NOTHING + 1;
 
 /// See [`CHAIN`].
@@ -108,8 +110,9 @@ pub const CHAIN_LENGTH: u64 = 1000;
 
 /// Names of the operations, in the order in which the payload does them.
 ///
-/// The last of them is that of [`Part::SLEEP`]: the payload arms the one-shot timer of its local APIC, enables interrupts and halts; the
-/// VMM's thread sleeps in KVM until the timer wakes it; the payload's handler ends the interrupt and returns.
+/// The last of them is that of [`Part::SLEEP`]: the payload arms the one-shot timer of its local APIC, enables
+/// interrupts and halts; the VMM's thread sleeps in KVM until the timer wakes it; the payload's handler ends the
+/// interrupt and returns.
 pub const OPERATIONS: [&str; 14] = [
     "CPUID",
     "VMCALL",

@@ -8,7 +8,8 @@ use core::arch::asm;
 #[inline]
 pub fn inb(port: u16) -> u8 {
     let value;
-    // SAFETY: the guests name ports of the console, of the interrupt controllers and of the emulator, which touch no memory.
+    // SAFETY: the guests name ports of the console, of the interrupt controllers and of the emulator, which touch no
+    // memory.
     unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags)) };
     value
 }
