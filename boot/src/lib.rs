@@ -32,3 +32,16 @@ pub mod phys;
 
 /// Why the machine stops that an error of this crate ends.
 pub use protocol::stop;
+
+#[cfg(test)]
+mod tests {
+    use std::format;
+
+    use super::stop::{LINE_PREFIX, StopKind};
+
+    #[test]
+    fn the_assembly_says_a_stop_in_the_words_of_the_protocol() {
+        let line = format!("{LINE_PREFIX}{}: ", StopKind::NoLongMode.name());
+        assert!(include_str!("entry/start.S").contains(&line));
+    }
+}

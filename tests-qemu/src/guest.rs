@@ -360,6 +360,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_init_scripts_say_the_words_that_the_runner_reads() {
+        assert!(INIT.contains(guest_abi::RESULT_PREFIX) && INIT.contains(guest_abi::NESTED_INIT));
+        assert!(NESTED_INIT.contains(guest_abi::NESTED_INIT));
+    }
+
+    #[test]
     fn a_modules_dependencies_are_read_from_its_modinfo() {
         let module = b"license=GPL\0depends=kvm,irqbypass\0retpoline=Y\0";
         assert_eq!(dependencies(module), ["kvm", "irqbypass"]);
