@@ -4,7 +4,7 @@ use shadow::event::inject_fault;
 use shadow::exit::ExitReason;
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
-use shadow::nested::{self, Action, VmcsPair};
+use shadow::nested::{self, Action, VmcsPair, instructions};
 use shadow::outcome::Fault;
 
 use crate::arch::cpu;
@@ -39,7 +39,11 @@ fn step_guest_hypervisor(vcpu: &mut Vcpu) {
     if nested::handle_quickly(vcpu, reason) {
         return;
     }
-    match exit::handle(vcpu, reason) {
+    let action = match reason {
+        ExitReason::VMLAUNCH | ExitReason::VMRESUME => instructions::launch(vcpu, reason),
+        _ => exit::handle(vcpu, reason),
+    };
+    match action {
         Action::Resume => (),
         Action::Advance => vcpu.advance(),
         Action::Inject(fault) => inject(vcpu, fault),

@@ -22,7 +22,8 @@ use crate::arch::on_behalf;
 use crate::hw::Vcpu;
 use crate::stop::{StopReason, reset_machine, stop};
 
-/// Handles an exit of the guest hypervisor.
+/// Handles an exit of the guest hypervisor. Apart from the run loop, whose registers are for the short way.
+#[inline(never)]
 pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
     if reason.is_entry_failure() {
         return entry_failed_late(vcpu, reason);
@@ -31,8 +32,6 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
         ExitReason::VMCALL if hypercall::is_meant(vcpu) => hypercall::handle(vcpu),
         ExitReason::VMREAD
         | ExitReason::VMWRITE
-        | ExitReason::VMLAUNCH
-        | ExitReason::VMRESUME
         | ExitReason::VMCLEAR
         | ExitReason::VMPTRLD
         | ExitReason::VMPTRST

@@ -266,7 +266,7 @@ mod tests {
         let caps = skylake_caps().offered();
         let verdict = |mode, change: fn(&mut Vmcs12)| {
             let mut vmcs12 = Vmcs12::new(Gpa(0), &caps);
-            vmcs12.set(EXIT_CONTROLS, ExitControls::allowed(caps).0);
+            vmcs12.set(EXIT_CONTROLS, ExitControls::allowed(&caps).0);
             vmcs12.set(HOST_CR0, 0x8000_0031);
             vmcs12.set(HOST_CR4, 0x2000);
             for field in [HOST_CS_SELECTOR, HOST_SS_SELECTOR, HOST_TR_SELECTOR] {

@@ -181,11 +181,10 @@ fn control_word<W: ControlField>(vmcs02: &mut impl VmcsAccess, word: W, computed
 
 /// Registers that vmcs02 always loads: from VMCS12 where that says so, else as the guest hypervisor has them.
 fn loaded_registers(vmcs02: &mut impl VmcsAccess, vmcs12: &mut Vmcs12, dirty: &FieldSet, inherited: &Inherited) {
-    save_displaced(vmcs02, vmcs12, inherited);
     let controls_changed = dirty.contains(ENTRY_CONTROLS.id());
     // A stale field needs nothing: vmcs02 has its newest value.
-    let changed =
-        |field: Field<u64>| (controls_changed || dirty.contains(field.id())) && !vmcs12.stale.contains(field.id());
+    let stale = vmcs12.stale;
+    let changed = |field: Field<u64>| (controls_changed || dirty.contains(field.id())) && !stale.contains(field.id());
     match inherited.debug {
         None => {
             for field in [GUEST_DEBUGCTL, GUEST_DR7] {
@@ -195,6 +194,8 @@ fn loaded_registers(vmcs02: &mut impl VmcsAccess, vmcs12: &mut Vmcs12, dirty: &F
             }
         }
         Some((debugctl, dr7)) => {
+            save_displaced(vmcs02, vmcs12, GUEST_DEBUGCTL);
+            save_displaced(vmcs02, vmcs12, GUEST_DR7);
             vmcs02.write(GUEST_DEBUGCTL, debugctl);
             vmcs02.write(GUEST_DR7, dr7);
         }
@@ -202,27 +203,25 @@ fn loaded_registers(vmcs02: &mut impl VmcsAccess, vmcs12: &mut Vmcs12, dirty: &F
     match inherited.pat {
         None if changed(GUEST_PAT) => vmcs02.write(GUEST_PAT, vmcs12.get(GUEST_PAT)),
         None => (),
-        Some(pat) => vmcs02.write(GUEST_PAT, pat),
+        Some(pat) => {
+            save_displaced(vmcs02, vmcs12, GUEST_PAT);
+            vmcs02.write(GUEST_PAT, pat);
+        }
     }
     match inherited.efer {
         None if changed(GUEST_EFER) => vmcs02.write(GUEST_EFER, vmcs12.get(GUEST_EFER)),
         None => (),
-        Some(efer) => vmcs02.write(GUEST_EFER, efer_in_mode(efer, vmcs02.read(GUEST_CR0), vmcs12)),
+        Some(efer) => {
+            save_displaced(vmcs02, vmcs12, GUEST_EFER);
+            vmcs02.write(GUEST_EFER, efer_in_mode(efer, vmcs02.read(GUEST_CR0), vmcs12));
+        }
     }
 }
 
-/// Brings VMCS12's values of inherited registers up to date, as far as vmcs02 alone has them: an entry that fails saves nothing.
-fn save_displaced(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, inherited: &Inherited) {
-    let registers = [
-        (GUEST_DEBUGCTL, inherited.debug.is_some()),
-        (GUEST_DR7, inherited.debug.is_some()),
-        (GUEST_PAT, inherited.pat.is_some()),
-        (GUEST_EFER, inherited.efer.is_some()),
-    ];
-    for (field, is_inherited) in registers {
-        if is_inherited && vmcs12.stale.contains(field.id()) {
-            save_stale_field(vmcs02, vmcs12, field.id());
-        }
+/// Brings VMCS12's value of a register up to date, if vmcs02 alone has it, before vmcs02 gets an inherited one: an entry that fails saves nothing.
+fn save_displaced(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, field: Field<u64>) {
+    if vmcs12.stale.contains(field.id()) {
+        save_stale_field(vmcs02, vmcs12, field.id());
     }
 }
 

@@ -19,17 +19,26 @@ use super::{injection, nested_ept, nested_shadowing, nmi, shortcut, vm_function}
 use crate::registers::RCX;
 
 /// Handles an exit of vmcs02.
+#[inline(always)]
 pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
+    if vcpu.nested.shortcut.exit && vcpu.nested.displaced.is_none() && is_always_reflected(reason, vcpu.registers[RCX])
+    {
+        vcpu.vmcs.note_entry_of_vmcs02();
+        vcpu.vmx.vmcs12.launch_state = LaunchState::Launched;
+        vcpu.machine.count_reflected(reason);
+        shortcut::leave(vcpu);
+    } else {
+        handle_at_length(vcpu, reason);
+    }
+}
+
+/// Handles an exit that the short way is not for. Apart from the run loop, whose registers are for the short way.
+#[inline(never)]
+fn handle_at_length<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     if reason.is_entry_failure() {
         return entry_failed_late(vcpu, reason);
     }
     vcpu.vmcs.note_entry_of_vmcs02();
-    if vcpu.nested.shortcut.exit && vcpu.nested.displaced.is_none() && is_always_reflected(reason, vcpu.registers[RCX])
-    {
-        vcpu.vmx.vmcs12.launch_state = LaunchState::Launched;
-        vcpu.machine.count_reflected(reason);
-        return shortcut::leave(vcpu);
-    }
     if vcpu.running == Running::Entering {
         vcpu.entry_accepted();
         if vcpu.nested.areas.entry_load_count != 0 {

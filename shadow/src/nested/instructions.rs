@@ -66,7 +66,8 @@ fn do_vmwrite<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), Failure> {
 }
 
 /// VMLAUNCH and VMRESUME. Success does not come back here: the nested guest runs next.
-fn launch<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) -> Action {
+#[inline(never)]
+pub fn launch<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) -> Action {
     let wanted = if reason == ExitReason::VMLAUNCH { LaunchState::Clear } else { LaunchState::Launched };
     let outcome = privileged(vcpu).and_then(|()| entry::enter(vcpu, wanted));
     match outcome {
@@ -75,12 +76,11 @@ fn launch<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) -> Action {
     }
 }
 
-/// Carries out the VMX instruction that made the guest hypervisor exit. Whoever calls it for VMXOFF then delivers an INIT that was blocked.
+/// Carries out the VMX instruction, any but VMLAUNCH and VMRESUME, that made the guest hypervisor exit. Whoever calls it for VMXOFF then delivers an INIT that was blocked.
 pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) -> Action {
     let outcome = match reason {
         ExitReason::VMREAD => return vmread(vcpu),
         ExitReason::VMWRITE => return vmwrite(vcpu),
-        ExitReason::VMLAUNCH | ExitReason::VMRESUME => return launch(vcpu, reason),
         ExitReason::VMXON => vmxon(vcpu),
         ExitReason::VMXOFF => vmxoff(vcpu),
         ExitReason::VMCLEAR => with_address(vcpu, |vcpu, region| {

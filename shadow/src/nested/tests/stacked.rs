@@ -499,7 +499,11 @@ impl Stacked {
         vmcs01.poke(EXIT_INSTRUCTION_INFO.id(), info.into());
         vmcs01.poke(EXIT_INSTRUCTION_LENGTH.id(), 3);
         if !handle_quickly(&mut self.vcpu, reason) {
-            match instructions::handle(&mut self.vcpu, reason) {
+            let action = match reason {
+                ExitReason::VMLAUNCH | ExitReason::VMRESUME => instructions::launch(&mut self.vcpu, reason),
+                _ => instructions::handle(&mut self.vcpu, reason),
+            };
+            match action {
                 Action::Resume => (),
                 Action::Advance => self.vcpu.advance(),
                 Action::Inject(_) => self.seen.push(Seen::Fault),
