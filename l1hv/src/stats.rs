@@ -1,12 +1,12 @@
 //! What is counted: exits by reason at each level, and where those of nested guests went.
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use ept::nested::NestedPaging;
 use protocol::statistics::{HEADING, LINE_PREFIX, Row, TOTAL};
 use shadow::exit::ExitReason;
 
-use crate::processor;
 use crate::tables::TablePool;
 
 /// Reasons counted apart: a power of two, so that counting needs no check; the SDM's are fewer.
@@ -62,11 +62,10 @@ impl Stats {
     }
 }
 
-/// Exits of one reason on all processors, or of all reasons: of the guest hypervisor, of nested guests, and of these the reflected ones.
-fn sums(reasons: core::ops::Range<usize>) -> [u64; 3] {
+/// Exits of one reason, or of all reasons: of the guest hypervisor, of nested guests, and of these the reflected ones.
+fn sums<'a>(all: impl Iterator<Item = &'a Stats>, reasons: Range<usize>) -> [u64; 3] {
     let mut sums = [0; 3];
-    for processor in processor::all() {
-        let Stats { guest_hypervisor, nested, reflected } = &processor.stats;
+    for Stats { guest_hypervisor, nested, reflected } in all {
         for (sum, counters) in sums.iter_mut().zip([guest_hypervisor, nested, reflected]) {
             *sum += counters[reasons.clone()].iter().map(|counter| counter.load(Ordering::Relaxed)).sum::<u64>();
         }
@@ -74,21 +73,21 @@ fn sums(reasons: core::ops::Range<usize>) -> [u64; 3] {
     sums
 }
 
-/// Writes the counters to the log, a line for each reason that occurred, and what this processor has of tables. The runner reads these
-/// lines.
-pub fn print(tables: &TablePool, paging: &NestedPaging) {
+/// Writes the counters of all processors to the log, a line for each reason that occurred, and what this processor has of tables. The runner
+/// reads these lines.
+pub fn print<'a>(all: impl Iterator<Item = &'a Stats> + Clone, tables: &TablePool, paging: &NestedPaging) {
     let write = |reason: &str, [guest_hypervisor, nested, reflected]: [u64; 3]| {
         let row = Row { reason, guest_hypervisor, nested, reflected };
         crate::log::write_line(format_args!("{LINE_PREFIX}{row}"));
     };
     crate::log::write_line(format_args!("{LINE_PREFIX}{HEADING}"));
     for number in 0..REASONS {
-        let counts = sums(number..number + 1);
+        let counts = sums(all.clone(), number..number + 1);
         if counts != [0; 3] {
             write(ExitReason(number as u32).name().unwrap_or("unknown"), counts);
         }
     }
-    write(TOTAL, sums(0..REASONS));
+    write(TOTAL, sums(all, 0..REASONS));
     let counters = paging.counters();
     crate::log::write_line(format_args!(
         "{LINE_PREFIX}ept-tables budget={} in-use={} most-in-use={} reclaims={} kept={} dropped={}",

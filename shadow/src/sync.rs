@@ -6,8 +6,7 @@ use crate::exit::InterruptionInfo;
 use crate::fields::*;
 use crate::hw::VmcsAccess;
 use crate::index::FieldSet;
-use crate::vmcs12::Vmcs12;
-use arrayvec::ArrayVec;
+use crate::vmcs12::{ExitEffects, Vmcs12};
 
 /// Guest state that a VM exit saves, whatever the controls.
 const SAVED: FieldSet = with_merge(Merge::Guest);
@@ -43,72 +42,39 @@ impl SyncSets {
     }
 }
 
-/// What every exit does to the bookkeeping of a VMCS12, as long as its controls stay as they are.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct ExitEffects {
-    /// Fields that are stale afterwards.
-    stale: FieldSet,
-    /// Values that are not saved: the next entry loads them again, over what the nested guest has made of them.
-    reloaded: FieldSet,
-    /// What an entry has to write even if VMCS12 is unchanged, as a list, which is shorter to walk.
-    rewritten: ArrayVec<FieldId, 5>,
-}
-
-impl ExitEffects {
-    /// Fields that are stale afterwards.
-    #[inline]
-    pub const fn stale(&self) -> &FieldSet {
-        &self.stale
+/// What exits do to a VMCS12 with the controls that it has now.
+pub fn exit_effects(vmcs12: &Vmcs12, sets: &SyncSets) -> ExitEffects {
+    let exit = vmcs12.get(EXIT_CONTROLS);
+    let mut effects = ExitEffects { stale: sets.rare.or(&vmcs12.live), ..ExitEffects::default() };
+    for (control, fields) in
+        [(ExitControls::SAVE_DEBUG_CONTROLS, &DEBUG), (ExitControls::SAVE_PAT, &PAT), (ExitControls::SAVE_EFER, &EFER)]
+    {
+        if exit.contains(control) {
+            effects.stale = effects.stale.or(fields);
+        } else {
+            effects.reloaded = effects.reloaded.or(fields);
+        }
     }
-
-    /// Fields that the exit does not save.
-    #[inline]
-    pub const fn reloaded(&self) -> &FieldSet {
-        &self.reloaded
+    if vmcs12.has_secondary(Secondary::ENABLE_EPT) {
+        effects.stale = effects.stale.or(&PDPTES);
     }
-
-    /// What an entry has to write even if VMCS12 is unchanged.
-    #[inline]
-    pub fn rewritten(&self) -> &[FieldId] {
-        &self.rewritten
+    if vmcs12.has_secondary(Secondary::VMCS_SHADOWING) {
+        // A VMREAD or VMWRITE of the nested guest that fails has its number there: vmcs02 is the current VMCS then.
+        effects.stale.insert(VM_INSTRUCTION_ERROR.id());
     }
-
-    /// For the controls that VMCS12 has now.
-    pub fn of(vmcs12: &Vmcs12, sets: &SyncSets) -> Self {
-        let exit = vmcs12.get(EXIT_CONTROLS);
-        let mut effects = Self { stale: sets.rare.or(&vmcs12.live), ..Self::default() };
-        for (control, fields) in [
-            (ExitControls::SAVE_DEBUG_CONTROLS, &DEBUG),
-            (ExitControls::SAVE_PAT, &PAT),
-            (ExitControls::SAVE_EFER, &EFER),
-        ] {
-            if exit.contains(control) {
-                effects.stale = effects.stale.or(fields);
-            } else {
-                effects.reloaded = effects.reloaded.or(fields);
-            }
-        }
-        if vmcs12.has_secondary(Secondary::ENABLE_EPT) {
-            effects.stale = effects.stale.or(&PDPTES);
-        }
-        if vmcs12.has_secondary(Secondary::VMCS_SHADOWING) {
-            // A VMREAD or VMWRITE of the nested guest that fails has its number there: vmcs02 is the current VMCS then.
-            effects.stale.insert(VM_INSTRUCTION_ERROR.id());
-        }
-        if sets.stores_lma {
-            effects.stale.insert(ENTRY_CONTROLS.id());
-        }
-        effects.rewritten = effects.reloaded.iter().collect();
-        if vmcs12.get(PIN_CONTROLS).contains(Pin::ACTIVATE_PREEMPTION_TIMER) {
-            // The processor counts vmcs02's down; what it left there is saved, or VMCS12's starts again.
-            if exit.contains(ExitControls::SAVE_PREEMPTION_TIMER) {
-                effects.stale.insert(PREEMPTION_TIMER_VALUE.id());
-            } else {
-                effects.rewritten.push(PREEMPTION_TIMER_VALUE.id());
-            }
-        }
-        effects
+    if sets.stores_lma {
+        effects.stale.insert(ENTRY_CONTROLS.id());
     }
+    effects.rewritten = effects.reloaded.iter().collect();
+    if vmcs12.get(PIN_CONTROLS).contains(Pin::ACTIVATE_PREEMPTION_TIMER) {
+        // The processor counts vmcs02's down; what it left there is saved, or VMCS12's starts again.
+        if exit.contains(ExitControls::SAVE_PREEMPTION_TIMER) {
+            effects.stale.insert(PREEMPTION_TIMER_VALUE.id());
+        } else {
+            effects.rewritten.push(PREEMPTION_TIMER_VALUE.id());
+        }
+    }
+    effects
 }
 
 /// Saves what an exit of a nested guest that ran leaves in its VMCS: guest state and controls that exits change, now or on demand.
@@ -197,7 +163,7 @@ mod tests {
         let caps = skylake_caps();
         let (mut vmcs02, mut vmcs12, sets) =
             (FakeVmcs::new(&caps), vmcs12(), SyncSets::new(&caps.offered(), &FieldSet::EMPTY));
-        vmcs12.exit_effects = ExitEffects::of(&vmcs12, &sets);
+        vmcs12.exit_effects = exit_effects(&vmcs12, &sets);
         vmcs02.poke(GUEST_RIP.id(), 0x1000);
         vmcs02.poke(GUEST_TR_BASE.id(), 0x2000);
         save_guest_state(&vmcs02, &mut vmcs12, &sets);
@@ -215,7 +181,7 @@ mod tests {
             (FakeVmcs::new(&caps), vmcs12(), SyncSets::new(&caps.offered(), &FieldSet::EMPTY));
         vmcs12.set_synced(GUEST_EFER.id(), 0x500);
         vmcs12.set_synced(EXIT_CONTROLS.id(), ExitControls::SAVE_DEBUG_CONTROLS.bits().into());
-        vmcs12.exit_effects = ExitEffects::of(&vmcs12, &sets);
+        vmcs12.exit_effects = exit_effects(&vmcs12, &sets);
         vmcs02.poke(GUEST_EFER.id(), 0xd01);
         save_guest_state(&vmcs02, &mut vmcs12, &sets);
         assert_eq!(vmcs12.get(GUEST_EFER), 0x500);
@@ -231,7 +197,7 @@ mod tests {
             vmcs12.set_synced(PIN_CONTROLS.id(), Pin::ACTIVATE_PREEMPTION_TIMER.bits().into());
             vmcs12.set_synced(EXIT_CONTROLS.id(), save.bits().into());
             vmcs12.set_synced(PREEMPTION_TIMER_VALUE.id(), 1000);
-            vmcs12.exit_effects = ExitEffects::of(&vmcs12, &sets);
+            vmcs12.exit_effects = exit_effects(&vmcs12, &sets);
             vmcs02.poke(PREEMPTION_TIMER_VALUE.id(), 400);
             save_guest_state(&vmcs02, &mut vmcs12, &sets);
             let restarted = vmcs12.exit_effects.rewritten().contains(&PREEMPTION_TIMER_VALUE.id());
@@ -248,7 +214,7 @@ mod tests {
             (FakeVmcs::new(&caps), vmcs12(), SyncSets::new(&caps.offered(), &FieldSet::EMPTY));
         vmcs12.set_synced(ENTRY_INTERRUPTION_INFO.id(), 0x8000_0b0e);
         vmcs02.poke(ENTRY_CONTROLS.id(), EntryControls::IA32E_MODE_GUEST.bits().into());
-        vmcs12.exit_effects = ExitEffects::of(&vmcs12, &sets);
+        vmcs12.exit_effects = exit_effects(&vmcs12, &sets);
         save_guest_state(&vmcs02, &mut vmcs12, &sets);
         assert_eq!(vmcs12.get(ENTRY_INTERRUPTION_INFO), 0xb0e);
         save_stale_controls(&vmcs02, &mut vmcs12);

@@ -9,7 +9,7 @@ use crate::controls::{ControlWords, Primary, Secondary, Tertiary};
 use crate::fields::*;
 use crate::hw::GuestMemory;
 use crate::index::FieldSet;
-use crate::sync::ExitEffects;
+use arrayvec::ArrayVec;
 use ept::Gpa;
 
 const ABORT_OFFSET: u64 = 4;
@@ -46,6 +46,37 @@ impl VmcsKind {
 /// The shadow-VMCS indicator in the first word of a VMCS region (SDM 25.2 "Format of the VMCS Region").
 pub const SHADOW_INDICATOR: u32 = 1 << 31;
 
+/// What every exit does to the bookkeeping of a VMCS12, as long as its controls stay as they are.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ExitEffects {
+    /// Fields that are stale afterwards.
+    pub(crate) stale: FieldSet,
+    /// Values that are not saved: the next entry loads them again, over what the nested guest has made of them.
+    pub(crate) reloaded: FieldSet,
+    /// What an entry has to write even if VMCS12 is unchanged, as a list, which is shorter to walk.
+    pub(crate) rewritten: ArrayVec<FieldId, 5>,
+}
+
+impl ExitEffects {
+    /// Fields that are stale afterwards.
+    #[inline]
+    pub const fn stale(&self) -> &FieldSet {
+        &self.stale
+    }
+
+    /// Fields that the exit does not save.
+    #[inline]
+    pub const fn reloaded(&self) -> &FieldSet {
+        &self.reloaded
+    }
+
+    /// What an entry has to write even if VMCS12 is unchanged.
+    #[inline]
+    pub fn rewritten(&self) -> &[FieldId] {
+        &self.rewritten
+    }
+}
+
 /// The current VMCS12.
 #[derive(Clone, Debug)]
 pub struct Vmcs12 {
@@ -58,15 +89,15 @@ pub struct Vmcs12 {
     /// Whether it is a shadow VMCS.
     pub kind: VmcsKind,
     /// Fields that were written since vmcs02 last got them.
-    pub dirty: FieldSet,
+    pub(crate) dirty: FieldSet,
     /// Fields for which vmcs02 has a newer value than `words`. Never shares a member with `dirty`.
-    pub stale: FieldSet,
+    pub(crate) stale: FieldSet,
     /// Fields that the guest hypervisor accesses in vmcs02 itself, by VMCS shadowing. Always stale.
-    pub live: FieldSet,
+    pub(crate) live: FieldSet,
     /// What an exit of the nested guest does to the above.
-    pub exit_effects: ExitEffects,
-    /// An exit has not done it yet: nobody has looked since.
-    pub exit_is_unsettled: bool,
+    pub(crate) exit_effects: ExitEffects,
+    /// The last exit has not done it yet. Code that looks at the sets or at stale words calls [`Self::settle`] first.
+    pub(crate) exit_is_unsettled: bool,
 }
 
 impl Vmcs12 {
@@ -168,13 +199,13 @@ impl Vmcs12 {
     }
 
     /// From now on vmcs02 alone holds the fields of `live`, which it has got from here.
-    pub fn set_live(&mut self, live: FieldSet) {
+    pub(crate) fn set_live(&mut self, live: FieldSet) {
         self.live = live;
         self.dirty = self.dirty.minus(&live);
         self.stale = self.stale.or(&live);
     }
 
-    /// Does what the last exit has left to do. To be called before anything here is looked at.
+    /// Does what the last exit has left to do, before the sets and stale words are looked at.
     #[inline]
     pub fn settle(&mut self) {
         if self.exit_is_unsettled {
@@ -190,9 +221,9 @@ impl Vmcs12 {
         self.dirty == *self.exit_effects.reloaded()
     }
 
-    /// Records what vmcs02 holds already: the field is neither dirty nor stale afterwards.
+    /// Stores the value that vmcs02 already holds. Leaves the dirty and stale sets alone: the caller keeps them right.
     #[inline]
-    pub fn set_synced(&mut self, id: FieldId, word: u64) {
+    pub(crate) fn set_synced(&mut self, id: FieldId, word: u64) {
         self.words[id.row()] = word;
     }
 }

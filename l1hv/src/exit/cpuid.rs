@@ -8,13 +8,15 @@ use shadow::registers::{RAX, RBX, RCX, RDX};
 
 use crate::arch::cpu;
 use crate::hw::Vcpu;
+use crate::processor;
 use crate::stats;
 
 /// Answers.
 pub fn handle(vcpu: &mut Vcpu) -> Action {
     let (leaf, subleaf) = (vcpu.registers[RAX] as u32, vcpu.ecx());
     if leaf == statistics::LEAF && subleaf == statistics::SUBLEAF && vcpu.machine.prints_stats {
-        stats::print(&vcpu.tables, &vcpu.nested.ept.cache);
+        let all = processor::all().iter().map(|processor| &processor.stats);
+        stats::print(all, &vcpu.tables, &vcpu.nested.ept.cache);
         vcpu.machine.shadow_fields.print();
     }
     let cr4 = vcpu.vmcs.vmcs01().read(GUEST_CR4);

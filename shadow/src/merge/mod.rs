@@ -14,7 +14,7 @@ use crate::hw::{GuestMemory, VmcsAccess};
 use crate::index::FieldSet;
 use crate::passing;
 use crate::registers::{CR0_PG, EFER_LMA, EFER_LME};
-use crate::sync::{ExitEffects, SyncSets, save_stale_except, save_stale_field};
+use crate::sync::{SyncSets, exit_effects, save_stale_except, save_stale_field};
 use crate::vmcs12::Vmcs12;
 use ept::Gpa;
 
@@ -122,7 +122,7 @@ pub fn prepare(
     }
     if dirty.intersects(&CONTROL_WORDS) {
         control_words(vmcs02, vmcs12, caps);
-        let effects = ExitEffects::of(vmcs12, sets);
+        let effects = exit_effects(vmcs12, sets);
         // What exits no longer make stale, nobody would bring back later.
         save_stale_except(vmcs02, vmcs12, effects.stale());
         vmcs12.exit_effects = effects;

@@ -11,7 +11,7 @@ use crate::index::{FieldTable, lookup};
 use crate::insn::{SyncStale, VmxOperation};
 use crate::merge::make_live;
 use crate::outcome::Failure;
-use crate::sync::{ExitEffects, SyncSets, save_exit_info, save_guest_state, save_stale, save_stale_field};
+use crate::sync::{SyncSets, exit_effects, save_exit_info, save_guest_state, save_stale, save_stale_field};
 use ept::Gpa;
 use proptest::prelude::*;
 use std::vec;
@@ -145,7 +145,7 @@ impl Machine {
         let mut vmcs02 = FakeVmcs::new(&caps);
         let sets = SyncSets::new(&offered, permissions.live());
         make_live(&mut vmcs02, &mut vmx.vmcs12, permissions.live());
-        vmx.vmcs12.exit_effects = ExitEffects::of(&vmx.vmcs12, &sets);
+        vmx.vmcs12.exit_effects = exit_effects(&vmx.vmcs12, &sets);
         let (vmread, vmwrite) = (vec![0; BITMAP_BYTES], vec![0; BITMAP_BYTES]);
         let table = FieldTable::of(&offered.fields());
         let mut machine = Self { offered, table, sets, permissions, vmread, vmwrite, vmx, vmcs02 };
