@@ -4,7 +4,8 @@ use boot::guest::GuestEntry;
 use boot::stop::StopKind;
 use ept::{Eptp01, Hpa};
 use shadow::VmxCaps;
-use shadow::controls::{ControlWord, EntryControls, ExitControls, Pin, Primary, Secondary, VmFunctions};
+use shadow::caps::CapabilityWord;
+use shadow::controls::{EntryControls, ExitControls, Pin, Primary, Secondary, VmFunctions};
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
 use shadow::registers::*;
@@ -48,7 +49,7 @@ const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
 
 /// A control word with what the host wants. The boot has named each control that is known to be missing on some machine; this names the
 /// others, and those whose fields are missing.
-fn choose<W: ControlWord>(caps: &VmxCaps, on: W, off: W) -> W {
+fn choose<W: CapabilityWord>(caps: &VmxCaps, on: W, off: W) -> W {
     caps.choose(on, off).unwrap_or_else(|conflict| {
         let message =
             format_args!("this machine's VMX, {conflict}: use a processor, or a hypervisor below, that allows it");

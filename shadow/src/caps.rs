@@ -1,7 +1,9 @@
 //! VMX capabilities: what the processor has, and what of it the guest hypervisor is offered (SDM Appendix A).
 
+mod choose;
+
 use crate::controls::{
-    Allowed, Control, ControlWord, EntryControls, ExitControls, Pin, Primary, Secondary, SecondaryExitControls,
+    Allowed, Control, ControlWord, EntryControls, Exists, ExitControls, Pin, Primary, Secondary, SecondaryExitControls,
     Tertiary, VmFunctions,
 };
 use crate::fields::FieldId;
@@ -9,19 +11,39 @@ use crate::index::FieldSet;
 use crate::msr::*;
 use crate::registers::is_canonical;
 
-/// When a field exists.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Exists {
-    /// On every processor.
-    Always,
-    /// On every processor, for the treatment of SMIs. A hypervisor that virtualizes VMX may lack it, as its guests meet no SMI.
-    Smm,
-    /// If IA32_VMX_MISC\[24:16\] counts more CR3-target values than this.
-    Cr3Target(u32),
-    /// With a feature that no VMX capability reports (SEAM, APX); here it counts as absent.
-    Unreported,
-    /// If one of these controls is allowed to be 1.
-    With(&'static [Control]),
+/// A control word of which a capability MSR says what is allowed.
+pub trait CapabilityWord: ControlWord {
+    /// The bits that a processor wants to be 1, and those that it allows to be 1.
+    fn allowed(caps: &VmxCaps) -> (Self, Self);
+}
+
+/// 32-bit words have allowed 0- and 1-settings, 64-bit words only 1-settings.
+macro_rules! capability_words {
+    ($($word:ident: $capability:ident $settings:tt,)*) => {$(
+        impl CapabilityWord for $word {
+            fn allowed(caps: &VmxCaps) -> (Self, Self) {
+                let (must_be_1, may_be_1) = capability_words!(@ caps, $capability $settings);
+                (Self::from_bits_retain(must_be_1), Self::from_bits_retain(may_be_1))
+            }
+        }
+    )*};
+    (@ $caps:ident, $capability:ident[01]) => {
+        ($caps.$capability.must_be_1, $caps.$capability.may_be_1)
+    };
+    (@ $caps:ident, $capability:ident[1]) => {
+        (0, $caps.$capability)
+    };
+}
+
+capability_words! {
+    Pin: pin[01],
+    Primary: primary[01],
+    Secondary: secondary[01],
+    Tertiary: tertiary[1],
+    ExitControls: exit[01],
+    SecondaryExitControls: secondary_exit[1],
+    EntryControls: entry[01],
+    VmFunctions: vmfunc[1],
 }
 
 /// IA32_VMX_BASIC\[55\]: the TRUE capability MSRs exist.

@@ -4,13 +4,11 @@
 //! dense ids, the encodings, the VMCS12 layout, and the sets that the merge and the synchronisation work through. A field of a feature
 //! that the guest hypervisor is not offered has its row, and does not exist for it: VMREAD and VMWRITE of it fail with error 12.
 
-use crate::caps::Exists;
 use crate::controls::{
-    Control, ControlWord, EntryControls as N, ExitControls as X, Pin as P, Primary as C, Secondary as S,
+    Control, ControlWord, EntryControls as N, Exists, ExitControls as X, Pin as P, Primary as C, Secondary as S,
     SecondaryExitControls as X2, Tertiary as T, VmFunctions as F,
 };
 use crate::encoding::{Area, Encoding, Width};
-use crate::index::FieldSet;
 use core::fmt;
 use core::marker::PhantomData;
 
@@ -192,7 +190,7 @@ macro_rules! vmcs_fields {
 
         /// The table itself, by [`FieldId`].
         pub static FIELDS: [FieldInfo; FIELD_COUNT] = FIELD_ROWS;
-        const FIELD_ROWS: [FieldInfo; FIELD_COUNT] = [$(FieldInfo {
+        pub(crate) const FIELD_ROWS: [FieldInfo; FIELD_COUNT] = [$(FieldInfo {
             name: stringify!($name),
             encoding: Encoding::new(width!($width), Area::$area, $index),
             exists: exists!($exists $(($($control)*))?),
@@ -695,32 +693,6 @@ impl fmt::Debug for FieldId {
         f.write_str(self.info().name)
     }
 }
-
-/// The fields with a merge class.
-pub const fn with_merge(class: Merge) -> FieldSet {
-    let mut set = FieldSet::EMPTY;
-    let mut id = 0;
-    while id < FIELD_COUNT {
-        if FIELD_ROWS[id].merge as u8 == class as u8 {
-            set = set.with(FieldId(id as u8));
-        }
-        id += 1;
-    }
-    set
-}
-
-/// The fields that a guest hypervisor looks at on most exits.
-pub const OFTEN_ACCESSED: FieldSet = {
-    let mut set = FieldSet::EMPTY;
-    let mut id = 0;
-    while id < FIELD_COUNT {
-        if matches!(FIELD_ROWS[id].accessed, Accessed::Often) {
-            set = set.with(FieldId(id as u8));
-        }
-        id += 1;
-    }
-    set
-};
 
 /// A value that a VMCS field can hold.
 pub trait FieldValue: Copy {

@@ -7,7 +7,7 @@ use crate::controls::ExitControls;
 use crate::event::BLOCKING_BY_NMI;
 use crate::fields::*;
 use crate::hw::{GuestMemory, VmcsAccess};
-use crate::index::FieldSet;
+use crate::index::{FieldSet, with_merge};
 use crate::msr::{IA32_DEBUGCTL, IA32_EFER, IA32_PAT, IA32_SYSENTER_CS, IA32_SYSENTER_EIP, IA32_SYSENTER_ESP};
 use crate::registers::{CR4_PAE, CR4_PCIDE, EFER_LMA, EFER_LME, access_rights};
 use crate::vmcs12::Vmcs12;
@@ -334,7 +334,7 @@ pub fn load_host_state(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::controls::ControlWord;
+    use crate::caps::CapabilityWord;
     use crate::fake::{FakeMemory, FakeVmcs, skylake_caps};
     use ept::Gpa;
 

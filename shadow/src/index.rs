@@ -1,7 +1,7 @@
 //! From an encoding to a dense field number, and sets of fields.
 
 use crate::encoding::{Encoding, Width};
-use crate::fields::{FIELD_COUNT, FieldId};
+use crate::fields::{Accessed, FIELD_COUNT, FIELD_ROWS, FieldId, Merge};
 
 /// Encodings have 15 bits, the lowest of which is the access type.
 const ENCODINGS: u32 = 0x8000;
@@ -180,6 +180,32 @@ impl Iterator for Members {
         None
     }
 }
+
+/// The fields with a merge class.
+pub const fn with_merge(class: Merge) -> FieldSet {
+    let mut set = FieldSet::EMPTY;
+    let mut id = 0;
+    while id < FIELD_COUNT {
+        if FIELD_ROWS[id].merge as u8 == class as u8 {
+            set = set.with(FieldId(id as u8));
+        }
+        id += 1;
+    }
+    set
+}
+
+/// The fields that a guest hypervisor looks at on most exits.
+pub const OFTEN_ACCESSED: FieldSet = {
+    let mut set = FieldSet::EMPTY;
+    let mut id = 0;
+    while id < FIELD_COUNT {
+        if matches!(FIELD_ROWS[id].accessed, Accessed::Often) {
+            set = set.with(FieldId(id as u8));
+        }
+        id += 1;
+    }
+    set
+};
 
 #[cfg(test)]
 mod tests {

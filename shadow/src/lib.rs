@@ -36,7 +36,7 @@
 //! | there | here |
 //! |---|---|
 //! | `hv_vmx_vcpu_read_vmcs`, `hv_vmx_vcpu_write_vmcs` | [`hw::VmcsAccess::read`], [`hw::VmcsAccess::write`] |
-//! | `hv_vmx_get_cap_write_vmcs` (allowed-0 and allowed-1 masks) | [`controls::ControlWord::allowed`]; [`VmxCaps::choose`] applies them |
+//! | `hv_vmx_get_cap_write_vmcs` (allowed-0 and allowed-1 masks) | [`caps::CapabilityWord::allowed`]; [`VmxCaps::choose`] applies them |
 //! | `hv_vmx_read_capability` | [`VmxCaps::msr`] |
 //! | `hv_vmx_get_msr_info` | [`msr::host_owns`] |
 //! | `hv_vmx_vcpu_read_shadow_vmcs`, `hv_vmx_vcpu_write_shadow_vmcs` | [`Vmcs12::get`], [`Vmcs12::set`]; a live field is in vmcs02 |

@@ -5,7 +5,7 @@ use crate::controls::{EntryControls, ExitControls, Pin, Secondary};
 use crate::exit::InterruptionInfo;
 use crate::fields::*;
 use crate::hw::VmcsAccess;
-use crate::index::FieldSet;
+use crate::index::{FieldSet, OFTEN_ACCESSED, with_merge};
 use crate::vmcs12::{ExitEffects, Vmcs12};
 
 /// Guest state that a VM exit saves, whatever the controls.

@@ -192,7 +192,8 @@ fn msr_area(caps: &VmxCaps, address: u64, count: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::controls::{ControlWord, EntryControls, ExitControls};
+    use crate::caps::CapabilityWord;
+    use crate::controls::{EntryControls, ExitControls};
     use crate::fake::{FakeMemory, skylake_caps};
 
     fn minimal(caps: &VmxCaps) -> Vmcs12 {

@@ -140,8 +140,8 @@ pub const fn is_fixed(value: u64, fixed0: u64, fixed1: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::caps::CapabilityWord;
     use crate::check::Violation;
-    use crate::controls::ControlWord;
     use crate::fake::skylake_caps;
     use ept::Gpa;
 

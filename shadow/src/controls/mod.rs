@@ -1,28 +1,17 @@
 //! The control words, every bit by its SDM name, and what the merge does with each (SDM 25.6 to 25.8).
 
-mod choose;
+mod allowed;
 mod dependency;
 
-pub use choose::{Allowed, Conflict};
+pub use allowed::{Allowed, Conflict};
 pub use dependency::{ControlWords, Dependency, Relation};
 
-use crate::caps::VmxCaps;
 use bitflags::bitflags;
 use bitflags::parser::{WriteHex, to_writer};
 use core::fmt;
 
-/// 32-bit words have allowed 0- and 1-settings, 64-bit words only 1-settings.
-macro_rules! capability {
-    ($caps:ident, $word:ident[01]) => {
-        ($caps.$word.must_be_1, $caps.$word.may_be_1)
-    };
-    ($caps:ident, $word:ident[1]) => {
-        (0, $caps.$word)
-    };
-}
-
 macro_rules! control_word {
-    ($(#[$($doc:tt)*])* $name:ident: $repr:ty, $sdm_name:literal, default1 $default1:literal, $capability:ident $settings:tt,
+    ($(#[$($doc:tt)*])* $name:ident: $repr:ty, $sdm_name:literal, default1 $default1:literal,
      { $($(#[$($bit_doc:tt)*])* $bit:ident = $pos:literal, $class:ident;)* }) => {
         bitflags! {
             $(#[$($doc)*])*
@@ -66,11 +55,6 @@ macro_rules! control_word {
             const DEFAULT1: Self = Self::from_bits_retain($default1);
             const FORCED: Self = Self::of_class(BitMerge::Forced);
             const COMPUTED: Self = Self::of_class(BitMerge::Computed);
-
-            fn allowed(caps: &VmxCaps) -> (Self, Self) {
-                let (must_be_1, may_be_1) = capability!(caps, $capability $settings);
-                (Self::from_bits_retain(must_be_1), Self::from_bits_retain(may_be_1))
-            }
         }
     };
 }
@@ -88,9 +72,6 @@ pub trait ControlWord: bitflags::Flags<Bits: WriteHex> + Copy + fmt::Debug {
     const FORCED: Self;
     /// Bits that vmcs02 gets from code: those of [`BitMerge::Computed`].
     const COMPUTED: Self;
-
-    /// The bits that a processor wants to be 1, and those that it allows to be 1.
-    fn allowed(caps: &VmxCaps) -> (Self, Self);
 }
 
 /// A named bit of a control word.
@@ -116,6 +97,21 @@ pub enum Control {
     SecondaryExit(SecondaryExitControls),
     Entry(EntryControls),
     VmFunction(VmFunctions),
+}
+
+/// When a field exists.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exists {
+    /// On every processor.
+    Always,
+    /// On every processor, for the treatment of SMIs. A hypervisor that virtualizes VMX may lack it, as its guests meet no SMI.
+    Smm,
+    /// If IA32_VMX_MISC\[24:16\] counts more CR3-target values than this.
+    Cr3Target(u32),
+    /// With a feature that no VMX capability reports (SEAM, APX); here it counts as absent.
+    Unreported,
+    /// If one of these controls is allowed to be 1.
+    With(&'static [Control]),
 }
 
 impl fmt::Display for Control {
@@ -148,7 +144,7 @@ pub enum BitMerge {
 
 control_word! {
     /// Pin-based VM-execution controls.
-    Pin: u32, "pin-based VM-execution controls", default1 0x16, pin[01], {
+    Pin: u32, "pin-based VM-execution controls", default1 0x16, {
         /// External-interrupt exiting. The host takes no interrupts of its own, so the guest hypervisor's wish is all there is.
         EXTERNAL_INTERRUPT_EXITING = 0, FromGuest;
         /// NMI exiting.
@@ -164,7 +160,7 @@ control_word! {
 
 control_word! {
     /// Primary processor-based VM-execution controls.
-    Primary: u32, "primary processor-based VM-execution controls", default1 0x0401_e172, primary[01], {
+    Primary: u32, "primary processor-based VM-execution controls", default1 0x0401_e172, {
         /// Interrupt-window exiting.
         INTERRUPT_WINDOW_EXITING = 2, FromGuest;
         /// Use TSC offsetting.
@@ -214,7 +210,7 @@ control_word! {
 
 control_word! {
     /// Secondary processor-based VM-execution controls.
-    Secondary: u32, "secondary processor-based VM-execution controls", default1 0, secondary[01], {
+    Secondary: u32, "secondary processor-based VM-execution controls", default1 0, {
         /// Virtualize APIC accesses.
         VIRTUALIZE_APIC_ACCESSES = 0, FromGuest;
         /// Enable EPT: with ept02, or with ept01 when vmcs12 has no EPT.
@@ -284,7 +280,7 @@ control_word! {
 
 control_word! {
     /// Tertiary processor-based VM-execution controls. All but one are hidden: no processor that l1hv is tested on has them.
-    Tertiary: u64, "tertiary processor-based VM-execution controls", default1 0, tertiary[1], {
+    Tertiary: u64, "tertiary processor-based VM-execution controls", default1 0, {
         /// LOADIWKEY exiting.
         LOADIWKEY_EXITING = 0, Hidden;
         /// Enable HLAT.
@@ -306,7 +302,7 @@ control_word! {
 
 control_word! {
     /// Primary VM-exit controls.
-    ExitControls: u32, "primary VM-exit controls", default1 0x0003_6dff, exit[01], {
+    ExitControls: u32, "primary VM-exit controls", default1 0x0003_6dff, {
         /// Save debug controls. Forced, because the host handles some exits itself and must not lose them.
         SAVE_DEBUG_CONTROLS = 2, Forced;
         /// Host address-space size: whether the host state is 64-bit. vmcs02's host state is l1hv's, which is.
@@ -348,7 +344,7 @@ control_word! {
 
 control_word! {
     /// Secondary VM-exit controls. All are hidden.
-    SecondaryExitControls: u64, "secondary VM-exit controls", default1 0, secondary_exit[1], {
+    SecondaryExitControls: u64, "secondary VM-exit controls", default1 0, {
         /// Save IA32_FRED state. Hidden: no processor that l1hv is tested on has FRED.
         SAVE_FRED = 0, Hidden;
         /// Load IA32_FRED state. Hidden: as saving it.
@@ -364,7 +360,7 @@ control_word! {
 
 control_word! {
     /// VM-entry controls.
-    EntryControls: u32, "VM-entry controls", default1 0x11ff, entry[01], {
+    EntryControls: u32, "VM-entry controls", default1 0x11ff, {
         /// Load debug controls. Forced: where vmcs12 has 0, the guest hypervisor's own values are loaded.
         LOAD_DEBUG_CONTROLS = 2, Forced;
         /// IA-32e mode guest.
@@ -402,7 +398,7 @@ control_word! {
 
 control_word! {
     /// VM-function controls (SDM 25.6.14 "VM-Function Controls").
-    VmFunctions: u64, "VM-function controls", default1 0, vmfunc[1], {
+    VmFunctions: u64, "VM-function controls", default1 0, {
         /// EPTP switching. 0 in vmcs02: an EPTP list names EPT12s, and the host switches to their ept02s.
         EPTP_SWITCHING = 0, Computed;
     }

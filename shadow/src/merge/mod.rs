@@ -11,7 +11,7 @@ use crate::caps::VmxCaps;
 use crate::controls::{EntryControls, ExitControls, Pin, Primary, Secondary, SecondaryExitControls, Tertiary};
 use crate::fields::*;
 use crate::hw::{GuestMemory, VmcsAccess};
-use crate::index::FieldSet;
+use crate::index::{FieldSet, with_merge};
 use crate::passing;
 use crate::registers::{CR0_PG, EFER_LMA, EFER_LME};
 use crate::sync::{SyncSets, exit_effects, save_stale_except, save_stale_field};

@@ -1,5 +1,5 @@
 use super::*;
-use crate::controls::ControlWord;
+use crate::caps::CapabilityWord;
 use crate::controls::ControlWords;
 use crate::fake::{FakeMemory, FakeVmcs, skylake_caps};
 use crate::sync::{SyncSets, save_guest_state, save_stale};

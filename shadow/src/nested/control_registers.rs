@@ -8,15 +8,14 @@ use crate::hw::VmcsAccess;
 use crate::outcome::Fault;
 use crate::registers::*;
 
-use super::Action;
 use super::machine::{Invvpid, Machine, VmcsPair};
-use super::vcpu::{VPID01, Vcpu};
+use super::vcpu::{Action, UNDO_FIELDS, Undo, VPID01, Vcpu};
 
 /// A change of one of these drops translations, and reloads the PDPTEs of a PAE guest.
 const CR4_PAGING: u64 = CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP;
 
 /// All that an emulated access changes of vmcs01.
-const CHANGED: [FieldId; 14] = [
+const CHANGED: [FieldId; UNDO_FIELDS] = [
     GUEST_RIP.id(),
     GUEST_INTERRUPTIBILITY.id(),
     GUEST_PENDING_DEBUG.id(),
@@ -32,13 +31,6 @@ const CHANGED: [FieldId; 14] = [
     GUEST_PDPTE2.id(),
     GUEST_PDPTE3.id(),
 ];
-
-/// What the last emulated access to CR0 or CR4 changed. VM entry checks more of the result than the host does: then the access is undone.
-#[derive(Clone, Copy, Debug)]
-pub struct Undo {
-    before: [u64; CHANGED.len()],
-    after: [u64; CHANGED.len()],
-}
 
 /// Undoes the last emulated access, if the guest hypervisor has not run since. Returns whether it did.
 pub fn undo<M: Machine>(vcpu: &mut Vcpu<M>) -> bool {

@@ -6,16 +6,16 @@ use crate::controls::{Primary, Secondary};
 use crate::exit::ExitReason;
 use crate::fields::*;
 use crate::hw::VmcsAccess;
-use crate::injection::GuestMode;
-use crate::outcome::{Fault, InsnError, rflags_fail_valid};
+use crate::outcome::{InsnError, rflags_fail_valid};
 use crate::policy::{Route, is_always_reflected, route};
 use crate::vmcs12::{LaunchState, Vmcs12};
 
+use super::fault::raise;
 use super::guest_msr::{read_for_guest, write_for_guest};
 use super::machine::{Machine, VmcsPair};
-use super::reflect::{Reflected, reflect, reflect_failed_entry, reflect_fault, tpr_below_threshold, triple_fault};
+use super::reflect::{Reflected, reflect, reflect_failed_entry, tpr_below_threshold, triple_fault};
 use super::vcpu::{Running, Vcpu};
-use super::{injection, nested_ept, nested_shadowing, nmi, shortcut, vm_function};
+use super::{nested_ept, nested_shadowing, nmi, shortcut, vm_function};
 use crate::registers::RCX;
 
 /// Handles an exit of vmcs02.
@@ -78,16 +78,6 @@ fn host_msr<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
         Ok(()) => vcpu.advance(),
         Err(fault) => raise(vcpu, fault),
     }
-}
-
-/// A fault of a nested guest that the host found: the guest hypervisor's exit if its exception bitmap asks for it.
-pub fn raise<M: Machine>(vcpu: &mut Vcpu<M>, fault: Fault) {
-    let (info, error_code) = fault.interruption(GuestMode::of(vcpu.vmcs.vmcs02()));
-    if vcpu.vmcs12_field(EXCEPTION_BITMAP) >> info.vector() & 1 != 0 {
-        reflect_fault(vcpu, info, error_code);
-        return;
-    }
-    injection::inject_fault(vcpu, fault);
 }
 
 /// VM entry of vmcs02 failed after its checks of controls and host state. The guest hypervisor hears of it as of its own, if it has just asked

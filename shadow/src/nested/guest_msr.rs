@@ -5,9 +5,8 @@ use crate::msr::*;
 use crate::outcome::Fault;
 use ept::Gpa;
 
-use super::Action;
 use super::machine::{Machine, WatchedMemory};
-use super::vcpu::Vcpu;
+use super::vcpu::{Action, Vcpu};
 use super::write_traps::{self, TrappedWrite};
 
 /// IA32_FEATURE_CONTROL as the guest hypervisor finds it: locked, VMX allowed outside SMX.

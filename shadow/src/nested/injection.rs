@@ -8,15 +8,7 @@ use crate::hw::VmcsAccess;
 use crate::outcome::Fault;
 
 use super::machine::{Machine, VmcsPair};
-use super::vcpu::Vcpu;
-
-/// VMCS12's values of the fields, as an exit leaves them.
-#[derive(Clone, Copy, Debug)]
-pub struct Displaced {
-    info: u32,
-    error_code: u32,
-    instruction_length: u32,
-}
+use super::vcpu::{Displaced, Vcpu};
 
 /// Injects again what the last exit of the nested guest interrupted, if that was an event.
 pub fn redeliver<M: Machine>(vcpu: &mut Vcpu<M>) {

@@ -15,8 +15,8 @@ use ept::Gpa;
 
 use super::control_registers::masks;
 use super::machine::{Invvpid, Machine, VmcsPair};
-use super::vcpu::{StaleIn, Vcpu, vpid02};
-use super::{Action, entry, nested_ept, nested_shadowing, vmcs_shadowing};
+use super::vcpu::{Action, StaleIn, Vcpu, vpid02};
+use super::{entry, nested_ept, nested_shadowing, vmcs_shadowing};
 
 /// VMREAD.
 fn vmread<M: Machine>(vcpu: &mut Vcpu<M>) -> Action {

@@ -24,6 +24,8 @@
 pub mod control_registers;
 mod dispatch;
 mod entry;
+mod ept12_memory;
+mod fault;
 pub mod guest_msr;
 mod injection;
 pub mod instructions;
@@ -49,34 +51,22 @@ use crate::exit::ExitReason;
 use crate::fields::ENTRY_MSR_LOAD_COUNT;
 use crate::host_load::VmxAbort;
 use crate::hw::VmcsAccess;
-use crate::outcome::Fault;
 
 pub use dispatch::{handle, handle_failed_entry};
-pub use injection::Displaced;
 pub use machine::{Invept, Invvpid, Machine, Protection, Stop, VmcsPair, WatchedMemory};
 pub use nested_ept::map_beyond;
-pub use nested_shadowing::NestedShadowing;
 use reflect::abort;
-pub use shortcut::Shortcut;
-pub use vcpu::{MergedBitmap, MsrArea, MsrAreas, Nested, NestedEpt, Running, SHARED_VPID02, VPID01, Vcpu};
+pub use vcpu::{
+    Action, Displaced, MergedBitmap, MsrArea, MsrAreas, Nested, NestedEpt, NestedShadowing, Running, SHARED_VPID02,
+    Shortcut, Undo, VPID01, Vcpu,
+};
 pub use watching::drop_what_ept01_forbids;
-
-/// What the run loop does after it has looked at an exit of the guest hypervisor.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Action {
-    /// Runs the guest again, where it is.
-    Resume,
-    /// Runs it after the instruction that exited.
-    Advance,
-    /// Gives it an exception.
-    Inject(Fault),
-}
 
 /// Ends what the entry of vmcs01 had left to do, and carries out an instruction of the guest hypervisor that the short way is for. Returns
 /// whether it did; if not, the exit is still to be handled.
 #[inline(always)]
 pub fn handle_quickly<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) -> bool {
-    if reason == ExitReason::VMRESUME && shortcut::resume(vcpu) {
+    if reason == ExitReason::VMRESUME && entry::resume(vcpu) {
         return true;
     }
     if vcpu.running == Running::GuestHypervisorLoadingMsrs {

@@ -9,9 +9,10 @@ use crate::hw::VmcsAccess;
 use ept::map::OutOfTables;
 use ept::nested::{Context, Dropped, Extent, Fill};
 use ept::violation::EptViolation;
-use ept::walk::{Ept12, GuestTables};
+use ept::walk::Ept12;
 use ept::{Eptp02, Eptp12, ExecuteControl, Gpa, NestedGpa};
 
+use super::ept12_memory::{Ept12Memory, Ept12Unflagged};
 use super::injection;
 use super::machine::{Invept, Machine, Stop, VmcsPair, WatchedMemory};
 use super::page_log::Logged;
@@ -221,31 +222,5 @@ pub fn map_beyond<M: Machine>(vcpu: &mut Vcpu<M>, address: Gpa) {
             Err(_) if make_room(vcpu).is_err() => vcpu.machine.stop(Stop::NoTables(format_args!("to map {address}"))),
             Err(_) => (),
         }
-    }
-}
-
-/// EPT12, read through EPT01.
-pub struct Ept12Memory<'a, Memory>(pub &'a Memory);
-
-impl<Memory: WatchedMemory> GuestTables for Ept12Memory<'_, Memory> {
-    fn read(&self, entry: Gpa) -> u64 {
-        self.0.read_u64(entry)
-    }
-
-    fn set_flags(&mut self, entry: Gpa, seen: u64, flags: u64) -> bool {
-        self.0.compare_exchange_u64(entry, seen, seen | flags)
-    }
-}
-
-/// EPT12 for a walk that no access of the nested guest has asked for: it finds no entry whose flags are still to be set.
-struct Ept12Unflagged<'a, Memory>(Ept12Memory<'a, Memory>);
-
-impl<Memory: WatchedMemory> GuestTables for Ept12Unflagged<'_, Memory> {
-    fn read(&self, entry: Gpa) -> u64 {
-        self.0.read(entry)
-    }
-
-    fn set_flags(&mut self, _: Gpa, _: u64, _: u64) -> bool {
-        false
     }
 }

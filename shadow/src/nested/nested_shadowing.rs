@@ -24,27 +24,12 @@ use crate::policy::intercepts_field;
 use crate::registers::{EFER_LMA, RSP};
 use ept::{Gpa, Hpa};
 
-use super::dispatch::raise;
+use super::fault::raise;
 use super::machine::{Machine, VmcsPair, WatchedMemory};
 use super::reflect::{Reflected, reflect};
-use super::vcpu::{MergedBitmap, Vcpu};
+use super::vcpu::{MergedBitmap, NestedShadowing, Vcpu};
 use super::watching::watch;
 use crate::watch::{MergedAs, SLOTS};
-
-/// What the host keeps for it.
-#[derive(Debug)]
-pub struct NestedShadowing {
-    /// The host's shadow VMCS.
-    shadow02: Hpa,
-    /// The region whose content it has.
-    content: Option<Gpa>,
-    /// vmcs02 is linked to it.
-    is_linked: bool,
-    /// Fields that the processor has and the guest hypervisor is not offered, in the format of a VMREAD bitmap.
-    hidden: &'static [u8],
-    /// Merged VMREAD bitmaps and merged VMWRITE bitmaps, by the slots of the watched pages that they were merged from.
-    bitmaps: [[MergedBitmap; SLOTS]; 2],
-}
 
 /// Which of a pair of bitmaps.
 const VMREADS: usize = 0;

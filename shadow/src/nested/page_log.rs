@@ -6,8 +6,8 @@
 use ept::walk::GuestTables;
 use ept::{Gpa, NestedGpa, PageSize};
 
+use super::ept12_memory::Ept12Memory;
 use super::machine::WatchedMemory;
-use super::nested_ept::Ept12Memory;
 use crate::fields::PML_INDEX;
 use crate::hw::VmcsAccess;
 

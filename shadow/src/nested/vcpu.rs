@@ -3,13 +3,9 @@
 use ept::nested::NestedPaging;
 use ept::violation::EptViolation;
 use ept::walk::Ept12;
-use ept::{Eptp02, Hpa, NestedGpa};
+use ept::{Eptp02, Gpa, Hpa, NestedGpa};
 
-use super::control_registers::Undo;
-use super::injection::Displaced;
 use super::machine::{Machine, VmcsPair};
-use super::nested_shadowing::NestedShadowing;
-use super::shortcut::Shortcut;
 use crate::check::HostMode;
 use crate::controls::EntryControls;
 use crate::event::{BLOCKING_BY_MOV_SS, BLOCKING_BY_STI};
@@ -21,6 +17,7 @@ use crate::insn::{SyncStale, VmxOperation};
 use crate::linear::Paging;
 use crate::merge::{MSR_AREA_ENTRIES, MsrEntry};
 use crate::msr::IA32_PKRS;
+use crate::outcome::Fault;
 use crate::passing;
 use crate::registers::{CR4_PKE, CR4_PKS, RAX, RCX, RDX, RFLAGS_TF, RSP, access_rights};
 use crate::sync::{SyncSets, save_stale, save_stale_field};
@@ -78,6 +75,59 @@ pub struct MergedBitmap {
     pub bytes: &'static mut [u8],
     /// Where it is.
     pub address: Hpa,
+}
+
+/// What the run loop does after it has looked at an exit of the guest hypervisor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Runs the guest again, where it is.
+    Resume,
+    /// Runs it after the instruction that exited.
+    Advance,
+    /// Gives it an exception.
+    Inject(Fault),
+}
+
+/// Fields that an emulated access to CR0 or CR4 changes.
+pub(super) const UNDO_FIELDS: usize = 14;
+
+/// What the last emulated access to CR0 or CR4 changed. VM entry checks more of the result than the host does: then the access is undone.
+#[derive(Clone, Copy, Debug)]
+pub struct Undo {
+    pub(super) before: [u64; UNDO_FIELDS],
+    pub(super) after: [u64; UNDO_FIELDS],
+}
+
+/// VMCS12's values of the injection fields, as an exit leaves them.
+#[derive(Clone, Copy, Debug)]
+pub struct Displaced {
+    pub(super) info: u32,
+    pub(super) error_code: u32,
+    pub(super) instruction_length: u32,
+}
+
+/// What a transition may leave out, as the last full merge found. Both stand as long as VMCS12 is unchanged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Shortcut {
+    /// Entries need no more than [`crate::merge::rewrite`].
+    pub entry: bool,
+    /// Exits need no more than VMCS12's host state, and leave all else where it is.
+    pub exit: bool,
+}
+
+/// What the host keeps for VMCS shadowing of nested hypervisors.
+#[derive(Debug)]
+pub struct NestedShadowing {
+    /// The host's shadow VMCS.
+    pub(super) shadow02: Hpa,
+    /// The region whose content it has.
+    pub(super) content: Option<Gpa>,
+    /// vmcs02 is linked to it.
+    pub(super) is_linked: bool,
+    /// Fields that the processor has and the guest hypervisor is not offered, in the format of a VMREAD bitmap.
+    pub(super) hidden: &'static [u8],
+    /// Merged VMREAD bitmaps and merged VMWRITE bitmaps, by the slots of the watched pages that they were merged from.
+    pub(super) bitmaps: [[MergedBitmap; SLOTS]; 2],
 }
 
 /// EPT of the nested guest: what vmcs02 has, and the cache of EPT02s.

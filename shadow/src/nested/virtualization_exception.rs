@@ -10,7 +10,7 @@ use crate::registers::CR0_PE;
 use ept::violation::EptViolation;
 use ept::{Gpa, NestedGpa};
 
-use super::dispatch::raise;
+use super::fault::raise;
 use super::machine::{Machine, VmcsPair};
 use super::vcpu::Vcpu;
 

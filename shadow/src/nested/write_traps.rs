@@ -2,7 +2,6 @@
 //!
 //! The guest hypervisor does not notice them. An instruction that is caught takes the trap away, and is executed again without it.
 
-use super::Action;
 use crate::VmxCaps;
 use crate::controls::{Control, Primary, Secondary};
 use crate::fields::*;
@@ -11,7 +10,7 @@ use crate::hw::VmcsAccess;
 use crate::write_trap::WriteTrap;
 
 use super::machine::{Machine, VmcsPair};
-use super::vcpu::Vcpu;
+use super::vcpu::{Action, Vcpu};
 
 /// What a caught instruction writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

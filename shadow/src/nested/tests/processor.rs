@@ -6,8 +6,7 @@ use std::collections::BTreeMap;
 use std::vec::Vec;
 
 use super::memory::Ram;
-use crate::caps::Exists;
-use crate::controls::{EntryControls, ExitControls, Pin, Primary, Secondary};
+use crate::controls::{EntryControls, Exists, ExitControls, Pin, Primary, Secondary};
 use crate::encoding::Area;
 use crate::event::{BLOCKING_BY_NMI, NMI_INTERRUPTION};
 use crate::exit::{ExitReason, InterruptionInfo, interruption_type};

@@ -1,0 +1,32 @@
+//! EPT12 as walks see it.
+
+use ept::Gpa;
+use ept::walk::GuestTables;
+
+use super::machine::WatchedMemory;
+
+/// EPT12, read through EPT01.
+pub struct Ept12Memory<'a, Memory>(pub &'a Memory);
+
+impl<Memory: WatchedMemory> GuestTables for Ept12Memory<'_, Memory> {
+    fn read(&self, entry: Gpa) -> u64 {
+        self.0.read_u64(entry)
+    }
+
+    fn set_flags(&mut self, entry: Gpa, seen: u64, flags: u64) -> bool {
+        self.0.compare_exchange_u64(entry, seen, seen | flags)
+    }
+}
+
+/// EPT12 for a walk that no access of the nested guest has asked for: it finds no entry whose flags are still to be set.
+pub struct Ept12Unflagged<'a, Memory>(pub Ept12Memory<'a, Memory>);
+
+impl<Memory: WatchedMemory> GuestTables for Ept12Unflagged<'_, Memory> {
+    fn read(&self, entry: Gpa) -> u64 {
+        self.0.read(entry)
+    }
+
+    fn set_flags(&mut self, _: Gpa, _: u64, _: u64) -> bool {
+        false
+    }
+}
