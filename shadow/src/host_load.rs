@@ -1,6 +1,8 @@
 //! The guest hypervisor's state after an exit that it gets: VMCS12's host state into vmcs01's guest state (SDM 28.5 "Loading Host
 //! State").
 
+use core::fmt;
+
 use crate::caps::VmxCaps;
 use crate::check::{HOST_BASES, load_pdptes};
 use crate::controls::ExitControls;
@@ -24,6 +26,18 @@ pub enum VmxAbort {
     /// 4: a failure on loading host MSRs.
     LoadingHostMsrs = 4,
 }
+
+impl fmt::Display for VmxAbort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::SavingGuestMsrs => "VMX abort: a failure while saving guest MSRs",
+            Self::HostPdptes => "VMX abort: host checking of the PDPTEs failed",
+            Self::LoadingHostMsrs => "VMX abort: a failure on loading host MSRs",
+        })
+    }
+}
+
+impl core::error::Error for VmxAbort {}
 
 /// What the nested guest left in registers that VMCS12's exit controls do not load.
 #[derive(Clone, Copy, Debug, Default)]

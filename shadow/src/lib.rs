@@ -5,8 +5,8 @@
 //!                     <--VMREAD---  vmcs12 <------- sync ------- vmcs02 <--VM exit--
 //! ```
 //!
-//! Nothing here executes a privileged instruction: the processor's VMCS is behind [`hw::VmcsAccess`] and the guest hypervisor's
-//! memory behind [`hw::GuestMemory`], so that everything runs and is tested on the host.
+//! Nothing here executes a privileged instruction: the processor is behind [`nested::Machine`], its VMCSs behind [`hw::VmcsAccess`], and the
+//! guest hypervisor's memory behind [`hw::GuestMemory`]. So everything runs and is tested on the host.
 //!
 //! Invariants:
 //! * One table, [`fields`], says everything that is known of a VMCS field. No other list of fields exists.
@@ -26,7 +26,8 @@
 //! | keep CR0, CR4 and IA32_EFER of a guest in order | [`registers`] |
 //! | check what VM entry checks | [`check`] |
 //! | emulate a VMX instruction | [`insn`], [`operand`], [`linear`], [`outcome`] |
-//! | run a nested guest | [`vmcs12`], [`merge`], [`sync`], [`host_load`], [`policy`] |
+//! | run a nested guest | [`nested`]; its parts are [`vmcs12`], [`merge`], [`sync`], [`host_load`], [`policy`] |
+//! | test a hypervisor that uses this crate | `fake`, with the feature of that name |
 //! | leave out of an exit what cannot have changed | [`write_trap`] |
 //! | hand over registers that the host has no use for | [`passing`] |
 //! | grant fields for VMCS shadowing, field by field | [`permission`] |
@@ -53,11 +54,61 @@
 //! assert_eq!(lookup(Encoding(0x7ffe)), None);
 //! ```
 //!
+//! All the way, with the fakes that the feature `fake` has: a guest hypervisor builds a VMCS, enters its guest, and gets the exit.
+//!
+//! ```
+//! use shadow::controls::{EntryControls, ExitControls, Pin, Primary, Secondary};
+//! use shadow::exit::ExitReason;
+//! use shadow::fake::{FakeMachine, Ram, Variant, hypervisor_registers};
+//! use shadow::fields::*;
+//! use shadow::hw::VmcsAccess;
+//! use shadow::nested::{Running, VmcsPair};
+//!
+//! // VMXON has been executed. VMPTRLD, VMWRITE and the others come as exits of vmcs01 would bring them.
+//! let mut machine =
+//!     FakeMachine::new(&hypervisor_registers(), Ram::with_paging(), Variant { shadowing: false, tables: 64 });
+//! machine.vmptrld(0x5000)?;
+//! let caps = machine.vcpu.offered.clone();
+//! let exit = ExitControls::HOST_ADDRESS_SPACE_SIZE;
+//! for (id, value) in [
+//!     (PIN_CONTROLS.id(), caps.choose(Pin::empty(), Pin::empty())?.bits().into()),
+//!     (PRIMARY_CONTROLS.id(), caps.choose(Primary::HLT_EXITING, Primary::empty())?.bits().into()),
+//!     (EXIT_CONTROLS.id(), caps.choose(exit, ExitControls::empty())?.bits().into()),
+//!     (ENTRY_CONTROLS.id(), caps.choose(EntryControls::IA32E_MODE_GUEST, EntryControls::empty())?.bits().into()),
+//!     (VMCS_LINK_POINTER.id(), u64::MAX),
+//!     (HOST_CR0.id(), 0x8000_0021),
+//!     (HOST_CR3.id(), Ram::PML4),
+//!     (HOST_CR4.id(), 0x2020),
+//!     (HOST_CS_SELECTOR.id(), 0x10),
+//!     (HOST_TR_SELECTOR.id(), 0x40),
+//!     (HOST_RIP.id(), 0xffff_8000_0000_1000),
+//!     (GUEST_CR0.id(), 0x8000_0021),
+//!     (GUEST_CR4.id(), 0x2020),
+//!     (GUEST_RIP.id(), 0x10_0000),
+//! ] {
+//!     machine.vmwrite(id, value)?;
+//! }
+//!
+//! // VMLAUNCH: the checks, and the merge into vmcs02, which the processor would enter now.
+//! machine.exit(ExitReason::VMLAUNCH, 0)?;
+//! assert_eq!(machine.vcpu.running, Running::Entering);
+//! let vmcs02 = machine.vcpu.vmcs.vmcs02();
+//! assert_eq!(vmcs02.read(GUEST_RIP), 0x10_0000);
+//! assert!(vmcs02.read(SECONDARY_CONTROLS).contains(Secondary::ENABLE_EPT), "the host's own");
+//!
+//! // The nested guest executes CPUID: its hypervisor continues at its host RIP and reads why.
+//! machine.nested_exit(ExitReason::CPUID, 0);
+//! assert_eq!(machine.vcpu.running, Running::GuestHypervisor);
+//! assert_eq!(machine.vcpu.vmcs.vmcs01().read(GUEST_RIP), 0xffff_8000_0000_1000);
+//! assert_eq!(machine.vmread(EXIT_REASON.id())?, u64::from(ExitReason::CPUID.0));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! SDM references are to the Intel 64 and IA-32 Architectures Software Developer's Manual, Volume 3C, edition 085 (October 2024).
 #![no_std]
 #![forbid(unsafe_code)]
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fake"))]
 extern crate std;
 
 pub mod caps;
@@ -67,8 +118,8 @@ pub mod cpuid;
 pub mod encoding;
 pub mod event;
 pub mod exit;
-#[cfg(test)]
-pub(crate) mod fake;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 pub mod fields;
 pub mod host_load;
 pub mod hw;

@@ -1,5 +1,7 @@
 //! How a VMX instruction ends.
 
+use core::fmt;
+
 /// VM-instruction error numbers (SDM 31.4 "VM Instruction Error Numbers").
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(transparent)]
@@ -38,6 +40,32 @@ impl InsnError {
     pub const INVALID_OPERAND: Self = Self(28);
 }
 
+impl fmt::Display for InsnError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match *self {
+            Self::VMCALL_IN_ROOT => "VMCALL executed in VMX root operation",
+            Self::VMCLEAR_INVALID_ADDRESS => "VMCLEAR with invalid physical address",
+            Self::VMCLEAR_VMXON_POINTER => "VMCLEAR with VMXON pointer",
+            Self::VMLAUNCH_NON_CLEAR => "VMLAUNCH with non-clear VMCS",
+            Self::VMRESUME_NON_LAUNCHED => "VMRESUME with non-launched VMCS",
+            Self::ENTRY_INVALID_CONTROL => "VM entry with invalid control field(s)",
+            Self::ENTRY_INVALID_HOST_STATE => "VM entry with invalid host-state field(s)",
+            Self::VMPTRLD_INVALID_ADDRESS => "VMPTRLD with invalid physical address",
+            Self::VMPTRLD_VMXON_POINTER => "VMPTRLD with VMXON pointer",
+            Self::VMPTRLD_INCORRECT_REVISION => "VMPTRLD with incorrect VMCS revision identifier",
+            Self::UNSUPPORTED_COMPONENT => "VMREAD/VMWRITE from/to unsupported VMCS component",
+            Self::VMWRITE_READ_ONLY => "VMWRITE to read-only VMCS component",
+            Self::VMXON_IN_ROOT => "VMXON executed in VMX root operation",
+            Self::ENTRY_BLOCKED_BY_MOV_SS => "VM entry with events blocked by MOV SS",
+            Self::INVALID_OPERAND => "Invalid operand to INVEPT/INVVPID",
+            Self(number) => return write!(f, "VM-instruction error {number}"),
+        };
+        f.write_str(text)
+    }
+}
+
+impl core::error::Error for InsnError {}
+
 /// VMfail (SDM 31.2 "Conventions").
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum VmFail {
@@ -46,6 +74,17 @@ pub enum VmFail {
     /// VMfailValid if there is a current VMCS, else VMfailInvalid.
     Valid(InsnError),
 }
+
+impl fmt::Display for VmFail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Invalid => f.write_str("VMfailInvalid"),
+            Self::Valid(error) => write!(f, "VMfailValid: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for VmFail {}
 
 /// An exception for the guest hypervisor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,6 +106,20 @@ pub enum Fault {
     Virtualization,
 }
 
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InvalidOpcode => f.write_str("#UD"),
+            Self::GeneralProtection => f.write_str("#GP(0)"),
+            Self::StackSegment => f.write_str("#SS(0)"),
+            Self::Page { address, error_code } => write!(f, "#PF({error_code:#x}) at {address:#x}"),
+            Self::Virtualization => f.write_str("#VE"),
+        }
+    }
+}
+
+impl core::error::Error for Fault {}
+
 /// Why a VMX instruction did not succeed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Failure {
@@ -75,6 +128,17 @@ pub enum Failure {
     /// It faulted; RIP stays.
     Fault(Fault),
 }
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::VmFail(fail) => fail.fmt(f),
+            Self::Fault(fault) => fault.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for Failure {}
 
 impl From<InsnError> for Failure {
     fn from(error: InsnError) -> Self {

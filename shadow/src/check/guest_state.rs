@@ -1,5 +1,7 @@
 //! The guest-state checks that the processor cannot do on vmcs02, because vmcs02 has other values there (SDM 27.3.1.5, 27.3.1.6).
 
+use core::fmt;
+
 use crate::caps::{VMCS12_REVISION, VmxCaps};
 use crate::controls::Secondary;
 use crate::exit::entry_failure_qualification as qualification;
@@ -12,6 +14,14 @@ use ept::{Gpa, PageSize};
 /// An entry failure for guest state: the exit qualification.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GuestStateError(pub u64);
+
+impl fmt::Display for GuestStateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "VM-entry failure due to invalid guest state, qualification {}", self.0)
+    }
+}
+
+impl core::error::Error for GuestStateError {}
 
 /// Checks the VMCS link pointer.
 pub fn guest_state(vmcs12: &Vmcs12, caps: &VmxCaps, memory: &impl GuestMemory) -> Result<(), GuestStateError> {

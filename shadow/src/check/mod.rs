@@ -11,11 +11,21 @@ pub use controls::{controls, controls_of_vmcs12, eptp_is_valid};
 pub use guest_state::{GuestStateError, guest_state, load_pdptes, read_pdptes};
 pub use host_state::{HOST_BASES, HostMode, host_bases, host_state, is_fixed};
 
+use core::fmt;
+
 use crate::controls::Dependency;
 
 /// A check that failed: which one, for the log. The guest hypervisor gets the SDM's number for the group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Violation(pub &'static str);
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl core::error::Error for Violation {}
 
 impl From<&'static Dependency> for Violation {
     fn from(dependency: &'static Dependency) -> Self {

@@ -4,6 +4,8 @@
 //! becomes its VM-entry load area) points to. The processor applies every restriction of the SDM to it; the guest hypervisor cannot
 //! change it any more. A VM-exit store area is one that its nested guest may change: its entries count as they are at the exit.
 
+use core::fmt;
+
 use crate::hw::GuestMemory;
 use crate::msr::{Access, host_owns, is_outside_ranges};
 use ept::Gpa;
@@ -37,6 +39,14 @@ impl MsrEntry {
 /// An entry that cannot be processed: its number, from 1.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AreaError(pub u64);
+
+impl fmt::Display for AreaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "entry {} of an MSR area cannot be processed", self.0)
+    }
+}
+
+impl core::error::Error for AreaError {}
 
 /// Copies an area from the guest hypervisor's memory. An entry that `accept` refuses, or one beyond the room, is an error; the entries before
 /// it have been copied.

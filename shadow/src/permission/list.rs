@@ -29,6 +29,8 @@ impl fmt::Display for ListError<'_> {
     }
 }
 
+impl core::error::Error for ListError<'_> {}
+
 impl Permissions {
     /// Applies a list to the permissions.
     ///

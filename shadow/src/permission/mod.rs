@@ -69,6 +69,8 @@ impl fmt::Display for Denied {
     }
 }
 
+impl core::error::Error for Denied {}
+
 /// Per-field permissions, and the most that they can be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Permissions {

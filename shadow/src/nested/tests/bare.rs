@@ -5,14 +5,13 @@ use std::vec::Vec;
 
 use ept::Gpa;
 
-use super::memory::Ram;
 use super::processor::*;
 use super::program::{Op, VMCS_REGIONS};
 use crate::check::{self, HostMode};
 use crate::controls::{ExitControls, Pin, Primary, Secondary};
 use crate::event::BLOCKING_BY_NMI;
 use crate::exit::{ExitReason, InterruptionInfo};
-use crate::fake::FakeVmcs;
+use crate::fake::{FakeVmcs, Ram, Tlb, Words};
 use crate::fields::*;
 use crate::hw::{GuestMemory, VmcsAccess};
 use crate::index::FieldSet;

@@ -1,7 +1,6 @@
 //! Programs of a hypervisor, on a model of the bare machine and on the nested logic over the same model: both must look the same to it.
 
 mod bare;
-mod memory;
 mod processor;
 mod program;
 mod stacked;
@@ -15,9 +14,9 @@ use std::vec::Vec;
 use self::bare::Bare;
 use self::processor::{Guest, Seen, Step};
 use self::program::{Op, Program};
-use self::stacked::{Stacked, Variant};
+use self::stacked::Stacked;
 use crate::controls::EntryControls;
-use crate::fake::skylake_caps;
+use crate::fake::{Variant, hypervisor_registers, skylake_caps};
 use crate::fields::*;
 
 /// Whether the same was seen on both machines; if not, the first difference.
@@ -41,7 +40,7 @@ fn agree(stacked: &[Seen], bare: &[Seen]) -> Result<(), String> {
 
 /// Runs a program on both.
 fn compare(Program(ops): &Program, variant: Variant) -> Result<(), TestCaseError> {
-    let words = program::registers();
+    let words = hypervisor_registers();
     let mut bare = Bare::new(&skylake_caps().offered(), words, program::memory());
     let mut stacked = Stacked::new(&words, program::memory(), variant);
     for op in program::prologue() {

@@ -2,15 +2,13 @@
 //!
 //! The bare machine of [`super::bare`] runs VMCS12s on it, the machine of [`super::stacked`] vmcs02.
 
-use std::collections::BTreeMap;
 use std::vec::Vec;
 
-use super::memory::Ram;
 use crate::controls::{EntryControls, Exists, ExitControls, Pin, Primary, Secondary};
 use crate::encoding::Area;
 use crate::event::{BLOCKING_BY_NMI, NMI_INTERRUPTION};
 use crate::exit::{ExitReason, InterruptionInfo, interruption_type};
-use crate::fake::FakeVmcs;
+use crate::fake::{FakeVmcs, Ram, Words};
 use crate::fields::*;
 use crate::hw::{GuestMemory, VmcsAccess};
 use crate::index::FieldSet;
@@ -19,9 +17,6 @@ use crate::msr::IA32_FS_BASE;
 use crate::outcome::InsnError;
 use crate::registers::{CR0_PG, EFER_LMA, EFER_LME};
 use ept::Gpa;
-
-/// Register state, by the fields that load and save it.
-pub type Words = [u64; FIELD_COUNT];
 
 /// What a guest does next.
 #[derive(Clone, Debug)]
@@ -398,36 +393,4 @@ impl<S: Surroundings> Run<'_, S> {
 /// Whether a VMCS has a secondary control.
 pub fn has_secondary(vmcs: &FakeVmcs, control: Secondary) -> bool {
     vmcs.read(PRIMARY_CONTROLS).contains(Primary::ACTIVATE_SECONDARY) && vmcs.read(SECONDARY_CONTROLS).contains(control)
-}
-
-/// Translations that a processor keeps, until software drops them.
-#[derive(Debug, Default)]
-pub struct Tlb(BTreeMap<(u64, u64), (u64, bool)>);
-
-impl Tlb {
-    /// The address of a page under an EPTP: a kept one, or what a walk finds. A translation that was kept for reads is walked for a write.
-    pub fn access(
-        &mut self,
-        eptp: u64,
-        page: u64,
-        write: bool,
-        walk: impl FnOnce() -> Result<u64, Untranslated>,
-    ) -> Result<u64, Untranslated> {
-        if let Some(&(address, writable)) = self.0.get(&(eptp, page))
-            && (writable || !write)
-        {
-            return Ok(address);
-        }
-        let outcome = walk();
-        match outcome {
-            Ok(address) => self.0.insert((eptp, page), (address, write)),
-            Err(_) => self.0.remove(&(eptp, page)),
-        };
-        outcome
-    }
-
-    /// INVEPT.
-    pub fn drop(&mut self, eptp: Option<u64>) {
-        self.0.retain(|&(kept, _), _| eptp.is_some_and(|eptp| eptp != kept));
-    }
 }

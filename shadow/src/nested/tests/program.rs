@@ -6,11 +6,10 @@ use std::vec::Vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::memory::Ram;
-use super::processor::{Guest, Step, Words};
+use super::processor::{Guest, Step};
 use crate::controls::{EntryControls, ExitControls, Pin, Primary, Secondary};
 use crate::exit::ExitReason;
-use crate::fake::skylake_caps;
+use crate::fake::{Ram, VMXON_REGION, skylake_caps};
 use crate::fields::*;
 use crate::hw::GuestMemory;
 use crate::msr::{Access, IA32_FEATURE_CONTROL, IA32_FS_BASE, bitmap_bit};
@@ -19,10 +18,7 @@ use crate::vmcs12::SHADOW_INDICATOR;
 use crate::{Field, caps::VMCS12_REVISION};
 use ept::Gpa;
 
-pub const VMXON_REGION: u64 = 0x4000;
 pub const VMCS_REGIONS: [u64; 2] = [0x5000, 0x6000];
-/// Where memory operands are.
-pub const OPERAND: u64 = 0x7000;
 const MSR_BITMAPS: [u64; 2] = [0x8000, 0x9000];
 /// EPT12s: PML4, PDPT, PD and page table, page after page.
 const EPTS: [u64; 2] = [0x1_0000, 0x2_0000];
@@ -30,8 +26,6 @@ const EPTPS: [u64; 2] = [EPTS[0] | 0x1e, EPTS[1] | 0x5e];
 const ENTRY_LOAD: u64 = 0x4_0000;
 const EXIT_STORE: u64 = 0x4_1000;
 const EXIT_LOAD: u64 = 0x4_2000;
-/// The hypervisor's paging structures: 1 GiB, identity.
-const PML4: u64 = 0x1000;
 
 const IA32_STAR: u32 = 0xc000_0081;
 const IA32_LSTAR: u32 = 0xc000_0082;
@@ -65,13 +59,11 @@ pub struct Program(pub Vec<Op>);
 
 /// Memory as all programs find it.
 pub fn memory() -> Ram {
-    let ram = Ram::new();
+    let ram = Ram::with_paging();
     let put = |at: u64, word: u64| ram.write_u64(Gpa(at), word);
     for region in [VMXON_REGION, VMCS_REGIONS[0], VMCS_REGIONS[1]] {
         ram.write_u32(Gpa(region), VMCS12_REVISION & !SHADOW_INDICATOR);
     }
-    put(PML4, 0x2000 | 0x23);
-    put(0x2000, 0xe3);
     for ept in EPTS {
         for (table, below) in [(ept, ept + 0x1000), (ept + 0x1000, ept + 0x2000), (ept + 0x2000, ept + 0x3000)] {
             put(table, below | 7);
@@ -86,25 +78,6 @@ pub fn memory() -> Ram {
     // The third entry of the load area is one that VM entry refuses.
     put(ENTRY_LOAD + 32, IA32_FS_BASE.into());
     ram
-}
-
-/// The hypervisor's registers before its first instruction.
-pub fn registers() -> Words {
-    let mut words = [0; FIELD_COUNT];
-    let mut set = |id: FieldId, value: u64| words[id.row()] = value;
-    set(GUEST_CR0.id(), CR0_PE | CR0_PG | 0x20);
-    set(GUEST_CR3.id(), PML4);
-    set(GUEST_CR4.id(), CR4_PAE | CR4_VMXE);
-    set(GUEST_EFER.id(), EFER_LME | EFER_LMA);
-    set(GUEST_PAT.id(), 0x0007_0406_0007_0406);
-    set(GUEST_RFLAGS.id(), 2);
-    set(GUEST_RIP.id(), 0x1000);
-    set(GUEST_DR7.id(), 0x400);
-    set(GUEST_CS_ACCESS_RIGHTS.id(), access_rights::CODE_64.into());
-    for field in [GUEST_DS_ACCESS_RIGHTS, GUEST_ES_ACCESS_RIGHTS, GUEST_SS_ACCESS_RIGHTS] {
-        set(field.id(), access_rights::DATA.into());
-    }
-    words
 }
 
 fn word<T: FieldValue>(field: Field<T>, value: T) -> (FieldId, u64) {
@@ -176,7 +149,7 @@ fn template(ept: usize) -> Vec<(FieldId, u64)> {
         word(EXIT_MSR_STORE_ADDRESS, EXIT_STORE),
         word(EXIT_MSR_LOAD_ADDRESS, EXIT_LOAD),
         word(HOST_CR0, host_cr0),
-        word(HOST_CR3, PML4),
+        word(HOST_CR3, Ram::PML4),
         word(HOST_CR4, CR4_PAE | CR4_VMXE),
         word(HOST_EFER, EFER_LME | EFER_LMA),
         word(HOST_PAT, 0x0007_0406_0007_0406),

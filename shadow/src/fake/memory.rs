@@ -1,4 +1,4 @@
-//! Memory of the machines: the guest hypervisor's, and the host's tables.
+//! Memory of a [`FakeMachine`](super::FakeMachine): the guest hypervisor's, and the host's tables.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -16,8 +16,16 @@ use crate::hw::GuestMemory;
 pub struct Ram(RefCell<Vec<u8>>);
 
 impl Ram {
-    pub fn new() -> Self {
-        Self(RefCell::new(vec![0; 0x9_0000]))
+    /// The paging structures of [`Self::with_paging`]: 1 GiB, identity.
+    pub const PML4: u64 = 0x1000;
+
+    /// 576 KiB of zeros, but for paging structures in 64-bit mode.
+    pub fn with_paging() -> Self {
+        const PDPT: u64 = 0x2000;
+        let ram = Self(RefCell::new(vec![0; 0x9_0000]));
+        ram.write_u64(Gpa(Self::PML4), PDPT | 0x23);
+        ram.write_u64(Gpa(PDPT), 0xe3);
+        ram
     }
 
     /// A copy of all of it.
@@ -59,6 +67,7 @@ struct Pool {
 }
 
 impl Tables {
+    /// So many.
     pub fn new(budget: u64) -> Self {
         let unused = (0..budget).map(|number| 0x70_0000_0000 + number * 4096).collect();
         Self(Rc::new(RefCell::new(Pool { tables: BTreeMap::new(), unused })))

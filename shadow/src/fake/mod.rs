@@ -1,5 +1,14 @@
 //! The fakes behind the seams of [`crate::hw`]: they enforce the SDM and remember what was done to them.
 
+mod machine;
+mod memory;
+
+pub use machine::{
+    FakeHardware, FakeMachine, FakeVmcss, FakeWatchedMemory, MEMORY_OPERAND, OPERAND, REGISTER_OPERANDS, Tlb,
+    VMXON_REGION, Variant, Words, hypervisor_registers,
+};
+pub use memory::{Ram, Tables};
+
 use crate::caps::{VMCS12_REVISION, VmxCaps};
 use crate::controls::Allowed;
 use crate::fields::{FIELD_COUNT, FieldId};
@@ -37,6 +46,7 @@ pub fn skylake_caps() -> VmxCaps {
 }
 
 /// A VMCS that accepts only fields its processor has and keeps a journal of writes.
+#[derive(Debug)]
 pub struct FakeVmcs {
     words: [u64; FIELD_COUNT],
     fields: FieldSet,
@@ -45,6 +55,7 @@ pub struct FakeVmcs {
 }
 
 impl FakeVmcs {
+    /// All zero.
     pub fn new(caps: &VmxCaps) -> Self {
         Self { words: [0; FIELD_COUNT], fields: caps.fields(), journal: Vec::new() }
     }
@@ -54,6 +65,7 @@ impl FakeVmcs {
         self.words[id.row()] = value & id.encoding().width().mask();
     }
 
+    /// The fields that were written since the last call.
     pub fn written(&mut self) -> Vec<FieldId> {
         self.journal.drain(..).map(|(id, _)| id).collect()
     }
@@ -73,11 +85,14 @@ impl VmcsAccess for FakeVmcs {
 }
 
 /// Memory from address 0; translation adds [`FakeMemory::OFFSET`] so that an untranslated address is noticed.
+#[derive(Debug)]
 pub struct FakeMemory(RefCell<Vec<u8>>);
 
 impl FakeMemory {
+    /// What translation adds.
     pub const OFFSET: u64 = 0x10_0000_0000;
 
+    /// So many bytes, all 0.
     pub fn new(bytes: usize) -> Self {
         Self(RefCell::new(vec![0; bytes]))
     }
@@ -106,6 +121,7 @@ impl GuestMemory for FakeMemory {
 }
 
 /// For tests in which nothing is ever stale.
+#[derive(Debug)]
 pub struct NoStale;
 
 impl SyncStale for NoStale {
