@@ -48,6 +48,10 @@ pub struct Encoding(pub u32);
 
 impl Encoding {
     /// The encoding of the field with this width, area and index (full access).
+    ///
+    /// # Panics
+    ///
+    /// `index` has more than nine bits.
     pub const fn new(width: Width, area: Area, index: u16) -> Self {
         assert!(index < 0x200, "a field index has nine bits");
         Self((width as u32) << 13 | (area as u32) << 10 | (index as u32) << 1)

@@ -315,6 +315,10 @@ pub fn is_self_contained(vmcs12: &Vmcs12) -> bool {
 }
 
 /// Loads the state with what the nested guest left behind. vmcs01 must be current.
+///
+/// # Errors
+///
+/// The PDPTEs of a 32-bit host with PAE paging are bad.
 pub fn load_host_state(
     vmcs01: &mut impl VmcsAccess,
     vmcs12: &Vmcs12,

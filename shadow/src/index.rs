@@ -15,6 +15,10 @@ static ALL: FieldTable = FieldTable::of(&FieldSet::ALL);
 
 impl FieldTable {
     /// The fields of `set`.
+    ///
+    /// # Panics
+    ///
+    /// Two fields of the table have one encoding.
     pub const fn of(set: &FieldSet) -> Self {
         let mut table = [NO_FIELD; ENCODINGS as usize / 2];
         let mut row = 0;

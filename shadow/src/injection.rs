@@ -181,6 +181,10 @@ impl InjectionRules {
     }
 
     /// The fields that inject an event.
+    ///
+    /// # Errors
+    ///
+    /// No injection makes such an event.
     pub fn inject(&self, event: Event) -> Result<Injection, InjectionError> {
         let soft = |kind, vector, length| Injection {
             info: InterruptionInfo::new(kind, vector),
@@ -205,6 +209,10 @@ impl InjectionRules {
     }
 
     /// Whether VM entry accepts the fields. Information that is not valid injects nothing, and is not looked at.
+    ///
+    /// # Errors
+    ///
+    /// The first rule that the fields break.
     pub fn check(&self, injection: &Injection) -> Result<(), InjectionError> {
         let Injection { info, error_code, instruction_length } = *injection;
         if !info.is_valid() {

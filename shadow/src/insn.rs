@@ -47,6 +47,10 @@ impl VmxOperation {
     }
 
     /// #UD outside VMX operation, #GP(0) above CPL 0: the start of every VMX instruction but VMXON.
+    ///
+    /// # Errors
+    ///
+    /// The fault.
     pub fn privileged(&self, cpl: u8) -> Result<(), Fault> {
         match self.vmxon_region {
             None => Err(Fault::InvalidOpcode),
@@ -56,6 +60,10 @@ impl VmxOperation {
     }
 
     /// VMXON. The caller has checked CR4.VMXE, CPL, the fixed bits of CR0 and CR4, and IA32_FEATURE_CONTROL.
+    ///
+    /// # Errors
+    ///
+    /// The processor is in VMX operation, or `region` is not a VMXON region.
     pub fn vmxon(&mut self, memory: &impl GuestMemory, caps: &VmxCaps, region: u64) -> Result<(), Failure> {
         if self.vmxon_region.is_some() {
             return Err(InsnError::VMXON_IN_ROOT.into());
@@ -76,6 +84,10 @@ impl VmxOperation {
     }
 
     /// VMCLEAR.
+    ///
+    /// # Errors
+    ///
+    /// `region` is no address of a VMCS region, or is the VMXON region.
     pub fn vmclear(
         &mut self,
         memory: &impl GuestMemory,
@@ -95,6 +107,10 @@ impl VmxOperation {
     }
 
     /// VMPTRLD. Returns whether the current VMCS changed.
+    ///
+    /// # Errors
+    ///
+    /// `region` is no address of a VMCS region, is the VMXON region, or has another revision identifier.
     pub fn vmptrld(
         &mut self,
         memory: &impl GuestMemory,
@@ -127,6 +143,10 @@ impl VmxOperation {
     }
 
     /// VMREAD of the field that a 64-bit register operand names.
+    ///
+    /// # Errors
+    ///
+    /// There is no current VMCS, or the operand names no offered field.
     pub fn vmread(&mut self, offered: &FieldTable, sync: &mut impl SyncStale, encoding: u64) -> Result<u64, Failure> {
         if !self.has_current() {
             return Err(VmFail::Invalid.into());
@@ -143,6 +163,10 @@ impl VmxOperation {
     }
 
     /// VMWRITE. `value` has been zero-extended from the operand.
+    ///
+    /// # Errors
+    ///
+    /// There is no current VMCS, the operand names no offered field, or the field is read-only.
     pub fn vmwrite(
         &mut self,
         caps: &VmxCaps,
@@ -173,6 +197,10 @@ impl VmxOperation {
     }
 
     /// The checks of VMLAUNCH and VMRESUME that come before those of the VMCS's content (SDM 27.1 "Basic VM-Entry Checks").
+    ///
+    /// # Errors
+    ///
+    /// There is no ordinary current VMCS in the wanted launch state, or MOV SS blocks events.
     pub fn check_launch(&self, wanted: LaunchState, interruptibility: u32) -> Result<(), Failure> {
         const BLOCKING_BY_MOV_SS: u32 = 1 << 1;
         if !self.has_current() || self.vmcs12.kind == VmcsKind::Shadow {
@@ -243,6 +271,10 @@ pub fn invept_type_is_valid(caps: &VmxCaps, kind: u64) -> bool {
 }
 
 /// INVEPT with a valid type and the two quadwords of its descriptor.
+///
+/// # Errors
+///
+/// The descriptor is not valid.
 pub fn invept(caps: &VmxCaps, kind: u64, descriptor: [u64; 2]) -> Result<Invalidation, Failure> {
     match kind {
         1 if crate::check::eptp_is_valid(caps, descriptor[0]) => Ok(Invalidation::Eptp(descriptor[0])),
@@ -257,6 +289,10 @@ pub fn invvpid_type_is_valid(caps: &VmxCaps, kind: u64) -> bool {
 }
 
 /// INVVPID with a valid type and the two quadwords of its descriptor.
+///
+/// # Errors
+///
+/// The descriptor is not valid.
 pub fn invvpid(caps: &VmxCaps, kind: u64, descriptor: [u64; 2]) -> Result<Invalidation, Failure> {
     let [vpid, linear] = descriptor;
     if vpid >> 16 != 0 || kind != 2 && vpid == 0 || kind == 0 && !caps.is_canonical(linear) {

@@ -65,6 +65,10 @@ impl Paging {
     }
 
     /// Translates the address of a byte. Accessed and dirty flags are set as the processor sets them.
+    ///
+    /// # Errors
+    ///
+    /// The page fault, or the general-protection fault of an address that is not canonical.
     pub fn translate(&self, memory: &impl GuestMemory, linear: u64, access: Access) -> Result<Gpa, Fault> {
         if self.cr0 & CR0_PG == 0 {
             return Ok(Gpa(linear & 0xffff_ffff));
@@ -181,6 +185,10 @@ impl Paging {
     }
 
     /// Copies an operand in, page by page.
+    ///
+    /// # Errors
+    ///
+    /// The fault of the first byte that faults.
     pub fn read(&self, memory: &impl GuestMemory, linear: u64, to: &mut [u8]) -> Result<(), Fault> {
         let in_first = bytes_in_page(linear).min(to.len());
         let (first, second) = to.split_at_mut(in_first);
@@ -194,6 +202,10 @@ impl Paging {
     }
 
     /// Copies an operand out: nothing is written if any byte of it faults.
+    ///
+    /// # Errors
+    ///
+    /// The fault of the first byte that faults.
     pub fn write(&self, memory: &impl GuestMemory, linear: u64, from: &[u8]) -> Result<(), Fault> {
         let in_first = bytes_in_page(linear).min(from.len());
         let (first, second) = from.split_at(in_first);

@@ -66,6 +66,10 @@ impl AddressSpace {
 }
 
 /// The linear address of an operand of `bytes` bytes, or the fault that its segment causes. Without an address space the mode is not 64-bit mode.
+///
+/// # Errors
+///
+/// #GP(0) or #SS(0), as the segment is.
 pub fn linear_address(
     info: InsnInfo,
     offset: u64,

@@ -23,6 +23,10 @@ impl VmxCaps {
     /// assert_eq!(conflict.to_string(), "primary processor-based VM-execution controls; cannot be 1: ACTIVATE_TERTIARY");
     /// # Ok::<(), shadow::controls::Conflict<Primary>>(())
     /// ```
+    ///
+    /// # Errors
+    ///
+    /// The processor does not allow a wanted setting, or both settings of one bit are wanted.
     pub fn choose<W: CapabilityWord>(&self, on: W, off: W) -> Result<W, Conflict<W>> {
         let (must_be_1, may_be_1) = W::allowed(self);
         let conflict = Conflict {

@@ -12,6 +12,10 @@ use crate::vmcs12::Vmcs12;
 use ept::Gpa;
 
 /// All control checks. Failing one is VM-instruction error 7.
+///
+/// # Errors
+///
+/// The first check that fails.
 pub fn controls(vmcs12: &Vmcs12, caps: &VmxCaps, memory: &impl GuestMemory) -> Check {
     controls_of_vmcs12(vmcs12, caps)?;
     let words = vmcs12.control_words();
@@ -19,6 +23,10 @@ pub fn controls(vmcs12: &Vmcs12, caps: &VmxCaps, memory: &impl GuestMemory) -> C
 }
 
 /// The control checks that the processor cannot make, because vmcs02 has other controls and addresses than VMCS12.
+///
+/// # Errors
+///
+/// The first check that fails.
 pub fn controls_of_vmcs12(vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
     let words = vmcs12.control_words();
     reserved_bits(&words, caps)?;

@@ -24,6 +24,10 @@ impl fmt::Display for GuestStateError {
 impl core::error::Error for GuestStateError {}
 
 /// Checks the VMCS link pointer.
+///
+/// # Errors
+///
+/// VM entry fails with this exit qualification.
 pub fn guest_state(vmcs12: &Vmcs12, caps: &VmxCaps, memory: &impl GuestMemory) -> Result<(), GuestStateError> {
     let link = vmcs12.get(VMCS_LINK_POINTER);
     if link == u64::MAX {
@@ -50,6 +54,10 @@ pub fn read_pdptes(memory: &impl GuestMemory, cr0: u64, cr3: u64, cr4: u64, ia32
 }
 
 /// The same, checked as MOV to CR3 checks them.
+///
+/// # Errors
+///
+/// A PDPTE has a reserved bit set.
 pub fn load_pdptes(
     memory: &impl GuestMemory,
     caps: &VmxCaps,

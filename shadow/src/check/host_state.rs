@@ -29,6 +29,10 @@ impl HostMode {
 }
 
 /// All host-state checks. Failing one is VM-instruction error 8.
+///
+/// # Errors
+///
+/// The first check that fails.
 pub fn host_state(vmcs12: &Vmcs12, caps: &VmxCaps, mode: HostMode) -> Check {
     let exit = vmcs12.get(EXIT_CONTROLS);
     let is_64 = exit.contains(ExitControls::HOST_ADDRESS_SPACE_SIZE);
@@ -40,6 +44,10 @@ pub fn host_state(vmcs12: &Vmcs12, caps: &VmxCaps, mode: HostMode) -> Check {
 }
 
 /// The checks of [`HOST_BASES`] alone, for a VMCS12 whose other fields have passed.
+///
+/// # Errors
+///
+/// The first check that fails.
 pub fn host_bases(vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
     let bases = [vmcs12.get(HOST_FS_BASE), vmcs12.get(HOST_GS_BASE)];
     require(bases.into_iter().all(|base| caps.is_canonical(base)), "host base address")

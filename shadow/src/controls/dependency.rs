@@ -106,6 +106,10 @@ macro_rules! dependencies {
             /// let words = ControlWords { pin: Pin::VIRTUAL_NMIS, ..ControlWords::default() };
             /// assert_eq!(words.check_dependencies().unwrap_err().to_string(), "VIRTUAL_NMIS needs NMI_EXITING");
             /// ```
+            ///
+            /// # Errors
+            ///
+            /// The first rule that the words break.
             pub fn check_dependencies(&self) -> Result<(), &'static Dependency> {
                 $(
                     let wanted = matches!(Relation::$relation, Relation::Needs);

@@ -75,6 +75,10 @@ pub struct Tlb(BTreeMap<(u64, u64), (u64, bool)>);
 
 impl Tlb {
     /// The address of a page under an EPTP: a kept one, or what a walk finds. A translation that was kept for reads is walked for a write.
+    ///
+    /// # Errors
+    ///
+    /// What the walk finds.
     pub fn access<E>(
         &mut self,
         eptp: u64,

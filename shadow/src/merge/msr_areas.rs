@@ -50,6 +50,10 @@ impl core::error::Error for AreaError {}
 
 /// Copies an area from the guest hypervisor's memory. An entry that `accept` refuses, or one beyond the room, is an error; the entries before
 /// it have been copied.
+///
+/// # Errors
+///
+/// The number of the first entry that was not copied.
 pub fn copy_in(
     memory: &impl GuestMemory,
     address: Gpa,
@@ -83,6 +87,10 @@ pub const fn is_loadable(entry: &MsrEntry) -> bool {
 /// Does what the processor does at a VM exit with the VM-exit store area in the guest hypervisor's memory: reads its entries (SDM 28.4
 /// "Saving MSRs") and stores. An entry that is still what was copied gets what the processor put in the copy, one of `stored`; the nested
 /// guest may have changed others since, and they get what `read` finds, as do those of MSRs that the host emulates.
+///
+/// # Errors
+///
+/// The number of the first entry that cannot be stored.
 pub fn store(
     memory: &impl GuestMemory,
     address: Gpa,

@@ -35,6 +35,10 @@ pub fn wrmsr<M: Machine>(vcpu: &mut Vcpu<M>) -> Action {
 }
 
 /// What a guest reads from an MSR.
+///
+/// # Errors
+///
+/// #GP(0).
 pub fn read_for_guest(machine: &impl Machine, offered: &VmxCaps, msr: u32) -> Result<u64, Fault> {
     let value = match msr {
         IA32_FEATURE_CONTROL => Some(FEATURE_CONTROL),
@@ -46,6 +50,10 @@ pub fn read_for_guest(machine: &impl Machine, offered: &VmxCaps, msr: u32) -> Re
 }
 
 /// A guest's write to an MSR.
+///
+/// # Errors
+///
+/// #GP(0).
 pub fn write_for_guest<M: Machine>(vcpu: &Vcpu<M>, msr: u32, value: u64) -> Result<(), Fault> {
     match msr {
         // Locked, or read-only, or only for the dual-monitor treatment, which is not offered.
