@@ -7,34 +7,20 @@ use crate::exit::ExitReason;
 use crate::fields::*;
 use crate::hw::VmcsAccess;
 use crate::outcome::{InsnError, rflags_fail_valid};
-use crate::policy::{Route, is_always_reflected, route};
-use crate::vmcs12::{LaunchState, Vmcs12};
+use crate::policy::{Route, route};
+use crate::vmcs12::Vmcs12;
 
 use super::fault::raise;
 use super::guest_msr::{read_for_guest, write_for_guest};
 use super::machine::{Machine, VmcsPair};
 use super::reflect::{Reflected, reflect, reflect_failed_entry, tpr_below_threshold, triple_fault};
 use super::vcpu::{Running, Vcpu};
-use super::{nested_ept, nested_shadowing, nmi, shortcut, vm_function};
+use super::{nested_ept, nested_shadowing, nmi, vm_function};
 use crate::registers::RCX;
-
-/// Handles an exit of vmcs02.
-#[inline(always)]
-pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
-    if vcpu.nested.shortcut.exit && vcpu.nested.displaced.is_none() && is_always_reflected(reason, vcpu.registers[RCX])
-    {
-        vcpu.vmcs.note_entry_of_vmcs02();
-        vcpu.vmx.vmcs12.launch_state = LaunchState::Launched;
-        vcpu.machine.count_reflected(reason);
-        shortcut::leave(vcpu);
-    } else {
-        handle_at_length(vcpu, reason);
-    }
-}
 
 /// Handles an exit that the short way is not for. Apart from the run loop, whose registers are for the short way.
 #[inline(never)]
-fn handle_at_length<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
+pub fn handle_at_length<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     if reason.is_entry_failure() {
         return entry_failed_late(vcpu, reason);
     }

@@ -2,7 +2,6 @@
 
 use crate::check::{self, GuestStateError, Violation};
 use crate::controls::{EntryControls, Secondary};
-use crate::event::{BLOCKING_BY_MOV_SS, privilege_level};
 use crate::fields::*;
 use crate::host_load::HostImage;
 use crate::hw::VmcsAccess;
@@ -20,31 +19,6 @@ use super::reflect::reflect_refused_entry;
 use super::vcpu::{SHARED_VPID02, Shortcut, VPID01, Vcpu, vpid02};
 use super::{msr_bitmap, nested_ept, nested_shadowing};
 use crate::watch::MergedAs;
-
-/// VMRESUME by the short way ([`super::shortcut`]). Returns whether it was carried out; if not, the long way has to be taken.
-#[inline(always)]
-pub fn resume<M: Machine>(vcpu: &mut Vcpu<M>) -> bool {
-    if !vcpu.vmx.vmcs12.exit_is_unsettled
-        || !vcpu.nested.shortcut.entry
-        || vcpu.memory.watches(MergedAs::MsrBitmap).have_changed()
-    {
-        return false;
-    }
-    let vmcs01 = vcpu.vmcs.vmcs01();
-    let stack_rights = vmcs01.read(GUEST_SS_ACCESS_RIGHTS);
-    let interruptibility = vmcs01.read(GUEST_INTERRUPTIBILITY);
-    if privilege_level(stack_rights) != 0 || interruptibility & BLOCKING_BY_MOV_SS != 0 {
-        return false;
-    }
-    vcpu.nested.kept.stack_rights = stack_rights;
-    vcpu.nested.kept.interruptibility = interruptibility;
-    if vcpu.nested.ept.violation.is_some() {
-        nested_ept::anticipate(vcpu);
-    }
-    merge::rewrite(vcpu.vmcs.vmcs02(), &vcpu.vmx.vmcs12);
-    vcpu.begin_entry();
-    true
-}
 
 /// Enters, or fails as the instruction does. After an entry failure of the late kind the guest hypervisor runs again, at its exit handler.
 pub fn enter<M: Machine>(vcpu: &mut Vcpu<M>, wanted: LaunchState) -> Result<(), Failure> {

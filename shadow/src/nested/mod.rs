@@ -47,12 +47,18 @@ mod vmcs_shadowing;
 mod watching;
 pub mod write_traps;
 
+use crate::event::{BLOCKING_BY_MOV_SS, privilege_level};
 use crate::exit::ExitReason;
-use crate::fields::ENTRY_MSR_LOAD_COUNT;
+use crate::fields::{ENTRY_MSR_LOAD_COUNT, GUEST_INTERRUPTIBILITY, GUEST_SS_ACCESS_RIGHTS};
 use crate::host_load::VmxAbort;
 use crate::hw::VmcsAccess;
+use crate::merge;
+use crate::policy::is_always_reflected;
+use crate::registers::RCX;
+use crate::vmcs12::LaunchState;
+use crate::watch::MergedAs;
 
-pub use dispatch::{handle, handle_failed_entry};
+pub use dispatch::handle_failed_entry;
 pub use machine::{Invept, Invvpid, Machine, Protection, Stop, VmcsPair, WatchedMemory};
 pub use nested_ept::map_beyond;
 use reflect::abort;
@@ -62,11 +68,25 @@ pub use vcpu::{
 };
 pub use watching::drop_what_ept01_forbids;
 
+/// Handles an exit of vmcs02. Nearly always the guest hypervisor gets it by the short way ([`shortcut`]).
+#[inline(always)]
+pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
+    if vcpu.nested.shortcut.exit && vcpu.nested.displaced.is_none() && is_always_reflected(reason, vcpu.registers[RCX])
+    {
+        vcpu.vmcs.note_entry_of_vmcs02();
+        vcpu.vmx.vmcs12.launch_state = LaunchState::Launched;
+        vcpu.machine.count_reflected(reason);
+        shortcut::leave(vcpu);
+    } else {
+        dispatch::handle_at_length(vcpu, reason);
+    }
+}
+
 /// Ends what the entry of vmcs01 had left to do, and carries out an instruction of the guest hypervisor that the short way is for. Returns
 /// whether it did; if not, the exit is still to be handled.
 #[inline(always)]
 pub fn handle_quickly<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) -> bool {
-    if reason == ExitReason::VMRESUME && entry::resume(vcpu) {
+    if reason == ExitReason::VMRESUME && resume(vcpu) {
         return true;
     }
     if vcpu.running == Running::GuestHypervisorLoadingMsrs {
@@ -77,6 +97,31 @@ pub fn handle_quickly<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) -> boo
         ExitReason::VMWRITE => quick_access::vmwrite(vcpu),
         _ => false,
     }
+}
+
+/// VMRESUME by the short way. Returns whether it was carried out; if not, the long way has to be taken.
+#[inline(always)]
+fn resume<M: Machine>(vcpu: &mut Vcpu<M>) -> bool {
+    if !vcpu.vmx.vmcs12.exit_is_unsettled
+        || !vcpu.nested.shortcut.entry
+        || vcpu.memory.watches(MergedAs::MsrBitmap).have_changed()
+    {
+        return false;
+    }
+    let vmcs01 = vcpu.vmcs.vmcs01();
+    let stack_rights = vmcs01.read(GUEST_SS_ACCESS_RIGHTS);
+    let interruptibility = vmcs01.read(GUEST_INTERRUPTIBILITY);
+    if privilege_level(stack_rights) != 0 || interruptibility & BLOCKING_BY_MOV_SS != 0 {
+        return false;
+    }
+    vcpu.nested.kept.stack_rights = stack_rights;
+    vcpu.nested.kept.interruptibility = interruptibility;
+    if vcpu.nested.ept.violation.is_some() {
+        nested_ept::anticipate(vcpu);
+    }
+    merge::rewrite(vcpu.vmcs.vmcs02(), &vcpu.vmx.vmcs12);
+    vcpu.begin_entry();
+    true
 }
 
 /// vmcs01's entry has loaded the MSRs of VMCS12's VM-exit MSR-load area, or could not.

@@ -13,14 +13,18 @@ use crate::hw::VmcsAccess;
 /// An NMI has arrived while the host ran.
 pub fn pass_on<M: Machine>(vcpu: &mut Vcpu<M>) {
     if vcpu.running.is_nested() {
-        let exits = vcpu.vmx.vmcs12.get(PIN_CONTROLS).contains(Pin::NMI_EXITING);
+        let pin12 = vcpu.vmx.vmcs12.get(PIN_CONTROLS);
+        let exits = pin12.contains(Pin::NMI_EXITING);
+        // Without virtual NMIs the blocking is that of the processor's NMIs.
+        let interruptibility = vcpu.vmcs.vmcs02().read(GUEST_INTERRUPTIBILITY);
+        let exits_later = !pin12.contains(Pin::VIRTUAL_NMIS) && interruptibility & BLOCKING_BY_NMI != 0;
         // An entry that the guest hypervisor has asked for comes first, for it may fail. So does an event that is injected.
         let is_entry_due = vcpu.running == Running::Entering || is_injecting(vcpu.vmcs.vmcs02());
-        if exits && !is_entry_due {
+        if exits && !is_entry_due && !exits_later {
             return reflect::nmi(vcpu);
         }
         injection::borrow(vcpu);
-        let is_injected = !is_entry_due && inject(vcpu.vmcs.vmcs02());
+        let is_injected = !exits && !is_entry_due && inject(vcpu.vmcs.vmcs02());
         vcpu.nested.nmi_waits = !is_injected;
         if !is_injected {
             trap(vcpu);
