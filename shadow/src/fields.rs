@@ -40,7 +40,8 @@ impl<T> Field<T> {
 /// How vmcs02 gets its value of a field, and where the nested guest's changes go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Merge {
-    /// vmcs02 holds vmcs12's value.
+    /// vmcs02 holds vmcs12's value. The processor alone checks it, at VM entry, and under VMCS shadowing the guest hypervisor may write it in
+    /// vmcs02 itself: a check in [`crate::check`] that looks at it would not be repeated.
     Copy,
     /// A register that VM entry loads: vmcs02 holds vmcs12's value, or the guest hypervisor's if vmcs12 does not load it.
     Loaded,
@@ -50,7 +51,8 @@ pub enum Merge {
     Timer,
     /// A control word: bit by bit as [`crate::controls`] says.
     ControlWord,
-    /// An address in the guest hypervisor's memory; vmcs02 holds what EPT01 translates it to while the control that uses it is 1.
+    /// The address of one page in the guest hypervisor's memory, or of something within one, that holds no addresses; vmcs02 holds what EPT01
+    /// translates it to.
     Translated,
     /// Guest state: copied to vmcs02, and back when the nested guest has run.
     Guest,

@@ -201,8 +201,11 @@ fn msr_area(caps: &VmxCaps, address: u64, count: u32) -> bool {
 mod tests {
     use super::*;
     use crate::caps::CapabilityWord;
+    use crate::controls::Tertiary;
     use crate::controls::{EntryControls, ExitControls};
-    use crate::fake::{FakeMemory, skylake_caps};
+    use crate::encoding::Width;
+    use crate::fake::{FakeMemory, all_offered_caps, skylake_caps};
+    use crate::merge::CHECKED_CONTROLS;
 
     fn minimal(caps: &VmxCaps) -> Vmcs12 {
         let mut vmcs12 = Vmcs12::new(Gpa(0), caps);
@@ -463,5 +466,66 @@ mod tests {
         assert_eq!(saving(Pin::ACTIVATE_PREEMPTION_TIMER), Ok(()));
         let rule = "SAVE_PREEMPTION_TIMER needs ACTIVATE_PREEMPTION_TIMER";
         assert_eq!(saving(Pin::empty()), Err(Violation(rule)));
+    }
+
+    /// As long as no field of `CHECKED_CONTROLS` is written, an entry does without the checks.
+    #[test]
+    fn the_verdict_of_software_depends_on_no_field_whose_writes_it_does_not_follow() {
+        let caps = all_offered_caps().offered();
+        let mut checked = 0;
+        let mut try_with = |primary: Primary, secondary: Secondary, tertiary: Tertiary| {
+            let mut vmcs12 = Vmcs12::new(Gpa(0), &caps);
+            for id in caps.fields().and(&CHECKED_CONTROLS).iter().filter(|id| id.encoding().width() == Width::W64) {
+                vmcs12.set_word(id, 0x1000);
+            }
+            vmcs12.set(EPT_POINTER, 0x101e);
+            vmcs12.set(VPID, 1);
+            vmcs12.set(VM_FUNCTION_CONTROLS, VmFunctions::empty());
+            vmcs12.set(PIN_CONTROLS, Pin::allowed(&caps).0 | Pin::EXTERNAL_INTERRUPT_EXITING);
+            vmcs12.set(PRIMARY_CONTROLS, Primary::allowed(&caps).0 | Primary::ACTIVATE_SECONDARY | primary);
+            vmcs12.set(SECONDARY_CONTROLS, secondary);
+            vmcs12.set(TERTIARY_CONTROLS, tertiary);
+            vmcs12.set(EXIT_CONTROLS, ExitControls::allowed(&caps).0 | ExitControls::ACKNOWLEDGE_INTERRUPT);
+            vmcs12.set(ENTRY_CONTROLS, EntryControls::allowed(&caps).0);
+            let verdict = controls_of_vmcs12(&vmcs12, &caps);
+            checked += usize::from(verdict.is_ok());
+            for id in caps.fields().minus(&CHECKED_CONTROLS).iter() {
+                for change in [0, 1, 0x1001, u64::MAX] {
+                    let mut other = vmcs12.clone();
+                    other.set_word(id, change & id.encoding().width().mask());
+                    assert_eq!(controls_of_vmcs12(&other, &caps), verdict, "{id:?} := {change:#x}");
+                }
+            }
+        };
+        let ept = Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST;
+        for primary in Primary::OFFERED.iter() {
+            try_with(primary, ept, Tertiary::empty());
+        }
+        for secondary in Secondary::OFFERED.iter() {
+            try_with(Primary::empty(), ept | secondary, Tertiary::empty());
+            try_with(Primary::USE_TPR_SHADOW, ept | secondary, Tertiary::empty());
+        }
+        for tertiary in Tertiary::OFFERED.iter() {
+            try_with(Primary::USE_TPR_SHADOW | Primary::ACTIVATE_TERTIARY, ept, tertiary);
+        }
+        assert!(checked > 40, "only {checked} of them pass");
+    }
+
+    #[test]
+    fn a_reserved_tertiary_control_is_refused() {
+        let caps = all_offered_caps().offered();
+        let verdict = |tertiary| {
+            let mut vmcs12 = Vmcs12::new(Gpa(0), &caps);
+            vmcs12.set(PIN_CONTROLS, Pin::allowed(&caps).0);
+            vmcs12.set(PRIMARY_CONTROLS, Primary::allowed(&caps).0 | Primary::ACTIVATE_TERTIARY);
+            vmcs12.set(EXIT_CONTROLS, ExitControls::allowed(&caps).0);
+            vmcs12.set(ENTRY_CONTROLS, EntryControls::allowed(&caps).0);
+            vmcs12.set(TERTIARY_CONTROLS, tertiary);
+            controls_of_vmcs12(&vmcs12, &caps)
+        };
+        assert_eq!(verdict(Tertiary::empty()), Ok(()));
+        for hidden in Tertiary::HIDDEN.iter() {
+            assert!(verdict(hidden).is_err(), "{hidden:?}");
+        }
     }
 }

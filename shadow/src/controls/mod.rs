@@ -130,9 +130,20 @@ impl fmt::Display for Control {
 }
 
 /// What the merge does with a bit of a control word.
+///
+/// To offer a hidden control to guest hypervisors:
+///
+/// 1. its row here gets the class [`BitMerge::FromGuest`], if the processor may act on it as VMCS12 has it;
+/// 2. its fields' rows in [`crate::fields`] get the class that vmcs02 needs ([`crate::fields::Merge`]); hidden fields have one that was never
+///    tried;
+/// 3. what VM entry checks of it and the processor cannot check in vmcs02 goes to [`crate::check`], what it needs beside it to the
+///    dependencies;
+/// 4. exits that it adds or changes get it among their causes in [`crate::exit::ExitReason`]; a structure with addresses in it needs a merged copy, as MSR
+///    bitmaps have ([`crate::watch`]);
+/// 5. cases of the conformance suite show it on a processor that has it; its fields' addresses get cases of the group `isolation`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BitMerge {
-    /// vmcs02 has vmcs12's bit.
+    /// vmcs02 has vmcs12's bit. Then none of the fields that the control uses may be [`crate::fields::Merge::HostOnly`], but where code acts for it.
     FromGuest,
     /// 1 in vmcs02; vmcs12's bit is acted upon in software.
     Forced,

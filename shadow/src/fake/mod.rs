@@ -10,7 +10,9 @@ pub use machine::{
 pub use memory::{Ram, Tables};
 
 use crate::caps::{VMCS12_REVISION, VmxCaps};
-use crate::controls::Allowed;
+use crate::controls::{
+    Allowed, EntryControls, ExitControls, Pin, Primary, Secondary, SecondaryExitControls, Tertiary, VmFunctions,
+};
 use crate::fields::{FIELD_COUNT, FieldId};
 use crate::hw::{GuestMemory, VmcsAccess};
 use crate::index::FieldSet;
@@ -42,6 +44,23 @@ pub fn skylake_caps() -> VmxCaps {
         physical_bits: 40,
         linear_bits: 48,
         missing: FieldSet::EMPTY,
+    }
+}
+
+/// A processor that allows every control that a guest hypervisor is offered, by no model's name.
+pub fn all_offered_caps() -> VmxCaps {
+    let allow = |allowed: Allowed, offered: u32| Allowed { may_be_1: allowed.may_be_1 | offered, ..allowed };
+    let caps = skylake_caps();
+    VmxCaps {
+        pin: allow(caps.pin, Pin::OFFERED.bits()),
+        primary: allow(caps.primary, Primary::OFFERED.bits()),
+        secondary: allow(caps.secondary, Secondary::OFFERED.bits()),
+        tertiary: Tertiary::OFFERED.bits(),
+        secondary_exit: SecondaryExitControls::OFFERED.bits(),
+        exit: allow(caps.exit, ExitControls::OFFERED.bits()),
+        entry: allow(caps.entry, EntryControls::OFFERED.bits()),
+        vmfunc: VmFunctions::OFFERED.bits(),
+        ..caps
     }
 }
 

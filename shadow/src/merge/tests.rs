@@ -1,7 +1,7 @@
 use super::*;
 use crate::caps::CapabilityWord;
 use crate::controls::ControlWords;
-use crate::fake::{FakeMemory, FakeVmcs, skylake_caps};
+use crate::fake::{FakeMemory, FakeVmcs, all_offered_caps, skylake_caps};
 use crate::sync::{SyncSets, save_guest_state, save_stale};
 use std::vec::Vec;
 
@@ -28,13 +28,18 @@ impl Nested {
 
     /// A VMCS12 with these controls, and what the processor wants beside them.
     pub(super) fn with(words: ControlWords) -> Self {
-        let machine = skylake_caps();
+        Self::on(skylake_caps(), words)
+    }
+
+    /// The same on another processor.
+    fn on(machine: VmxCaps, words: ControlWords) -> Self {
         let caps = machine.offered();
         let mut vmcs12 = Vmcs12::new(Gpa(0x1000), &caps);
         let no_cr3_exits = (Primary::CR3_LOAD_EXITING | Primary::CR3_STORE_EXITING) - words.primary;
         vmcs12.set(PIN_CONTROLS, caps.choose(words.pin, Pin::empty()).unwrap());
         vmcs12.set(PRIMARY_CONTROLS, caps.choose(words.primary, no_cr3_exits).unwrap());
         vmcs12.set(SECONDARY_CONTROLS, caps.choose(words.secondary, Secondary::empty()).unwrap());
+        vmcs12.set(TERTIARY_CONTROLS, caps.choose(words.tertiary, Tertiary::empty()).unwrap());
         vmcs12.set(EXIT_CONTROLS, caps.choose(words.exit, ExitControls::empty()).unwrap());
         vmcs12.set(ENTRY_CONTROLS, caps.choose(words.entry, EntryControls::empty()).unwrap());
         let (vmcs01, vmcs02) = (FakeVmcs::new(&machine), FakeVmcs::new(&machine));
@@ -114,6 +119,38 @@ fn merged_controls_contain_what_the_host_needs_and_what_the_guest_hypervisor_ask
     let exit = nested.vmcs02.read(EXIT_CONTROLS);
     assert!(exit.contains(ExitControls::FORCED | ExitControls::ACKNOWLEDGE_INTERRUPT));
     assert!(!exit.contains(ExitControls::SAVE_PREEMPTION_TIMER));
+}
+
+/// A bit of the class "from guest" in a word that no code merges would not get there.
+#[test]
+fn every_bit_that_is_the_guest_hypervisors_reaches_vmcs02() {
+    fn check<W: ControlField + PartialEq>(nested: &Nested, from_guest: W) {
+        let (merged, offered) = (nested.vmcs02.read(W::FIELD), nested.vmcs12.get(W::FIELD));
+        assert!(offered.contains(from_guest) && merged.contains(from_guest), "{}: {merged:?}", W::NAME);
+    }
+    let machine = all_offered_caps();
+    let words = ControlWords {
+        pin: Pin::FROM_GUEST,
+        primary: Primary::FROM_GUEST | Primary::ACTIVATE_SECONDARY,
+        secondary: Secondary::FROM_GUEST,
+        tertiary: Tertiary::FROM_GUEST,
+        exit: ExitControls::FROM_GUEST,
+        entry: EntryControls::FROM_GUEST,
+    };
+    let mut nested = Nested::on(machine, words);
+    if words.exit.contains(ExitControls::ACTIVATE_SECONDARY) {
+        nested.vmcs12.set(SECONDARY_EXIT_CONTROLS, SecondaryExitControls::FROM_GUEST);
+    }
+    nested.enter();
+    check(&nested, words.pin);
+    check(&nested, Primary::FROM_GUEST);
+    check(&nested, words.secondary);
+    check(&nested, words.tertiary);
+    check(&nested, words.exit);
+    check(&nested, words.entry);
+    if !SecondaryExitControls::FROM_GUEST.is_empty() {
+        check(&nested, SecondaryExitControls::FROM_GUEST);
+    }
 }
 
 #[test]
