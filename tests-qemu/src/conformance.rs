@@ -10,6 +10,7 @@ mod models;
 mod processors;
 mod verdict;
 
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use crate::machine::{self, BOCHS, Boot, ChosenEmulator, Line, Machine, MachineOp
 use crate::models::Model;
 use crate::progress::Progress;
 use crate::provision::Provisioned;
+use crate::side_by_side;
 
 pub use explained::{Explained, KVM};
 pub use glob::matches;
@@ -96,7 +98,7 @@ impl Place {
     }
 }
 
-/// The suite with its results on the bare machine, which those under l1hv are compared with.
+/// The suite, built.
 pub struct Suite<'a> {
     layout: &'a Layout,
     progress: &'a Progress,
@@ -105,7 +107,6 @@ pub struct Suite<'a> {
     place: Place,
     image: PathBuf,
     l1hv: PathBuf,
-    bare: Results,
 }
 
 impl<'a> Suite<'a> {
@@ -119,57 +120,56 @@ impl<'a> Suite<'a> {
         let explained = Explained::find(layout)?;
         let image = build::conformance(layout, progress)?;
         let l1hv = build::l1hv(layout, progress)?;
-        let bare = Results::default();
-        Ok(Self { layout, progress, provisioned, explained, place, image, l1hv, bare })
+        Ok(Self { layout, progress, provisioned, explained, place, image, l1hv })
     }
 
-    /// The same, and runs the suite on the bare machine: the cases for one processor, or those for several.
-    pub fn on_bare_machine(
-        layout: &'a Layout,
-        progress: &'a Progress,
-        provisioned: &'a Provisioned,
-        place: Place,
-    ) -> Result<Self> {
-        let mut suite = Self::build(layout, progress, provisioned, place)?;
-        suite.run_on_bare_machine()?;
-        Ok(suite)
+    /// Runs the suite on the bare machine and, side by side with that, under l1hv in each mode: the cases for one
+    /// processor, or those for several. Compares the cases whose names match `filter`.
+    ///
+    /// # Errors
+    /// When a machine could not be started, or the suite does not end on the bare one.
+    pub fn compare<const MODES: usize>(
+        &self,
+        modes: [Mode<'_>; MODES],
+        filter: Option<&str>,
+    ) -> Result<[Report; MODES]> {
+        let sides = iter::once(None).chain(modes.iter().map(Some)).collect();
+        let results = side_by_side::map(sides, |side: Option<&Mode<'_>>| match side {
+            None => self.run_on_bare_machine(),
+            Some(mode) => self.run_under_l1hv(*mode),
+        });
+        let mut results = results.into_iter().collect::<Result<Vec<_>>>()?;
+        let bare = results.remove(0);
+        ensure!(bare.complete, "the suite does not end on the bare machine: {}", bare.end);
+        let mut results = results.into_iter();
+        Ok(modes.map(|mode| {
+            let under = results.next().expect("each mode has its results");
+            self.report(mode, &bare, &under, filter)
+        }))
     }
 
-    fn run_on_bare_machine(&mut self) -> Result<()> {
-        let boot = Boot::Multiboot { kernel: self.image(""), modules: Vec::new() };
-        self.bare = self.run(&format!("conformance-{}-bare", self.place.options.cpus), "on the bare machine", boot)?;
-        ensure!(self.bare.complete, "the suite does not end on the bare machine: {}", self.bare.end);
-        Ok(())
-    }
-
-    /// Names and results of the cases on the bare machine, in order.
-    pub fn bare_cases(&self) -> &[(String, String)] {
-        &self.bare.cases
-    }
-
-    /// Runs the suite under l1hv, and compares the cases whose names match `filter`.
-    pub fn under_l1hv(&self, mode: Mode<'_>, filter: Option<&str>) -> Result<Report> {
-        let under = self.run_under_l1hv(mode)?;
-        let explained = self.explained.under(
-            mode.host,
-            self.place.options.cpus,
-            self.place.emulator.hypervisor(),
-            &self.bare.cases,
-        );
+    fn report(&self, mode: Mode<'_>, bare: &Results, under: &Results, filter: Option<&str>) -> Report {
+        let Place { emulator, options, only } = &self.place;
+        let explained = self.explained.under(mode.host, options.cpus, emulator.hypervisor(), &bare.cases);
         // Entries are of the whole suite on our own emulator.
-        let is_part = self.place.only.is_some() || self.place.emulator.hypervisor().is_some();
+        let is_part = only.is_some() || emulator.hypervisor().is_some();
         let filter = filter.or(is_part.then_some("*"));
-        let mut report = Report::compare(&self.bare.cases, &under.cases, &explained, filter);
+        let mut report = Report::compare(&bare.cases, &under.cases, &explained, filter);
         if !under.complete {
             report.note(format!("under l1hv the suite does not end: {}", under.end));
         }
-        Ok(report)
+        report
     }
 
     /// Boots l1hv on a processor that lacks something, where it has to stop with this kind; what it does instead.
     fn must_stop(&self, mode: Mode<'_>, kind: &str) -> Result<Option<String>> {
         let under = self.run_under_l1hv(mode)?;
         Ok((under.stop.as_deref() != Some(kind)).then_some(under.end))
+    }
+
+    fn run_on_bare_machine(&self) -> Result<Results> {
+        let boot = Boot::Multiboot { kernel: self.image(""), modules: Vec::new() };
+        self.run(&format!("conformance-{}-bare", self.place.options.cpus), "on the bare machine", boot)
     }
 
     fn run_under_l1hv(&self, mode: Mode<'_>) -> Result<Results> {

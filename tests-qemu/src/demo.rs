@@ -13,6 +13,7 @@ use crate::parallel::{Level, Parallel, Results};
 use crate::progress::{Progress, Step};
 use crate::provision::{self, Provisioned};
 use crate::report;
+use crate::side_by_side;
 use crate::transcript::{Event, GuestResult, Transcript};
 
 /// Processors of the nested Linux where the machine has several.
@@ -92,17 +93,14 @@ pub fn run(settings: &Settings, layout: &Layout, progress: &Progress) -> Result<
         Host::Bare => None,
     };
     let demo = Demo { settings, layout, progress, provisioned: &provisioned, programs: &programs, host };
-    let runs = if settings.emulator.counts_instructions() {
+    let both = [KvmEpt::On, KvmEpt::Off];
+    let runs: Vec<Result<Run>> = if settings.emulator.counts_instructions() {
         // Neither machine changes what the other one counts.
-        std::thread::scope(|scope| {
-            let without_ept = scope.spawn(|| demo.run(KvmEpt::Off));
-            let with_ept = demo.run(KvmEpt::On)?;
-            let without_ept = without_ept.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            anyhow::Ok([with_ept, without_ept?])
-        })?
+        side_by_side::map(both.into(), |ept| demo.run(ept))
     } else {
-        [demo.run(KvmEpt::On)?, demo.run(KvmEpt::Off)?]
+        both.map(|ept| demo.run(ept)).into()
     };
+    let runs = runs.into_iter().collect::<Result<Vec<_>>>()?;
     print!("{}", report::demo(&runs));
     let mut status = 0;
     for run in &runs {

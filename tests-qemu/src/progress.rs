@@ -1,14 +1,15 @@
-//! What is going on: a spinner on a terminal, plain lines elsewhere. Always on standard error.
+//! What is going on: spinners on a terminal, plain lines elsewhere. Always on standard error.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-/// Reports steps; a step that ends leaves one line with its duration.
+/// Reports steps, of which several may be under way; a step that ends leaves one line with its duration.
 #[derive(Debug)]
 pub struct Progress {
     style: Style,
+    spinners: MultiProgress,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,15 +20,18 @@ enum Style {
 }
 
 impl Progress {
-    /// A spinner where standard error is a terminal, lines where it is not.
+    /// A spinner for each step where standard error is a terminal, lines where it is not.
     pub fn stderr() -> Self {
-        let style = if std::io::stderr().is_terminal() { Style::Spinner } else { Style::Lines };
-        Self { style }
+        Self::new(if std::io::stderr().is_terminal() { Style::Spinner } else { Style::Lines })
     }
 
     /// Says nothing.
     pub fn silent() -> Self {
-        Self { style: Style::Silent }
+        Self::new(Style::Silent)
+    }
+
+    fn new(style: Style) -> Self {
+        Self { style, spinners: MultiProgress::new() }
     }
 
     /// Begins a step. Dropping the returned value without [`Step::done`] erases it.
@@ -35,7 +39,7 @@ impl Progress {
         let what = what.into();
         let bar = match self.style {
             Style::Spinner => {
-                let bar = ProgressBar::new_spinner().with_message(what.clone());
+                let bar = self.spinners.add(ProgressBar::new_spinner().with_message(what.clone()));
                 if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} [{elapsed}]") {
                     bar.set_style(style);
                 }
@@ -67,7 +71,7 @@ impl Step {
         self.bar.set_message(format!("{}: {detail}", self.what));
     }
 
-    /// Prints a line above the spinner.
+    /// Prints a line above the spinners.
     pub fn line(&self, line: &str) {
         match self.style {
             Style::Spinner => self.bar.println(line),
@@ -78,10 +82,7 @@ impl Step {
 
     /// Ends the step, leaving a line that says how long it took.
     pub fn done(self) {
-        self.bar.finish_and_clear();
-        if self.style != Style::Silent {
-            eprintln!("  {} ({:.1} s)", self.what, self.began.elapsed().as_secs_f64());
-        }
+        self.line(&format!("  {} ({:.1} s)", self.what, self.began.elapsed().as_secs_f64()));
     }
 }
 

@@ -1,6 +1,6 @@
 //! The differential suite as a test.
 
-use tests_qemu::conformance::{Mode, Place, Suite, Verdicts, of_model};
+use tests_qemu::conformance::{Case, Mode, Place, Suite, Verdicts, of_model};
 use tests_qemu::layout::Layout;
 use tests_qemu::models::Model;
 use tests_qemu::progress::Progress;
@@ -33,10 +33,9 @@ fn a_guest_hypervisor_observes_under_l1hv_what_it_observes_on_the_bare_machine()
     let layout = Layout::find().expect("the workspace is where it was built");
     let progress = Progress::stderr();
     let provisioned = provision::provision(&layout, &progress).expect("what the machines need is there");
-    let suite = Suite::on_bare_machine(&layout, &progress, &provisioned, Place::usual(1))
-        .expect("the suite runs on the bare machine");
-    for mode in MODES {
-        let report = suite.under_l1hv(mode, None).expect("the suite runs under l1hv");
+    let suite = Suite::build(&layout, &progress, &provisioned, Place::usual(1)).expect("the suite can be built");
+    let reports = suite.compare(MODES, None).expect("the suite runs");
+    for (mode, report) in MODES.iter().zip(reports) {
         assert!(report.cases >= CASES, "only {} cases", report.cases);
         let is_memory = |name: &str| MEMORY.iter().any(|group| name.starts_with(group));
         let memory = report.records.iter().filter(|case| is_memory(&case.name)).count();
@@ -63,13 +62,12 @@ fn several_processors_observe_under_l1hv_what_they_observe_on_the_bare_machine()
     let layout = Layout::find().expect("the workspace is where it was built");
     let progress = Progress::stderr();
     let provisioned = provision::provision(&layout, &progress).expect("what the machines need is there");
-    let suite =
-        Suite::on_bare_machine(&layout, &progress, &provisioned, Place::usual(SEVERAL)).expect("the suite runs");
-    let cases = suite.bare_cases();
-    assert!(cases.len() >= CASES_OF_SEVERAL, "only {} cases", cases.len());
-    let wrong: Vec<_> = cases.iter().filter(|(_, result)| result.starts_with("wrong")).collect();
-    assert!(wrong.is_empty(), "{wrong:#?}");
+    let suite = Suite::build(&layout, &progress, &provisioned, Place::usual(SEVERAL)).expect("the suite can be built");
     let mode = Mode { name: "conformance-processors", ..Mode::DEFAULT };
-    let report = suite.under_l1hv(mode, None).expect("the suite runs under l1hv");
+    let [report] = suite.compare([mode], None).expect("the suite runs");
+    assert!(report.cases >= CASES_OF_SEVERAL, "only {} cases", report.cases);
+    let is_wrong = |case: &&Case| case.bare.as_ref().is_some_and(|result| result.starts_with("wrong"));
+    let wrong: Vec<_> = report.records.iter().filter(is_wrong).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
     assert_eq!(report.different, 0, "{report}");
 }

@@ -53,8 +53,8 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
         return run_on_all_models(args, mode, layout, progress, &provisioned);
     }
     let place = Place { emulator: args.options.emulator()?, options: args.options.options(), only: args.only.clone() };
-    let suite = Suite::on_bare_machine(layout, progress, &provisioned, place)?;
-    let report = suite.under_l1hv(mode, args.filter.as_deref())?;
+    let suite = Suite::build(layout, progress, &provisioned, place)?;
+    let [report] = suite.compare([mode], args.filter.as_deref())?;
     if let Some(file) = &args.json {
         conformance::write_json(&report, file)?;
     }

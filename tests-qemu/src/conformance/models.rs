@@ -17,13 +17,13 @@ pub fn of_model(
     model: &'static Model,
     (mode, filter): (Mode<'_>, Option<&str>),
 ) -> Result<OfProcessor> {
-    let mut suite = Suite::build(layout, progress, provisioned, Place::model(model))?;
-    let found = if let Some(kind) = model.stop {
-        suite.must_stop(mode, kind)?.map_or(Found::Stops(kind.to_owned()), Found::Failed)
-    } else if let Err(error) = suite.run_on_bare_machine() {
-        Found::Failed(format!("{error:#}"))
-    } else {
-        Found::Compared(suite.under_l1hv(mode, filter)?)
+    let suite = Suite::build(layout, progress, provisioned, Place::model(model))?;
+    let found = match model.stop {
+        Some(kind) => suite.must_stop(mode, kind)?.map_or(Found::Stops(kind.to_owned()), Found::Failed),
+        None => match suite.compare([mode], filter) {
+            Ok([report]) => Found::Compared(report),
+            Err(error) => Found::Failed(format!("{error:#}")),
+        },
     };
     Ok(OfProcessor { processor: model.name.to_owned(), found })
 }
