@@ -1,6 +1,7 @@
 //! Processors that lack something: KVM and QEMU take a feature away, and the suite's quick groups run bare and under l1hv.
 //!
-//! What can be taken away QEMU itself lists. All machines run in one Linux on Bochs, one after the other.
+//! What can be taken away QEMU itself lists. A Linux on Bochs runs machines with as many processors as it has, one
+//! after the other; several such Linuxes run side by side.
 
 use std::process::Command;
 use std::time::Duration;
@@ -12,12 +13,16 @@ use super::{Explained, KVM, Report, Results};
 use crate::build;
 use crate::command;
 use crate::layout::Layout;
-use crate::machine::{self, Boot, DEFAULT_MEMORY_MIB, Machine, Module, Outcome, QEMU_IN_BOCHS};
+use crate::machine::{self, Boot, DEFAULT_MEMORY_MIB, Line, Machine, Module, Outcome, QEMU_IN_BOCHS};
 use crate::progress::Progress;
 use crate::provision::Provisioned;
+use crate::side_by_side;
 
 /// The groups of the suite that run. Capabilities are compared whole; nested guests are entered, exit and are resumed.
 const GROUPS: &str = "caps,stepping";
+
+/// So many rows at most share a Linux: its start is short beside them, and all rows make several such parts.
+const ROWS_OF_A_BOOT: usize = 14;
 
 /// Limit on one machine, in emulated time.
 const LIMIT: Duration = Duration::from_secs(40);
@@ -49,10 +54,10 @@ const PAIRS: [[&str; 2]; 6] = [
 
 /// Machines with other numbers of things.
 const SIZES: [(&str, u32, u32, &str); 8] = [
-    ("q35", 1, DEFAULT_MEMORY_MIB, "-machine q35"),
-    ("2 processors", 2, DEFAULT_MEMORY_MIB, ""),
     ("4 processors", 4, DEFAULT_MEMORY_MIB, ""),
     ("4 processors, q35", 4, DEFAULT_MEMORY_MIB, "-machine q35"),
+    ("2 processors", 2, DEFAULT_MEMORY_MIB, ""),
+    ("q35", 1, DEFAULT_MEMORY_MIB, "-machine q35"),
     ("64 MiB", 1, 64, ""),
     ("96 MiB", 1, 96, ""),
     ("128 MiB", 1, 128, ""),
@@ -99,16 +104,18 @@ impl Row {
     }
 }
 
-/// All rows whose names contain `filter`; KVM's parameters come last, for each loads the module anew.
+/// All rows whose names contain `filter`. Those with most processors come first, for they take longest; KVM's
+/// parameters come last, for each loads the module anew.
 fn rows(provisioned: &Provisioned, filter: &str) -> Result<Vec<Row>> {
     let features = features(provisioned)?;
-    let mut rows = vec![Row::new("as it is")];
-    rows.extend(SIZES.iter().map(|&(name, cpus, memory_mib, qemu_args)| Row {
+    let size = |&(name, cpus, memory_mib, qemu_args): &(&str, u32, u32, &str)| Row {
         cpus,
         memory_mib,
         qemu_args: qemu_args.to_owned(),
         ..Row::new(name)
-    }));
+    };
+    let mut rows: Vec<Row> = SIZES.iter().map(size).collect();
+    rows.push(Row::new("as it is"));
     rows.extend(features.iter().map(|feature| Row::without(&[feature])));
     rows.extend(PAIRS.iter().map(|pair| Row::without(pair)));
     rows.extend(PARAMETERS.iter().map(|parameter| Row {
@@ -117,6 +124,11 @@ fn rows(provisioned: &Provisioned, filter: &str) -> Result<Vec<Row>> {
     }));
     rows.retain(|row| row.name.contains(filter));
     Ok(rows)
+}
+
+/// The rows that each Linux runs. It has as many processors as they have: more would only make it slower.
+fn boots(rows: &[Row]) -> Vec<&[Row]> {
+    rows.chunk_by(|one, next| one.cpus == next.cpus).flat_map(|rows| rows.chunks(ROWS_OF_A_BOOT)).collect()
 }
 
 /// The VMX features that this QEMU can take away.
@@ -133,7 +145,7 @@ fn features(provisioned: &Provisioned) -> Result<Vec<String>> {
 /// Runs the rows whose names contain `filter`.
 ///
 /// # Errors
-/// When the outer machine does not do its work.
+/// When an outer machine could not be started.
 pub fn run(
     layout: &Layout,
     progress: &Progress,
@@ -143,38 +155,59 @@ pub fn run(
 ) -> Result<Verdicts> {
     let rows = rows(provisioned, filter)?;
     ensure!(!rows.is_empty(), "no row of the matrix is called like \"{filter}\"");
+    let explained = Explained::find(layout)?;
     let image = Module::with_args(build::conformance(layout, progress)?, format!("only={GROUPS}"));
     let host = Module::new(build::l1hv(layout, progress)?);
-    let machines: Vec<Machine> = rows
-        .iter()
-        .flat_map(|row| {
-            let bare = Boot::Multiboot { kernel: image.clone(), modules: Vec::new() };
-            let under = Boot::L1hv { host: host.clone(), guest: vec![image.clone()] };
-            [row.machine(format!("{name}-bare"), bare), row.machine(format!("{name}-l1hv"), under)]
-        })
-        .collect();
-    let step = progress.step(format!("{} processors of QEMU", rows.len()));
-    let mut results: Vec<Results> = machines.iter().map(|_| Results::default()).collect();
-    let mut running = None;
-    let outcomes = machine::run_all_in_bochs(name, &machines, LIMIT, layout, provisioned, |number, line| {
-        if running != Some(number) {
-            running = Some(number);
-            step.detail(&rows[number / 2].name);
-        }
-        results[number].add(line.text);
-    })?;
-    step.done();
-    let explained = Explained::find(layout)?;
-    let verdicts = rows
-        .iter()
-        .zip(results.chunks(2).zip(outcomes.chunks(2)))
-        .map(|(row, (results, outcomes))| {
-            let [bare, under] = results else { unreachable!("two machines a row") };
-            let found = found((bare, &outcomes[0]), (under, &outcomes[1]), &explained);
-            OfProcessor { processor: row.name.clone(), found }
-        })
-        .collect();
+    let matrix = Matrix { layout, progress, provisioned, name, explained, image, host };
+    let boots = boots(&rows).into_iter().enumerate().collect();
+    let mut verdicts = Vec::new();
+    for of_boot in side_by_side::map(boots, |(number, rows)| matrix.boot(number, rows)) {
+        verdicts.extend(of_boot?);
+    }
     Ok(Verdicts(verdicts))
+}
+
+struct Matrix<'a> {
+    layout: &'a Layout,
+    progress: &'a Progress,
+    provisioned: &'a Provisioned,
+    name: &'a str,
+    explained: Explained,
+    image: Module,
+    host: Module,
+}
+
+impl Matrix<'_> {
+    /// Runs these rows in the Linux with this number.
+    fn boot(&self, number: usize, rows: &[Row]) -> Result<Vec<OfProcessor>> {
+        let machines: Vec<Machine> = rows.iter().flat_map(|row| self.machines(row)).collect();
+        let name = format!("{}-{number}", self.name);
+        let step = self.progress.step(format!("{name}: {} of QEMU's processors", rows.len()));
+        let mut results: Vec<Results> = machines.iter().map(|_| Results::default()).collect();
+        let mut running = None;
+        let on_line = |number: usize, line: Line<'_>| {
+            if running.replace(number) != Some(number) {
+                step.detail(&rows[number / 2].name);
+            }
+            results[number].add(line.text);
+        };
+        let outcomes = machine::run_all_in_bochs(&name, &machines, LIMIT, self.layout, self.provisioned, on_line)?;
+        step.done();
+        let both = results.chunks(2).zip(outcomes.chunks(2));
+        let verdict = |(row, (results, outcomes)): (&Row, (&[Results], &[Outcome]))| {
+            let [bare, under] = results else { unreachable!("two machines a row") };
+            let found = found((bare, &outcomes[0]), (under, &outcomes[1]), &self.explained);
+            OfProcessor { processor: row.name.clone(), found }
+        };
+        Ok(rows.iter().zip(both).map(verdict).collect())
+    }
+
+    /// The row's machine, bare and with l1hv.
+    fn machines(&self, row: &Row) -> [Machine; 2] {
+        let bare = Boot::Multiboot { kernel: self.image.clone(), modules: Vec::new() };
+        let under = Boot::L1hv { host: self.host.clone(), guest: vec![self.image.clone()] };
+        [row.machine("bare".to_owned(), bare), row.machine("l1hv".to_owned(), under)]
+    }
 }
 
 fn found(bare: (&Results, &Outcome), under: (&Results, &Outcome), explained: &Explained) -> Found {
@@ -195,6 +228,16 @@ fn found(bare: (&Results, &Outcome), under: (&Results, &Outcome), explained: &Ex
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_of_one_boot_have_as_many_processors_and_no_row_is_lost() {
+        let row = |cpus| Row { cpus, ..Row::new(format!("{cpus}")) };
+        let rows: Vec<Row> = [4, 4, 2].into_iter().chain([1; ROWS_OF_A_BOOT + 1]).map(row).collect();
+        let boots = boots(&rows);
+        let sizes: Vec<_> = boots.iter().map(|rows| (rows[0].cpus, rows.len())).collect();
+        assert_eq!(sizes, [(4, 2), (2, 1), (1, ROWS_OF_A_BOOT), (1, 1)]);
+        assert!(boots.iter().all(|boot| boot.iter().all(|row| row.cpus == boot[0].cpus)));
+    }
 
     #[test]
     fn features_are_taken_away_by_name() {

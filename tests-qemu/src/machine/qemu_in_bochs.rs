@@ -127,11 +127,12 @@ fn judge(log: &str) -> Option<Outcome> {
     Some(qemu::judge(status, words, &errors.join("\n")))
 }
 
-/// Boots the outer Linux once and runs `machines` in it, one after the other; each gets a line's machine by its number. A machine that
-/// takes longer than `limit`, in emulated time, ends with [`Outcome::Timeout`].
+/// Boots the outer Linux once and runs `machines` in it, one after the other; `on_line` gets a line with its machine's
+/// number. A machine that takes longer than `limit`, in emulated time, ends with [`Outcome::Timeout`]. One that the
+/// outer Linux does not come to ends with [`Outcome::MachineError`].
 ///
 /// # Errors
-/// When the outer Linux does not do its work.
+/// When the outer machine could not be started.
 pub fn run_all(
     name: &str,
     machines: &[Machine],
@@ -160,15 +161,12 @@ pub fn run_all(
     })?;
     let log = fs::read_to_string(logs.join(OUTER)).unwrap_or_default();
     let runs: Vec<&str> = log.split(RUN_PREFIX).skip(1).collect();
-    ensure!(runs.len() == machines.len(), "{name}: {outcome} after {} of {} machines", runs.len(), machines.len());
-    Ok(runs
-        .into_iter()
-        .zip(stops)
-        .map(|(log, stop)| match stop {
-            Some(stop) => Outcome::HostStop(stop),
-            None => judge(log).unwrap_or_else(|| Outcome::MachineError(tail(log, 8))),
-        })
-        .collect())
+    let judge = |(number, stop): (usize, Option<HostStop>)| match (runs.get(number), stop) {
+        (_, Some(stop)) => Outcome::HostStop(stop),
+        (Some(log), None) => judge(log).unwrap_or_else(|| Outcome::MachineError(tail(log, 8))),
+        (None, None) => Outcome::MachineError(format!("{name}: {outcome} after {} machines", runs.len())),
+    };
+    Ok(stops.into_iter().enumerate().map(judge).collect())
 }
 
 /// Starts Bochs with an outer Linux that runs these machines.
