@@ -32,8 +32,9 @@ pub struct Entry {
     pub reason: String,
     /// The option of l1hv without which there is no difference.
     pub only: Option<String>,
-    /// On the machine with so many processors; 1 if it does not say.
-    pub cpus: Option<u32>,
+    /// Whether it is about the groups for several processors, on a machine that has them.
+    #[serde(default)]
+    pub several: bool,
     /// The hypervisor below without which there is no difference: [`KVM`].
     pub below: Option<String>,
     /// The bit without which there is no difference: the processor lacks what the entry is about.
@@ -120,7 +121,7 @@ impl Explained {
         let has = |option: &String| host.split_whitespace().any(|word| word == option);
         let counts = |entry: &&Entry| {
             entry.only.as_ref().is_none_or(has)
-                && entry.cpus.unwrap_or(1) == cpus
+                && entry.several == (cpus > 1)
                 && entry.below.as_deref().is_none_or(|name| below == Some(name))
                 && entry.needs.as_ref().is_none_or(|bit| bit.is_set(bare))
         };
@@ -165,12 +166,12 @@ mod tests {
 
     #[test]
     fn an_entry_counts_on_the_machine_that_it_is_for() {
-        let entry = |cpus, case: &str| Entry { cpus, cases: vec![case.into()], ..Entry::default() };
-        let list = Explained { entry: vec![entry(None, "one"), entry(Some(4), "four")] };
+        let entry = |several, case: &str| Entry { several, cases: vec![case.into()], ..Entry::default() };
+        let list = Explained { entry: vec![entry(false, "one"), entry(true, "several")] };
         let explains =
-            |cpus| ["one", "four"].map(|case| list.under("", cpus, None, &[]).of(case, None, None).is_some());
+            |cpus| ["one", "several"].map(|case| list.under("", cpus, None, &[]).of(case, None, None).is_some());
         assert_eq!(explains(1), [true, false]);
-        assert_eq!(explains(4), [false, true]);
+        assert_eq!([2, 4].map(explains), [[false, true]; 2]);
     }
 
     #[test]
