@@ -39,6 +39,8 @@ pub struct Entry {
     pub below: Option<String>,
     /// The bit without which there is no difference: the processor lacks what the entry is about.
     pub needs: Option<ProcessorBit>,
+    /// The bit with which there is no difference: the entry is about what the processor has without it.
+    pub lacks: Option<ProcessorBit>,
     /// Words of the results that begin with this may differ, and nothing else.
     pub word: Option<String>,
     /// Patterns of case names.
@@ -124,6 +126,7 @@ impl Explained {
                 && entry.several == (cpus > 1)
                 && entry.below.as_deref().is_none_or(|name| below == Some(name))
                 && entry.needs.as_ref().is_none_or(|bit| bit.is_set(bare))
+                && entry.lacks.as_ref().is_none_or(|bit| !bit.is_set(bare))
         };
         Self { entry: self.entry.iter().filter(counts).cloned().collect() }
     }
@@ -175,14 +178,17 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_counts_on_a_processor_that_has_what_it_needs() {
+    fn an_entry_counts_on_a_processor_that_has_what_it_needs_or_has_not_what_it_lacks() {
         let needs = ProcessorBit::try_from("0x48b[33]".to_owned()).unwrap();
         let entry = Entry { needs: Some(needs), cases: vec!["a".into()], ..Entry::default() };
-        let list = Explained { entry: vec![entry] };
+        let opposite = Entry { needs: None, lacks: entry.needs.clone(), cases: vec!["b".into()], ..Entry::default() };
+        let list = Explained { entry: vec![entry, opposite] };
         let on = |value: &str| {
-            list.under("", 1, None, &[("caps/read-0x48b".into(), value.into())]).of("a", None, None).is_some()
+            let list = list.under("", 1, None, &[("caps/read-0x48b".into(), value.into())]);
+            ["a", "b"].map(|case| list.of(case, None, None).is_some())
         };
-        assert_eq!(["0x200000000", "0x100000000", "#GP(0x0)"].map(on), [true, false, false]);
+        let [has, has_not] = [[true, false], [false, true]];
+        assert_eq!(["0x200000000", "0x100000000", "#GP(0x0)"].map(on), [has, has_not, has_not]);
         let leaf = ProcessorBit::try_from("0x6.edx[1]".to_owned()).unwrap();
         let with = |edx| leaf.is_set(&[("caps/cpuid-0x6-0".into(), format!("eax=0x2 ebx=0x2 ecx=0x2 edx={edx}"))]);
         assert_eq!(["0x3", "0x1"].map(with), [true, false]);
