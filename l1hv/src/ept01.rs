@@ -31,7 +31,7 @@ fn identity(memory_type: MemoryType) -> impl Fn(Gpa, PageSize) -> Entry {
 }
 
 impl Ept01 {
-    /// Memory write-back and devices uncacheable. `scratch` is plain memory that belongs to nobody, all ones until a guest writes to it:
+    /// Memory write-back and devices uncacheable. `scratch` is plain memory without another use, all ones until a guest writes to it:
     /// whatever the guest hypervisor does to the host's region reaches nothing of the host's, causes no exit and costs one table for each
     /// 2 MiB.
     ///

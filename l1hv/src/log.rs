@@ -36,7 +36,7 @@ pub fn init() {
     log::set_max_level(LevelFilter::Info);
 }
 
-/// Who writes a line.
+/// The processor that writes a line.
 static LINE: Mutex<()> = Mutex::new(());
 
 /// Attempts to be the one to write, before two lines may as well mix: a processor that stopped while it wrote must not hold the others.

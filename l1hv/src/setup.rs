@@ -91,7 +91,7 @@ impl VcpuBuilder {
         };
         let scratch_page = pages(&mut allocator, 1);
         let scratch = scratch_page.phys();
-        // Where nobody answers, a read gives ones.
+        // A read of a bus without a device gives ones.
         scratch_page.into_bytes().fill(0xff);
         let msr_bitmaps01 = [&[][..], &TRAPPED_MSRS].map(|trapped| {
             let page = pages(&mut allocator, 1);

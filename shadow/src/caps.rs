@@ -187,7 +187,7 @@ impl VmxCaps {
         /// IA32_VMX_MISC: the rate of the timer, EFER.LMA stored, activity states, CR3-target values, the size of MSR areas, VMWRITE to
         /// exit information, and injection with an instruction length of 0. Not Intel PT, and nothing of SMM.
         const MISC: u64 = 0x1f | 1 << 5 | 7 << 6 | 0x1ff << 16 | 7 << 25 | 1 << 29 | 1 << 30;
-        // The host keeps the content of a shadow VMCS in one of its own, which takes VMWRITE to exit information.
+        // Offering VMCS shadowing needs IA32_VMX_MISC[29]: the host copies the guest's shadow VMCS into one of its own, exit information included.
         let vmcs_shadowing = if self.vmwrite_any() { Secondary::empty() } else { Secondary::VMCS_SHADOWING };
         // The host does not let an exit of its own start the timer again.
         let saves_timer = self.may_be_1(Control::Exit(ExitControls::SAVE_PREEMPTION_TIMER));

@@ -275,7 +275,7 @@ impl HostImage {
         if u64::from(kept.stack_rights) != self.words[Row::GUEST_SS_ACCESS_RIGHTS as usize] {
             StackRights::load(self, vmcs01);
         }
-        // While CS.L is 1 nobody sees base and limit, and whoever changes CS.L loads CS.
+        // While CS.L is 1, base and limit have no effect. A change of CS.L comes with a load of CS.
         let same_code = u64::from(vmcs01.read(GUEST_CS_SELECTOR)) == self.words[Row::GUEST_CS_SELECTOR as usize]
             && vmcs01.read(GUEST_CS_ACCESS_RIGHTS) == access_rights::CODE_64;
         if !same_code {
@@ -308,7 +308,7 @@ impl HostImage {
     }
 }
 
-/// Whether VMCS12 loads all that its host state has a field for, and its PDPTEs are nobody's concern.
+/// Whether VMCS12 loads all that its host state has a field for, and its paging has no PDPTEs.
 pub fn is_self_contained(vmcs12: &Vmcs12) -> bool {
     let needed = ExitControls::HOST_ADDRESS_SPACE_SIZE | ExitControls::LOAD_PAT | ExitControls::LOAD_EFER;
     vmcs12.get(EXIT_CONTROLS).contains(needed)

@@ -124,7 +124,7 @@ pub const fn bitmap_bit(msr: u32, access: Access) -> Option<(usize, u32)> {
 
 /// Whether an MSR is outside both ranges of the bitmaps. No Intel processor has one there. Hypervisors do, 4000_0000H to 4000_02FFH and
 /// 4B56_4D00H and above: most of them take the address of memory that the hypervisor then writes, and below l1hv that would be the host's memory.
-/// So a guest has none of them, whoever executes the access.
+/// So no guest has any of them, also where the host executes the access.
 pub const fn is_outside_ranges(msr: u32) -> bool {
     bitmap_bit(msr, Access::Read).is_none()
 }

@@ -1,7 +1,7 @@
-//! Who handles an exit of a nested guest (scope row A16).
+//! Decides who handles an exit of a nested guest: its hypervisor, or the host.
 //!
-//! The host intercepts next to nothing for itself, so nearly every exit is one that the guest hypervisor asked for. What the host looks
-//! at first is the list in [`route`]; everything else, known or not, is the guest hypervisor's.
+//! The host intercepts next to nothing for itself, so nearly every exit is one that the guest hypervisor asked for. [`route`] lists the exits
+//! that the host looks at first. All others, known or not, are the guest hypervisor's.
 
 use crate::controls::{Primary, Secondary};
 use crate::exit::ExitReason;
@@ -29,8 +29,8 @@ pub enum Route {
     Init,
 }
 
-/// Whether [`route`] says `Reflect` of any VMCS12 without VMCS shadowing, and the exit is by no event: a test of one bit for most exits
-/// that must be quick. An entry failure is none. `rcx` is the nested guest's.
+/// Fast test before [`route`]: true if this exit is reflected whatever VMCS12 contains. False for exceptions, NMIs and entry failures. Not valid
+/// for a VMCS12 with VMCS shadowing. `rcx` is the nested guest's.
 #[inline(always)]
 pub const fn is_always_reflected(reason: ExitReason, rcx: u64) -> bool {
     const LOOKED_AT: u64 = 1 << ExitReason::EXCEPTION_OR_NMI.0
@@ -61,7 +61,7 @@ pub fn route(reason: ExitReason, rcx: u64, vmcs12: &Vmcs12, memory: &impl GuestM
     }
 }
 
-/// Whether only the host makes this access exit. Of an MSR that is nothing to it, the guest hypervisor's bitmap said so.
+/// Whether only the host makes this access exit. An access to an MSR that the host does not own exits because of the guest hypervisor's bitmap.
 #[inline]
 fn is_hosts_msr(vmcs12: &Vmcs12, memory: &impl GuestMemory, msr: u32, access: Access) -> bool {
     host_owns(msr, access) && !intercepts_msr(vmcs12, memory, msr, access)

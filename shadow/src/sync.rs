@@ -10,7 +10,7 @@ use crate::vmcs12::{ExitEffects, Vmcs12};
 
 /// Guest state that a VM exit saves, whatever the controls.
 const SAVED: FieldSet = with_merge(Merge::Guest);
-/// The part of it that a guest hypervisor looks at on most exits: brought back on every exit. The rest waits until somebody asks.
+/// The part of it that a guest hypervisor looks at on most exits: brought back on every exit. The rest waits until it is read.
 const HOT: FieldSet = SAVED.and(&OFTEN_ACCESSED);
 const RARE: FieldSet = SAVED.minus(&HOT);
 

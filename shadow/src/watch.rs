@@ -87,7 +87,7 @@ pub struct Watches {
 }
 
 impl Watches {
-    /// Those in `shared`, which nobody else changes but to strike pages out.
+    /// Those in `shared`. All other code only strikes pages out of it.
     pub const fn new(shared: &'static WatchedPages) -> Self {
         Self { shared, awaited: [const { Cell::new(0) }; SLOTS], next: Cell::new(0) }
     }

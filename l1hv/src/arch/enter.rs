@@ -6,7 +6,7 @@ use core::ops::{Index, IndexMut};
 
 use crate::processor::Processor;
 
-/// General-purpose registers of whoever runs in VMX non-root operation, and where the host's stack was when it entered.
+/// General-purpose registers of the guest that runs, and where the host's stack was at VM entry.
 ///
 /// The VMCSs' host RSP points to [`Self::host_rsp`], so that the exit can push the registers right into their places and the host RSP
 /// field never changes.

@@ -74,7 +74,7 @@ pub unsafe fn slice(range: Range<u64>) -> &'static [u8] {
 /// All of physical memory but the host's region: what the guest hypervisor owns.
 ///
 /// Accesses that touch the host's region, or memory that the direct map does not cover, reach nothing: they read as ones and
-/// writes are dropped, as on a bus where nobody answers. The guest may change this memory at any time, so there are only copies.
+/// writes are dropped, as on a bus without a device. The guest may change this memory at any time, so there are only copies.
 #[derive(Clone, Debug)]
 pub struct GuestRam {
     hole: Range<u64>,

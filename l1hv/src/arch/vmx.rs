@@ -120,7 +120,7 @@ impl Vmcss {
     /// Takes over a page of zeros as the shadow VMCS that vmcs02 can be linked to. Returns its address, for vmcs02's VMCS link pointer.
     pub fn add_shadow02(&mut self, page: HostPages) -> Hpa {
         let region = page.phys();
-        // SAFETY: nobody else has the page; it is mapped, in the direct map.
+        // SAFETY: no other code has the page; it is mapped, in the direct map.
         unsafe { page.as_mut_ptr().cast::<u32>().write_volatile(self.revision | SHADOW_INDICATOR) };
         // SAFETY: as above.
         unsafe { instruction_on_region!("vmclear", region) };
@@ -243,7 +243,7 @@ impl CurrentVmcs {
     /// Whether the processor has a field of this encoding. It is the one to ask: it may have fields that no table of ours knows.
     pub fn has_encoding(&self, encoding: Encoding) -> bool {
         let failed: u8;
-        // SAFETY: a VMCS is current. VMREAD writes nothing but its operand, which nobody looks at.
+        // SAFETY: a VMCS is current. VMREAD writes nothing but its operand, which is not used.
         unsafe {
             asm!(
                 "vmread {value}, {encoding}",

@@ -32,7 +32,7 @@ macro_rules! control_word {
             pub const COMPUTED: Self = <Self as ControlWord>::COMPUTED;
             /// Bits that the guest hypervisor is not offered; always 0 in vmcs02.
             pub const HIDDEN: Self = Self::of_class(BitMerge::Hidden);
-            /// Bits that it is offered. One without a name is not among them: nobody here knows what it does to the host.
+            /// Bits that it is offered. A bit without a name is not among them: its effect on the host is unknown.
             pub const OFFERED: Self = Self::FROM_GUEST.union(Self::FORCED).union(Self::COMPUTED);
 
             const fn of_class(class: BitMerge) -> Self {
@@ -265,7 +265,7 @@ control_word! {
         CONCEAL_VMX_FROM_PT = 19, Hidden;
         /// Enable XSAVES/XRSTORS.
         ENABLE_XSAVES = 20, FromGuest;
-        /// PASID translation. Hidden: its directories hold addresses that nobody would translate.
+        /// PASID translation. Hidden: its directories hold addresses, and the host has no code that translates them.
         PASID_TRANSLATION = 21, Hidden;
         /// Mode-based execute control for EPT. An ept02 is made for an EPT12 with it, or for one without.
         MODE_BASED_EXECUTE = 22, FromGuest;

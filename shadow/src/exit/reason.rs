@@ -111,7 +111,7 @@ pub struct ReasonInfo {
     pub instruction: InsnLayout,
     /// What decides whether it occurs.
     pub cause: Cause,
-    /// Who gets it when it comes from a nested guest.
+    /// Where an exit of a nested guest with this reason goes.
     pub route: Route,
 }
 

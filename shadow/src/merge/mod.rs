@@ -123,7 +123,7 @@ pub fn prepare(
     if dirty.intersects(&CONTROL_WORDS) {
         control_words(vmcs02, vmcs12, caps);
         let effects = exit_effects(vmcs12, sets);
-        // What exits no longer make stale, nobody would bring back later.
+        // Fields that exits stop marking stale under the new controls must be read back now: no later exit would do it.
         save_stale_except(vmcs02, vmcs12, effects.stale());
         vmcs12.exit_effects = effects;
     }

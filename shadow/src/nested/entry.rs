@@ -27,7 +27,8 @@ pub fn enter<M: Machine>(vcpu: &mut Vcpu<M>, wanted: LaunchState) -> Result<(), 
     vcpu.nested.kept.interruptibility = interruptibility;
     vcpu.nested.kept.stack_rights = vcpu.vmcs.vmcs01().read(GUEST_SS_ACCESS_RIGHTS);
     vcpu.vmx.vmcs12.settle();
-    // If a watched page has changed until now and not this VMCS12's, then it is another one's.
+    // A page that changed before now either belongs to this VMCS12, and `is_merged` below notices, or to another VMCS12, which will notice at
+    // its own entry.
     vcpu.memory.watches(MergedAs::MsrBitmap).begin_merge();
     let unchanged = vcpu.nested.shortcut.entry && vcpu.vmx.vmcs12.is_unchanged();
     if unchanged && msr_bitmap::is_merged(vcpu) {

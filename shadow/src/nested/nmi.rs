@@ -1,4 +1,4 @@
-//! NMIs that arrive while the host runs: they go to whoever would have got them.
+//! NMIs that arrive while the host runs. The guest that would run instead gets them.
 
 use super::injection;
 use super::machine::{Machine, VmcsPair};

@@ -1,8 +1,7 @@
-//! The round trip that is the product, when nothing has changed since the last one: an exit that the guest hypervisor gets, its handler,
-//! its VMRESUME.
+//! The short way: an exit and the VMRESUME after it, when neither VMCS12 nor a merged bitmap has changed since the last full merge.
 //!
-//! VMCS12 is not touched at all: it keeps a note that an exit has yet to be settled, and whoever looks at it settles. As long as nobody
-//! did, what the last merge found still stands.
+//! It only sets `exit_is_unsettled` in VMCS12. Code that reads VMCS12 calls `settle()` first. As long as the flag is set, what the last merge
+//! found is valid.
 
 use crate::Vmcs12;
 use crate::controls::{Pin, Secondary};

@@ -197,11 +197,11 @@ pub struct Nested {
 /// A logical processor.
 #[derive(Debug)]
 pub struct Vcpu<M: Machine> {
-    /// General-purpose registers of whoever runs.
+    /// General-purpose registers of the guest that runs.
     pub registers: M::Registers,
     /// The VMCSs.
     pub vmcs: M::Vmcss,
-    /// Who runs.
+    /// Which guest runs.
     pub running: Running,
     /// What the processor has.
     pub caps: VmxCaps,
