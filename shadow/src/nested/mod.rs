@@ -68,7 +68,7 @@ pub use vcpu::{
 };
 pub use watching::drop_what_ept01_forbids;
 
-/// Handles an exit of vmcs02. Nearly always the guest hypervisor gets it by the short way ([`shortcut`]).
+/// Handles an exit of vmcs02. Nearly always the guest hypervisor gets it by the short way.
 #[inline(always)]
 pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     if vcpu.nested.shortcut.exit && vcpu.nested.displaced.is_none() && is_always_reflected(reason, vcpu.registers[RCX])
