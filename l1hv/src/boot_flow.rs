@@ -1,4 +1,5 @@
-//! From the boot code's call to the guest's first instruction, step by step; each step that fails is a stop that says why.
+//! From the boot code's call to the guest's first instruction, step by step; each step that fails is a stop that says
+//! why.
 
 use boot::acpi;
 use boot::cmdline::Options;

@@ -1,6 +1,7 @@
 //! EPT01: identity, with one scratch page behind the host's region. All processors share it.
 //!
-//! Whoever changes it holds its lock, for a few stores; walks take none. It only grows: no table of it is ever given back.
+//! Whoever changes it holds its lock, for a few stores; walks take none. It only grows: no table of it is ever given
+//! back.
 
 use boot::memory_map::{MemoryMap, RegionKind};
 use ept::map::{Mapping, OutOfTables, lookup, map_page, map_range, set_rights};
@@ -31,9 +32,9 @@ fn identity(memory_type: MemoryType) -> impl Fn(Gpa, PageSize) -> Entry {
 }
 
 impl Ept01 {
-    /// Memory write-back and devices uncacheable. `scratch` is plain memory without another use, all ones until a guest writes to it:
-    /// whatever the guest hypervisor does to the host's region reaches nothing of the host's, causes no exit and costs one table for each
-    /// 2 MiB.
+    /// Memory write-back and devices uncacheable. `scratch` is plain memory without another use, all ones until a guest
+    /// writes to it: whatever the guest hypervisor does to the host's region reaches nothing of the host's, causes no
+    /// exit and costs one table for each 2 MiB.
     ///
     /// # Errors
     ///
@@ -103,8 +104,8 @@ impl Writer<'_> {
         let _ = set_rights(&mut self.ept01.area.without_room(), self.ept01.root, page, Rights::ALL);
     }
 
-    /// Maps the large page around an address that is not mapped yet: devices with 64-bit windows, or nothing at all. Returns whether
-    /// there was something to do.
+    /// Maps the large page around an address that is not mapped yet: devices with 64-bit windows, or nothing at all.
+    /// Returns whether there was something to do.
     ///
     /// # Errors
     ///

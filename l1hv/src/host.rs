@@ -33,7 +33,8 @@ pub struct HostSetup<'a> {
     pub tables: HostTables,
 }
 
-/// Checks that the processor has what the host needs, and switches VMX on in IA32_FEATURE_CONTROL where the firmware left that open.
+/// Checks that the processor has what the host needs, and switches VMX on in IA32_FEATURE_CONTROL where the firmware
+/// left that open.
 pub fn check_processor() {
     let refuse = |why: Unsupported| -> ! { stop(StopReason::new(why.kind(), format_args!("{why}"))) };
     match cpu::vmx_support().check() {

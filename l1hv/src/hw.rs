@@ -160,7 +160,8 @@ impl Machine for Hardware {
     }
 }
 
-/// The guest hypervisor's physical memory. EPT01 is an identity map with a hole, and behind the hole is one scratch page.
+/// The guest hypervisor's physical memory. EPT01 is an identity map with a hole, and behind the hole is one scratch
+/// page.
 #[derive(Debug)]
 pub struct GuestPhysical {
     ram: GuestRam,
@@ -172,8 +173,8 @@ pub struct GuestPhysical {
 }
 
 impl GuestPhysical {
-    /// `scratch` is what the guest hypervisor finds wherever it looks into `hole`; `watched` is where the pages that this processor
-    /// merges are noted.
+    /// `scratch` is what the guest hypervisor finds wherever it looks into `hole`; `watched` is where the pages that
+    /// this processor merges are noted.
     pub const fn new(
         ram: GuestRam,
         hole: HostRegion,

@@ -1,7 +1,7 @@
 //! The host's log: lines like `[l1hv INFO] text` on the emulators' debug console, or on COM1 where there is none.
 //!
-//! The guest hypervisor owns COM1 later, so the host prefers the debug console and never uses both. Nothing here waits for ever: a
-//! UART that does not take a byte within a bounded time loses it.
+//! The guest hypervisor owns COM1 later, so the host prefers the debug console and never uses both. Nothing here waits
+//! for ever: a UART that does not take a byte within a bounded time loses it.
 
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
@@ -39,14 +39,16 @@ pub fn init() {
 /// The processor that writes a line.
 static LINE: Mutex<()> = Mutex::new(());
 
-/// Attempts to be the one to write, before two lines may as well mix: a processor that stopped while it wrote must not hold the others.
+/// Attempts to be the one to write, before two lines may as well mix: a processor that stopped while it wrote must not
+/// hold the others.
 const LOCK_ATTEMPTS: u32 = 10_000_000;
 
 /// Writes without a level and without a prefix, whatever the level is.
 pub fn write_line(line: fmt::Arguments<'_>) {
     let _alone = (0..LOCK_ATTEMPTS).find_map(|_| LINE.try_lock());
     let mut sink = Sink(SINK.load(Ordering::Relaxed));
-    // `Sink::write_str` never fails; an error could only come from a `Display` of ours, and the rest of the line is still of use.
+    // `Sink::write_str` never fails; an error could only come from a `Display` of ours, and the rest of the line is
+    // still of use.
     let _ = sink.write_fmt(line);
     let _ = sink.write_char('\n');
 }

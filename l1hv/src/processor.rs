@@ -1,11 +1,11 @@
 //! What a processor shows the others, and how it gets their attention.
 //!
-//! Everything else belongs to one processor alone ([`crate::hw::Vcpu`]), so that the way of a nested exit takes no lock. What has to be
-//! told another processor is a bit among its requests, which it looks at before each VM entry. If it may be running a guest, an INIT makes
-//! it exit: that is an exit in every guest, and waits while the host runs.
+//! Everything else belongs to one processor alone ([`crate::hw::Vcpu`]), so that the way of a nested exit takes no
+//! lock. What has to be told another processor is a bit among its requests, which it looks at before each VM entry. If
+//! it may be running a guest, an INIT makes it exit: that is an exit in every guest, and waits while the host runs.
 //!
-//! DEVIATION: an INIT of the guest hypervisor's that arrives in the same instant as the host's own is taken for that and lost. The host
-//! sends one only when it has just begun to watch a page ([`shadow::watch`]).
+//! DEVIATION: an INIT of the guest hypervisor's that arrives in the same instant as the host's own is taken for that
+//! and lost. The host sends one only when it has just begun to watch a page ([`shadow::watch`]).
 
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
 
@@ -145,7 +145,8 @@ impl Processor {
         self.flushed.load(Ordering::SeqCst) >= number || self.waits_for_sipi.load(Ordering::SeqCst)
     }
 
-    /// Asks all others to drop what is derived from EPT01, and returns the number of that flush. Nobody waits: [`all_have_flushed`] tells.
+    /// Asks all others to drop what is derived from EPT01, and returns the number of that flush. Nobody waits:
+    /// [`all_have_flushed`] tells.
     pub fn request_flush_of_others(&self) -> u64 {
         let number = FLUSHES.fetch_add(1, Ordering::SeqCst) + 1;
         self.others().for_each(|other| other.request_now(Requests::FLUSH));

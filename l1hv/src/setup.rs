@@ -224,7 +224,8 @@ impl Shared {
     }
 }
 
-/// Whether this processor has just the VMX of the one that `shared` was made on. The pages are as for [`read_capabilities`].
+/// Whether this processor has just the VMX of the one that `shared` was made on. The pages are as for
+/// [`read_capabilities`].
 pub fn capabilities_agree(shared: &Shared, regions: [HostPages; 2]) -> bool {
     read_capabilities(regions) == shared.caps
 }
@@ -334,8 +335,8 @@ fn initialize_vmcss(vcpu: &mut Vcpu, shared: &Shared, segments: &HostSegments) {
     vmcs_setup::power_up01(vmcs01, masks);
 }
 
-/// What the guest hypervisor may access without an exit, and where the vmcs01s' VMREAD and VMWRITE bitmaps are. Reflecting an exit that
-/// vmcs02 did not take needs VMWRITE to exit information.
+/// What the guest hypervisor may access without an exit, and where the vmcs01s' VMREAD and VMWRITE bitmaps are.
+/// Reflecting an exit that vmcs02 did not take needs VMWRITE to exit information.
 fn shadow_fields(
     allocator: &mut PhysAllocator,
     options: &Options<'_>,
@@ -407,7 +408,8 @@ fn merged_bitmap(pages: HostPages) -> MergedBitmap {
     MergedBitmap { address: pages.phys(), bytes: pages.into_bytes() }
 }
 
-/// What VMX of this processor has, by its capability MSRs and by its VMREAD, for which it enters VMX operation with two regions.
+/// What VMX of this processor has, by its capability MSRs and by its VMREAD, for which it enters VMX operation with two
+/// regions.
 fn read_capabilities([vmxon, vmcs]: [HostPages; 2]) -> VmxCaps {
     let caps = VmxCaps::read(read_capability, on_behalf::physical_address_bits(), on_behalf::linear_address_bits());
     let known = on_behalf::known_fields(vmxon, vmcs, &caps);

@@ -1,4 +1,5 @@
-//! The fields that the guest hypervisor accesses without an exit: permissions, bitmaps, and the profile that shows which are worth granting.
+//! The fields that the guest hypervisor accesses without an exit: permissions, bitmaps, and the profile that shows
+//! which are worth granting.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 

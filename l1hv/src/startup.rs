@@ -1,4 +1,5 @@
-//! Starts the machine's processors: each enters VMX operation and waits there, in its guest's wait-for-SIPI state, until the guest starts it.
+//! Starts the machine's processors: each enters VMX operation and waits there, in its guest's wait-for-SIPI state,
+//! until the guest starts it.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -21,7 +22,8 @@ use crate::stop::{StopReason, stop, stop_internal};
 
 /// The stack of a processor other than the boot processor.
 const STACK_PAGES: u64 = 32;
-/// All that a processor needs to start beside its memory: a stack, its descriptor tables, and two regions to ask for its VMCS fields with.
+/// All that a processor needs to start beside its memory: a stack, its descriptor tables, and two regions to ask for
+/// its VMCS fields with.
 const PAGES_TO_START: u64 = STACK_PAGES + gdt::AREA_PAGES + 2;
 
 /// The machine's processors by their APIC ids, the one that this runs on first.

@@ -73,8 +73,8 @@ fn sums<'a>(all: impl Iterator<Item = &'a Stats>, reasons: Range<usize>) -> [u64
     sums
 }
 
-/// Writes the counters of all processors to the log, a line for each reason that occurred, and what this processor has of tables. The runner
-/// reads these lines.
+/// Writes the counters of all processors to the log, a line for each reason that occurred, and what this processor has
+/// of tables. The runner reads these lines.
 pub fn print<'a>(all: impl Iterator<Item = &'a Stats> + Clone, tables: &TablePool, paging: &NestedPaging) {
     let write = |reason: &str, [guest_hypervisor, nested, reflected]: [u64; 3]| {
         let row = Row { reason, guest_hypervisor, nested, reflected };

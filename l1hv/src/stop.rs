@@ -1,4 +1,5 @@
-//! The end of the machine: one line that says what happened and what to do, then a status that the runner sees. All processors stop.
+//! The end of the machine: one line that says what happened and what to do, then a status that the runner sees. All
+//! processors stop.
 
 use core::fmt;
 
@@ -23,7 +24,8 @@ impl<'a> StopReason<'a> {
     }
 }
 
-/// Stops the machine: says the reason, then tries each emulator's way out, then halts for ever, which is all that a real machine offers.
+/// Stops the machine: says the reason, then tries each emulator's way out, then halts for ever, which is all that a
+/// real machine offers.
 pub fn stop(reason: StopReason<'_>) -> ! {
     log::write_line(format_args!("{LINE_PREFIX}{}: {}", reason.kind.name(), reason.message));
     processor::stop_others();

@@ -1,6 +1,7 @@
 //! The tables of EPT01 and of all EPT02s: one area in the host's region, of which each processor owns a part.
 //!
-//! A processor allocates only from its own part, so that no lock is taken. It reads tables of the others' where these belong to EPT01.
+//! A processor allocates only from its own part, so that no lock is taken. It reads tables of the others' where these
+//! belong to EPT01.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 

@@ -47,8 +47,8 @@ pub fn host_state(vmcs: &mut impl VmcsAccess, segments: &HostSegments, registers
 
 const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
 
-/// A control word with what the host wants. The boot has named each control that is known to be missing on some machine; this names the
-/// others, and those whose fields are missing.
+/// A control word with what the host wants. The boot has named each control that is known to be missing on some
+/// machine; this names the others, and those whose fields are missing.
 fn choose<W: CapabilityWord>(caps: &VmxCaps, on: W, off: W) -> W {
     caps.choose(on, off).unwrap_or_else(|conflict| {
         let message =
@@ -60,14 +60,16 @@ fn choose<W: CapabilityWord>(caps: &VmxCaps, on: W, off: W) -> W {
 /// Controls of vmcs01: pass-through, with what nesting needs.
 pub fn controls01(vmcs01: &mut impl VmcsAccess, caps: &VmxCaps, ept01: Eptp01, msr_bitmap01: Hpa) {
     let wanted = Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST | Secondary::ENABLE_VPID;
-    // Instructions that are #UD in a guest unless a control says otherwise; `shadow::cpuid` withholds those whose controls are missing here.
+    // Instructions that are #UD in a guest unless a control says otherwise; `shadow::cpuid` withholds those whose
+    // controls are missing here.
     let pass_through = Secondary::ENABLE_RDTSCP
         | Secondary::ENABLE_INVPCID
         | Secondary::ENABLE_XSAVES
         | Secondary::ENABLE_USER_WAIT_AND_PAUSE;
     let secondary = wanted | pass_through & Secondary::from_bits_retain(caps.secondary.may_be_1);
     let primary = Primary::USE_MSR_BITMAPS | Primary::ACTIVATE_SECONDARY;
-    // Exits that a processor makes by default, for hypervisors of its first generation; one without the TRUE capability MSRs always.
+    // Exits that a processor makes by default, for hypervisors of its first generation; one without the TRUE capability
+    // MSRs always.
     let cr3_exits = Primary::CR3_LOAD_EXITING | Primary::CR3_STORE_EXITING;
     let cr3_exits = cr3_exits - Primary::from_bits_retain(caps.primary.must_be_1);
     vmcs01.write(PIN_CONTROLS, choose(caps, Pin::empty(), Pin::empty()));

@@ -136,8 +136,8 @@ impl VmxCaps {
         }
     }
 
-    /// The same on a machine whose VMREAD knows only these fields. A hypervisor below may promise a control and lack its field: then nobody
-    /// can use the control, so it counts as absent.
+    /// The same on a machine whose VMREAD knows only these fields. A hypervisor below may promise a control and lack
+    /// its field: then nobody can use the control, so it counts as absent.
     #[must_use]
     pub fn with_fields(self, known: &FieldSet) -> Self {
         let missing = self.fields().minus(known);
@@ -178,16 +178,19 @@ impl VmxCaps {
         }
     }
 
-    /// What the guest hypervisor is offered: of what the processor has, the controls that [`crate::controls`] names and does not mark
-    /// hidden, the EPT features of `ept_offered`, and what is named here of the rest. What has no name here stays hidden.
+    /// What the guest hypervisor is offered: of what the processor has, the controls that [`crate::controls`] names and
+    /// does not mark hidden, the EPT features of `ept_offered`, and what is named here of the rest. What has no name
+    /// here stays hidden.
     pub fn offered(&self) -> Self {
-        /// IA32_VMX_BASIC: physical addresses of 32 bits, the memory type, information on INS and OUTS, the TRUE capability MSRs, and
-        /// hardware exceptions with any error code.
+        /// IA32_VMX_BASIC: physical addresses of 32 bits, the memory type, information on INS and OUTS, the TRUE
+        /// capability MSRs, and hardware exceptions with any error code.
         const BASIC: u64 = 1 << 48 | 0xf << 50 | 1 << 54 | BASIC_TRUE_CONTROLS | 1 << 56;
-        /// IA32_VMX_MISC: the rate of the timer, EFER.LMA stored, activity states, CR3-target values, the size of MSR areas, VMWRITE to
-        /// exit information, and injection with an instruction length of 0. Not Intel PT, and nothing of SMM.
+        /// IA32_VMX_MISC: the rate of the timer, EFER.LMA stored, activity states, CR3-target values, the size of MSR
+        /// areas, VMWRITE to exit information, and injection with an instruction length of 0. Not Intel PT, and nothing
+        /// of SMM.
         const MISC: u64 = 0x1f | 1 << 5 | 7 << 6 | 0x1ff << 16 | 7 << 25 | 1 << 29 | 1 << 30;
-        // Offering VMCS shadowing needs IA32_VMX_MISC[29]: the host copies the guest's shadow VMCS into one of its own, exit information included.
+        // Offering VMCS shadowing needs IA32_VMX_MISC[29]: the host copies the guest's shadow VMCS into one of its own,
+        // exit information included.
         let vmcs_shadowing = if self.vmwrite_any() { Secondary::empty() } else { Secondary::VMCS_SHADOWING };
         // The host does not let an exit of its own start the timer again.
         let saves_timer = self.may_be_1(Control::Exit(ExitControls::SAVE_PREEMPTION_TIMER));
@@ -286,13 +289,14 @@ impl VmxCaps {
         self.secondary.may_be_1 & bit.bits() == bit.bits()
     }
 
-    /// Whether an address is valid where the SDM says "must not set any bits beyond the processor's physical-address width".
+    /// Whether an address is valid where the SDM says "must not set any bits beyond the processor's physical-address
+    /// width".
     pub const fn is_physical(&self, address: u64) -> bool {
         address >> self.physical_bits == 0
     }
 
-    /// Whether an address is canonical where it is not accessed but put into a register: by what the processor supports, whatever CR4.LA57 is
-    /// (SDM Volume 1, 3.3.7.1 "Canonical Addressing").
+    /// Whether an address is canonical where it is not accessed but put into a register: by what the processor
+    /// supports, whatever CR4.LA57 is (SDM Volume 1, 3.3.7.1 "Canonical Addressing").
     pub const fn is_canonical(&self, address: u64) -> bool {
         is_canonical(address, self.linear_bits)
     }
@@ -355,8 +359,8 @@ pub mod ept_vpid {
     pub const INVVPID_TYPES: u64 = 0xf << INVVPID_TYPE_0;
 }
 
-/// The EPT and VPID features offered. Left out: supervisor shadow-stack control, as ept02 has no shadow-stack pages, and 5-level walks, which no
-/// machine that l1hv is tested on has.
+/// The EPT and VPID features offered. Left out: supervisor shadow-stack control, as ept02 has no shadow-stack pages,
+/// and 5-level walks, which no machine that l1hv is tested on has.
 fn ept_offered(processor: u64) -> u64 {
     use ept_vpid::*;
     const OFFERED: u64 = EXECUTE_ONLY

@@ -1,8 +1,10 @@
-//! CPUID as the guest hypervisor sees it (SDM Volume 2A, CPUID), as an allow list: a leaf, a register and a bit come through if they are here.
+//! CPUID as the guest hypervisor sees it (SDM Volume 2A, CPUID), as an allow list: a leaf, a register and a bit come
+//! through if they are here.
 //!
-//! What is not here reads as on a processor without it: a bit as 0, a leaf as zeros, a leaf above the highest one as the highest basic
-//! one. Two things are hidden by that alone: what a hypervisor below answers in the leaves 4000_00xxH, whose interface (VMCALL, and MSRs
-//! that name memory by address) is not the guest hypervisor's, and what a processor of tomorrow has that nobody here has looked at.
+//! What is not here reads as on a processor without it: a bit as 0, a leaf as zeros, a leaf above the highest one as
+//! the highest basic one. Two things are hidden by that alone: what a hypervisor below answers in the leaves
+//! 4000_00xxH, whose interface (VMCALL, and MSRs that name memory by address) is not the guest hypervisor's, and what a
+//! processor of tomorrow has that nobody here has looked at.
 //!
 //! `FEATURES` names what is known and still does not come through as it is, each with its reason.
 
@@ -31,7 +33,8 @@ struct Row {
 enum Presence {
     /// Never.
     Withheld,
-    /// If this control is there, which vmcs01 has then: without it the feature's instructions are #UD in VMX non-root operation.
+    /// If this control is there, which vmcs01 has then: without it the feature's instructions are #UD in VMX non-root
+    /// operation.
     With(Control),
     /// If the guest hypervisor has set these bits of CR4: the bit says so, and the processor's would speak of the host.
     Enabled(u64),
@@ -79,7 +82,8 @@ leaves! {
     0x04, ANY, [ALL, ALL, ALL, 0b111];
     /// MONITOR and MWAIT.
     0x05, ANY, [0xffff, 0xffff, bits([0, 1]), ALL];
-    /// Thermal and power management. Nothing of the hardware feedback interface: it writes to memory by physical address.
+    /// Thermal and power management. Nothing of the hardware feedback interface: it writes to memory by physical
+    /// address.
     0x06, ANY, [bits([0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 16, 17, 18, 20, 22, 24]), 0xf, bits([0, 3]), 0];
     /// Structured extended features. EAX, the highest subleaf, is cut down to the last one here.
     0x07, 0..=0, [ALL, !bits([22]), !bits([15, 26]), !bits([0, 6, 7, 12, 17, 21])];

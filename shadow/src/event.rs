@@ -34,8 +34,9 @@ pub const fn privilege_level(ss_access_rights: u32) -> u8 {
 pub const NMI_INTERRUPTION: InterruptionInfo = InterruptionInfo::new(interruption_type::NMI, NMI);
 
 impl Fault {
-    /// How the fault is reported and injected: its interruption information and error code. In real-address mode there is none (SDM 27.2.1.3
-    /// "VM-Entry Control Fields", 28.2.2 "Information for VM Exits Due to Vectored Events"). CR2 is the caller's, the VMCS has no field for it.
+    /// How the fault is reported and injected: its interruption information and error code. In real-address mode there
+    /// is none (SDM 27.2.1.3 "VM-Entry Control Fields", 28.2.2 "Information for VM Exits Due to Vectored Events"). CR2
+    /// is the caller's, the VMCS has no field for it.
     pub const fn interruption(self, mode: GuestMode) -> (InterruptionInfo, Option<u32>) {
         let (vector, error_code) = match self {
             Self::InvalidOpcode => (UD, None),
@@ -61,8 +62,8 @@ pub fn inject_fault(vmcs: &mut impl VmcsAccess, fault: Fault) {
     }
 }
 
-/// What injects again the event whose delivery an exit interrupted (SDM 28.2.4 "Information for VM Exits During Event Delivery").
-/// `None` if it interrupted none.
+/// What injects again the event whose delivery an exit interrupted (SDM 28.2.4 "Information for VM Exits During Event
+/// Delivery"). `None` if it interrupted none.
 pub fn interrupted(vmcs: &impl VmcsAccess) -> Option<Injection> {
     /// IDT-vectoring information has bit 12 undefined and those above it reserved; injection wants them 0.
     const DEFINED: u32 = 1 << 31 | 0xfff;
@@ -74,8 +75,8 @@ pub fn interrupted(vmcs: &impl VmcsAccess) -> Option<Injection> {
     })
 }
 
-/// Injects again the event whose delivery the last exit interrupted, if there was one: an exit that the host handles itself must not
-/// lose it.
+/// Injects again the event whose delivery the last exit interrupted, if there was one: an exit that the host handles
+/// itself must not lose it.
 ///
 /// # Errors
 ///
@@ -86,7 +87,8 @@ pub fn redeliver(vmcs: &mut impl VmcsAccess, caps: &VmxCaps) -> Result<(), Inter
     let injection = reported.accepted(&rules).ok_or(reported.info)?;
     injection.write(vmcs);
     if injection.info.is_nmi() {
-        // The NMI that was being delivered has set blocking already; injecting it needs blocking clear, and sets it again.
+        // The NMI that was being delivered has set blocking already; injecting it needs blocking clear, and sets it
+        // again.
         let state = vmcs.read(GUEST_INTERRUPTIBILITY);
         vmcs.write(GUEST_INTERRUPTIBILITY, state & !BLOCKING_BY_NMI);
     }

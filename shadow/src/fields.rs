@@ -1,8 +1,9 @@
 //! THE table: every VMCS field, one row each (SDM Appendix B "Field Encoding in VMCS").
 //!
-//! A row reads `NAME: WIDTH AREA INDEX, exists with ..., merge class, how often it is accessed`. From it come the typed constants, the
-//! dense ids, the encodings, the VMCS12 layout, and the sets that the merge and the synchronisation work through. A field of a feature
-//! that the guest hypervisor is not offered has its row, and does not exist for it: VMREAD and VMWRITE of it fail with error 12.
+//! A row reads `NAME: WIDTH AREA INDEX, exists with ..., merge class, how often it is accessed`. From it come the typed
+//! constants, the dense ids, the encodings, the VMCS12 layout, and the sets that the merge and the synchronisation work
+//! through. A field of a feature that the guest hypervisor is not offered has its row, and does not exist for it:
+//! VMREAD and VMWRITE of it fail with error 12.
 
 use crate::controls::{
     Control, ControlWord, EntryControls as N, Exists, ExitControls as X, Pin as P, Primary as C, Secondary as S,
@@ -40,10 +41,11 @@ impl<T> Field<T> {
 /// How vmcs02 gets its value of a field, and where the nested guest's changes go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Merge {
-    /// vmcs02 holds vmcs12's value. The processor alone checks it, at VM entry, and under VMCS shadowing the guest hypervisor may write it in
-    /// vmcs02 itself: a check in [`crate::check`] that looks at it would not be repeated.
+    /// vmcs02 holds vmcs12's value. The processor alone checks it, at VM entry, and under VMCS shadowing the guest
+    /// hypervisor may write it in vmcs02 itself: a check in [`crate::check`] that looks at it would not be repeated.
     Copy,
-    /// A register that VM entry loads: vmcs02 holds vmcs12's value, or the guest hypervisor's if vmcs12 does not load it.
+    /// A register that VM entry loads: vmcs02 holds vmcs12's value, or the guest hypervisor's if vmcs12 does not load
+    /// it.
     Loaded,
     /// A PDPTE: vmcs12's with EPT12, else from the nested guest's memory.
     Pdpte,
@@ -51,8 +53,8 @@ pub enum Merge {
     Timer,
     /// A control word: bit by bit as [`crate::controls`] says.
     ControlWord,
-    /// The address of one page in the guest hypervisor's memory, or of something within one, that holds no addresses; vmcs02 holds what EPT01
-    /// translates it to.
+    /// The address of one page in the guest hypervisor's memory, or of something within one, that holds no addresses;
+    /// vmcs02 holds what EPT01 translates it to.
     Translated,
     /// Guest state: copied to vmcs02, and back when the nested guest has run.
     Guest,
@@ -60,14 +62,15 @@ pub enum Merge {
     ExitInfo,
     /// The guest hypervisor's own state, loaded into vmcs01's guest-state area when an exit is reflected.
     HostState,
-    /// A register of the guest hypervisor's that the host has no use for ([`crate::passing`]): vmcs02 holds vmcs12's value, for exits to load.
+    /// A register of the guest hypervisor's that the host has no use for ([`crate::passing`]): vmcs02 holds vmcs12's
+    /// value, for exits to load.
     Passing,
     /// vmcs02 holds the host's value; vmcs12's is acted upon in software.
     HostOnly,
 }
 
-/// How often a guest hypervisor looks at a field. Without VMCS shadowing, guest state that it looks at often is brought back to VMCS12 on every
-/// exit of its nested guest, and all other guest state on demand.
+/// How often a guest hypervisor looks at a field. Without VMCS shadowing, guest state that it looks at often is brought
+/// back to VMCS12 on every exit of its nested guest, and all other guest state on demand.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Accessed {
     /// On most exits, as KVM and Xen are written.
@@ -347,14 +350,15 @@ vmcs_fields! {
     GUEST_PHYSICAL_ADDRESS: W64 ExitInfo 0, Secondary(S::ENABLE_EPT), ExitInfo, Often;
     /// MSR data: the value that a WRMSRLIST that exited would have written.
     MSR_DATA: W64 ExitInfo 1, Tertiary(T::ENABLE_MSR_LIST), ExitInfo, Rarely;
-    /// Original-event data: what FRED event delivery would have saved for the event whose delivery the exit interrupted.
+    /// Original-event data: what FRED event delivery would have saved for the event whose delivery the exit
+    /// interrupted.
     ORIGINAL_EVENT_DATA: W64 ExitInfo 2, Entry(N::LOAD_FRED), ExitInfo, Rarely;
     /// Extended instruction information (APX).
     EXTENDED_INSTRUCTION_INFO: W64 ExitInfo 3, Unreported, ExitInfo, Rarely;
 
     // 64-bit guest-state fields.
-    /// VMCS link pointer. Among the guest state by its encoding only: no guest register corresponds to it. It points to the shadow
-    /// VMCS, so vmcs02 has the host's value.
+    /// VMCS link pointer. Among the guest state by its encoding only: no guest register corresponds to it. It points to
+    /// the shadow VMCS, so vmcs02 has the host's value.
     VMCS_LINK_POINTER: W64 Guest 0, Always, HostOnly, Rarely;
     /// Guest IA32_DEBUGCTL.
     GUEST_DEBUGCTL: W64 Guest 1, Always, Loaded, Rarely;
@@ -532,8 +536,8 @@ vmcs_fields! {
     GUEST_SMBASE: W32 Guest 20, Smm, HostOnly, Rarely;
     /// Guest IA32_SYSENTER_CS.
     GUEST_SYSENTER_CS: W32 Guest 21, Always, Guest, Rarely;
-    /// VMX-preemption timer value. Among the guest state although it is a control: the exit saves it only where the control
-    /// "save VMX-preemption timer value" says so.
+    /// VMX-preemption timer value. Among the guest state although it is a control: the exit saves it only where the
+    /// control "save VMX-preemption timer value" says so.
     PREEMPTION_TIMER_VALUE: W32 Guest 23, Pin(P::ACTIVATE_PREEMPTION_TIMER), Timer, Often;
 
     // 32-bit host-state field.

@@ -1,5 +1,5 @@
-//! The guest hypervisor's state after an exit that it gets: VMCS12's host state into vmcs01's guest state (SDM 28.5 "Loading Host
-//! State").
+//! The guest hypervisor's state after an exit that it gets: VMCS12's host state into vmcs01's guest state (SDM 28.5
+//! "Loading Host State").
 
 use core::fmt;
 
@@ -99,8 +99,8 @@ macro_rules! host_image {
         )+
 
         impl HostImage {
-            /// Loads all of it. That is everything, if VMCS12's exit controls make it so ([`is_self_contained`]), and NMIs are not blocked.
-            /// vmcs01 must be current.
+            /// Loads all of it. That is everything, if VMCS12's exit controls make it so ([`is_self_contained`]), and
+            /// NMIs are not blocked. vmcs01 must be current.
             pub fn load(&self, vmcs01: &mut impl VmcsAccess) {
                 $($group::load(self, vmcs01);)+
             }
@@ -113,7 +113,8 @@ host_image! { |vmcs12|
     Always {
         GUEST_CR0 = vmcs12.get(HOST_CR0),
         GUEST_CR3 = vmcs12.get(HOST_CR3),
-        // The read shadows stay: they count only for bits that VMX operation fixes, and those are the same in every valid host state.
+        // The read shadows stay: they count only for bits that VMX operation fixes, and those are the same in every
+        // valid host state.
         GUEST_CR4 = if is_64(vmcs12) { vmcs12.get(HOST_CR4) | CR4_PAE } else { vmcs12.get(HOST_CR4) & !CR4_PCIDE },
         GUEST_RIP = vmcs12.get(HOST_RIP),
         GUEST_RSP = vmcs12.get(HOST_RSP),
@@ -149,7 +150,8 @@ host_image! { |vmcs12|
         GUEST_GS_LIMIT = u32::MAX,
         GUEST_GS_ACCESS_RIGHTS = data_access_rights(vmcs12.get(HOST_GS_SELECTOR)),
     }
-    /// What the exit for VMLAUNCH or VMRESUME saved as these very values, unless an instruction before it had an effect that lasts.
+    /// What the exit for VMLAUNCH or VMRESUME saved as these very values, unless an instruction before it had an effect
+    /// that lasts.
     Blocking {
         GUEST_PENDING_DEBUG = 0,
         // The activity state is active already: the guest hypervisor executed VMLAUNCH or VMRESUME.
@@ -158,8 +160,8 @@ host_image! { |vmcs12|
     /// Changed by instructions that can be made to exit: MOV to DR7, and WRMSR of [`TRAPPED_MSRS`].
     Registers {
         GUEST_DR7 = 0x400,
-        // vmcs01's "IA-32e mode guest" stays: the host-state checks hold the address-space size against the mode of the guest hypervisor,
-        // and that cannot leave its mode in VMX operation, where CR0.PG is fixed.
+        // vmcs01's "IA-32e mode guest" stays: the host-state checks hold the address-space size against the mode of the
+        // guest hypervisor, and that cannot leave its mode in VMX operation, where CR0.PG is fixed.
         GUEST_EFER = efer_in_mode(vmcs12, vmcs12.get(HOST_EFER)),
         GUEST_PAT = vmcs12.get(HOST_PAT),
         GUEST_DEBUGCTL = 0,
@@ -203,7 +205,8 @@ fn data_access_rights(selector: u16) -> u32 {
     if selector == 0 { access_rights::UNUSABLE } else { access_rights::DATA }
 }
 
-/// VMCS12's host state as vmcs01 gets it: computed when one of those fields changes, loaded on every exit that is reflected.
+/// VMCS12's host state as vmcs01 gets it: computed when one of those fields changes, loaded on every exit that is
+/// reflected.
 #[derive(Clone, Debug)]
 pub struct HostImage {
     words: [u64; ROWS],
@@ -267,8 +270,8 @@ impl HostImage {
         *self = new;
     }
 
-    /// Loads what may have changed since the image was loaded last, except what [`Kept`] has traps for. For a guest hypervisor in 64-bit
-    /// mode whose VMCS12 is self-contained. vmcs01 must be current.
+    /// Loads what may have changed since the image was loaded last, except what [`Kept`] has traps for. For a guest
+    /// hypervisor in 64-bit mode whose VMCS12 is self-contained. vmcs01 must be current.
     #[inline(always)]
     pub fn load_changed(&self, vmcs01: &mut impl VmcsAccess, kept: &Kept) {
         Always::load(self, vmcs01);
@@ -281,7 +284,8 @@ impl HostImage {
         if !same_code {
             Code::load(self, vmcs01);
         }
-        // A null selector means in protected mode that the segment is unusable, and then the rest of it is undefined after a VM exit (SDM
+        // A null selector means in protected mode that the segment is unusable, and then the rest of it is undefined
+        // after a VM exit (SDM
         // 28.5.2 "Loading Host Segment and Descriptor-Table Registers").
         let null = |vmcs01: &_| {
             [GUEST_ES_SELECTOR, GUEST_DS_SELECTOR, GUEST_FS_SELECTOR, GUEST_GS_SELECTOR]
@@ -439,8 +443,8 @@ mod tests {
         }
     }
 
-    /// Each field that the guest hypervisor can change, alone: afterwards it is as the full load leaves it, or the processor leaves it
-    /// undefined.
+    /// Each field that the guest hypervisor can change, alone: afterwards it is as the full load leaves it, or the
+    /// processor leaves it undefined.
     #[test]
     fn whatever_the_guest_hypervisor_changes_is_loaded_again() {
         let trapped = |id: FieldId| {

@@ -5,15 +5,16 @@ use ept::{Gpa, Hpa};
 
 /// The current VMCS of a logical processor.
 ///
-/// Law: `read_raw` after `write_raw` of a field that the processor has returns the value, truncated to the field's width. Accessing a
-/// field that the processor lacks is a bug of the caller, not an error to handle.
+/// Law: `read_raw` after `write_raw` of a field that the processor has returns the value, truncated to the field's
+/// width. Accessing a field that the processor lacks is a bug of the caller, not an error to handle.
 pub trait VmcsAccess {
     /// VMREAD.
     fn read_raw(&self, id: FieldId) -> u64;
     /// VMWRITE.
     fn write_raw(&mut self, id: FieldId, value: u64);
 
-    /// VMWRITE of one word of a block. The place is a constant, so that the processor can take the word right from memory.
+    /// VMWRITE of one word of a block. The place is a constant, so that the processor can take the word right from
+    /// memory.
     #[inline(always)]
     fn write_from<const INDEX: usize, const LENGTH: usize>(&mut self, id: FieldId, words: &[u64; LENGTH]) {
         self.write_raw(id, words[INDEX]);
@@ -34,7 +35,8 @@ pub trait VmcsAccess {
 
 /// The guest hypervisor's physical memory, as it sees it: the host's own pages are not in it.
 ///
-/// Law: no method faults or panics, whatever the address; what is not there reads as ones and swallows writes, like a bus.
+/// Law: no method faults or panics, whatever the address; what is not there reads as ones and swallows writes, like a
+/// bus.
 pub trait GuestMemory {
     /// Copies bytes out.
     fn read(&self, from: Gpa, to: &mut [u8]);

@@ -1,5 +1,5 @@
-//! Event injection: from an event to the VM-entry fields that deliver it, by the rules of VM entry (SDM 25.8.3 "VM-Entry Controls for Event
-//! Injection", 27.2.1.3 "VM-Entry Control Fields").
+//! Event injection: from an event to the VM-entry fields that deliver it, by the rules of VM entry (SDM 25.8.3
+//! "VM-Entry Controls for Event Injection", 27.2.1.3 "VM-Entry Control Fields").
 //!
 //! ```
 //! use shadow::VmxCaps;
@@ -128,8 +128,9 @@ pub struct Injection {
 }
 
 impl Injection {
-    /// The event in a form that VM entry accepts, as near to this one as there is. A processor reports no other form; KVM gives exceptions 3
-    /// and 4 the type of INT3 and INTO however they came about, and then an instruction length of 0.
+    /// The event in a form that VM entry accepts, as near to this one as there is. A processor reports no other form;
+    /// KVM gives exceptions 3 and 4 the type of INT3 and INTO however they came about, and then an instruction length
+    /// of 0.
     pub fn accepted(self, rules: &InjectionRules) -> Option<Self> {
         let kind = match self.info.kind() {
             kind::SOFTWARE_INTERRUPT => kind::EXTERNAL_INTERRUPT,

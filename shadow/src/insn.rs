@@ -1,7 +1,8 @@
 //! The VMX instructions as a state machine (SDM chapter 31 "VMX Instruction Reference").
 //!
-//! The processor has checked the mode (#UD) before the exit; [`VmxOperation::privileged`] and the functions here do the rest, in the SDM's order.
-//! Operands arrive as values: fetching them from the guest hypervisor's memory is the caller's, see [`crate::operand`].
+//! The processor has checked the mode (#UD) before the exit; [`VmxOperation::privileged`] and the functions here do the
+//! rest, in the SDM's order. Operands arrive as values: fetching them from the guest hypervisor's memory is the
+//! caller's, see [`crate::operand`].
 
 use crate::caps::{VMCS12_REVISION, VmxCaps, ept_vpid};
 use crate::controls::Secondary;
@@ -196,7 +197,8 @@ impl VmxOperation {
         Ok(())
     }
 
-    /// The checks of VMLAUNCH and VMRESUME that come before those of the VMCS's content (SDM 27.1 "Basic VM-Entry Checks").
+    /// The checks of VMLAUNCH and VMRESUME that come before those of the VMCS's content (SDM 27.1 "Basic VM-Entry
+    /// Checks").
     ///
     /// # Errors
     ///

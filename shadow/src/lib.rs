@@ -1,12 +1,14 @@
-//! Nested VMX as logic: the VMCS fields, the checks, the merge of VMCS12 into VMCS02, and the decision who handles an exit.
+//! Nested VMX as logic: the VMCS fields, the checks, the merge of VMCS12 into VMCS02, and the decision who handles an
+//! exit.
 //!
 //! ```text
 //!   guest hypervisor  --VMWRITE-->  vmcs12 --check--> --merge--> vmcs02 --VM entry--> nested guest
 //!                     <--VMREAD---  vmcs12 <------- sync ------- vmcs02 <--VM exit--
 //! ```
 //!
-//! Nothing here executes a privileged instruction: the processor is behind [`nested::Machine`], its VMCSs behind [`hw::VmcsAccess`], and the
-//! guest hypervisor's memory behind [`hw::GuestMemory`]. So everything runs and is tested on the host.
+//! Nothing here executes a privileged instruction: the processor is behind [`nested::Machine`], its VMCSs behind
+//! [`hw::VmcsAccess`], and the guest hypervisor's memory behind [`hw::GuestMemory`]. So everything runs and is tested
+//! on the host.
 //!
 //! Invariants:
 //! * One table, [`fields`], says everything that is known of a VMCS field. No other list of fields exists.
@@ -54,7 +56,8 @@
 //! assert_eq!(lookup(Encoding(0x7ffe)), None);
 //! ```
 //!
-//! All the way, with the fakes that the feature `fake` has: a guest hypervisor builds a VMCS, enters its guest, and gets the exit.
+//! All the way, with the fakes that the feature `fake` has: a guest hypervisor builds a VMCS, enters its guest, and
+//! gets the exit.
 //!
 //! ```
 //! use shadow::controls::{EntryControls, ExitControls, Pin, Primary, Secondary};
@@ -104,7 +107,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! SDM references are to the Intel 64 and IA-32 Architectures Software Developer's Manual, Volume 3C, edition 085 (October 2024).
+//! SDM references are to the Intel 64 and IA-32 Architectures Software Developer's Manual, Volume 3C, edition 085
+//! (October 2024).
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]

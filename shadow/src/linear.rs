@@ -1,4 +1,5 @@
-//! The guest hypervisor's own paging: from its linear addresses to its physical ones (SDM Volume 3A, chapter 4 "Paging").
+//! The guest hypervisor's own paging: from its linear addresses to its physical ones (SDM Volume 3A, chapter 4
+//! "Paging").
 //!
 //! The operands of VMX instructions are supervisor-mode data accesses; nothing else is translated here.
 
@@ -151,8 +152,8 @@ impl Paging {
         if user_page_forbidden || read_only { Err(self.fault(linear, access, FAULT_PRESENT)) } else { Ok(()) }
     }
 
-    /// The protection key of a page in IA-32e mode (SDM Volume 3A, 4.6.2 "Protection Keys"): PKRU has rights to user-mode pages, also for a
-    /// supervisor, IA32_PKRS to the others.
+    /// The protection key of a page in IA-32e mode (SDM Volume 3A, 4.6.2 "Protection Keys"): PKRU has rights to
+    /// user-mode pages, also for a supervisor, IA32_PKRS to the others.
     fn check_key(&self, linear: u64, access: Access, rights: u64, entry: u64) -> Result<(), Fault> {
         const ACCESS_DISABLE: u32 = 1 << 0;
         const WRITE_DISABLE: u32 = 1 << 1;
@@ -249,7 +250,8 @@ mod tests {
         pkrs: 0,
     };
 
-    /// Maps linear 0 to 0x5000 (user, writable), 0x1000 to 0x6000 (supervisor, read-only), 0x20_0000 to a 2-MiB page at 0.
+    /// Maps linear 0 to 0x5000 (user, writable), 0x1000 to 0x6000 (supervisor, read-only), 0x20_0000 to a 2-MiB page at
+    /// 0.
     fn tables() -> FakeMemory {
         let memory = FakeMemory::new(0x20_0000);
         for (at, entry) in

@@ -2,7 +2,8 @@
 
 /// IA32_TIME_STAMP_COUNTER.
 pub const IA32_TSC: u32 = 0x10;
-/// MSR_KVM_WALL_CLOCK and MSR_KVM_SYSTEM_TIME in their first place: KVM writes a clock to the address that they are given.
+/// MSR_KVM_WALL_CLOCK and MSR_KVM_SYSTEM_TIME in their first place: KVM writes a clock to the address that they are
+/// given.
 pub const KVM_CLOCKS: core::ops::RangeInclusive<u32> = 0x11..=0x12;
 /// IA32_APIC_BASE.
 pub const IA32_APIC_BASE: u32 = 0x1b;
@@ -91,14 +92,16 @@ pub enum Access {
     Write,
 }
 
-/// Whether the host emulates this access, for the guest hypervisor and for nested guests alike. Everything else passes through.
+/// Whether the host emulates this access, for the guest hypervisor and for nested guests alike. Everything else passes
+/// through.
 pub const fn host_owns(msr: u32, access: Access) -> bool {
     match msr {
         // A hypervisor below would write a clock into the host's memory; no processor with VMX has MSRs there.
         0x11..=0x12 => true,
         IA32_FEATURE_CONTROL | IA32_SMM_MONITOR_CTL => true,
         IA32_VMX_BASIC..=IA32_VMX_EXIT_CTLS2 => true,
-        // The APIC page must not be moved over the host's memory; microcode is the machine owner's business, not a guest's.
+        // The APIC page must not be moved over the host's memory; microcode is the machine owner's business, not a
+        // guest's.
         IA32_APIC_BASE | IA32_BIOS_UPDT_TRIG => matches!(access, Access::Write),
         _ => false,
     }
@@ -122,9 +125,9 @@ pub const fn bitmap_bit(msr: u32, access: Access) -> Option<(usize, u32)> {
     Some((base + (index / 8) as usize, index % 8))
 }
 
-/// Whether an MSR is outside both ranges of the bitmaps. No Intel processor has one there. Hypervisors do, 4000_0000H to 4000_02FFH and
-/// 4B56_4D00H and above: most of them take the address of memory that the hypervisor then writes, and below l1hv that would be the host's memory.
-/// So no guest has any of them, also where the host executes the access.
+/// Whether an MSR is outside both ranges of the bitmaps. No Intel processor has one there. Hypervisors do, 4000_0000H
+/// to 4000_02FFH and 4B56_4D00H and above: most of them take the address of memory that the hypervisor then writes, and
+/// below l1hv that would be the host's memory. So no guest has any of them, also where the host executes the access.
 pub const fn is_outside_ranges(msr: u32) -> bool {
     bitmap_bit(msr, Access::Read).is_none()
 }

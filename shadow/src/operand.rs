@@ -1,4 +1,5 @@
-//! The memory operand of a VMX instruction: its segmentation checks (SDM Volume 3A, chapters 5.3 "Limit Checking" and 5.4 "Type Checking").
+//! The memory operand of a VMX instruction: its segmentation checks (SDM Volume 3A, chapters 5.3 "Limit Checking" and
+//! 5.4 "Type Checking").
 
 pub use crate::exit::{Gpr, InsnInfo};
 
@@ -49,7 +50,8 @@ impl Segment {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AddressSpace {
     linear_bits: u32,
-    /// Linear-address space separation keeps data accesses out of the user's half (SDM Volume 3A, 4.4 "Linear-Address Separation").
+    /// Linear-address space separation keeps data accesses out of the user's half (SDM Volume 3A, 4.4 "Linear-Address
+    /// Separation").
     supervisor_half_only: bool,
 }
 
@@ -65,7 +67,8 @@ impl AddressSpace {
     }
 }
 
-/// The linear address of an operand of `bytes` bytes, or the fault that its segment causes. Without an address space the mode is not 64-bit mode.
+/// The linear address of an operand of `bytes` bytes, or the fault that its segment causes. Without an address space
+/// the mode is not 64-bit mode.
 ///
 /// # Errors
 ///

@@ -1,8 +1,9 @@
 //! Registers of the guests that the host has no use for: CET state, IA32_PKRS and UINV.
 //!
-//! No value of them affects the host, whose CR4 has their features off, so it never loads them. vmcs01 leaves them alone, and vmcs02 has VMCS12's
-//! host-state fields and VM-exit controls for them: whatever an exit of the nested guest loads is there already when the guest hypervisor goes
-//! on, and what it does not load, its nested guest leaves behind, as on the bare machine. A VMCS12 that has none of these controls costs nothing.
+//! No value of them affects the host, whose CR4 has their features off, so it never loads them. vmcs01 leaves them
+//! alone, and vmcs02 has VMCS12's host-state fields and VM-exit controls for them: whatever an exit of the nested guest
+//! loads is there already when the guest hypervisor goes on, and what it does not load, its nested guest leaves behind,
+//! as on the bare machine. A VMCS12 that has none of these controls costs nothing.
 //!
 //! ```text
 //!                        "load" on VM entry                     "load" or "clear" on VM exit
@@ -18,8 +19,8 @@ use crate::hw::VmcsAccess;
 use crate::vmcs12::Vmcs12;
 use arrayvec::ArrayVec;
 
-/// Registers with the controls that load them. Every VM exit saves them if the processor has the controls (SDM 28.3.1 "Saving Control
-/// Registers, Debug Registers, and MSRs").
+/// Registers with the controls that load them. Every VM exit saves them if the processor has the controls (SDM 28.3.1
+/// "Saving Control Registers, Debug Registers, and MSRs").
 struct Passing {
     entry: EntryControls,
     exit: ExitControls,
@@ -97,8 +98,8 @@ pub fn read_inherited(vmcs01: &impl VmcsAccess, vmcs12: &Vmcs12) -> Values {
     fields.map(|guest| (guest, vmcs01.read_raw(guest))).collect()
 }
 
-/// What the registers hold after an entry that the host has refused, with the VM-entry controls that load them: the processor, which has not
-/// seen that entry, has loaded no host state for it.
+/// What the registers hold after an entry that the host has refused, with the VM-entry controls that load them: the
+/// processor, which has not seen that entry, has loaded no host state for it.
 #[cold]
 pub fn after_refused_entry(vmcs12: &Vmcs12) -> (EntryControls, Values) {
     let (mut controls, mut values) = (EntryControls::empty(), Values::new());

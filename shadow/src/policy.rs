@@ -1,7 +1,7 @@
 //! Decides who handles an exit of a nested guest: its hypervisor, or the host.
 //!
-//! The host intercepts next to nothing for itself, so nearly every exit is one that the guest hypervisor asked for. [`route`] lists the exits
-//! that the host looks at first. All others, known or not, are the guest hypervisor's.
+//! The host intercepts next to nothing for itself, so nearly every exit is one that the guest hypervisor asked for.
+//! [`route`] lists the exits that the host looks at first. All others, known or not, are the guest hypervisor's.
 
 use crate::controls::{Primary, Secondary};
 use crate::exit::ExitReason;
@@ -29,8 +29,8 @@ pub enum Route {
     Init,
 }
 
-/// Fast test before [`route`]: true if this exit is reflected whatever VMCS12 contains. False for exceptions, NMIs and entry failures. Not valid
-/// for a VMCS12 with VMCS shadowing. `rcx` is the nested guest's.
+/// Fast test before [`route`]: true if this exit is reflected whatever VMCS12 contains. False for exceptions, NMIs and
+/// entry failures. Not valid for a VMCS12 with VMCS shadowing. `rcx` is the nested guest's.
 #[inline(always)]
 pub const fn is_always_reflected(reason: ExitReason, rcx: u64) -> bool {
     const LOOKED_AT: u64 = 1 << ExitReason::EXCEPTION_OR_NMI.0
@@ -61,7 +61,8 @@ pub fn route(reason: ExitReason, rcx: u64, vmcs12: &Vmcs12, memory: &impl GuestM
     }
 }
 
-/// Whether only the host makes this access exit. An access to an MSR that the host does not own exits because of the guest hypervisor's bitmap.
+/// Whether only the host makes this access exit. An access to an MSR that the host does not own exits because of the
+/// guest hypervisor's bitmap.
 #[inline]
 fn is_hosts_msr(vmcs12: &Vmcs12, memory: &impl GuestMemory, msr: u32, access: Access) -> bool {
     host_owns(msr, access) && !intercepts_msr(vmcs12, memory, msr, access)
@@ -78,7 +79,8 @@ fn intercepts_msr(vmcs12: &Vmcs12, memory: &impl GuestMemory, msr: u32, access: 
     bits[0] >> bit & 1 != 0
 }
 
-/// Whether VMCS12, which has VMCS shadowing, makes a VMREAD or VMWRITE of this register operand exit (SDM 26.1.3, VMREAD and VMWRITE).
+/// Whether VMCS12, which has VMCS shadowing, makes a VMREAD or VMWRITE of this register operand exit (SDM 26.1.3,
+/// VMREAD and VMWRITE).
 pub fn intercepts_field(bitmap12: Gpa, memory: &impl GuestMemory, encoding: u64) -> bool {
     const ENCODINGS: u64 = 8 * BITMAP_BYTES as u64;
     if encoding >= ENCODINGS {

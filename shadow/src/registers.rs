@@ -121,8 +121,9 @@ pub const fn efer_of_paging(efer: u64, cr0: u64) -> u64 {
     if cr0 & CR0_PG != 0 && efer & EFER_LME != 0 { efer | EFER_LMA } else { efer & !EFER_LMA }
 }
 
-/// VM-entry controls with "IA-32e mode guest" as IA32_EFER.LMA wants it: VM entry checks that they agree (SDM 27.3.1.1 "Checks on Guest
-/// Control Registers, Debug Registers, and MSRs"), so whoever changes IA32_EFER of a guest changes both.
+/// VM-entry controls with "IA-32e mode guest" as IA32_EFER.LMA wants it: VM entry checks that they agree (SDM 27.3.1.1
+/// "Checks on Guest Control Registers, Debug Registers, and MSRs"), so whoever changes IA32_EFER of a guest changes
+/// both.
 ///
 /// ```
 /// use shadow::controls::EntryControls;
@@ -139,8 +140,8 @@ pub fn entry_controls_of_efer(controls: EntryControls, efer: u64) -> EntryContro
     controls
 }
 
-/// CR3 after a MOV of this value, and whether translations are dropped (SDM Volume 2B, MOV: Move to/from Control Registers). `None`: #GP, for
-/// a reserved bit.
+/// CR3 after a MOV of this value, and whether translations are dropped (SDM Volume 2B, MOV: Move to/from Control
+/// Registers). `None`: #GP, for a reserved bit.
 ///
 /// ```
 /// use shadow::registers::{CR4_PCIDE, EFER_LMA, cr3_after_write};
@@ -161,8 +162,9 @@ pub const fn cr3_after_write(written: u64, cr4: u64, efer: u64, physical_bits: u
     Some((value, written & choice == 0))
 }
 
-/// CR0 or CR4 of a guest with its guest/host mask and read shadow (SDM 25.6.6 "Guest/Host Masks and Read Shadows for CR0 and CR4"). Bits of
-/// the mask are the host's: the guest reads the shadow there, and exits when it writes something else.
+/// CR0 or CR4 of a guest with its guest/host mask and read shadow (SDM 25.6.6 "Guest/Host Masks and Read Shadows for
+/// CR0 and CR4"). Bits of the mask are the host's: the guest reads the shadow there, and exits when it writes something
+/// else.
 ///
 /// ```
 /// use shadow::registers::{CR4_PAE, CR4_VMXE, MaskedRegister};
@@ -200,7 +202,8 @@ impl MaskedRegister {
     }
 }
 
-/// The fields of CR0 or CR4 of a guest whose hypervisor forces the bits of the mask to 1: value, guest/host mask and read shadow.
+/// The fields of CR0 or CR4 of a guest whose hypervisor forces the bits of the mask to 1: value, guest/host mask and
+/// read shadow.
 #[derive(Clone, Copy)]
 pub struct ForcedBits {
     value: Field<u64>,
@@ -253,7 +256,8 @@ macro_rules! segment {
     };
 }
 
-/// The segment registers in the order of their numbers in instructions and in VM-exit instruction information: ES, CS, SS, DS, FS, GS.
+/// The segment registers in the order of their numbers in instructions and in VM-exit instruction information: ES, CS,
+/// SS, DS, FS, GS.
 pub const GUEST_SEGMENTS: [SegmentFields; 6] = [
     segment!(GUEST_ES_SELECTOR, GUEST_ES_BASE, GUEST_ES_LIMIT, GUEST_ES_ACCESS_RIGHTS),
     segment!(GUEST_CS_SELECTOR, GUEST_CS_BASE, GUEST_CS_LIMIT, GUEST_CS_ACCESS_RIGHTS),

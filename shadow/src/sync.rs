@@ -1,4 +1,5 @@
-//! From vmcs02 back to VMCS12 when a nested guest has run (SDM 28.2 and 28.3: recording exit information, saving guest state).
+//! From vmcs02 back to VMCS12 when a nested guest has run (SDM 28.2 and 28.3: recording exit information, saving guest
+//! state).
 
 use crate::caps::VmxCaps;
 use crate::controls::{EntryControls, ExitControls, Pin, Secondary};
@@ -10,7 +11,8 @@ use crate::vmcs12::{ExitEffects, Vmcs12};
 
 /// Guest state that a VM exit saves, whatever the controls.
 const SAVED: FieldSet = with_merge(Merge::Guest);
-/// The part of it that a guest hypervisor looks at on most exits: brought back on every exit. The rest waits until it is read.
+/// The part of it that a guest hypervisor looks at on most exits: brought back on every exit. The rest waits until it
+/// is read.
 const HOT: FieldSet = SAVED.and(&OFTEN_ACCESSED);
 const RARE: FieldSet = SAVED.minus(&HOT);
 
@@ -77,7 +79,8 @@ pub fn exit_effects(vmcs12: &Vmcs12, sets: &SyncSets) -> ExitEffects {
     effects
 }
 
-/// Saves what an exit of a nested guest that ran leaves in its VMCS: guest state and controls that exits change, now or on demand.
+/// Saves what an exit of a nested guest that ran leaves in its VMCS: guest state and controls that exits change, now or
+/// on demand.
 #[inline]
 pub fn save_guest_state(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, sets: &SyncSets) {
     if vmcs12.live.is_empty() {
@@ -87,7 +90,8 @@ pub fn save_guest_state(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, sets: &Sy
     vmcs12.settle();
 }
 
-/// Without VMCS shadowing: the state that the guest hypervisor will ask for, and the injection whose valid bit the exit cleared.
+/// Without VMCS shadowing: the state that the guest hypervisor will ask for, and the injection whose valid bit the exit
+/// cleared.
 fn save_hot_state(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, sets: &SyncSets) {
     for id in sets.hot.iter() {
         vmcs12.set_synced(id, vmcs02.read_raw(id));

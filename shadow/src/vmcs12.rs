@@ -1,8 +1,8 @@
 //! VMCS12: the VMCS that the guest hypervisor built, cached in the host's memory while it is current.
 //!
-//! In the guest hypervisor's memory a VMCS region holds, from its first byte: revision identifier, VMX-abort indicator, launch state,
-//! and, from byte 16, one 64-bit word per row of the field table. Nobody but l1hv may know this (SDM 25.2: "the format is
-//! implementation-specific").
+//! In the guest hypervisor's memory a VMCS region holds, from its first byte: revision identifier, VMX-abort indicator,
+//! launch state, and, from byte 16, one 64-bit word per row of the field table. Nobody but l1hv may know this (SDM
+//! 25.2: "the format is implementation-specific").
 
 use crate::caps::VmxCaps;
 use crate::controls::{ControlWords, Primary, Secondary, Tertiary};

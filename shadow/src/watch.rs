@@ -1,9 +1,9 @@
-//! Pages of the guest hypervisor whose content the host has merged into structures of its own. Such a page is read-only in EPT01, and so in
-//! every EPT02: the host repeats the merge only after a write.
+//! Pages of the guest hypervisor whose content the host has merged into structures of its own. Such a page is read-only
+//! in EPT01, and so in every EPT02: the host repeats the merge only after a write.
 //!
-//! Each processor has a list of the pages that it has merged. A page is protected from all processors, and a processor that is about to write
-//! to it strikes it out of every list. As long as one processor may use an older translation of the page, a write could go unseen: until then
-//! every entry repeats the merge.
+//! Each processor has a list of the pages that it has merged. A page is protected from all processors, and a processor
+//! that is about to write to it strikes it out of every list. As long as one processor may use an older translation of
+//! the page, a write could go unseen: until then every entry repeats the merge.
 
 use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -16,8 +16,8 @@ pub const SLOTS: usize = 8;
 /// No page.
 const NONE: u64 = u64::MAX;
 
-/// Merges of a page after a write before the page is watched again. A page that was written once is often written again, and watching costs
-/// more than merging.
+/// Merges of a page after a write before the page is watched again. A page that was written once is often written
+/// again, and watching costs more than merging.
 const PATIENCE: u8 = 8;
 
 /// What a processor watches as one kind, as others see it.
@@ -138,13 +138,15 @@ impl Watches {
         (slot, (loser != NONE).then_some(Gpa(loser)))
     }
 
-    /// The page in a slot is read-only for all processors that have taken part in flush `number`. `has_ended` tells whether all have.
+    /// The page in a slot is read-only for all processors that have taken part in flush `number`. `has_ended` tells
+    /// whether all have.
     pub fn await_flush(&self, slot: usize, number: u64, has_ended: impl FnOnce(u64) -> bool) {
         self.awaited[slot].set(number);
         self.look_for_flush(slot, has_ended);
     }
 
-    /// Looks whether all processors have taken part in the awaited flush. A merge after that stays true until the page is struck out.
+    /// Looks whether all processors have taken part in the awaited flush. A merge after that stays true until the page
+    /// is struck out.
     pub fn look_for_flush(&self, slot: usize, has_ended: impl FnOnce(u64) -> bool) {
         if has_ended(self.awaited[slot].get()) {
             self.awaited[slot].set(0);

@@ -1,8 +1,9 @@
-//! Registers of the guest hypervisor that seldom change: while the instructions that change them exit, an exit of its nested guest need not
-//! load them again.
+//! Registers of the guest hypervisor that seldom change: while the instructions that change them exit, an exit of its
+//! nested guest need not load them again.
 //!
-//! Some guest hypervisors change such a register between any two exits of a nested guest, as KVM does with GDTR on its way to user space.
-//! Each change then costs an exit more than the loads that it saves, so that a trap is set again later and later:
+//! Some guest hypervisors change such a register between any two exits of a nested guest, as KVM does with GDTR on its
+//! way to user space. Each change then costs an exit more than the loads that it saves, so that a trap is set again
+//! later and later:
 //!
 //! ```text
 //!             set: loads are left out
@@ -27,7 +28,8 @@ pub struct WriteTrap {
 }
 
 impl WriteTrap {
-    /// Loads that pay for one exit and for setting the trap again: each is seven writes to the VMCS or more, an exit is worth a dozen.
+    /// Loads that pay for one exit and for setting the trap again: each is seven writes to the VMCS or more, an exit is
+    /// worth a dozen.
     const WORTH: u32 = 4;
     /// The longest wait.
     const MOST_PATIENT: u32 = 1 << 12;

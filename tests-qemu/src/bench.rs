@@ -11,7 +11,8 @@
 //! The counters are the emulator's ([`crate::counters`]), the machine is deterministic, and a payload's
 //! operation is the median of a thousand: timer interrupts do not show, and two runs are equal.
 //!
-//! On silicon nothing counts: there, the payload's own clock does ([`timed`]), from the runner or from an ISO that needs none ([`image`]).
+//! On silicon nothing counts: there, the payload's own clock does ([`timed`]), from the runner or from an ISO that
+//! needs none ([`image`]).
 
 pub mod chart;
 pub mod compare;

@@ -1,7 +1,7 @@
 //! The differential suite: one image on the bare machine and under l1hv, compared case by case.
 //!
-//! The image (`guests/conformance`) prints `C GROUP/CASE RESULT` for each case and `C-END COUNT` at its end. A difference is a
-//! defect unless [`Explained`] gives its reason; a reason that explains nothing is an error as well.
+//! The image (`guests/conformance`) prints `C GROUP/CASE RESULT` for each case and `C-END COUNT` at its end. A
+//! difference is a defect unless [`Explained`] gives its reason; a reason that explains nothing is an error as well.
 
 mod explained;
 mod glob;

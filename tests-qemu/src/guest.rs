@@ -292,7 +292,8 @@ struct KernelModule {
     content: Vec<u8>,
 }
 
-/// Adds module `name` of `kernel` and what it depends on. The shell lists them in the order of their names: dependencies first.
+/// Adds module `name` of `kernel` and what it depends on. The shell lists them in the order of their names:
+/// dependencies first.
 pub fn add_modules(initrd: &mut Initrd, kernel: &Kernel, name: &str) -> Result<()> {
     for (index, module) in modules(kernel, name)?.iter().enumerate() {
         initrd.file(&format!("modules/{index:02}-{}.ko", module.name), 0o644, &module.content);

@@ -10,7 +10,7 @@ pub fn default_args(emulator: &dyn Emulator, ips: u64) -> String {
     emulator.tsc_khz(ips).map_or_else(|| args.to_owned(), |khz| format!("{args} tsc_early_khz={khz}"))
 }
 
-/// Arguments for a Linux on a machine of which nothing is known: its console is a screen, and COM1 where there is one. What they leave out of
-/// Linux, [`default_args`] do too.
+/// Arguments for a Linux on a machine of which nothing is known: its console is a screen, and COM1 where there is one.
+/// What they leave out of Linux, [`default_args`] do too.
 pub const PC_ARGUMENTS: &str =
     "console=tty0 console=ttyS0,115200 tsc=reliable mitigations=off nopti random.trust_cpu=on";

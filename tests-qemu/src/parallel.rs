@@ -83,7 +83,8 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Reads a line of the console; the guest hypervisor's own clocks are a [`GuestResult`](crate::transcript::GuestResult).
+    /// Reads a line of the console; the guest hypervisor's own clocks are a
+    /// [`GuestResult`](crate::transcript::GuestResult).
     pub fn of_nested_guest(line: &str) -> Option<Self> {
         let (ns, tsc) =
             line.strip_prefix(NESTED_PREFIX)?.strip_prefix(CLOCK_PREFIX)?.strip_prefix("ns=")?.split_once(" tsc=")?;

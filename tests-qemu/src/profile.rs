@@ -1,7 +1,8 @@
-//! `cargo l1hv profile`: which VMCS fields a guest hypervisor accesses, which of them are worth granting, and what that is worth.
+//! `cargo l1hv profile`: which VMCS fields a guest hypervisor accesses, which of them are worth granting, and what that
+//! is worth.
 //!
-//! The workload is the payload under Debian's KVM. It runs three times: with every access counted (l1hv's option `profile`), with nothing
-//! granted (`shadow=*:none`), and with the proposed list.
+//! The workload is the payload under Debian's KVM. It runs three times: with every access counted (l1hv's option
+//! `profile`), with nothing granted (`shadow=*:none`), and with the proposed list.
 
 use std::cmp::Ordering;
 

@@ -21,7 +21,8 @@ const MODES: [Mode<'_>; 3] = [
     Mode { name: "conformance-shadow-permissions", host: "hypercalls shadow=*:none", image: "permissions=20261121" },
 ];
 
-/// The oldest of Bochs' processors that l1hv runs on and the one with most features; `cargo l1hv conformance --all-models` runs them all.
+/// The oldest of Bochs' processors that l1hv runs on and the one with most features; `cargo l1hv conformance
+/// --all-models` runs them all.
 const MODELS: [&str; 2] = ["corei5_arrandale_m520", "sapphire_rapids"];
 
 /// Processors of the machine for the groups that need several, and at least so many of their cases.

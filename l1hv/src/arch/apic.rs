@@ -1,6 +1,7 @@
 //! The local APIC. It is the guest's; the host sends an IPI now and then, and does to it what an INIT would have done.
 //!
-//! DEVIATION: what the guest reads of the interrupt command register afterwards is the host's command, but for the high half in xAPIC mode.
+//! DEVIATION: what the guest reads of the interrupt command register afterwards is the host's command, but for the high
+//! half in xAPIC mode.
 
 use ept::Hpa;
 use shadow::msr::IA32_APIC_BASE;
@@ -10,8 +11,8 @@ use super::phys;
 
 const IA32_TSC_DEADLINE: u32 = 0x6e0;
 
-/// Offsets of registers of the xAPIC (SDM Volume 3A, Table 12-1 "Local APIC Register Address Map"). An x2APIC has them as MSRs, one for
-/// each 16 bytes from 800H on.
+/// Offsets of registers of the xAPIC (SDM Volume 3A, Table 12-1 "Local APIC Register Address Map"). An x2APIC has them
+/// as MSRs, one for each 16 bytes from 800H on.
 const ID: u32 = 0x20;
 const TASK_PRIORITY: u32 = 0x80;
 const EOI: u32 = 0xb0;
@@ -105,8 +106,8 @@ pub fn send(destination: u32, ipi: Ipi) -> bool {
     match apic {
         Apic::X2 => {
             let command = u64::from(destination) << 32 | u64::from(ipi.command());
-            // SAFETY: an INIT does nothing to a processor in VMX operation but make it exit; outside it, only those are sent IPIs that the
-            // host starts.
+            // SAFETY: an INIT does nothing to a processor in VMX operation but make it exit; outside it, only those are
+            // sent IPIs that the host starts.
             unsafe { msr::try_write(Apic::msr(ICR_LOW), command) }.is_ok()
         }
         Apic::X1(_) => {
@@ -129,8 +130,8 @@ fn await_delivery(apic: Apic) {
     _ = (0..POLLS).find(|_| apic.read(ICR_LOW) & DELIVERY_PENDING == 0);
 }
 
-/// Sends an INIT to this processor, which is in VMX root operation and holds it until the next VM entry. Returns whether its APIC is
-/// enabled.
+/// Sends an INIT to this processor, which is in VMX root operation and holds it until the next VM entry. Returns
+/// whether its APIC is enabled.
 pub fn send_init_to_self() -> bool {
     let Some(apic) = Apic::current() else { return false };
     let id = match apic {
@@ -140,8 +141,8 @@ pub fn send_init_to_self() -> bool {
     send(id, Ipi::Init)
 }
 
-/// What an INIT does to the APIC (SDM Volume 3A, 12.4.7.3 "Local APIC State After an INIT Reset (“Wait-for-SIPI” State)"): a VM exit takes
-/// that away from it. DEVIATION: interrupts that have been requested stay so.
+/// What an INIT does to the APIC (SDM Volume 3A, 12.4.7.3 "Local APIC State After an INIT Reset (“Wait-for-SIPI”
+/// State)"): a VM exit takes that away from it. DEVIATION: interrupts that have been requested stay so.
 pub fn reset() {
     const IN_SERVICE_WORDS: u32 = 8;
     const VECTORS: u32 = 256;

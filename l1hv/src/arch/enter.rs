@@ -8,12 +8,13 @@ use crate::processor::Processor;
 
 /// General-purpose registers of the guest that runs, and where the host's stack was at VM entry.
 ///
-/// The VMCSs' host RSP points to [`Self::host_rsp`], so that the exit can push the registers right into their places and the host RSP
-/// field never changes.
+/// The VMCSs' host RSP points to [`Self::host_rsp`], so that the exit can push the registers right into their places
+/// and the host RSP field never changes.
 #[derive(Debug)]
 #[repr(C, align(16))]
 pub struct GuestRegisters {
-    /// By register number: RAX, RCX, RDX, RBX, (RSP: in the VMCS), RBP, RSI, RDI, R8 to R15. The place of RSP holds all ones.
+    /// By register number: RAX, RCX, RDX, RBX, (RSP: in the VMCS), RBP, RSI, RDI, R8 to R15. The place of RSP holds all
+    /// ones.
     gpr: [u64; 16],
     host_rsp: u64,
 }
@@ -69,12 +70,13 @@ pub const REQUESTED: u32 = 2;
 ///
 /// # Safety
 ///
-/// The current VMCS has its host state set to come back here with this very `registers`, and its guest state and controls confine
-/// the guest to what is not the host's.
+/// The current VMCS has its host state set to come back here with this very `registers`, and its guest state and
+/// controls confine the guest to what is not the host's.
 #[inline(always)]
 pub unsafe fn enter(registers: &mut GuestRegisters, launched: bool) -> u32 {
     let how;
-    // SAFETY: the caller's promise. What a guest does to the registers is declared, or undone by `vm_entry` and `vm_exit`.
+    // SAFETY: the caller's promise. What a guest does to the registers is declared, or undone by `vm_entry` and
+    // `vm_exit`.
     unsafe {
         asm!(
             "call {vm_entry}",
@@ -95,7 +97,8 @@ unsafe extern "C" {
     static vm_not_entered: u8;
 }
 
-/// Where execution goes on if an NMI arrives at `rip`: between the look at the requests and the VM entry, its own request would be overlooked.
+/// Where execution goes on if an NMI arrives at `rip`: between the look at the requests and the VM entry, its own
+/// request would be overlooked.
 pub fn landing_after_nmi(rip: u64) -> u64 {
     let address = |symbol: *const u8| symbol.addr() as u64;
     let entry = address(&raw const vm_entry_begin)..address(&raw const vm_entry_end);

@@ -1,10 +1,11 @@
 //! Instructions that may fault on purpose, and where the exception handler resumes them.
 //!
-//! [`fallible!`] wraps one such instruction: it records the instruction's address and the address after it in the linker section
-//! `.fixup`. The handler of #GP looks there, continues after the instruction and sets CF in the interrupted RFLAGS, so the
-//! instruction itself must not change CF.
+//! [`fallible!`] wraps one such instruction: it records the instruction's address and the address after it in the
+//! linker section `.fixup`. The handler of #GP looks there, continues after the instruction and sets CF in the
+//! interrupted RFLAGS, so the instruction itself must not change CF.
 
-/// The text of an `asm!` template: `$instruction`, with CF afterwards telling whether it raised a general-protection exception.
+/// The text of an `asm!` template: `$instruction`, with CF afterwards telling whether it raised a general-protection
+/// exception.
 macro_rules! fallible {
     ($instruction:literal) => {
         concat!(
@@ -38,7 +39,8 @@ unsafe extern "C" {
 pub fn landing(rip: u64) -> Option<u64> {
     let start = &raw const __fixup_start;
     let bytes = (&raw const __fixup_end).addr() - start.addr();
-    // SAFETY: the linker script places the section's entries, and nothing else, between the two symbols; they are constant.
+    // SAFETY: the linker script places the section's entries, and nothing else, between the two symbols; they are
+    // constant.
     let table = unsafe { core::slice::from_raw_parts(start, bytes / size_of::<Fixup>()) };
     table.iter().find(|fixup| fixup.faulting_rip == rip).map(|fixup| fixup.landing_rip)
 }

@@ -1,4 +1,5 @@
-//! The host's segments: one code and one data segment, and a TSS that names the stacks of the exceptions that need their own.
+//! The host's segments: one code and one data segment, and a TSS that names the stacks of the exceptions that need
+//! their own.
 
 use core::cell::UnsafeCell;
 
@@ -116,7 +117,8 @@ fn load(area: &'static mut Area, processor: &'static Processor, idt: Idt) -> Hos
     let tss = tables.gdt.append(Descriptor::tss_segment(&tables.tss));
     tables.gdt.load();
     let null = SegmentSelector::NULL;
-    // SAFETY: the selectors are those of the table just loaded, flat segments like the ones before; the TSS lives for ever.
+    // SAFETY: the selectors are those of the table just loaded, flat segments like the ones before; the TSS lives for
+    // ever.
     unsafe {
         CS::set_reg(code);
         SS::set_reg(data);

@@ -1,7 +1,7 @@
 //! The host's exceptions. Interrupts are always off in the host, so only the 32 exception vectors have gates.
 //!
-//! An NMI is a request to the run loop, which passes it on to the guest; a foreseen #GP resumes at its [`super::fixup`];
-//! everything else is a defect of the host and stops the machine with the exception's name and place.
+//! An NMI is a request to the run loop, which passes it on to the guest; a foreseen #GP resumes at its
+//! [`super::fixup`]; everything else is a defect of the host and stops the machine with the exception's name and place.
 
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
@@ -133,7 +133,8 @@ extern "sysv64" fn handle(frame: &mut ExceptionFrame) {
 /// The processor that this runs on.
 fn this_processor() -> &'static Processor {
     let address: *const Processor;
-    // SAFETY: the base of GS in the host is a `Processor` that lives for ever, which has its own address in the second quadword.
+    // SAFETY: the base of GS in the host is a `Processor` that lives for ever, which has its own address in the second
+    // quadword.
     unsafe {
         asm!("mov {}, gs:[{this}]", out(reg) address, this = const Processor::THIS, options(nostack, preserves_flags, readonly));
         &*address

@@ -1,8 +1,8 @@
 //! Instructions that the host executes on a guest's behalf.
 //!
-//! They are safe to call: what they change belongs to the guests, because the host has no use for it. It runs with interrupts off, on
-//! page tables, descriptor tables and an EFER that every VM exit restores, and uses no extended state, no debug register and no
-//! performance counter.
+//! They are safe to call: what they change belongs to the guests, because the host has no use for it. It runs with
+//! interrupts off, on page tables, descriptor tables and an EFER that every VM exit restores, and uses no extended
+//! state, no debug register and no performance counter.
 
 use core::arch::asm;
 use core::arch::x86_64::{__cpuid, __cpuid_count};
@@ -16,7 +16,8 @@ use super::enter::{GuestRegisters, REQUESTED, enter};
 use super::msr::{self, GpFault};
 use super::{cpu, vmx};
 
-/// The guest did not run: what [`enter`] says about that. A word, so that looking at it costs nothing where the guest did run.
+/// The guest did not run: what [`enter`] says about that. A word, so that looking at it costs nothing where the guest
+/// did run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NotEntered(NonZeroU32);
 
@@ -30,8 +31,8 @@ impl NotEntered {
 /// Runs the guest of the current VMCS until its next exit.
 #[inline(always)]
 pub fn run_guest(registers: &mut GuestRegisters, vmcs: &vmx::Vmcss) -> Result<(), NotEntered> {
-    // SAFETY: both VMCSs got their host state from `vmcs_setup`, with the exit stack of these registers. EPT01 and every EPT02
-    // derived from it leave the host's memory out, which confines the guest.
+    // SAFETY: both VMCSs got their host state from `vmcs_setup`, with the exit stack of these registers. EPT01 and
+    // every EPT02 derived from it leave the host's memory out, which confines the guest.
     match NonZeroU32::new(unsafe { enter(registers, vmcs.is_launched()) }) {
         None => Ok(()),
         Some(how) => Err(NotEntered(how)),
@@ -46,8 +47,8 @@ pub fn xsetbv(register: u32, value: u64) -> Result<(), GpFault> {
 
 /// WRMSR for a guest. The caller has kept back those of `shadow::msr::host_owns` that the host needs.
 pub fn wrmsr(number: u32, value: u64) -> Result<(), GpFault> {
-    // SAFETY: the MSRs that the host relies on are EFER, FS_BASE, GS_BASE and SYSENTER_*, which every exit restores from the host
-    // state, and the VMX MSRs and IA32_APIC_BASE, which `write_for_guest` keeps back or checks.
+    // SAFETY: the MSRs that the host relies on are EFER, FS_BASE, GS_BASE and SYSENTER_*, which every exit restores
+    // from the host state, and the VMX MSRs and IA32_APIC_BASE, which `write_for_guest` keeps back or checks.
     unsafe { msr::try_write(number, value) }
 }
 
@@ -65,7 +66,8 @@ pub fn set_cr2(address: u64) {
 
 /// Enters VMX operation with two VMCSs. The regions are pages of zeros.
 pub fn start_vmx(vmxon: HostPages, vmcs01: HostPages, vmcs02: HostPages, revision: u32, caps: &VmxCaps) -> vmx::Vmcss {
-    // SAFETY: `host::check_processor` has found that the processor has VMX and that IA32_FEATURE_CONTROL allows it; the pages are owned.
+    // SAFETY: `host::check_processor` has found that the processor has VMX and that IA32_FEATURE_CONTROL allows it; the
+    // pages are owned.
     unsafe {
         vmx::vmxon(vmxon.phys(), revision, caps.cr0_fixed0, caps.cr4_fixed0);
         vmx::Vmcss::new(vmcs01.phys(), vmcs02.phys(), revision)

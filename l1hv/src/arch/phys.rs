@@ -44,8 +44,9 @@ impl PhysMemory for BootMemory {
         if !reachable(address, buffer.len(), &(0..0)) {
             return Err(OutOfRange { address, length: buffer.len() as u64 });
         }
-        // SAFETY: the direct map covers the range. `buffer` is of the host's own memory, so the two could only be the same if a
-        // loader's structure claimed to lie there: the bytes would be nonsense, and `copy` allows the overlap.
+        // SAFETY: the direct map covers the range. `buffer` is of the host's own memory, so the two could only be the
+        // same if a loader's structure claimed to lie there: the bytes would be nonsense, and `copy` allows the
+        // overlap.
         unsafe { ptr::copy(phys_to_virt(Hpa(address)), buffer.as_mut_ptr(), buffer.len()) };
         Ok(())
     }
@@ -73,8 +74,9 @@ pub unsafe fn slice(range: Range<u64>) -> &'static [u8] {
 
 /// All of physical memory but the host's region: what the guest hypervisor owns.
 ///
-/// Accesses that touch the host's region, or memory that the direct map does not cover, reach nothing: they read as ones and
-/// writes are dropped, as on a bus without a device. The guest may change this memory at any time, so there are only copies.
+/// Accesses that touch the host's region, or memory that the direct map does not cover, reach nothing: they read as
+/// ones and writes are dropped, as on a bus without a device. The guest may change this memory at any time, so there
+/// are only copies.
 #[derive(Clone, Debug)]
 pub struct GuestRam {
     hole: Range<u64>,
@@ -131,8 +133,8 @@ impl GuestRam {
         }
     }
 
-    /// Replaces eight bytes that are still `seen`, in one locked access; `hpa` is a multiple of eight. Returns whether they were; where no
-    /// memory is, the write is dropped and that is as good.
+    /// Replaces eight bytes that are still `seen`, in one locked access; `hpa` is a multiple of eight. Returns whether
+    /// they were; where no memory is, the write is dropped and that is as good.
     pub fn compare_exchange_u64(&self, hpa: Hpa, seen: u64, new: u64) -> bool {
         let Some(word) = self.word(hpa) else { return true };
         // SAFETY: mapped, aligned and not the host's; guests write to it only from outside the abstract machine.

@@ -4,7 +4,8 @@ use core::arch::asm;
 
 /// A port that the host may read and write without consequence for its own memory.
 ///
-/// The list is closed on purpose: a DMA engine or the chipset's configuration ports could be made to overwrite the host.
+/// The list is closed on purpose: a DMA engine or the chipset's configuration ports could be made to overwrite the
+/// host.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Port(u16);
 

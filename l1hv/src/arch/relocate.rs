@@ -1,4 +1,5 @@
-//! Moves the running image into the host's region, without its noticing: the virtual addresses stay, what backs them changes.
+//! Moves the running image into the host's region, without its noticing: the virtual addresses stay, what backs them
+//! changes.
 
 use core::arch::naked_asm;
 use core::ops::Range;
@@ -77,8 +78,9 @@ pub fn image_parts() -> [ImagePart; 4] {
 ///
 /// # Safety
 ///
-/// `target` has room for the image and holds nothing else. The tables at `cr3` map the image's virtual addresses to it and all
-/// memory below `direct_map_end` at the direct map. Nothing uses the identity map or the loaded image's physical addresses any more.
+/// `target` has room for the image and holds nothing else. The tables at `cr3` map the image's virtual addresses to it
+/// and all memory below `direct_map_end` at the direct map. Nothing uses the identity map or the loaded image's
+/// physical addresses any more.
 pub unsafe fn relocate(target: Hpa, cr3: Hpa, direct_map_end: Hpa) {
     let image = image();
     // Before the copy, so that the copy has them.
@@ -88,7 +90,8 @@ pub unsafe fn relocate(target: Hpa, cr3: Hpa, direct_map_end: Hpa) {
     unsafe { copy_and_switch(phys::phys_to_virt(target), image.start, image.end - image.start, cr3.0) };
 }
 
-/// Between the copy and the switch only registers change, so that the copy is what ran. The return address is read from the copy.
+/// Between the copy and the switch only registers change, so that the copy is what ran. The return address is read from
+/// the copy.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn copy_and_switch(target: *mut u8, image: u64, bytes: u64, cr3: u64) {
     naked_asm!("mov rax, rcx", "mov rcx, rdx", "rep movsb", "mov cr3, rax", "ret")

@@ -1,6 +1,7 @@
 //! Taking the machine over from the boot loader: the host's region, the move into it, the modules, the guest's image.
 //!
-//! [`BootInfo`] is the one source of what memory is free. It comes from the loader and is trusted, as the loader itself is.
+//! [`BootInfo`] is the one source of what memory is free. It comes from the loader and is trusted, as the loader itself
+//! is.
 
 use core::ops::Range;
 
@@ -77,11 +78,13 @@ pub fn take_over(
     let region = HostRegion { start: Hpa(range.start), end: Hpa(range.end) };
     let memory_map = boot_info.memory_map.with_reserved(range)?;
 
-    // SAFETY: the region is free memory below 4 GiB, hence in the boot code's direct map, and this is the only allocator.
+    // SAFETY: the region is free memory below 4 GiB, hence in the boot code's direct map, and this is the only
+    // allocator.
     let mut allocator = unsafe { PhysAllocator::new(region) };
     let tables = move_host(&mut allocator, &memory_map)?;
     let modules = stage_modules(boot_info, &memory_map, region)?;
-    // SAFETY: the region holds all that is the host's: the image, its stack and tables, and what the allocator hands out.
+    // SAFETY: the region holds all that is the host's: the image, its stack and tables, and what the allocator hands
+    // out.
     let guest_ram = unsafe { GuestRam::new(region.range()) };
     Ok(Takeover { region, allocator, guest_ram, memory_map, tables, modules })
 }
@@ -98,8 +101,8 @@ fn move_host(allocator: &mut PhysAllocator, map: &MemoryMap) -> Result<HostTable
     let end = wanted_direct_map_end(map);
     let page = if cpu::has_1gib_pages() { PageSize::Size1G } else { PageSize::Size2M };
     let tables = build_host_tables(allocator, end, page, &image, target, &image_parts())?;
-    // SAFETY: `target` was just allocated with the image's size, the tables map what `relocate` asks for, and from here on the
-    // host uses only the image's virtual addresses and the direct map.
+    // SAFETY: `target` was just allocated with the image's size, the tables map what `relocate` asks for, and from here
+    // on the host uses only the image's virtual addresses and the direct map.
     unsafe { relocate::relocate(target, tables.root, end) };
     Ok(tables)
 }
@@ -112,7 +115,8 @@ fn stage_modules(
     let mut modules: ArrayVec<Range<u64>, MAX_MODULES> =
         boot_info.modules.iter().map(|module| module.range.clone()).collect();
     for step in layout::stage(map, &modules, region.start.0)? {
-        // SAFETY: both ranges are memory below 4 GiB, in the direct map; the destination is usable memory outside the region.
+        // SAFETY: both ranges are memory below 4 GiB, in the direct map; the destination is usable memory outside the
+        // region.
         unsafe { phys::copy(Hpa(step.from), Hpa(step.to), step.length) };
         modules[step.module] = step.to..step.to + step.length;
     }
@@ -131,8 +135,8 @@ impl Takeover {
         let modules: ArrayVec<GuestModule<'_>, MAX_MODULES> = staged
             .map(|(module, range)| GuestModule {
                 address: range.start,
-                // SAFETY: the module is in the direct map. The plan below writes only to ranges that overlap no module, and the
-                // slices end with this function, before the guest runs.
+                // SAFETY: the module is in the direct map. The plan below writes only to ranges that overlap no module,
+                // and the slices end with this function, before the guest runs.
                 bytes: unsafe { phys::slice(range.clone()) },
                 string: boot_info.module_string(module),
                 arguments: boot_info.module_arguments(module),

@@ -1,4 +1,5 @@
-//! Waiting, at boot only: the PC's interval timer needs no calibration (8254, counter 2, which the speaker's gate starts).
+//! Waiting, at boot only: the PC's interval timer needs no calibration (8254, counter 2, which the speaker's gate
+//! starts).
 
 use super::port::Port;
 

@@ -26,8 +26,8 @@ pub struct TrampolinePage<'a> {
 }
 
 impl<'a> TrampolinePage<'a> {
-    /// Puts the trampoline into `page`, below 1 MiB, which the tables at `cr3` map to itself. The processors come to `arrive`, with the tables
-    /// that this one has now. Called once.
+    /// Puts the trampoline into `page`, below 1 MiB, which the tables at `cr3` map to itself. The processors come to
+    /// `arrive`, with the tables that this one has now. Called once.
     pub fn install(ram: &'a GuestRam, page: Hpa, cr3: Hpa, arrive: extern "sysv64" fn() -> !) -> Self {
         let mut saved = [0; PAGE_BYTES as usize];
         ram.read(page, &mut saved);

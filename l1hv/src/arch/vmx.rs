@@ -51,10 +51,12 @@ enum Which {
     Unknown,
 }
 
-/// The VMCSs of a logical processor and which of them is current. Nothing else on this processor executes VMPTRLD or VMCLEAR.
+/// The VMCSs of a logical processor and which of them is current. Nothing else on this processor executes VMPTRLD or
+/// VMCLEAR.
 ///
-/// With VMCS shadowing, vmcs02 changes form: an ordinary VMCS while the nested guest runs, a shadow VMCS, linked to vmcs01, while the
-/// guest hypervisor does. What that reads and writes then is vmcs02 itself, and there is nothing to copy.
+/// With VMCS shadowing, vmcs02 changes form: an ordinary VMCS while the nested guest runs, a shadow VMCS, linked to
+/// vmcs01, while the guest hypervisor does. What that reads and writes then is vmcs02 itself, and there is nothing to
+/// copy.
 #[derive(Debug)]
 pub struct Vmcss {
     access: CurrentVmcs,
@@ -117,7 +119,8 @@ impl Vmcss {
         &mut self.access
     }
 
-    /// Takes over a page of zeros as the shadow VMCS that vmcs02 can be linked to. Returns its address, for vmcs02's VMCS link pointer.
+    /// Takes over a page of zeros as the shadow VMCS that vmcs02 can be linked to. Returns its address, for vmcs02's
+    /// VMCS link pointer.
     pub fn add_shadow02(&mut self, page: HostPages) -> Hpa {
         let region = page.phys();
         // SAFETY: no other code has the page; it is mapped, in the direct map.
@@ -240,7 +243,8 @@ extern "sysv64" fn vmread_failed(encoding: u64) -> ! {
 }
 
 impl CurrentVmcs {
-    /// Whether the processor has a field of this encoding. It is the one to ask: it may have fields that no table of ours knows.
+    /// Whether the processor has a field of this encoding. It is the one to ask: it may have fields that no table of
+    /// ours knows.
     pub fn has_encoding(&self, encoding: Encoding) -> bool {
         let failed: u8;
         // SAFETY: a VMCS is current. VMREAD writes nothing but its operand, which is not used.
@@ -283,7 +287,8 @@ impl VmcsAccess for CurrentVmcs {
 
     #[inline(always)]
     fn write_raw(&mut self, id: FieldId, value: u64) {
-        // SAFETY: a VMCS is current. What the field then makes the processor do at VM entry is the business of the one who enters.
+        // SAFETY: a VMCS is current. What the field then makes the processor do at VM entry is the business of the one
+        // who enters.
         unsafe {
             asm!(
                 "vmwrite {encoding}, {value}",
@@ -322,7 +327,8 @@ impl VmcsAccess for CurrentVmcs {
 pub unsafe fn vmxon(region: Hpa, revision: u32, cr0_fixed0: u64, cr4_fixed0: u64) {
     use x86_64::registers::control::{Cr0, Cr4, Cr4Flags};
     let word = super::phys::phys_to_virt(region).cast::<u32>();
-    // SAFETY: the fixed bits are those that the processor demands (NE, PE, PG; VMXE), and the host runs with all of them well.
+    // SAFETY: the fixed bits are those that the processor demands (NE, PE, PG; VMXE), and the host runs with all of
+    // them well.
     unsafe {
         word.write_volatile(revision);
         Cr0::write_raw(Cr0::read_raw() | cr0_fixed0);

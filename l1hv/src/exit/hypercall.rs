@@ -1,5 +1,5 @@
-//! Hypercalls, as [`protocol::hypercall`] describes them, where the option `hypercalls` allows them. Everything else is VMCALL as the bare
-//! processor has it.
+//! Hypercalls, as [`protocol::hypercall`] describes them, where the option `hypercalls` allows them. Everything else is
+//! VMCALL as the bare processor has it.
 
 use protocol::hypercall::{GET_ACCESS, GET_COUNTS, SET_ACCESS, SIGNATURE, Status, VERSION};
 use shadow::FieldId;

@@ -71,9 +71,9 @@ fn vmxoff(vcpu: &mut Vcpu) -> Action {
     action
 }
 
-/// XSETBV exits whatever the controls say. The host uses no extended state, so the guest hypervisor's XCR0 is the machine's. Its fault at a
-/// privilege level other than 0 comes before the exit (SDM 26.1.1 "Relative Priority of Faults and VM Exits"), but not in every emulation of
-/// a processor.
+/// XSETBV exits whatever the controls say. The host uses no extended state, so the guest hypervisor's XCR0 is the
+/// machine's. Its fault at a privilege level other than 0 comes before the exit (SDM 26.1.1 "Relative Priority of
+/// Faults and VM Exits"), but not in every emulation of a processor.
 fn xsetbv(vcpu: &mut Vcpu) -> Action {
     if vcpu.cpl() != 0 {
         return Action::Inject(Fault::GeneralProtection);
@@ -84,8 +84,8 @@ fn xsetbv(vcpu: &mut Vcpu) -> Action {
     }
 }
 
-/// INVD exits whatever the controls say. DEVIATION: caches are written back, not dropped, as every hypervisor does: dropping would lose
-/// the host's own data too.
+/// INVD exits whatever the controls say. DEVIATION: caches are written back, not dropped, as every hypervisor does:
+/// dropping would lose the host's own data too.
 fn invd() -> Action {
     on_behalf::write_back_caches();
     Action::Advance
@@ -123,8 +123,9 @@ fn entry_failed_late(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
     Action::Inject(refused(vcpu, format_args!("{reason:?}, qualification {qualification:#x}")))
 }
 
-/// The processor refuses to enter vmcs01. If an access to a control register that the host emulated has just made it so, the processor would
-/// have refused the access itself: the fault is returned, and nothing has changed. Otherwise it is as if an event could not be delivered.
+/// The processor refuses to enter vmcs01. If an access to a control register that the host emulated has just made it
+/// so, the processor would have refused the access itself: the fault is returned, and nothing has changed. Otherwise it
+/// is as if an event could not be delivered.
 #[cold]
 pub fn refused(vcpu: &mut Vcpu, why: fmt::Arguments<'_>) -> Fault {
     if control_registers::undo(vcpu) {
@@ -136,8 +137,8 @@ pub fn refused(vcpu: &mut Vcpu, why: fmt::Arguments<'_>) -> Fault {
     shut_down(vcpu, format_args!("has a state that the processor refuses ({why})"), "look there for what led to it")
 }
 
-/// An exit that no control asks for and that no processor with known features makes: of an instruction, which is undefined then, or of an event,
-/// which nobody waits for.
+/// An exit that no control asks for and that no processor with known features makes: of an instruction, which is
+/// undefined then, or of an event, which nobody waits for.
 #[cold]
 fn nobody_asked_for(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
     let vmcs01 = vcpu.vmcs.vmcs01();

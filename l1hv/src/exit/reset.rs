@@ -1,5 +1,5 @@
-//! INIT and SIPI (SDM Volume 3A, 10.4 "Multiple-Processor (MP) Initialization", Table 11-1 "IA-32 and Intel 64 Processor States
-//! Following Power-up, Reset, or INIT").
+//! INIT and SIPI (SDM Volume 3A, 10.4 "Multiple-Processor (MP) Initialization", Table 11-1 "IA-32 and Intel 64
+//! Processor States Following Power-up, Reset, or INIT").
 
 use shadow::controls::EntryControls;
 use shadow::event::WAIT_FOR_SIPI;

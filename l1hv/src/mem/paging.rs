@@ -5,8 +5,8 @@
 //!   0xFFFF_FFFF_8010_0000       the image, backed by the host's region: text read+execute, constants read, data read+write
 //! ```
 //!
-//! Nothing else is mapped: a null pointer, a guest's pointer or a jump into guest memory faults. SDM Vol. 3A, 4.5.4 "Linear-Address
-//! Translation with 4-Level Paging and 5-Level Paging".
+//! Nothing else is mapped: a null pointer, a guest's pointer or a jump into guest memory faults. SDM Vol. 3A, 4.5.4
+//! "Linear-Address Translation with 4-Level Paging and 5-Level Paging".
 
 use core::ops::Range;
 
@@ -102,8 +102,8 @@ pub struct HostTables {
     pub start_root: Hpa,
 }
 
-/// Builds the host's tables: the direct map up to `direct_map_end` (a multiple of 1 GiB), and `parts` of the image, whose first
-/// part is backed by `image_start` and the others by what follows it at the same distances.
+/// Builds the host's tables: the direct map up to `direct_map_end` (a multiple of 1 GiB), and `parts` of the image,
+/// whose first part is backed by `image_start` and the others by what follows it at the same distances.
 ///
 /// # Errors
 ///

@@ -1,13 +1,13 @@
-//! The SDM's way to a control word: what must be 1, what may be 1, what is wanted, and the default for everything else (SDM A.2 "Reserved
-//! Controls and Default Settings", 32.5.1 "Algorithms for Determining VMX Capabilities").
+//! The SDM's way to a control word: what must be 1, what may be 1, what is wanted, and the default for everything else
+//! (SDM A.2 "Reserved Controls and Default Settings", 32.5.1 "Algorithms for Determining VMX Capabilities").
 
 use super::{CapabilityWord, VmxCaps};
 use crate::controls::Conflict;
 
 impl VmxCaps {
-    /// The value of a control word with the bits of `on` at 1 and those of `off` at 0. A bit of neither gets the only setting that the
-    /// processor allows or, if it allows both, its default: 1 in the default1 class, else 0. So a control that this crate has no name for is
-    /// as a processor without it would behave.
+    /// The value of a control word with the bits of `on` at 1 and those of `off` at 0. A bit of neither gets the only
+    /// setting that the processor allows or, if it allows both, its default: 1 in the default1 class, else 0. So a
+    /// control that this crate has no name for is as a processor without it would behave.
     ///
     /// ```
     /// use shadow::VmxCaps;

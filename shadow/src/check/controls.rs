@@ -39,7 +39,8 @@ pub fn controls_of_vmcs12(vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
     require(load, "VM-entry MSR-load area")
 }
 
-/// The ones that it makes on vmcs02 with VMCS12's values. Its VMfailValid with error 7 is what the guest hypervisor gets.
+/// The ones that it makes on vmcs02 with VMCS12's values. Its VMfailValid with error 7 is what the guest hypervisor
+/// gets.
 fn repeated_by_hardware(words: &ControlWords, vmcs12: &Vmcs12, caps: &VmxCaps, memory: &impl GuestMemory) -> Check {
     require(vmcs12.get(CR3_TARGET_COUNT) <= caps.cr3_targets(), "CR3-target count")?;
     if words.secondary.contains(Secondary::USE_TSC_SCALING) {
@@ -187,7 +188,8 @@ fn is_page(caps: &VmxCaps, address: u64) -> bool {
     address & 0xfff == 0 && caps.is_physical(address)
 }
 
-/// An MSR area: 16-byte aligned, its last byte within the physical-address width. An area of no entries is not looked at.
+/// An MSR area: 16-byte aligned, its last byte within the physical-address width. An area of no entries is not looked
+/// at.
 fn msr_area(caps: &VmxCaps, address: u64, count: u32) -> bool {
     const ENTRY_BYTES: u64 = 16;
     let last = address.checked_add(u64::from(count) * ENTRY_BYTES).map(|end| end.wrapping_sub(1));

@@ -1,4 +1,5 @@
-//! The guest-state checks that the processor cannot do on vmcs02, because vmcs02 has other values there (SDM 27.3.1.5, 27.3.1.6).
+//! The guest-state checks that the processor cannot do on vmcs02, because vmcs02 has other values there (SDM 27.3.1.5,
+//! 27.3.1.6).
 
 use core::fmt;
 
@@ -43,8 +44,8 @@ pub fn guest_state(vmcs12: &Vmcs12, caps: &VmxCaps, memory: &impl GuestMemory) -
 
 /// The PDPTEs of a PAE guest, from memory; `None` if the guest does not use PAE paging.
 ///
-/// VM entry loads them itself where EPT is off (SDM 27.3.1.6 "Checks on Guest Page-Directory-Pointer-Table Entries"), but vmcs02 always
-/// has EPT on, and then it takes, and checks, those of the VMCS.
+/// VM entry loads them itself where EPT is off (SDM 27.3.1.6 "Checks on Guest Page-Directory-Pointer-Table Entries"),
+/// but vmcs02 always has EPT on, and then it takes, and checks, those of the VMCS.
 pub fn read_pdptes(memory: &impl GuestMemory, cr0: u64, cr3: u64, cr4: u64, ia32e: bool) -> Option<[u64; 4]> {
     if ia32e || cr0 & CR0_PG == 0 || cr4 & CR4_PAE == 0 {
         return None;

@@ -1,7 +1,8 @@
 //! The checks of VM entry on VMCS12 (SDM 27.2 and 27.3).
 //!
-//! Controls and host state are checked here in full, because vmcs02 has other ones. Guest state goes to vmcs02 as it is and the
-//! processor checks it there; what reaches the guest hypervisor is its verdict. Only what the processor cannot see is checked here.
+//! Controls and host state are checked here in full, because vmcs02 has other ones. Guest state goes to vmcs02 as it is
+//! and the processor checks it there; what reaches the guest hypervisor is its verdict. Only what the processor cannot
+//! see is checked here.
 
 mod controls;
 mod guest_state;

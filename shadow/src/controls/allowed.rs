@@ -1,4 +1,5 @@
-//! Allowed settings of control words, and what is wrong with a wish that they do not allow (SDM A.2 "Reserved Controls and Default Settings").
+//! Allowed settings of control words, and what is wrong with a wish that they do not allow (SDM A.2 "Reserved Controls
+//! and Default Settings").
 
 use super::ControlWord;
 use bitflags::parser::to_writer;
@@ -29,8 +30,8 @@ impl Allowed {
         value & self.must_be_1 == self.must_be_1 && value & !self.may_be_1 == 0
     }
 
-    /// The same with only some bits of which both settings are allowed. The others keep the setting that a processor without them has: 1 in
-    /// the default1 class and where they must be 1, else 0.
+    /// The same with only some bits of which both settings are allowed. The others keep the setting that a processor
+    /// without them has: 1 in the default1 class and where they must be 1, else 0.
     pub const fn only(self, offered: u32, default1: u32) -> Self {
         let must_be_1 = self.must_be_1 | self.may_be_1 & default1 & !offered;
         Self { must_be_1, may_be_1: self.may_be_1 & (offered | must_be_1) }

@@ -1,5 +1,5 @@
-//! Controls that depend on each other (SDM 27.2.1 "Checks on VMX Controls"), as one list: VM entry fails where it is broken, and whoever
-//! computes control words can ask beforehand.
+//! Controls that depend on each other (SDM 27.2.1 "Checks on VMX Controls"), as one list: VM entry fails where it is
+//! broken, and whoever computes control words can ask beforehand.
 
 use super::{EntryControls, ExitControls, Pin, Primary, Secondary, Tertiary};
 use core::fmt;

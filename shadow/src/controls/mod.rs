@@ -65,8 +65,8 @@ pub trait ControlWord: bitflags::Flags<Bits: WriteHex> + Copy + fmt::Debug {
     const NAME: &'static str;
     /// Its named bits, lowest first. All others are reserved.
     const BITS: &'static [ControlBit];
-    /// The default1 class: bits that are 1 by default, and that only the TRUE capability MSRs may report as allowed to be 0 (SDM A.2
-    /// "Reserved Controls and Default Settings").
+    /// The default1 class: bits that are 1 by default, and that only the TRUE capability MSRs may report as allowed to
+    /// be 0 (SDM A.2 "Reserved Controls and Default Settings").
     const DEFAULT1: Self;
     /// Bits that are 1 in vmcs02 whatever vmcs12 says: those of [`BitMerge::Forced`].
     const FORCED: Self;
@@ -104,7 +104,8 @@ pub enum Control {
 pub enum Exists {
     /// On every processor.
     Always,
-    /// On every processor, for the treatment of SMIs. A hypervisor that virtualizes VMX may lack it, as its guests meet no SMI.
+    /// On every processor, for the treatment of SMIs. A hypervisor that virtualizes VMX may lack it, as its guests meet
+    /// no SMI.
     Smm,
     /// If IA32_VMX_MISC\[24:16\] counts more CR3-target values than this.
     Cr3Target(u32),
@@ -134,16 +135,18 @@ impl fmt::Display for Control {
 /// To offer a hidden control to guest hypervisors:
 ///
 /// 1. its row here gets the class [`BitMerge::FromGuest`], if the processor may act on it as VMCS12 has it;
-/// 2. its fields' rows in [`crate::fields`] get the class that vmcs02 needs ([`crate::fields::Merge`]); hidden fields have one that was never
-///    tried;
-/// 3. what VM entry checks of it and the processor cannot check in vmcs02 goes to [`crate::check`], what it needs beside it to the
-///    dependencies;
-/// 4. exits that it adds or changes get it among their causes in [`crate::exit::ExitReason`]; a structure with addresses in it needs a merged copy, as MSR
-///    bitmaps have ([`crate::watch`]);
-/// 5. cases of the conformance suite show it on a processor that has it; its fields' addresses get cases of the group `isolation`.
+/// 2. its fields' rows in [`crate::fields`] get the class that vmcs02 needs ([`crate::fields::Merge`]); hidden fields
+///    have one that was never tried;
+/// 3. what VM entry checks of it and the processor cannot check in vmcs02 goes to [`crate::check`], what it needs
+///    beside it to the dependencies;
+/// 4. exits that it adds or changes get it among their causes in [`crate::exit::ExitReason`]; a structure with
+///    addresses in it needs a merged copy, as MSR bitmaps have ([`crate::watch`]);
+/// 5. cases of the conformance suite show it on a processor that has it; its fields' addresses get cases of the group
+///    `isolation`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BitMerge {
-    /// vmcs02 has vmcs12's bit. Then none of the fields that the control uses may be [`crate::fields::Merge::HostOnly`], but where code acts for it.
+    /// vmcs02 has vmcs12's bit. Then none of the fields that the control uses may be
+    /// [`crate::fields::Merge::HostOnly`], but where code acts for it.
     FromGuest,
     /// 1 in vmcs02; vmcs12's bit is acted upon in software.
     Forced,
@@ -156,7 +159,8 @@ pub enum BitMerge {
 control_word! {
     /// Pin-based VM-execution controls.
     Pin: u32, "pin-based VM-execution controls", default1 0x16, {
-        /// External-interrupt exiting. The host takes no interrupts of its own, so the guest hypervisor's wish is all there is.
+        /// External-interrupt exiting. The host takes no interrupts of its own, so the guest hypervisor's wish is all
+        /// there is.
         EXTERNAL_INTERRUPT_EXITING = 0, FromGuest;
         /// NMI exiting.
         NMI_EXITING = 3, FromGuest;
@@ -204,7 +208,8 @@ control_word! {
         MOV_DR_EXITING = 23, FromGuest;
         /// Unconditional I/O exiting.
         UNCONDITIONAL_IO_EXITING = 24, FromGuest;
-        /// Use I/O bitmaps. Its sense is inverted: 1 lets instructions through that "unconditional I/O exiting" would trap.
+        /// Use I/O bitmaps. Its sense is inverted: 1 lets instructions through that "unconditional I/O exiting" would
+        /// trap.
         USE_IO_BITMAPS = 25, FromGuest;
         /// Monitor trap flag.
         MONITOR_TRAP_FLAG = 27, FromGuest;
@@ -250,8 +255,8 @@ control_word! {
         ENABLE_INVPCID = 12, FromGuest;
         /// Enable VM functions. vmcs02 enables none of them, so that each exits, and the host does what vmcs12 enables.
         ENABLE_VM_FUNCTIONS = 13, FromGuest;
-        /// VMCS shadowing, for a hypervisor that runs as a nested guest: vmcs02 is linked to a shadow VMCS of the host's, which holds the
-        /// content of the one that VMCS12 is linked to.
+        /// VMCS shadowing, for a hypervisor that runs as a nested guest: vmcs02 is linked to a shadow VMCS of the
+        /// host's, which holds the content of the one that VMCS12 is linked to.
         VMCS_SHADOWING = 14, FromGuest;
         /// Enable ENCLS exiting. Hidden: the machine's SGX is not offered.
         ENCLS_EXITING = 15, Hidden;
@@ -259,7 +264,8 @@ control_word! {
         RDSEED_EXITING = 16, FromGuest;
         /// Enable PML: off in vmcs02. The host sets EPT12's flags, and logs what it makes dirty.
         ENABLE_PML = 17, Computed;
-        /// EPT-violation #VE. 0 in vmcs02, as a violation of ept02 need not be one of EPT12: the host delivers the exception.
+        /// EPT-violation #VE. 0 in vmcs02, as a violation of ept02 need not be one of EPT12: the host delivers the
+        /// exception.
         EPT_VIOLATION_VE = 18, Computed;
         /// Conceal VMX from PT. Hidden: Intel PT is not offered.
         CONCEAL_VMX_FROM_PT = 19, Hidden;
@@ -269,8 +275,8 @@ control_word! {
         PASID_TRANSLATION = 21, Hidden;
         /// Mode-based execute control for EPT. An ept02 is made for an EPT12 with it, or for one without.
         MODE_BASED_EXECUTE = 22, FromGuest;
-        /// Sub-page write permissions for EPT. Hidden: their tables hold addresses of the guest hypervisor's, so that ept02 would need tables of
-        /// its own beside them.
+        /// Sub-page write permissions for EPT. Hidden: their tables hold addresses of the guest hypervisor's, so that
+        /// ept02 would need tables of its own beside them.
         SUB_PAGE_WRITE_PERMISSIONS = 23, Hidden;
         /// Intel PT uses guest-physical addresses. Hidden: Intel PT is not offered.
         PT_USES_GUEST_PHYSICAL = 24, Hidden;
@@ -290,7 +296,8 @@ control_word! {
 }
 
 control_word! {
-    /// Tertiary processor-based VM-execution controls. All but one are hidden: no processor that l1hv is tested on has them.
+    /// Tertiary processor-based VM-execution controls. All but one are hidden: no processor that l1hv is tested on has
+    /// them.
     Tertiary: u64, "tertiary processor-based VM-execution controls", default1 0, {
         /// LOADIWKEY exiting.
         LOADIWKEY_EXITING = 0, Hidden;
@@ -330,7 +337,8 @@ control_word! {
         SAVE_EFER = 20, Forced;
         /// Load IA32_EFER.
         LOAD_EFER = 21, Forced;
-        /// Save VMX-preemption timer value: 1 whenever the timer runs, so that an exit that the host handles does not restart it.
+        /// Save VMX-preemption timer value: 1 whenever the timer runs, so that an exit that the host handles does not
+        /// restart it.
         SAVE_PREEMPTION_TIMER = 22, Computed;
         /// Clear IA32_BNDCFGS. Hidden: no current processor has MPX.
         CLEAR_BNDCFGS = 23, Hidden;
@@ -360,11 +368,11 @@ control_word! {
         SAVE_FRED = 0, Hidden;
         /// Load IA32_FRED state. Hidden: as saving it.
         LOAD_FRED = 1, Hidden;
-        /// Load IA32_SPEC_CTRL. Hidden: exits do not save what entries load, so that a nested guest's value would be lost in an exit that the
-        /// host handles. MSR areas and "virtualize IA32_SPEC_CTRL" do the same.
+        /// Load IA32_SPEC_CTRL. Hidden: exits do not save what entries load, so that a nested guest's value would be
+        /// lost in an exit that the host handles. MSR areas and "virtualize IA32_SPEC_CTRL" do the same.
         LOAD_SPEC_CTRL = 2, Hidden;
-        /// Prematurely busy shadow stack. Hidden: of an exit with it that the host handles, the host would have to make the shadow stack free
-        /// before it delivers the event again.
+        /// Prematurely busy shadow stack. Hidden: of an exit with it that the host handles, the host would have to make
+        /// the shadow stack free before it delivers the event again.
         PREMATURELY_BUSY_SHADOW_STACK = 3, Hidden;
     }
 }

@@ -1,4 +1,5 @@
-//! VM-exit instruction information (SDM 28.2.5 "Information for VM Exits Due to Instruction Execution", Tables 28-8 to 28-15).
+//! VM-exit instruction information (SDM 28.2.5 "Information for VM Exits Due to Instruction Execution", Tables 28-8 to
+//! 28-15).
 //!
 //! All layouts put the same thing at the same place, so one type serves them all. Which parts an exit defines is what
 //! [`InsnLayout`](super::InsnLayout) says of its reason:

@@ -1,4 +1,5 @@
-//! Interruption information (SDM 25.8.3 "VM-Entry Controls for Event Injection", 25.9.2 "Information for VM Exits Due to Vectored Events",
+//! Interruption information (SDM 25.8.3 "VM-Entry Controls for Event Injection", 25.9.2 "Information for VM Exits Due
+//! to Vectored Events",
 //! 25.9.3 "Information for VM Exits That Occur During Event Delivery").
 
 /// Interruption information: of an exit, of IDT vectoring, or for injection (SDM 25.8.3, 25.9.2, 25.9.3: one format).

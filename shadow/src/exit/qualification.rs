@@ -5,7 +5,8 @@ use ept::violation::EptViolation;
 use super::interruption::{InterruptionInfo, interruption_type};
 use super::reason::{ExitReason, QualificationKind};
 
-/// What the qualification of an entry failure for guest state says (SDM 27.8 "VM-Entry Failures During or After Loading Guest State").
+/// What the qualification of an entry failure for guest state says (SDM 27.8 "VM-Entry Failures During or After Loading
+/// Guest State").
 pub mod entry_failure_qualification {
     /// Any check that has no number of its own.
     pub const OTHER: u64 = 0;
@@ -38,7 +39,8 @@ pub enum Qualification {
     Io(IoAccess),
     /// INVLPG: the linear address.
     LinearAddress(u64),
-    /// The displacement of an instruction's memory operand, sign-extended; the rest of it is in the instruction information.
+    /// The displacement of an instruction's memory operand, sign-extended; the rest of it is in the instruction
+    /// information.
     Displacement(u64),
     /// MWAIT: whether address-range monitoring hardware was armed.
     Mwait {

@@ -53,7 +53,8 @@ pub enum QualificationKind {
     MsrIndex,
 }
 
-/// What the instruction-information field describes (SDM 28.2.5 "Information for VM Exits Due to Instruction Execution").
+/// What the instruction-information field describes (SDM 28.2.5 "Information for VM Exits Due to Instruction
+/// Execution").
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum InsnLayout {
     /// Undefined.
@@ -77,8 +78,8 @@ pub enum InsnLayout {
 }
 
 bitflags! {
-    /// Exit-information fields that an exit fills beside the reason. Those that it does not fill are undefined, but for the exit
-    /// qualification, which it clears.
+    /// Exit-information fields that an exit fills beside the reason. Those that it does not fill are undefined, but for
+    /// the exit qualification, which it clears.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub struct Fills: u8 {
         /// Exit qualification.
@@ -273,7 +274,8 @@ basic_exit_reasons! {
     TDCALL = 77, None, None, [LENGTH], OtherMode, Reflect;
     RDMSRLIST = 78, MsrIndex, None, [LENGTH], All(Tertiary::ENABLE_MSR_LIST), Reflect;
     WRMSRLIST = 79, MsrIndex, None, [LENGTH], All(Tertiary::ENABLE_MSR_LIST), Reflect;
-    // Of extensions that are newer than edition 085: user-level MSR accesses, and MSR accesses with an immediate operand.
+    // Of extensions that are newer than edition 085: user-level MSR accesses, and MSR accesses with an immediate
+    // operand.
     URDMSR = 80, MsrIndex, None, [LENGTH], Unless(Primary::USE_MSR_BITMAPS), Reflect;
     UWRMSR = 81, MsrIndex, None, [LENGTH], Unless(Primary::USE_MSR_BITMAPS), Reflect;
     RDMSR_IMMEDIATE = 84, MsrIndex, Registers, [LENGTH], Unless(Primary::USE_MSR_BITMAPS), Reflect;

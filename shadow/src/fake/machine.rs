@@ -74,7 +74,8 @@ pub fn hypervisor_registers() -> Words {
 pub struct Tlb(BTreeMap<(u64, u64), (u64, bool)>);
 
 impl Tlb {
-    /// The address of a page under an EPTP: a kept one, or what a walk finds. A translation that was kept for reads is walked for a write.
+    /// The address of a page under an EPTP: a kept one, or what a walk finds. A translation that was kept for reads is
+    /// walked for a write.
     ///
     /// # Errors
     ///
@@ -356,8 +357,8 @@ fn bitmap(address: u64) -> MergedBitmap {
 }
 
 impl FakeMachine {
-    /// A machine whose guest hypervisor has just executed VMXON: in 64-bit mode at CPL 0, with these registers, in memory that
-    /// [`Ram::with_paging`] has made.
+    /// A machine whose guest hypervisor has just executed VMXON: in 64-bit mode at CPL 0, with these registers, in
+    /// memory that [`Ram::with_paging`] has made.
     ///
     /// # Panics
     ///
@@ -479,8 +480,8 @@ impl FakeMachine {
         machine
     }
 
-    /// An instruction with a quadword in memory as its operand: VMXON, VMPTRLD, VMCLEAR; or INVEPT, with its type in the
-    /// register that `info` names.
+    /// An instruction with a quadword in memory as its operand: VMXON, VMPTRLD, VMCLEAR; or INVEPT, with its type in
+    /// the register that `info` names.
     ///
     /// # Errors
     ///

@@ -11,7 +11,8 @@ use std::fmt::Write;
 use std::string::String;
 use std::vec::Vec;
 
-/// A VMCS12 like Xen's for a guest with hardware-assisted paging: I/O bitmaps, TPR shadow, EFER and PAT both loaded and saved.
+/// A VMCS12 like Xen's for a guest with hardware-assisted paging: I/O bitmaps, TPR shadow, EFER and PAT both loaded and
+/// saved.
 fn like_xen() -> Nested {
     let mut nested = Nested::with(ControlWords {
         pin: Pin::EXTERNAL_INTERRUPT_EXITING | Pin::NMI_EXITING | Pin::VIRTUAL_NMIS,
@@ -48,8 +49,8 @@ fn change(nested: &mut Nested, id: FieldId) {
     nested.vmcs12.set_word(id, nested.vmcs12.word(id) ^ 0x1000);
 }
 
-/// Three entries and more: the first, what of it is not 0; an unchanged one; and one for each field that the guest hypervisor writes, where
-/// that does more or less than write the field itself.
+/// Three entries and more: the first, what of it is not 0; an unchanged one; and one for each field that the guest
+/// hypervisor writes, where that does more or less than write the field itself.
 fn journals(new: impl Fn() -> Nested) -> String {
     let mut text = String::new();
     let mut nested = new();

@@ -1,7 +1,7 @@
 //! VMCS12 into vmcs02 (the SDM has no such thing; KVM calls it `prepare_vmcs02`).
 //!
-//! Only fields that changed since the last entry are written. What has to be looked at on every entry is in [`prepare`]; the rest
-//! hangs on `vmcs12.dirty`.
+//! Only fields that changed since the last entry are written. What has to be looked at on every entry is in
+//! [`prepare`]; the rest hangs on `vmcs12.dirty`.
 
 mod msr_areas;
 
@@ -18,21 +18,23 @@ use crate::sync::{SyncSets, exit_effects, save_stale_except, save_stale_field};
 use crate::vmcs12::Vmcs12;
 use ept::Gpa;
 
-/// Fields on which a check of VMX controls depends that only software can make. As long as none of them is written, the last verdict stands.
+/// Fields on which a check of VMX controls depends that only software can make. As long as none of them is written, the
+/// last verdict stands.
 pub const CHECKED_CONTROLS: FieldSet =
     with_merge(Merge::HostOnly).or(&with_merge(Merge::Translated)).or(&CONTROL_WORDS);
 
-/// The same for the checks of host state, which look at the VM-exit and VM-entry controls too. Apart, because a guest hypervisor writes a
-/// host FS or GS base whenever it runs another of its processes.
+/// The same for the checks of host state, which look at the VM-exit and VM-entry controls too. Apart, because a guest
+/// hypervisor writes a host FS or GS base whenever it runs another of its processes.
 pub const CHECKED_HOST_STATE: FieldSet = with_merge(Merge::HostState)
     .or(&with_merge(Merge::Passing))
     .or(&FieldSet::of(&[EXIT_CONTROLS.id(), ENTRY_CONTROLS.id()]));
 
-/// Fields that may be live: vmcs02 has VMCS12's value, and any value that is wrong for it the processor refuses at VM entry, with the
-/// very failure that VMCS12 would have met.
+/// Fields that may be live: vmcs02 has VMCS12's value, and any value that is wrong for it the processor refuses at VM
+/// entry, with the very failure that VMCS12 would have met.
 pub const SHADOWABLE: FieldSet = SHADOWABLE_WORDS.or(&with_merge(Merge::ExitInfo));
 
-/// Puts the fields of a VMCS12 that just became current into vmcs02, where the guest hypervisor accesses them from now on.
+/// Puts the fields of a VMCS12 that just became current into vmcs02, where the guest hypervisor accesses them from now
+/// on.
 pub fn make_live(vmcs02: &mut impl VmcsAccess, vmcs12: &mut Vmcs12, live: &FieldSet) {
     for id in live.iter() {
         vmcs02.write_raw(id, vmcs12.word(id));
@@ -51,8 +53,8 @@ const LOADED: FieldSet = FieldSet::of(&[GUEST_DEBUGCTL.id(), GUEST_DR7.id(), GUE
 const PDPTES: FieldSet = FieldSet::of(&[GUEST_PDPTE0.id(), GUEST_PDPTE1.id(), GUEST_PDPTE2.id(), GUEST_PDPTE3.id()]);
 const TIMER: FieldSet = FieldSet::of(&[PREEMPTION_TIMER_VALUE.id()]);
 
-/// Every field has code here that works through it, or one of the classes that need none: vmcs02 has the host's value, the processor
-/// writes it, or vmcs01 gets it.
+/// Every field has code here that works through it, or one of the classes that need none: vmcs02 has the host's value,
+/// the processor writes it, or vmcs01 gets it.
 const _: () = {
     let merged = WORDS.or(&ADDRESSES).or(&CONTROL_WORDS).or(&LOADED).or(&PDPTES).or(&TIMER);
     let others = with_merge(Merge::HostOnly).or(&with_merge(Merge::ExitInfo)).or(&with_merge(Merge::HostState));
@@ -62,8 +64,8 @@ const _: () = {
     assert!(with_merge(Merge::Pdpte).minus(&PDPTES).is_empty() && with_merge(Merge::Timer).minus(&TIMER).is_empty());
 };
 
-/// Registers of the guest hypervisor that its nested guest starts with where VMCS12 does not load them. Read from vmcs01, and only
-/// those that are needed.
+/// Registers of the guest hypervisor that its nested guest starts with where VMCS12 does not load them. Read from
+/// vmcs01, and only those that are needed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Inherited {
     debug: Option<(u64, u64)>,
@@ -159,7 +161,8 @@ fn control_words(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12, caps: &VmxCaps) 
     let words = vmcs12.control_words();
     control_word(vmcs02, words.pin, Pin::empty());
     control_word(vmcs02, words.primary, Primary::empty());
-    // What the processor wants to be 1 is 1 in a VMCS12 that has passed its checks, but for a word that it does not activate.
+    // What the processor wants to be 1 is 1 in a VMCS12 that has passed its checks, but for a word that it does not
+    // activate.
     control_word(vmcs02, words.secondary, Secondary::from_bits_retain(caps.secondary.must_be_1));
     let has_timer = words.pin.contains(Pin::ACTIVATE_PREEMPTION_TIMER);
     let save_timer = if has_timer { ExitControls::SAVE_PREEMPTION_TIMER } else { ExitControls::empty() };
@@ -218,14 +221,16 @@ fn loaded_registers(vmcs02: &mut impl VmcsAccess, vmcs12: &mut Vmcs12, dirty: &F
     }
 }
 
-/// Brings VMCS12's value of a register up to date, if vmcs02 alone has it, before vmcs02 gets an inherited one: an entry that fails saves nothing.
+/// Brings VMCS12's value of a register up to date, if vmcs02 alone has it, before vmcs02 gets an inherited one: an
+/// entry that fails saves nothing.
 fn save_displaced(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, field: Field<u64>) {
     if vmcs12.stale.contains(field.id()) {
         save_stale_field(vmcs02, vmcs12, field.id());
     }
 }
 
-/// EFER as VM entry leaves it when it does not load it (SDM 27.3.2.1): LMA follows "IA-32e mode guest", LME too if paging is on.
+/// EFER as VM entry leaves it when it does not load it (SDM 27.3.2.1): LMA follows "IA-32e mode guest", LME too if
+/// paging is on.
 fn efer_in_mode(efer: u64, cr0: u64, vmcs12: &Vmcs12) -> u64 {
     let ia32e = vmcs12.get(ENTRY_CONTROLS).contains(EntryControls::IA32E_MODE_GUEST);
     let affected = if cr0 & CR0_PG != 0 { EFER_LMA | EFER_LME } else { EFER_LMA };

@@ -1,8 +1,9 @@
 //! MSR areas (SDM 27.4 "Loading MSRs", 28.4 "Saving MSRs"): copied once, then left to the processor.
 //!
-//! A copy in the host's memory is what vmcs02 (for the VM-entry load and VM-exit store areas) or vmcs01 (for the VM-exit load area, which
-//! becomes its VM-entry load area) points to. The processor applies every restriction of the SDM to it; the guest hypervisor cannot
-//! change it any more. A VM-exit store area is one that its nested guest may change: its entries count as they are at the exit.
+//! A copy in the host's memory is what vmcs02 (for the VM-entry load and VM-exit store areas) or vmcs01 (for the
+//! VM-exit load area, which becomes its VM-entry load area) points to. The processor applies every restriction of the
+//! SDM to it; the guest hypervisor cannot change it any more. A VM-exit store area is one that its nested guest may
+//! change: its entries count as they are at the exit.
 
 use core::fmt;
 
@@ -48,8 +49,8 @@ impl fmt::Display for AreaError {
 
 impl core::error::Error for AreaError {}
 
-/// Copies an area from the guest hypervisor's memory. An entry that `accept` refuses, or one beyond the room, is an error; the entries before
-/// it have been copied.
+/// Copies an area from the guest hypervisor's memory. An entry that `accept` refuses, or one beyond the room, is an
+/// error; the entries before it have been copied.
 ///
 /// # Errors
 ///
@@ -72,21 +73,23 @@ pub fn copy_in(
     Ok(())
 }
 
-/// Makes the processor fail at entry `number` (from 1), which only the host could have processed: IA32_FS_BASE is never loaded from an
-/// area (SDM 27.4). One beyond the room fails at the last place.
+/// Makes the processor fail at entry `number` (from 1), which only the host could have processed: IA32_FS_BASE is never
+/// loaded from an area (SDM 27.4). One beyond the room fails at the last place.
 pub fn poison(copy: &mut [MsrEntry; MSR_AREA_ENTRIES], number: u64) {
     let slot = (number as usize).clamp(1, MSR_AREA_ENTRIES) - 1;
     copy[slot] = MsrEntry { index: crate::msr::IA32_FS_BASE, ..MsrEntry::default() };
 }
 
-/// Whether the processor may load an MSR from a copy: the host keeps its own from being written, and those of a hypervisor below.
+/// Whether the processor may load an MSR from a copy: the host keeps its own from being written, and those of a
+/// hypervisor below.
 pub const fn is_loadable(entry: &MsrEntry) -> bool {
     !host_owns(entry.index, Access::Write) && !is_outside_ranges(entry.index)
 }
 
-/// Does what the processor does at a VM exit with the VM-exit store area in the guest hypervisor's memory: reads its entries (SDM 28.4
-/// "Saving MSRs") and stores. An entry that is still what was copied gets what the processor put in the copy, one of `stored`; the nested
-/// guest may have changed others since, and they get what `read` finds, as do those of MSRs that the host emulates.
+/// Does what the processor does at a VM exit with the VM-exit store area in the guest hypervisor's memory: reads its
+/// entries (SDM 28.4 "Saving MSRs") and stores. An entry that is still what was copied gets what the processor put in
+/// the copy, one of `stored`; the nested guest may have changed others since, and they get what `read` finds, as do
+/// those of MSRs that the host emulates.
 ///
 /// # Errors
 ///

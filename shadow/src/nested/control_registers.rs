@@ -1,5 +1,6 @@
-//! CR0 and CR4 of the guest hypervisor: bits that VMX operation fixes are the processor's; the guest hypervisor sees its own through the
-//! read shadow (SDM 24.8 "Restrictions on VMX Operation", 26.3 "Changes to Instruction Behavior in VMX Non-Root Operation").
+//! CR0 and CR4 of the guest hypervisor: bits that VMX operation fixes are the processor's; the guest hypervisor sees
+//! its own through the read shadow (SDM 24.8 "Restrictions on VMX Operation", 26.3 "Changes to Instruction Behavior in
+//! VMX Non-Root Operation").
 
 use crate::FieldId;
 use crate::exit::{CrAccess, CrAccessKind};
@@ -43,7 +44,8 @@ pub fn undo<M: Machine>(vcpu: &mut Vcpu<M>) -> bool {
     has_not_run
 }
 
-/// Handles an access to CR0 or CR4, or to CR3 on a processor that makes it exit. Answers nothing to an access that no control makes exit.
+/// Handles an access to CR0 or CR4, or to CR3 on a processor that makes it exit. Answers nothing to an access that no
+/// control makes exit.
 pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>) -> Option<Action> {
     let access = CrAccess(vcpu.vmcs.vmcs01().read(EXIT_QUALIFICATION));
     let operand = vcpu.register_operand_mask();
@@ -88,7 +90,8 @@ pub struct Masks {
 
 /// The masks of vmcs01.
 pub fn masks<M: Machine>(vcpu: &Vcpu<M>) -> Masks {
-    // Outside VMX operation it may clear PE and PG, which the processor allows to an unrestricted guest; NE and VMXE only seemingly.
+    // Outside VMX operation it may clear PE and PG, which the processor allows to an unrestricted guest; NE and VMXE
+    // only seemingly.
     let in_vmx = vcpu.vmx.vmxon_region.is_some();
     let cr0 = if in_vmx { vcpu.caps.cr0_fixed0 } else { vcpu.caps.cr0_fixed0 & !(CR0_PE | CR0_PG) };
     Masks { cr0, cr4: vcpu.caps.cr4_fixed0 }

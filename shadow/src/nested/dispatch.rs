@@ -51,8 +51,8 @@ pub fn handle_at_length<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     }
 }
 
-/// RDMSR or WRMSR that the guest hypervisor lets through and the host does not. Apart from the run loop, whose registers are for the exits that
-/// the guest hypervisor gets.
+/// RDMSR or WRMSR that the guest hypervisor lets through and the host does not. Apart from the run loop, whose
+/// registers are for the exits that the guest hypervisor gets.
 #[inline(never)]
 fn host_msr<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     let outcome = if reason == ExitReason::RDMSR {
@@ -66,8 +66,8 @@ fn host_msr<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     }
 }
 
-/// VM entry of vmcs02 failed after its checks of controls and host state. The guest hypervisor hears of it as of its own, if it has just asked
-/// for the entry.
+/// VM entry of vmcs02 failed after its checks of controls and host state. The guest hypervisor hears of it as of its
+/// own, if it has just asked for the entry.
 #[cold]
 fn entry_failed_late<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     let qualification = vcpu.vmcs.vmcs02().read(EXIT_QUALIFICATION);
@@ -79,9 +79,9 @@ fn entry_failed_late<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     }
 }
 
-/// The processor refused vmcs02 with VMfail. Control checks that it does and we do not are the guest hypervisor's to hear about, and so is
-/// anything else that it says about an entry that was asked for. Of a nested guest that has run already only VTPR can have changed, which is
-/// in memory.
+/// The processor refused vmcs02 with VMfail. Control checks that it does and we do not are the guest hypervisor's to
+/// hear about, and so is anything else that it says about an entry that was asked for. Of a nested guest that has run
+/// already only VTPR can have changed, which is in memory.
 #[cold]
 pub fn handle_failed_entry<M: Machine>(vcpu: &mut Vcpu<M>) {
     let error = InsnError(vcpu.vmcs.vmcs02().read(VM_INSTRUCTION_ERROR));
@@ -115,8 +115,8 @@ pub fn handle_failed_entry<M: Machine>(vcpu: &mut Vcpu<M>) {
     vcpu.advance();
 }
 
-/// A nested guest that has run cannot be entered again after an exit that the host handled, and nothing says why. Its hypervisor is prepared for
-/// a triple fault.
+/// A nested guest that has run cannot be entered again after an exit that the host handled, and nothing says why. Its
+/// hypervisor is prepared for a triple fault.
 fn lose<M: Machine>(vcpu: &mut Vcpu<M>, why: fmt::Arguments<'_>) {
     vcpu.machine.warn(format_args!(
         "the processor refuses a nested guest that has run ({why}): its hypervisor gets a triple fault"

@@ -20,15 +20,16 @@ use super::vcpu::{SHARED_VPID02, Shortcut, VPID01, Vcpu, vpid02};
 use super::{msr_bitmap, nested_ept, nested_shadowing};
 use crate::watch::MergedAs;
 
-/// Enters, or fails as the instruction does. After an entry failure of the late kind the guest hypervisor runs again, at its exit handler.
+/// Enters, or fails as the instruction does. After an entry failure of the late kind the guest hypervisor runs again,
+/// at its exit handler.
 pub fn enter<M: Machine>(vcpu: &mut Vcpu<M>, wanted: LaunchState) -> Result<(), Failure> {
     let interruptibility = vcpu.vmcs.vmcs01().read(GUEST_INTERRUPTIBILITY);
     vcpu.vmx.check_launch(wanted, interruptibility)?;
     vcpu.nested.kept.interruptibility = interruptibility;
     vcpu.nested.kept.stack_rights = vcpu.vmcs.vmcs01().read(GUEST_SS_ACCESS_RIGHTS);
     vcpu.vmx.vmcs12.settle();
-    // A page that changed before now either belongs to this VMCS12, and `is_merged` below notices, or to another VMCS12, which will notice at
-    // its own entry.
+    // A page that changed before now either belongs to this VMCS12, and `is_merged` below notices, or to another
+    // VMCS12, which will notice at its own entry.
     vcpu.memory.watches(MergedAs::MsrBitmap).begin_merge();
     let unchanged = vcpu.nested.shortcut.entry && vcpu.vmx.vmcs12.is_unchanged();
     if unchanged && msr_bitmap::is_merged(vcpu) {
@@ -41,7 +42,8 @@ pub fn enter<M: Machine>(vcpu: &mut Vcpu<M>, wanted: LaunchState) -> Result<(), 
         return Ok(());
     }
     if vcpu.init_blocked {
-        // In VMX non-root operation an INIT is an exit. The processor knows when to take it, among the other events that follow an entry.
+        // In VMX non-root operation an INIT is an exit. The processor knows when to take it, among the other events
+        // that follow an entry.
         vcpu.init_blocked = !vcpu.machine.send_init_to_self();
     }
     vcpu.begin_entry();
@@ -90,7 +92,8 @@ fn pdptes_are_in_vmcs02(vmcs12: &Vmcs12) -> bool {
     vmcs12.has_secondary(Secondary::ENABLE_EPT) || vmcs12.get(ENTRY_CONTROLS).contains(EntryControls::IA32E_MODE_GUEST)
 }
 
-/// Without EPT12 a PAE guest's PDPTEs come from memory at every entry. The processor checks them, after the rest of the guest state.
+/// Without EPT12 a PAE guest's PDPTEs come from memory at every entry. The processor checks them, after the rest of the
+/// guest state.
 fn pdptes_from_memory<M: Machine>(vcpu: &mut Vcpu<M>) -> Option<[u64; 4]> {
     let vmcs12 = &vcpu.vmx.vmcs12;
     if pdptes_are_in_vmcs02(vmcs12) {
@@ -143,8 +146,8 @@ fn merge<M: Machine>(vcpu: &mut Vcpu<M>, inherited: Inherited, pdptes: Option<[u
     switch_vpid(vcpu);
 }
 
-/// Passing registers that exits of the nested guest load and its entries do not: it begins with the guest hypervisor's, and after an exit that
-/// the host handles goes on with its own.
+/// Passing registers that exits of the nested guest load and its entries do not: it begins with the guest hypervisor's,
+/// and after an exit that the host handles goes on with its own.
 #[cold]
 fn inherit_registers<M: Machine>(vcpu: &mut Vcpu<M>) {
     let values = passing::read_inherited(vcpu.vmcs.vmcs01(), &vcpu.vmx.vmcs12);
@@ -162,8 +165,9 @@ fn stop_loading_registers<M: Machine>(vcpu: &mut Vcpu<M>) {
     vmcs01.write(ENTRY_CONTROLS, controls.difference(passing::ENTRY));
 }
 
-/// Each VPID12 has a VPID02, whose translations stay until INVVPID; a shared one is emptied for each that comes to it. A nested guest without a
-/// VPID shares VPID 0 with its hypervisor as far as that can see, so that entry and exit drop the translations of both (SDM 29.4.3.1).
+/// Each VPID12 has a VPID02, whose translations stay until INVVPID; a shared one is emptied for each that comes to it.
+/// A nested guest without a VPID shares VPID 0 with its hypervisor as far as that can see, so that entry and exit drop
+/// the translations of both (SDM 29.4.3.1).
 fn switch_vpid<M: Machine>(vcpu: &mut Vcpu<M>) {
     let vmcs12 = &vcpu.vmx.vmcs12;
     let vpid12 = if vmcs12.has_secondary(Secondary::ENABLE_VPID) { vmcs12.get(VPID) } else { 0 };
@@ -200,8 +204,8 @@ impl AreaCounts {
     }
 }
 
-/// Copies the areas. An entry that only the host could process makes the processor fail at its place: as the processor does not know
-/// that, its index is replaced by one that no processor loads.
+/// Copies the areas. An entry that only the host could process makes the processor fail at its place: as the processor
+/// does not know that, its index is replaced by one that no processor loads.
 fn copy_msr_areas<M: Machine>(vcpu: &mut Vcpu<M>, counts: AreaCounts) {
     let vmcs12 = &vcpu.vmx.vmcs12;
     let load = Gpa(vmcs12.get(ENTRY_MSR_LOAD_ADDRESS));

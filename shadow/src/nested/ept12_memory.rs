@@ -18,7 +18,8 @@ impl<Memory: WatchedMemory> GuestTables for Ept12Memory<'_, Memory> {
     }
 }
 
-/// EPT12 for a walk that no access of the nested guest has asked for: it finds no entry whose flags are still to be set.
+/// EPT12 for a walk that no access of the nested guest has asked for: it finds no entry whose flags are still to be
+/// set.
 pub struct Ept12Unflagged<'a, Memory>(pub Ept12Memory<'a, Memory>);
 
 impl<Memory: WatchedMemory> GuestTables for Ept12Unflagged<'_, Memory> {

@@ -1,4 +1,5 @@
-//! The MSRs that the host keeps to itself, for the guest hypervisor and for nested guests alike: [`crate::msr::host_owns`] lists them.
+//! The MSRs that the host keeps to itself, for the guest hypervisor and for nested guests alike:
+//! [`crate::msr::host_owns`] lists them.
 
 use crate::VmxCaps;
 use crate::msr::*;

@@ -1,5 +1,5 @@
-//! The VM-entry injection fields of vmcs02. They are VMCS12's, also while the guest hypervisor runs; when the host injects something itself, it
-//! borrows them until the next exit that the guest hypervisor gets.
+//! The VM-entry injection fields of vmcs02. They are VMCS12's, also while the guest hypervisor runs; when the host
+//! injects something itself, it borrows them until the next exit that the guest hypervisor gets.
 
 use crate::event;
 use crate::exit::InterruptionInfo;

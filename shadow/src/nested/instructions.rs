@@ -76,7 +76,8 @@ pub fn launch<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) -> Action {
     }
 }
 
-/// Carries out the VMX instruction, any but VMLAUNCH and VMRESUME, that made the guest hypervisor exit. Whoever calls it for VMXOFF then delivers an INIT that was blocked.
+/// Carries out the VMX instruction, any but VMLAUNCH and VMRESUME, that made the guest hypervisor exit. Whoever calls
+/// it for VMXOFF then delivers an INIT that was blocked.
 pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) -> Action {
     let outcome = match reason {
         ExitReason::VMREAD => return vmread(vcpu),
@@ -186,8 +187,8 @@ fn vmxoff<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// VMX operation fixes more bits of CR0 than there are fixed outside it. `cr0` and `cr4` are what the guest hypervisor saw before the change:
-/// the read shadow of a bit that was not masked until now is out of date.
+/// VMX operation fixes more bits of CR0 than there are fixed outside it. `cr0` and `cr4` are what the guest hypervisor
+/// saw before the change: the read shadow of a bit that was not masked until now is out of date.
 fn update_masks<M: Machine>(vcpu: &mut Vcpu<M>, cr0: u64, cr4: u64) {
     let masks = masks(vcpu);
     let vmcs01 = vcpu.vmcs.vmcs01();

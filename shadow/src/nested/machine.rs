@@ -15,8 +15,8 @@ use crate::watch::{MergedAs, Watches};
 
 /// The VMCSs of a logical processor: vmcs01, vmcs02, and the shadow VMCS that vmcs02 can be linked to ("shadow02").
 ///
-/// Law: a call of [`Self::vmcs01`] or [`Self::vmcs02`] makes that VMCS current until the next call of the other one; the `access_` methods return to
-/// the VMCS that was current before.
+/// Law: a call of [`Self::vmcs01`] or [`Self::vmcs02`] makes that VMCS current until the next call of the other one;
+/// the `access_` methods return to the VMCS that was current before.
 pub trait VmcsPair {
     /// Access to the current VMCS.
     type Current: VmcsAccess;
@@ -41,7 +41,8 @@ pub trait VmcsPair {
 pub trait WatchedMemory: GuestMemory {
     /// The pages that this processor has merged as one kind of bitmap.
     fn watches(&self, kind: MergedAs) -> &Watches;
-    /// Lets every processor write to the page of an address again, because a write is about to happen. Does nothing to a page that is not watched.
+    /// Lets every processor write to the page of an address again, because a write is about to happen. Does nothing to
+    /// a page that is not watched.
     fn unwatch(&self, address: Gpa);
     /// Whether an address is the host's own.
     fn is_host(&self, address: Gpa) -> bool;
@@ -81,9 +82,11 @@ pub enum Invvpid {
 pub enum Protection {
     /// The page stays writable.
     Impossible,
-    /// The page was read-only already. Its translations are gone from all processors when they have taken part in this flush.
+    /// The page was read-only already. Its translations are gone from all processors when they have taken part in this
+    /// flush.
     Already(u64),
-    /// The page is read-only from now on. Translations from before are gone from all processors when they have taken part in this flush.
+    /// The page is read-only from now on. Translations from before are gone from all processors when they have taken
+    /// part in this flush.
     New(u64),
 }
 
@@ -96,7 +99,8 @@ pub enum Stop<'a> {
     NoTables(fmt::Arguments<'a>),
 }
 
-/// A logical processor with what surrounds it, as the nested logic uses it. What it holds beside the parts that have types here is its own.
+/// A logical processor with what surrounds it, as the nested logic uses it. What it holds beside the parts that have
+/// types here is its own.
 ///
 /// No method fails but where it says so.
 pub trait Machine: Sized {

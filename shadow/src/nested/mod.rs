@@ -82,8 +82,8 @@ pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     }
 }
 
-/// Ends what the entry of vmcs01 had left to do, and carries out an instruction of the guest hypervisor that the short way is for. Returns
-/// whether it did; if not, the exit is still to be handled.
+/// Ends what the entry of vmcs01 had left to do, and carries out an instruction of the guest hypervisor that the short
+/// way is for. Returns whether it did; if not, the exit is still to be handled.
 #[inline(always)]
 pub fn handle_quickly<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) -> bool {
     if reason == ExitReason::VMRESUME && resume(vcpu) {

@@ -105,8 +105,8 @@ fn handle_filled<M: Machine>(vcpu: &mut Vcpu<M>, filled: Fill, address: NestedGp
     }
 }
 
-/// The guest hypervisor has seen a violation and resumes the nested guest: if it has repaired EPT12, the translation is in EPT02 before the
-/// nested guest tries again, which saves it a second exit.
+/// The guest hypervisor has seen a violation and resumes the nested guest: if it has repaired EPT12, the translation is
+/// in EPT02 before the nested guest tries again, which saves it a second exit.
 pub fn anticipate<M: Machine>(vcpu: &mut Vcpu<M>) {
     let (Some((address, qualification)), Some(ept12)) = (vcpu.nested.ept.violation.take(), vcpu.nested.ept.ept12)
     else {
@@ -161,8 +161,8 @@ fn permit<M: Machine>(vcpu: &mut Vcpu<M>, gpa: Gpa) {
     map_beyond(vcpu, gpa);
 }
 
-/// The nested guest tries again: an event whose delivery was interrupted is delivered again, and an IRET that had unblocked NMIs before
-/// it faulted blocks them again (SDM 28.2.3, bit 12 of the qualification).
+/// The nested guest tries again: an event whose delivery was interrupted is delivered again, and an IRET that had
+/// unblocked NMIs before it faulted blocks them again (SDM 28.2.3, bit 12 of the qualification).
 fn repaired<M: Machine>(vcpu: &mut Vcpu<M>, qualification: EptViolation) {
     let vmcs02 = vcpu.vmcs.vmcs02();
     let delivering = vmcs02.read(IDT_VECTORING_INFO) >> 31 != 0;
@@ -186,9 +186,10 @@ pub fn drop_translations<M: Machine>(vcpu: &mut Vcpu<M>, eptp12: Option<Eptp12>)
     );
 }
 
-/// VM entry of a nested guest without a VPID, whose linear translations every entry drops. The processor may keep guest-physical ones (SDM
-/// 29.4.3 "Invalidating Cached Translation Information"), but as it walks EPT12 anew for what it dropped, software gets away with an edit of
-/// EPT12 and no INVEPT. So it does here.
+/// VM entry of a nested guest without a VPID, whose linear translations every entry drops. The processor may keep
+/// guest-physical ones (SDM
+/// 29.4.3 "Invalidating Cached Translation Information"), but as it walks EPT12 anew for what it dropped, software gets
+/// away with an edit of EPT12 and no INVEPT. So it does here.
 pub fn walk_anew<M: Machine>(vcpu: &mut Vcpu<M>) {
     let vmcs12 = &vcpu.vmx.vmcs12;
     if vmcs12.has_secondary(Secondary::ENABLE_EPT) {
@@ -211,8 +212,8 @@ fn flush(machine: &impl Machine, dropped: Dropped) {
     }
 }
 
-/// Maps what EPT01 does not map yet. When tables run out, translations of nested guests make room. Apart from the run loop, as it happens once
-/// for each address.
+/// Maps what EPT01 does not map yet. When tables run out, translations of nested guests make room. Apart from the run
+/// loop, as it happens once for each address.
 #[inline(never)]
 pub fn map_beyond<M: Machine>(vcpu: &mut Vcpu<M>, address: Gpa) {
     loop {

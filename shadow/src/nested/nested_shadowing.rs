@@ -5,10 +5,11 @@
 //!   vmcs02 -> a shadow VMCS of the host's: the content of that region, in the processor's format
 //! ```
 //!
-//! The host's shadow VMCS gets the content when the region is linked, and keeps it from one entry to the next. The region gets it back when
-//! the guest hypervisor makes it current, clears it, links another one or leaves VMX operation; what its memory holds until then is
-//! undefined (SDM 25.11.1 "Software Use of Virtual-Machine Control Structures"). So VMREAD and VMWRITE of the nested guest are the
-//! processor's business, but for fields that it has and the guest hypervisor is not offered: those always exit.
+//! The host's shadow VMCS gets the content when the region is linked, and keeps it from one entry to the next. The
+//! region gets it back when the guest hypervisor makes it current, clears it, links another one or leaves VMX
+//! operation; what its memory holds until then is undefined (SDM 25.11.1 "Software Use of Virtual-Machine Control
+//! Structures"). So VMREAD and VMWRITE of the nested guest are the processor's business, but for fields that it has and
+//! the guest hypervisor is not offered: those always exit.
 
 use crate::Vmcs12;
 use crate::controls::Secondary;
@@ -108,8 +109,8 @@ fn with<M: Machine>(vcpu: &mut Vcpu<M>, what: impl FnOnce(&mut Vcpu<M>, &mut Nes
     }
 }
 
-/// Gives vmcs02 what VMCS12 means by its VMCS link pointer and its bitmaps. To be called before the EPTP of vmcs02 is determined, because
-/// EPT01 may permit less afterwards.
+/// Gives vmcs02 what VMCS12 means by its VMCS link pointer and its bitmaps. To be called before the EPTP of vmcs02 is
+/// determined, because EPT01 may permit less afterwards.
 pub fn prepare<M: Machine>(vcpu: &mut Vcpu<M>) {
     with(vcpu, |vcpu, shadowing| {
         let vmcs12 = &vcpu.vmx.vmcs12;
@@ -142,7 +143,8 @@ fn bitmaps_and_error<M: Machine>(vcpu: &mut Vcpu<M>, shadowing: &mut NestedShado
     }
 }
 
-/// The guest hypervisor is about to look at a region: if the host's shadow VMCS has its content, the region gets that back.
+/// The guest hypervisor is about to look at a region: if the host's shadow VMCS has its content, the region gets that
+/// back.
 pub fn release_linked_region<M: Machine>(vcpu: &mut Vcpu<M>, region: Gpa) {
     if vcpu.nested.shadowing.as_ref().is_some_and(|shadowing| shadowing.content == Some(region)) {
         release_linked(vcpu);
@@ -154,7 +156,8 @@ pub fn release_linked<M: Machine>(vcpu: &mut Vcpu<M>) {
     with(vcpu, |vcpu, shadowing| shadowing.release(vcpu));
 }
 
-/// VMREAD or VMWRITE of a nested guest under VMCS shadowing that exited: because of VMCS12's bitmap, or of the host's only.
+/// VMREAD or VMWRITE of a nested guest under VMCS shadowing that exited: because of VMCS12's bitmap, or of the host's
+/// only.
 pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     let encoding = encoding_operand(vcpu);
     let bitmap = if reason == ExitReason::VMREAD { VMREAD_BITMAP } else { VMWRITE_BITMAP };
@@ -177,8 +180,9 @@ fn encoding_operand<M: Machine>(vcpu: &mut Vcpu<M>) -> u64 {
     if is_64_bit { value } else { value & 0xffff_ffff }
 }
 
-/// What the instruction does on a processor without the field (SDM 31.3 "VMX Instructions", VMREAD and VMWRITE): that comes before any
-/// access to a memory operand. The error number is for the current VMCS, which is not the one that the instruction meant.
+/// What the instruction does on a processor without the field (SDM 31.3 "VMX Instructions", VMREAD and VMWRITE): that
+/// comes before any access to a memory operand. The error number is for the current VMCS, which is not the one that the
+/// instruction meant.
 fn fail_on_hidden_field<M: Machine>(vcpu: &mut Vcpu<M>) {
     let vmcs02 = vcpu.vmcs.vmcs02();
     if privilege_level(vmcs02.read(GUEST_SS_ACCESS_RIGHTS)) != 0 {

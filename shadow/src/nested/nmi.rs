@@ -18,7 +18,8 @@ pub fn pass_on<M: Machine>(vcpu: &mut Vcpu<M>) {
         // Without virtual NMIs the blocking is that of the processor's NMIs.
         let interruptibility = vcpu.vmcs.vmcs02().read(GUEST_INTERRUPTIBILITY);
         let exits_later = !pin12.contains(Pin::VIRTUAL_NMIS) && interruptibility & BLOCKING_BY_NMI != 0;
-        // An entry that the guest hypervisor has asked for comes first, for it may fail. So does an event that is injected.
+        // An entry that the guest hypervisor has asked for comes first, for it may fail. So does an event that is
+        // injected.
         let is_entry_due = vcpu.running == Running::Entering || is_injecting(vcpu.vmcs.vmcs02());
         if exits && !is_entry_due && !exits_later {
             return reflect::nmi(vcpu);
@@ -79,8 +80,8 @@ pub fn retry_after_nested_exit<M: Machine>(vcpu: &mut Vcpu<M>) {
     vcpu.machine.request_nmi();
 }
 
-/// VMLAUNCH or VMRESUME has failed while an NMI waited for the nested guest: the guest hypervisor gets the NMI, and VMCS12's injection stays
-/// as it is.
+/// VMLAUNCH or VMRESUME has failed while an NMI waited for the nested guest: the guest hypervisor gets the NMI, and
+/// VMCS12's injection stays as it is.
 pub fn entry_failed<M: Machine>(vcpu: &mut Vcpu<M>) {
     if vcpu.nested.nmi_waits {
         // The host has not written to the fields.

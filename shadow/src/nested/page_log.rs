@@ -1,7 +1,8 @@
 //! Page-modification logging of EPT12 (SDM 29.3.6 "Page-Modification Logging").
 //!
-//! The host sets EPT12's accessed and dirty flags, so the host logs. EPT02's writable pages are dirty, and vmcs02 has no PML: the processor
-//! could only log a page after EPT12 says that it is dirty, and a drop of EPT02 in between would lose the entry.
+//! The host sets EPT12's accessed and dirty flags, so the host logs. EPT02's writable pages are dirty, and vmcs02 has
+//! no PML: the processor could only log a page after EPT12 says that it is dirty, and a drop of EPT02 in between would
+//! lose the entry.
 
 use ept::walk::GuestTables;
 use ept::{Gpa, NestedGpa, PageSize};

@@ -1,6 +1,7 @@
-//! VMREAD and VMWRITE when nothing about them is special: in 64-bit mode, between registers, of a whole field whose value VMCS12 holds.
-//! A guest hypervisor without VMCS shadowing executes them more often than everything else together. All other ones take the long way,
-//! in [`super::instructions`], which each function here leaves them to before it has changed anything.
+//! VMREAD and VMWRITE when nothing about them is special: in 64-bit mode, between registers, of a whole field whose
+//! value VMCS12 holds. A guest hypervisor without VMCS shadowing executes them more often than everything else
+//! together. All other ones take the long way, in [`super::instructions`], which each function here leaves them to
+//! before it has changed anything.
 
 use crate::check::HostMode;
 use crate::encoding::{Area, Encoding};

@@ -50,7 +50,8 @@ pub fn reflect<M: Machine>(vcpu: &mut Vcpu<M>, exit: Reflected) {
     }
 }
 
-/// Reflects a fault that an instruction raised which the host emulated. RFLAGS.RF is saved as delivering the fault would have saved it (SDM
+/// Reflects a fault that an instruction raised which the host emulated. RFLAGS.RF is saved as delivering the fault
+/// would have saved it (SDM
 /// 28.3.3 "Saving RIP, RSP, RFLAGS, and SSP").
 pub fn reflect_fault<M: Machine>(vcpu: &mut Vcpu<M>, info: InterruptionInfo, error_code: Option<u32>) {
     let vmcs02 = vcpu.vmcs.vmcs02();
@@ -64,14 +65,14 @@ pub fn nmi<M: Machine>(vcpu: &mut Vcpu<M>) {
     reflect_event(vcpu, NMI_INTERRUPTION, None);
 }
 
-/// The nested guest cannot go on after an exit of the host's own, for another processor has lowered VTPR below the TPR threshold meanwhile. It
-/// exits as it would at its next access to TPR (SDM 30.1.2 "TPR Virtualization").
+/// The nested guest cannot go on after an exit of the host's own, for another processor has lowered VTPR below the TPR
+/// threshold meanwhile. It exits as it would at its next access to TPR (SDM 30.1.2 "TPR Virtualization").
 pub fn tpr_below_threshold<M: Machine>(vcpu: &mut Vcpu<M>) {
     reflect_without_exit(vcpu, ExitReason::TPR_BELOW_THRESHOLD, InterruptionInfo(0), None);
 }
 
-/// The nested guest cannot go on at all. An exit by a triple fault interrupts the delivery of no event (SDM 28.2.4 "Information for VM Exits
-/// During Event Delivery").
+/// The nested guest cannot go on at all. An exit by a triple fault interrupts the delivery of no event (SDM 28.2.4
+/// "Information for VM Exits During Event Delivery").
 pub fn triple_fault<M: Machine>(vcpu: &mut Vcpu<M>) {
     let _ = injection::take_pending(vcpu);
     reflect_without_exit(vcpu, ExitReason::TRIPLE_FAULT, InterruptionInfo(0), None);
@@ -185,8 +186,8 @@ fn load_registers<M: Machine>(vcpu: &mut Vcpu<M>) {
     vcpu.nested.shortcut.entry = false;
 }
 
-/// Reflects an entry failure of the late kind (SDM 27.8): of the exit information only reason and qualification are written, and guest
-/// state is not saved.
+/// Reflects an entry failure of the late kind (SDM 27.8): of the exit information only reason and qualification are
+/// written, and guest state is not saved.
 pub fn reflect_failed_entry<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason, qualification: u64) {
     let reason = reason.of_failed_entry();
     log::debug!("{reason:?}, qualification {qualification:#x}");
@@ -237,8 +238,8 @@ fn load_host_msrs<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), VmxAbort> {
     Ok(())
 }
 
-/// A VMX abort: the processor is in shutdown state (SDM 28.7 "VMX Aborts"), and the machine stops with the reason. DEVIATION: the others of
-/// a bare machine may run on until its chipset makes a reset of it.
+/// A VMX abort: the processor is in shutdown state (SDM 28.7 "VMX Aborts"), and the machine stops with the reason.
+/// DEVIATION: the others of a bare machine may run on until its chipset makes a reset of it.
 #[cold]
 pub fn abort<M: Machine>(vcpu: &mut Vcpu<M>, reason: VmxAbort) -> ! {
     write_abort_indicator(&vcpu.memory, vcpu.vmx.vmcs12.pointer, reason as u32);

@@ -91,7 +91,8 @@ pub enum Action {
 /// Fields that an emulated access to CR0 or CR4 changes.
 pub(super) const UNDO_FIELDS: usize = 14;
 
-/// What the last emulated access to CR0 or CR4 changed. VM entry checks more of the result than the host does: then the access is undone.
+/// What the last emulated access to CR0 or CR4 changed. VM entry checks more of the result than the host does: then the
+/// access is undone.
 #[derive(Clone, Copy, Debug)]
 pub struct Undo {
     pub(super) before: [u64; UNDO_FIELDS],
@@ -141,8 +142,8 @@ pub struct NestedEpt {
     pub converts_violations: bool,
     /// VMCS12 has page-modification logging.
     pub logs_pages: bool,
-    /// The EPT violation that was reflected last. If the guest hypervisor repairs EPT12, EPT02 gets the translation before the nested guest
-    /// runs again.
+    /// The EPT violation that was reflected last. If the guest hypervisor repairs EPT12, EPT02 gets the translation
+    /// before the nested guest runs again.
     pub violation: Option<(NestedGpa, EptViolation)>,
     /// The cache.
     pub cache: NestedPaging,
@@ -172,7 +173,8 @@ pub struct Nested {
     pub host_image: HostImage,
     /// What vmcs01 still has of it.
     pub kept: Kept,
-    /// An NMI waits until the nested guest exits by the monitor trap flag, which is the host's then. The injection fields are displaced.
+    /// An NMI waits until the nested guest exits by the monitor trap flag, which is the host's then. The injection
+    /// fields are displaced.
     pub nmi_waits: bool,
     /// VMCS12's injection fields while vmcs02 has the host's.
     pub displaced: Option<Displaced>,
@@ -188,7 +190,8 @@ pub struct Nested {
     pub areas: MsrAreas,
     /// VMCS shadowing of nested hypervisors, where it is offered.
     pub shadowing: Option<&'static mut NestedShadowing>,
-    /// VMCS12's values of guest-state fields in which vmcs02 has registers that the nested guest inherits: an entry that fails saves none.
+    /// VMCS12's values of guest-state fields in which vmcs02 has registers that the nested guest inherits: an entry
+    /// that fails saves none.
     pub displaced_registers: passing::Values,
     /// vmcs01 loads passing registers, until the next VMLAUNCH or VMRESUME.
     pub loading_registers: bool,

@@ -1,6 +1,7 @@
 //! #VE: an EPT violation that the nested guest gets instead of its hypervisor (SDM 26.5.7 "Virtualization Exceptions").
 //!
-//! In vmcs02 the control is off, because a violation of EPT02 need not be one of EPT12: the host delivers the exception.
+//! In vmcs02 the control is off, because a violation of EPT02 need not be one of EPT12: the host delivers the
+//! exception.
 
 use crate::exit::{ExitReason, InterruptionInfo};
 use crate::fields::*;
@@ -14,8 +15,8 @@ use super::fault::raise;
 use super::machine::{Machine, VmcsPair};
 use super::vcpu::Vcpu;
 
-/// Delivers a violation whose entry of EPT12 does not suppress #VE, if the other conditions hold (SDM 26.5.7.2 "Convertible EPT Violations
-/// that Cause Virtualization Exceptions"). Returns whether it did.
+/// Delivers a violation whose entry of EPT12 does not suppress #VE, if the other conditions hold (SDM 26.5.7.2
+/// "Convertible EPT Violations that Cause Virtualization Exceptions"). Returns whether it did.
 #[cold]
 pub fn convert<M: Machine>(vcpu: &mut Vcpu<M>, address: NestedGpa, qualification: EptViolation) -> bool {
     /// Offset of what the nested guest clears when it has looked at the area.

@@ -1,5 +1,5 @@
-//! VMFUNC of a nested guest. vmcs02 copies the control "enable VM functions" but leaves every function disabled, so each VMFUNC exits and the
-//! host emulates it. The processor must not switch EPTPs itself: VMCS12's list holds EPTP12s.
+//! VMFUNC of a nested guest. vmcs02 copies the control "enable VM functions" but leaves every function disabled, so
+//! each VMFUNC exits and the host emulates it. The processor must not switch EPTPs itself: VMCS12's list holds EPTP12s.
 
 use crate::check::eptp_is_valid;
 use crate::controls::VmFunctions;

@@ -1,4 +1,5 @@
-//! Pages that the host has merged are read-only in EPT01, and so in every EPT02, until a write to them ([`crate::watch`]).
+//! Pages that the host has merged are read-only in EPT01, and so in every EPT02, until a write to them
+//! ([`crate::watch`]).
 
 use ept::Gpa;
 
@@ -7,8 +8,8 @@ use super::nested_ept::drop_translations;
 use super::vcpu::Vcpu;
 use crate::watch::MergedAs;
 
-/// Write-protects a page before it is read, so that no write is missed. A page that cannot be protected is merged at every entry. Returns
-/// its slot.
+/// Write-protects a page before it is read, so that no write is missed. A page that cannot be protected is merged at
+/// every entry. Returns its slot.
 #[cold]
 pub fn watch<M: Machine>(vcpu: &mut Vcpu<M>, kind: MergedAs, page: Gpa) -> usize {
     let (machine, watches) = (&vcpu.machine, vcpu.memory.watches(kind));

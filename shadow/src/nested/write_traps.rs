@@ -1,6 +1,8 @@
-//! Traps on the instructions that write registers of the guest hypervisor which its nested guest's exits load: see [`crate::write_trap`].
+//! Traps on the instructions that write registers of the guest hypervisor which its nested guest's exits load: see
+//! [`crate::write_trap`].
 //!
-//! The guest hypervisor does not notice them. An instruction that is caught takes the trap away, and is executed again without it.
+//! The guest hypervisor does not notice them. An instruction that is caught takes the trap away, and is executed again
+//! without it.
 
 use crate::VmxCaps;
 use crate::controls::{Control, Primary, Secondary};

@@ -1,7 +1,8 @@
 //! Permissions as text: `NAME:ACCESS,NAME:ACCESS`, later ones over earlier ones.
 //!
-//! `NAME` is a field's name in the table; a `*` at its end stands for every field that begins so. `ACCESS` is `none`, `r`, `w` or `rw`. What a
-//! `*` grants is cut down to what each field allows; a single field that cannot be granted is an error.
+//! `NAME` is a field's name in the table; a `*` at its end stands for every field that begins so. `ACCESS` is `none`,
+//! `r`, `w` or `rw`. What a `*` grants is cut down to what each field allows; a single field that cannot be granted is
+//! an error.
 
 use core::fmt;
 

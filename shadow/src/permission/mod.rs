@@ -1,8 +1,9 @@
-//! Which fields the guest hypervisor accesses without an exit: none, read, write or both, field by field (SDM 25.10 "Software Access to
-//! Related Structures", 26.1.3 on VMREAD and VMWRITE under VMCS shadowing).
+//! Which fields the guest hypervisor accesses without an exit: none, read, write or both, field by field (SDM 25.10
+//! "Software Access to Related Structures", 26.1.3 on VMREAD and VMWRITE under VMCS shadowing).
 //!
-//! A permission never changes what an access does, only what it costs: vmcs02 is the one place of every field that may be granted, and
-//! the emulation of a denied access goes there too. What vmcs02 holds for other reasons than the guest hypervisor's cannot be granted.
+//! A permission never changes what an access does, only what it costs: vmcs02 is the one place of every field that may
+//! be granted, and the emulation of a denied access goes there too. What vmcs02 holds for other reasons than the guest
+//! hypervisor's cannot be granted.
 //!
 //! ```
 //! use shadow::permission::{Access, Denied, Permissions};
@@ -88,8 +89,8 @@ impl Permissions {
         Self { offered: *offered, readable: NO, writable: NO, read: NO, write: NO }
     }
 
-    /// Everything that is safe: vmcs02 itself is the shadow VMCS, so that a permission costs nothing. VM-exit information is writable
-    /// where the guest hypervisor is told so.
+    /// Everything that is safe: vmcs02 itself is the shadow VMCS, so that a permission costs nothing. VM-exit
+    /// information is writable where the guest hypervisor is told so.
     pub fn widest(offered: &VmxCaps) -> Self {
         let fields = offered.fields();
         let readable = SHADOWABLE.and(&fields);
@@ -145,7 +146,8 @@ impl Permissions {
         }
     }
 
-    /// Updates the bits of one field in the bitmaps: a bit that is 1 makes the access exit. Both encodings of a 64-bit field go together.
+    /// Updates the bits of one field in the bitmaps: a bit that is 1 makes the access exit. Both encodings of a 64-bit
+    /// field go together.
     pub fn update_bitmaps(&self, id: FieldId, vmread: &mut [u8], vmwrite: &mut [u8]) {
         let encoding = id.encoding();
         let halves = if encoding.width() == Width::W64 { 2 } else { 1 };

@@ -1,4 +1,5 @@
-//! The suite of the shadow-field permissions: every field of the table, and what a guest hypervisor observes under any of them.
+//! The suite of the shadow-field permissions: every field of the table, and what a guest hypervisor observes under any
+//! of them.
 
 use super::*;
 use crate::Vmcs12;

@@ -6,7 +6,8 @@ use table::grouped;
 
 use super::measure::Measurement;
 
-/// A row for each operation with the systems side by side, VMREAD and VMWRITE together; `-` where a system was not measured.
+/// A row for each operation with the systems side by side, VMREAD and VMWRITE together; `-` where a system was not
+/// measured.
 pub fn table(measurements: &[Measurement]) -> String {
     let mut rows: Vec<(&str, &str)> = Vec::new();
     for measurement in measurements {

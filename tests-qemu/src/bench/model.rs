@@ -1,6 +1,7 @@
 //! A cycle model: what the counts would cost on silicon, where VMX instructions, MSR accesses and transitions are dear.
 //!
-//! An estimate to compare designs by, never a measurement: every instruction counts as one cycle, caches and TLBs are always hit.
+//! An estimate to compare designs by, never a measurement: every instruction counts as one cycle, caches and TLBs are
+//! always hit.
 //!
 //! | unit | cycles | source |
 //! |---|---|---|

@@ -27,7 +27,8 @@ pub struct Args {
     /// By default Bochs, which counts instructions.
     #[command(flatten)]
     machine: MachineArgs,
-    /// Let the nested guest time the payload's operations by the TSC, instead of counting; always so on QEMU. On emulators the ticks mean nothing.
+    /// Let the nested guest time the payload's operations by the TSC, instead of counting; always so on QEMU. On
+    /// emulators the ticks mean nothing.
     #[arg(long)]
     timed: bool,
     /// Write the measurements here, as an array of objects.

@@ -26,7 +26,8 @@ pub struct Args {
     /// Run on every model, one after the other, and print one table.
     #[arg(long, conflicts_with_all = ["model", "cpus"])]
     all_models: bool,
-    /// On processors of QEMU that each lack something: run quick groups, and print one table. Rows whose names contain FILTER, or all.
+    /// On processors of QEMU that each lack something: run quick groups, and print one table. Rows whose names contain
+    /// FILTER, or all.
     #[arg(long, value_name = "FILTER", num_args = 0..=1, default_missing_value = "", conflicts_with_all = ["model", "cpus", "all_models", "only"])]
     matrix: Option<String>,
     /// Write the numbers and a record per case.
@@ -35,7 +36,8 @@ pub struct Args {
     /// l1hv's command line.
     #[arg(long, value_name = "STRING", default_value = "")]
     hv_append: String,
-    /// The image's command line under l1hv: `permissions=SEED` changes shadow permissions after each case (with l1hv's `hypercalls`).
+    /// The image's command line under l1hv: `permissions=SEED` changes shadow permissions after each case (with l1hv's
+    /// `hypercalls`).
     #[arg(long, value_name = "STRING", default_value = "")]
     append: String,
 }

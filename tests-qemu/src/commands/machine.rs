@@ -102,8 +102,8 @@ impl MachineArgs {
         }
     }
 
-    /// Runs a machine that boots `boot`, with its logs under `name`: the console goes to standard output, l1hv's log and the outcome to
-    /// standard error. Returns the exit status.
+    /// Runs a machine that boots `boot`, with its logs under `name`: the console goes to standard output, l1hv's log
+    /// and the outcome to standard error. Returns the exit status.
     pub fn run(
         &self,
         name: &str,

@@ -58,8 +58,8 @@ impl Entry {
     }
 }
 
-/// A bit of what a processor says of itself: of a VMX capability MSR, as in `0x48b[23]`, or of a register after CPUID with subleaf 0, as in
-/// `0x6.eax[19]`.
+/// A bit of what a processor says of itself: of a VMX capability MSR, as in `0x48b[23]`, or of a register after CPUID
+/// with subleaf 0, as in `0x6.eax[19]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct ProcessorBit {
@@ -116,8 +116,8 @@ impl Explained {
         Ok(list)
     }
 
-    /// The entries that count under l1hv with this command line on a machine with so many processors, which had these results when it was
-    /// bare. It may itself be the virtual machine of a hypervisor `below`.
+    /// The entries that count under l1hv with this command line on a machine with so many processors, which had these
+    /// results when it was bare. It may itself be the virtual machine of a hypervisor `below`.
     #[must_use]
     pub fn under(&self, host: &str, cpus: u32, below: Option<&str>, bare: &[(String, String)]) -> Self {
         let has = |option: &String| host.split_whitespace().any(|word| word == option);

@@ -1,4 +1,5 @@
-//! Processors that lack something: KVM and QEMU take a feature away, and the suite's quick groups run bare and under l1hv.
+//! Processors that lack something: KVM and QEMU take a feature away, and the suite's quick groups run bare and under
+//! l1hv.
 //!
 //! What can be taken away QEMU itself lists. A Linux on Bochs runs machines with as many processors as it has, one
 //! after the other; several such Linuxes run side by side.

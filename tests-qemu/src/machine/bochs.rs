@@ -20,7 +20,8 @@ const CPU_MODEL: &str = "corei7_skylake_x";
 /// Bochs allocates this much at once; the rest of a large guest memory on demand.
 const HOST_MEMORY_MIB: u32 = 2048;
 
-/// Instructions of one processor before the next has its turn: few enough that a lock is soon free, many enough to be quick.
+/// Instructions of one processor before the next has its turn: few enough that a lock is soon free, many enough to be
+/// quick.
 const QUANTUM: u32 = 128;
 
 /// 2026-01-01: every run sees the same clock.

@@ -43,8 +43,8 @@ pub trait Emulator: fmt::Debug + fmt::Display + Sync {
         None
     }
 
-    /// Whether the processor takes a VMX structure or operand in no memory for one of ones. KVM stops the virtual machine there ("emulation
-    /// failure").
+    /// Whether the processor takes a VMX structure or operand in no memory for one of ones. KVM stops the virtual
+    /// machine there ("emulation failure").
     fn reads_ones_beyond_memory(&self) -> bool {
         self.hypervisor().is_none()
     }
@@ -59,7 +59,8 @@ pub trait Emulator: fmt::Debug + fmt::Display + Sync {
         self.tsc_khz(1000).is_some()
     }
 
-    /// The frequency of the processors' TSC where it follows from the machine: a kernel that is told so need not calibrate.
+    /// The frequency of the processors' TSC where it follows from the machine: a kernel that is told so need not
+    /// calibrate.
     fn tsc_khz(&self, ips: u64) -> Option<u64>;
 }
 

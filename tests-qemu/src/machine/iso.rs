@@ -14,7 +14,8 @@ use crate::command::{self, quoted};
 /// GRUB says what it cannot do on the console that the runner follows.
 const GRUB_PREAMBLE: &str = "serial --unit=0 --speed=115200\nterminal_output serial\n";
 
-/// A menu is for whoever is there: at the screen, and at COM1 if the machine has it. A kernel finds the screen in text mode.
+/// A menu is for whoever is there: at the screen, and at COM1 if the machine has it. A kernel finds the screen in text
+/// mode.
 const MENU_PREAMBLE: &str = "if serial --unit=0 --speed=115200; then\n  terminal_input console serial\n  \
      terminal_output console serial\nfi\nset gfxpayload=text\n";
 

@@ -173,7 +173,8 @@ fn modules(files: &[Module], place: &mut dyn FnMut(&Path) -> Result<String>) -> 
 /// What a QEMU says that has ended with status `code`.
 pub fn judge(code: i32, events: &str, errors: &str) -> Outcome {
     if events.contains("\"guest-reset\"") {
-        // No guest asks for a reset but by a triple fault: what else resets the machine is the firmware's, and l1hv says it.
+        // No guest asks for a reset but by a triple fault: what else resets the machine is the firmware's, and l1hv
+        // says it.
         return Outcome::TripleFault;
     }
     match exit_code(code, errors) {
@@ -183,7 +184,8 @@ pub fn judge(code: i32, events: &str, errors: &str) -> Outcome {
     }
 }
 
-/// What the guest wrote to [`EXIT_PORT`]: the status is twice that plus 1. QEMU's own failures have status 1 too, and a message.
+/// What the guest wrote to [`EXIT_PORT`]: the status is twice that plus 1. QEMU's own failures have status 1 too, and a
+/// message.
 fn exit_code(status: i32, errors: &str) -> Option<u32> {
     let status = u32::try_from(status).ok()?;
     (status % 2 == 1 && (status > 1 || errors.trim().is_empty())).then_some(status / 2)

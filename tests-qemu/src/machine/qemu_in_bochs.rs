@@ -184,8 +184,8 @@ fn command_for(
     // COM3 shares its interrupt with COM1: good for a console, which polls.
     let arguments = linux::default_args(BOCHS, ips).replace("ttyS0", "ttyS2") + " quiet 8250.nr_uarts=4";
     let boot = Boot::Linux { kernel: Module::with_args(&kernel.image, arguments), initrds: vec![initrd] };
-    // A processor below for each of the machine's: two that share one wait through a time slice at each contended spin lock, and the nested
-    // guest's timers ask for more of them than there are.
+    // A processor below for each of the machine's: two that share one wait through a time slice at each contended spin
+    // lock, and the nested guest's timers ask for more of them than there are.
     let outer = Machine {
         cpus: most(|machine| machine.cpus),
         memory_mib: most(|machine| machine.memory_mib) + OUTER_MEMORY_MIB,
@@ -227,7 +227,8 @@ fn file_system(
     Ok(initrd.finish())
 }
 
-/// The line for the shell that starts a machine's QEMU. What it loads is added to `files`, whose numbers are their names.
+/// The line for the shell that starts a machine's QEMU. What it loads is added to `files`, whose numbers are their
+/// names.
 fn qemu_command(machine: &Machine, provisioned: &Provisioned, logs: &Path, files: &mut Vec<PathBuf>) -> Result<String> {
     let mut place = |file: &Path| {
         let known = files.iter().position(|known| known == file);

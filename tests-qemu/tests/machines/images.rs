@@ -24,7 +24,8 @@ fn as_elf_32(context: &Context) -> Result<PathBuf> {
     Ok(converted)
 }
 
-/// What `objcopy --output-target elf32-i386` keeps of a 64-bit ELF file for a loader: its header and its program headers, put before it.
+/// What `objcopy --output-target elf32-i386` keeps of a 64-bit ELF file for a loader: its header and its program
+/// headers, put before it.
 fn elf_32_of(elf_64: &[u8]) -> Option<Vec<u8>> {
     const HEADER_BYTES: usize = 52;
     const PROGRAM_HEADER_BYTES: usize = 32;

@@ -60,7 +60,8 @@ fn under_itself(context: &Context, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The inner one starts its processors by INIT and SIPI, which the outer one gives them, and waits for SIPI in nested guests of theirs.
+/// The inner one starts its processors by INIT and SIPI, which the outer one gives them, and waits for SIPI in nested
+/// guests of theirs.
 fn linux_under_both(context: &Context, name: &str) -> Result<()> {
     let linux = context.guest_hypervisor("6.1", Work::BootOnly, KvmEpt::On)?;
     let Boot::L1hv { host, mut guest } = linux.under(context.host("")) else { bail!("not under l1hv") };

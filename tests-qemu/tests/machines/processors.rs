@@ -1,4 +1,5 @@
-//! What the conformance image does on a machine with four processors beside the suite's groups for several (tests/conformance.rs).
+//! What the conformance image does on a machine with four processors beside the suite's groups for several
+//! (tests/conformance.rs).
 
 use anyhow::{Result, ensure};
 use tests_qemu::conformance::{Explained, Report};

@@ -1,4 +1,5 @@
-//! Several processors: guest hypervisors and nested guests use them all, lose and get them, keep time, and reset the machine.
+//! Several processors: guest hypervisors and nested guests use them all, lose and get them, keep time, and reset the
+//! machine.
 
 use std::time::Duration;
 
@@ -70,7 +71,8 @@ fn hotplug(context: &Context, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The intervals between a nested guest's two looks at its clocks, beside those of the guest hypervisor's: none drifts or stops.
+/// The intervals between a nested guest's two looks at its clocks, beside those of the guest hypervisor's: none drifts
+/// or stops.
 fn clocks(context: &Context, name: &str) -> Result<()> {
     /// A line of the nested guest's console takes this long, now and then.
     const LATENCY_NS: u64 = 5_000_000;
@@ -98,9 +100,10 @@ fn clocks(context: &Context, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// While a nested guest runs on two processors; `by` is the kernel's name of the means. The machine's FADT has no reset register: with
-/// `reboot=a` Linux goes on to the keyboard controller. That resets the processors alone, and the firmware, which then writes to the locked
-/// IA32_FEATURE_CONTROL, triple-faults and has the whole machine reset, with l1hv and without it.
+/// While a nested guest runs on two processors; `by` is the kernel's name of the means. The machine's FADT has no reset
+/// register: with `reboot=a` Linux goes on to the keyboard controller. That resets the processors alone, and the
+/// firmware, which then writes to the locked IA32_FEATURE_CONTROL, triple-faults and has the whole machine reset, with
+/// l1hv and without it.
 fn reboot(context: &Context, name: &str, by: &str) -> Result<()> {
     let mut guest = context.prepare(&plan(context, Work::Reboot)?)?;
     guest.kernel.args += &format!(" reboot={by}");

@@ -304,7 +304,8 @@ impl Surroundings for Outside {
     }
 }
 
-/// SDM 28.5 "Loading Host State", for a host in 64-bit mode. `left` is what the guest has left in registers that are not loaded.
+/// SDM 28.5 "Loading Host State", for a host in 64-bit mode. `left` is what the guest has left in registers that are
+/// not loaded.
 fn load_host_state(words: &mut Words, vmcs: &FakeVmcs, left: &Words, failed: bool) {
     let exit = vmcs.read(EXIT_CONTROLS);
     let was_blocked = words[GUEST_INTERRUPTIBILITY.id().row()] as u32 & BLOCKING_BY_NMI != 0;
@@ -368,8 +369,8 @@ fn load_host_state(words: &mut Words, vmcs: &FakeVmcs, left: &Words, failed: boo
     set(GUEST_INTERRUPTIBILITY.id(), if blocked { BLOCKING_BY_NMI } else { 0 }.into());
 }
 
-/// What a hypervisor can observe of its registers. With a null selector a segment is unusable, and base, limit and rights are undefined, apart
-/// from the bases of FS and GS.
+/// What a hypervisor can observe of its registers. With a null selector a segment is unusable, and base, limit and
+/// rights are undefined, apart from the bases of FS and GS.
 pub fn visible(word: impl Fn(FieldId) -> u64) -> Vec<(FieldId, u64)> {
     let mut all: Vec<FieldId> = [
         GUEST_CR0,

@@ -1,4 +1,5 @@
-//! Programs of a hypervisor, on a model of the bare machine and on the nested logic over the same model: both must look the same to it.
+//! Programs of a hypervisor, on a model of the bare machine and on the nested logic over the same model: both must look
+//! the same to it.
 
 mod bare;
 mod processor;
@@ -79,7 +80,8 @@ fn compare(Program(ops): &Program, variant: Variant) -> Result<(), TestCaseError
     Ok(())
 }
 
-/// The same 1,000 programs in each run, so that a failure is of the change at hand. `PROPTEST_CASES` and `PROPTEST_RNG_SEED` explore others.
+/// The same 1,000 programs in each run, so that a failure is of the change at hand. `PROPTEST_CASES` and
+/// `PROPTEST_RNG_SEED` explore others.
 fn config() -> ProptestConfig {
     let default = ProptestConfig::default();
     let is_set = |variable| std::env::var_os(variable).is_some();
@@ -109,7 +111,8 @@ proptest! {
     }
 }
 
-/// VM entries that fail save nothing. What vmcs02 got instead, for a register that the entry does not load, is no value of VMCS12's.
+/// VM entries that fail save nothing. What vmcs02 got instead, for a register that the entry does not load, is no value
+/// of VMCS12's.
 #[test]
 fn a_failed_entry_leaves_a_register_that_it_would_inherit_as_the_last_exit_saved_it() {
     let set_pat = Guest { steps: vec![Step::Set(GUEST_PAT.id(), 0x0505_0505_0505_0505)], stack: None, nmi: false };
@@ -126,7 +129,8 @@ fn a_failed_entry_leaves_a_register_that_it_would_inherit_as_the_last_exit_saved
     }
 }
 
-/// An NMI that is being handled blocks the next one, also if NMIs exit: the guest hypervisor hears of the second one later.
+/// An NMI that is being handled blocks the next one, also if NMIs exit: the guest hypervisor hears of the second one
+/// later.
 #[test]
 fn an_nmi_that_arrives_with_an_injected_one_waits_until_that_is_handled() {
     let pin = skylake_caps().pin.must_be_1 | Pin::NMI_EXITING.bits();

@@ -1,4 +1,5 @@
-//! A model of a processor in VMX non-root operation: what an entry loads from a VMCS, what a guest does, what an exit saves (SDM 27, 28).
+//! A model of a processor in VMX non-root operation: what an entry loads from a VMCS, what a guest does, what an exit
+//! saves (SDM 27, 28).
 //!
 //! The bare machine of [`super::bare`] runs VMCS12s on it, the machine of [`super::stacked`] vmcs02.
 

@@ -264,7 +264,8 @@ fn changes() -> Vec<(FieldId, u64)> {
     ]
 }
 
-/// A page of the nested guest: few, so that programs come back to them. Without EPT12 the first two are the hypervisor's MSR bitmaps.
+/// A page of the nested guest: few, so that programs come back to them. Without EPT12 the first two are the
+/// hypervisor's MSR bitmaps.
 fn page() -> impl Strategy<Value = u64> {
     select(vec![MSR_BITMAPS[0] >> 12, MSR_BITMAPS[1] >> 12, 0x30, 0x31, 0x32])
 }

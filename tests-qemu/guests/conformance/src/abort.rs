@@ -1,5 +1,5 @@
-//! With the argument `vmx-abort`, the image does what no case can: its VM exit cannot load an MSR, which is a VMX abort, the end of the processor
-//! (SDM 28.7 "VMX Aborts").
+//! With the argument `vmx-abort`, the image does what no case can: its VM exit cannot load an MSR, which is a VMX
+//! abort, the end of the processor (SDM 28.7 "VMX Aborts").
 
 use shadow::fields::*;
 

@@ -1,5 +1,5 @@
-//! The local APIC, for interrupts of our own and those of other processors, and the 8259s, which are masked. The word `x2apic` in the command
-//! line has it in x2APIC mode.
+//! The local APIC, for interrupts of our own and those of other processors, and the 8259s, which are masked. The word
+//! `x2apic` in the command line has it in x2APIC mode.
 
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -71,7 +71,8 @@ pub fn enter_x2apic_mode(_: u64) -> u64 {
     base()
 }
 
-/// Work: xAPIC mode again, by the way that there is: with the APIC off between (SDM 12.12.5 "x2APIC State Transitions").
+/// Work: xAPIC mode again, by the way that there is: with the APIC off between (SDM 12.12.5 "x2APIC State
+/// Transitions").
 pub fn leave_x2apic_mode(_: u64) -> u64 {
     set_base(base() & !(ENABLE | X2APIC_MODE));
     set_base(base() | ENABLE);

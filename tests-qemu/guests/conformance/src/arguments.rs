@@ -1,4 +1,5 @@
-//! What the loader passes: the command line and the memory map (Multiboot Specification 0.6.96, 3.3 "Boot information format").
+//! What the loader passes: the command line and the memory map (Multiboot Specification 0.6.96, 3.3 "Boot information
+//! format").
 
 use core::ffi::CStr;
 use core::ops::Range;

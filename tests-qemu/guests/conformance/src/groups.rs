@@ -86,7 +86,8 @@ pub type GroupOfSeveral = (&'static str, fn(&mut Suite, &Processors));
 /// The group after which every processor is in VMX operation.
 pub const WAY_IN_OF_OTHERS: &str = "smp-start";
 
-/// The groups for machines with several processors. Each but the first finds them in VMX operation with no work, and leaves them so.
+/// The groups for machines with several processors. Each but the first finds them in VMX operation with no work, and
+/// leaves them so.
 pub const OF_SEVERAL_PROCESSORS: &[GroupOfSeveral] = &[
     (WAY_IN_OF_OTHERS, smp_start::run),
     ("smp-interrupts", smp_interrupts::run),

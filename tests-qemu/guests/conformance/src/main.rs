@@ -5,9 +5,9 @@
 //!   C-END COUNT
 //! ```
 //!
-//! The runner boots it on the bare machine and under l1hv and compares the lines. A result therefore never depends on time, and
-//! holds only addresses of the image itself, which is loaded at the same place on both. Lines that begin with `C-PANIC` say that
-//! a case did what none may do.
+//! The runner boots it on the bare machine and under l1hv and compares the lines. A result therefore never depends on
+//! time, and holds only addresses of the image itself, which is loaded at the same place on both. Lines that begin with
+//! `C-PANIC` say that a case did what none may do.
 //!
 //! ```text
 //!   groups/*  the cases         vm       a nested guest, changed and run until its first exit
@@ -16,8 +16,8 @@
 //!   smp       the other processors
 //! ```
 //!
-//! On a machine with several processors the groups that need them run, and no others unless `only=GROUP,GROUP` names some. With `on=NUMBER` those
-//! that one processor runs do so on that one.
+//! On a machine with several processors the groups that need them run, and no others unless `only=GROUP,GROUP` names
+//! some. With `on=NUMBER` those that one processor runs do so on that one.
 
 #![no_std]
 #![no_main]
@@ -87,7 +87,8 @@ fn run_for_one(_: u64) -> u64 {
     suite.end()
 }
 
-/// The groups that need several processors. The first processor enters VMX operation here, the others in the first group.
+/// The groups that need several processors. The first processor enters VMX operation here, the others in the first
+/// group.
 fn run_for_several(processors: &Processors) -> ! {
     let mut suite = Suite::new(Permissions::from_arguments(arguments::command_line()));
     let _ = smp::enter_vmx(0);

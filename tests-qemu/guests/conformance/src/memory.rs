@@ -37,8 +37,8 @@ pub const WINDOW: u64 = USER + (4 << 30);
 #[repr(C, align(4096))]
 pub struct Table<const N: usize>(UnsafeCell<[u64; N]>);
 
-// SAFETY: each processor has its own, and exception handlers do not touch tables. The few that processors share are accessed a word at a
-// time, and their groups say what makes a word's value certain, or that it is not.
+// SAFETY: each processor has its own, and exception handlers do not touch tables. The few that processors share are
+// accessed a word at a time, and their groups say what makes a word's value certain, or that it is not.
 #[allow(unsafe_code, reason = "shared with the processor")]
 unsafe impl<const N: usize> Sync for Table<N> {}
 

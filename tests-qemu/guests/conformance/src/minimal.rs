@@ -1,5 +1,6 @@
-//! With the argument `minimal`, the image is the smallest guest hypervisor there is: it reads the exit reason, moves RIP over the instruction
-//! and resumes. What an exit of its nested guest costs is the nesting alone. A second nested guest halts, and is woken by an interrupt.
+//! With the argument `minimal`, the image is the smallest guest hypervisor there is: it reads the exit reason, moves
+//! RIP over the instruction and resumes. What an exit of its nested guest costs is the nesting alone. A second nested
+//! guest halts, and is woken by an interrupt.
 
 use core::arch::{asm, naked_asm};
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -97,8 +98,9 @@ extern "C" fn exit_handler() {
     )
 }
 
-/// The same for a nested guest that sleeps in HLT: the next VM entry delivers an interrupt. STI still blocks it at a HLT that follows,
-/// and an interrupt can only be injected where nothing blocks it (SDM 26.3.1.5, "Checks on Guest Non-Register State").
+/// The same for a nested guest that sleeps in HLT: the next VM entry delivers an interrupt. STI still blocks it at a
+/// HLT that follows, and an interrupt can only be injected where nothing blocks it (SDM 26.3.1.5, "Checks on Guest
+/// Non-Register State").
 #[unsafe(naked)]
 extern "C" fn waking_exit_handler() {
     naked_asm!(

@@ -143,8 +143,8 @@ pub fn reset_guest() {
     }
 }
 
-/// Permits fetches from user-mode linear addresses on the way to the code and to the window: bit 10, ignored without mode-based execute
-/// control. A leaf of the window has it not.
+/// Permits fetches from user-mode linear addresses on the way to the code and to the window: bit 10, ignored without
+/// mode-based execute control. A leaf of the window has it not.
 pub fn allow_user_execution() {
     const USER_EXECUTE: u64 = 1 << 10;
     for index in 0..512 {

@@ -1,4 +1,5 @@
-//! Under l1hv, with the argument `permissions=SEED`: other fields exit on VMREAD and VMWRITE after each case. No result may change.
+//! Under l1hv, with the argument `permissions=SEED`: other fields exit on VMREAD and VMWRITE after each case. No result
+//! may change.
 
 use core::arch::asm;
 

@@ -1,6 +1,6 @@
-//! With the argument `scribble`, one processor writes at random into the VMCS regions of others while they build, enter and clear their VMCSs.
-//! Software that does so must expect anything of a processor (SDM 25.11.4 "Software Access to Related Structures", 25.1 "Overview"), so this is
-//! no case of the suite: it is for a host that must survive.
+//! With the argument `scribble`, one processor writes at random into the VMCS regions of others while they build, enter
+//! and clear their VMCSs. Software that does so must expect anything of a processor (SDM 25.11.4 "Software Access to
+//! Related Structures", 25.1 "Overview"), so this is no case of the suite: it is for a host that must survive.
 
 use core::sync::atomic::AtomicUsize;
 use core::sync::atomic::Ordering::{AcqRel, Acquire};

@@ -7,8 +7,8 @@
 //!   finish(n)  <───────────────────── result ─  halted again
 //! ```
 //!
-//! Work is a function of a group, not a closure: each processor has statics and a stack of its own (see [`local`]). What several
-//! processors look at is in section `.shared`, or is named by its physical address.
+//! Work is a function of a group, not a closure: each processor has statics and a stack of its own (see [`local`]).
+//! What several processors look at is in section `.shared`, or is named by its physical address.
 
 pub mod local;
 mod meeting;

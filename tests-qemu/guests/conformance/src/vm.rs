@@ -38,7 +38,8 @@ impl Vm {
         Self { registers: Registers::default(), launched: false, entry_point: code }
     }
 
-    /// As [`new`](Self::new), with VPID 1: many entries in a row then go on with the translations that they have cached.
+    /// As [`new`](Self::new), with VPID 1: many entries in a row then go on with the translations that they have
+    /// cached.
     pub fn with_vpid(code: u64) -> Self {
         let mut vm = Self::new(code);
         vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID);
@@ -117,7 +118,8 @@ impl Vm {
         }
     }
 
-    /// Enters with exits that load 5-level paging and this CR3, does `work` in it, and comes back by the next exit, which loads 4-level paging.
+    /// Enters with exits that load 5-level paging and this CR3, does `work` in it, and comes back by the next exit,
+    /// which loads 4-level paging.
     pub fn with_five_levels(&mut self, cr3: u64, work: impl FnOnce()) -> (Verdict, Verdict) {
         const LA57: u64 = 1 << CR4_LA57_BIT;
         self.or(HOST_CR4, LA57).set(HOST_CR3, cr3);

@@ -6,8 +6,9 @@
 //!   passes a token on to the next processor, round and round                  pipes: a wake-up across processors each
 //! ```
 //!
-//! `parallel [TIMES]` does all this so many times, prints one line of [`Results`], and fails unless they were right each time. Before and
-//! after it prints what the clocks say ([`CLOCK_PREFIX`](guest_abi::CLOCK_PREFIX)), and no processor may see CLOCK_MONOTONIC go back.
+//! `parallel [TIMES]` does all this so many times, prints one line of [`Results`], and fails unless they were right
+//! each time. Before and after it prints what the clocks say ([`CLOCK_PREFIX`](guest_abi::CLOCK_PREFIX)), and no
+//! processor may see CLOCK_MONOTONIC go back.
 
 mod clocks;
 

@@ -6,7 +6,8 @@ use core::arch::x86_64::__cpuid_count;
 use guest_abi::mark::SIGNATURE;
 use guest_abi::payload::CHAIN_LENGTH;
 
-/// The time-stamp counter when all that comes before is done and nothing that follows has begun (SDM volume 2B, "RDTSC").
+/// The time-stamp counter when all that comes before is done and nothing that follows has begun (SDM volume 2B,
+/// "RDTSC").
 ///
 /// The LFENCE before does what RDTSCP would do. It needs no feature, and KVM no other IA32_TSC_AUX.
 #[inline(always)]

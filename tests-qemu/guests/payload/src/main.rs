@@ -133,7 +133,8 @@ fn timed<T>(operation: impl FnOnce() -> T) -> (u64, T) {
     (rdtsc() - before, result)
 }
 
-/// Repeats `once`, which gets its number and returns its ticks and whether its answer was right. The first ones only warm up.
+/// Repeats `once`, which gets its number and returns its ticks and whether its answer was right. The first ones only
+/// warm up.
 fn sample(operation: u32, once: impl Fn(u32) -> (u64, bool)) -> Sample {
     let mut ticks = [0; REPEATS];
     let mut right = 0;

@@ -1,4 +1,5 @@
-//! A byte of the real-time clock's memory: it survives a reset, and so counts the boots of a machine that was just switched on.
+//! A byte of the real-time clock's memory: it survives a reset, and so counts the boots of a machine that was just
+//! switched on.
 #![allow(unsafe_code, reason = "Linux gives access to ports by a system call that only libc names")]
 
 use anyhow::{Result, ensure};

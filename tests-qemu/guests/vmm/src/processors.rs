@@ -74,7 +74,8 @@ impl Machine {
         })
     }
 
-    /// Runs each processor on a thread of its own; the end of the first is that of the machine. Threads end with the process.
+    /// Runs each processor on a thread of its own; the end of the first is that of the machine. Threads end with the
+    /// process.
     pub fn run(self: &Arc<Self>, processors: Vec<VcpuFd>) -> Result<InitAt> {
         let (sender, ends): (_, Receiver<Result<InitAt>>) = mpsc::channel();
         for processor in processors {

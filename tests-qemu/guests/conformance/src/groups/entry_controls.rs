@@ -1,4 +1,5 @@
-//! VM entry's checks of the control fields (SDM 27.2.1): VM-instruction error 7, or the exit of a guest that executes CPUID.
+//! VM entry's checks of the control fields (SDM 27.2.1): VM-instruction error 7, or the exit of a guest that executes
+//! CPUID.
 
 use shadow::Field;
 use shadow::controls::{ExitControls, Pin, Primary, Secondary};

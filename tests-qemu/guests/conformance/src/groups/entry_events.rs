@@ -1,5 +1,5 @@
-//! Event injection: its checks (SDM 27.2.1.3) and its delivery (27.6) to the nested guest's handlers, where vector N is at
-//! `nested_handlers() + 8 * N`.
+//! Event injection: its checks (SDM 27.2.1.3) and its delivery (27.6) to the nested guest's handlers, where vector N is
+//! at `nested_handlers() + 8 * N`.
 
 use core::fmt;
 

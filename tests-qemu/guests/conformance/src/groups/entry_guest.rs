@@ -1,5 +1,5 @@
-//! VM entry's checks of the guest-state area (SDM 27.3.1): exit reason 33 with a qualification, or the exit of a guest that executes
-//! CPUID.
+//! VM entry's checks of the guest-state area (SDM 27.3.1): exit reason 33 with a qualification, or the exit of a guest
+//! that executes CPUID.
 
 use shadow::Field;
 use shadow::controls::{EntryControls, Secondary};

@@ -1,4 +1,5 @@
-//! VM entry's checks of the host-state area (SDM 27.2.2 to 27.2.4): VM-instruction error 8. Values that pass are loaded by the exit.
+//! VM entry's checks of the host-state area (SDM 27.2.2 to 27.2.4): VM-instruction error 8. Values that pass are loaded
+//! by the exit.
 
 use shadow::controls::{EntryControls, ExitControls};
 use shadow::fields::*;

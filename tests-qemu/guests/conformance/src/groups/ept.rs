@@ -1,4 +1,5 @@
-//! EPT: permissions, misconfigurations, page sizes, accessed and dirty flags, the nested guest's own page walk, invalidation (SDM 29.3,
+//! EPT: permissions, misconfigurations, page sizes, accessed and dirty flags, the nested guest's own page walk,
+//! invalidation (SDM 29.3,
 //! 29.4).
 
 use core::fmt;

@@ -1,6 +1,6 @@
-//! Edits of EPT12 and of the nested guest's page tables between two entries: with the invalidation that they need, or without where they
-//! need none (SDM 29.4.3.1 "Operations that Invalidate Cached Mappings", 29.4.3.3 "Guidelines for Use of the INVVPID Instruction", 29.4.3.4
-//! "Guidelines for Use of the INVEPT Instruction").
+//! Edits of EPT12 and of the nested guest's page tables between two entries: with the invalidation that they need, or
+//! without where they need none (SDM 29.4.3.1 "Operations that Invalidate Cached Mappings", 29.4.3.3 "Guidelines for
+//! Use of the INVVPID Instruction", 29.4.3.4 "Guidelines for Use of the INVEPT Instruction").
 
 use core::fmt;
 
@@ -102,7 +102,8 @@ fn present_without_a_violation(suite: &mut Suite) {
     }
 }
 
-/// A violation ends what was cached for its address: what is read after it comes from where EPT12 leads now, without INVEPT.
+/// A violation ends what was cached for its address: what is read after it comes from where EPT12 leads now, without
+/// INVEPT.
 fn moved_before_a_violation(suite: &mut Suite) {
     for dirty in [0, ACCESSED_DIRTY] {
         for (refused, code) in &accesses()[1..4] {
@@ -144,7 +145,8 @@ fn invept_after_edits(suite: &mut Suite) {
         ("single-with-flag", || invept(1, [eptp() ^ ACCESSED_DIRTY, 0])),
         ("global", || invept(2, [0; 2])),
     ];
-    // Without accessed and dirty flags an EPTP with theirs is invalid: that INVEPT fails, and what is cached may stay or go.
+    // Without accessed and dirty flags an EPTP with theirs is invalid: that INVEPT fails, and what is cached may stay
+    // or go.
     let has_flags = rdmsr(IA32_VMX_EPT_VPID_CAP).is_ok_and(|has| has & ept_vpid::ACCESSED_DIRTY != 0);
     let usable = ways.iter().filter(|(way, _)| has_flags || *way != "single-with-flag");
     for ((edit_name, edit), (way, invalidate)) in edits.iter().flat_map(|edit| usable.clone().map(|way| (*edit, *way)))
@@ -172,8 +174,8 @@ fn invept_after_edits(suite: &mut Suite) {
     }
 }
 
-/// Edits of the guest's page table behind its back, and the four types of INVVPID; for the type that retains global translations, the
-/// translation is not global.
+/// Edits of the guest's page table behind its back, and the four types of INVVPID; for the type that retains global
+/// translations, the translation is not global.
 fn invvpid_after_edits(suite: &mut Suite) {
     const OTHER: u64 = LINEAR + 0x2000;
     let edits: [(&str, u64); 4] = [
@@ -198,7 +200,8 @@ fn invvpid_after_edits(suite: &mut Suite) {
                     let _ = (invept(2, [0; 2]), invvpid(2, [0; 2]));
                     let _ = vm.run();
                     GUEST_PT.set(TARGET, entry);
-                    // Translations of another VPID and, for the type that takes one, of another address are no concern of this one.
+                    // Translations of another VPID and, for the type that takes one, of another address are no concern
+                    // of this one.
                     let _ = (invvpid(kind, [6, LINEAR + 0x1000]), invvpid(kind, [5, LINEAR + 0x1000]));
                     let name = format_args!("invvpid-{kind}-{edit}-{access}-ad-{}", dirty >> 6);
                     step(suite, &mut vm, name);
@@ -210,8 +213,8 @@ fn invvpid_after_edits(suite: &mut Suite) {
     }
 }
 
-/// VPIDs from one end of their range to the other take turns; each sees an edit of its page table after INVVPID for itself, and a nested guest
-/// without VPID sees it always.
+/// VPIDs from one end of their range to the other take turns; each sees an edit of its page table after INVVPID for
+/// itself, and a nested guest without VPID sees it always.
 fn vpids_in_turn(suite: &mut Suite) {
     const VPIDS: [u16; 6] = [1, 2, 0x8000, 0xfffd, 0xfffe, 0xffff];
     let code = code!("mov rax, 0x140001008", "mov rcx, [rax]");

@@ -1,5 +1,5 @@
-//! Random programs: edits of EPT12, accesses of the nested guest, and INVEPT wherever an edit takes something away, so that what each access
-//! finds is determined (SDM 29.4.3.4 "Guidelines for Use of the INVEPT Instruction").
+//! Random programs: edits of EPT12, accesses of the nested guest, and INVEPT wherever an edit takes something away, so
+//! that what each access finds is determined (SDM 29.4.3.4 "Guidelines for Use of the INVEPT Instruction").
 //!
 //! ```text
 //!   two EPT12s, by their PML4 tables; each window of 2 MiB by a page table, a directory entry, or the PDPT

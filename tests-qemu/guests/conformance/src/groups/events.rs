@@ -1,5 +1,5 @@
-//! Events: windows, blocking, NMIs, interrupts, timers, debug exceptions, and the state that entries and exits move (SDM 26.5, 27.4
-//! to 27.7, 28.3 to 28.6).
+//! Events: windows, blocking, NMIs, interrupts, timers, debug exceptions, and the state that entries and exits move
+//! (SDM 26.5, 27.4 to 27.7, 28.3 to 28.6).
 
 mod init;
 mod interrupts;

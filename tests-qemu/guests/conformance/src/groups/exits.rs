@@ -1,4 +1,5 @@
-//! Instructions of the nested guest with the controls that make them exit off and on (SDM 26.1 "Instructions That Cause VM Exits").
+//! Instructions of the nested guest with the controls that make them exit off and on (SDM 26.1 "Instructions That Cause
+//! VM Exits").
 
 mod control_registers;
 mod exceptions;

@@ -1,5 +1,5 @@
-//! 5-level paging: of the guest hypervisor, where exits switch it on and off, and of the nested guest (SDM Volume 3A, 4.5 "4-Level Paging and
-//! 5-Level Paging"). On a processor without it every entry fails.
+//! 5-level paging: of the guest hypervisor, where exits switch it on and off, and of the nested guest (SDM Volume 3A,
+//! 4.5 "4-Level Paging and 5-Level Paging"). On a processor without it every entry fails.
 //!
 //! ```text
 //!   linear    0 .. 2^48          as with four levels

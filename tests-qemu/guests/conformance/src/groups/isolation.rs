@@ -1,6 +1,6 @@
-//! Every field that holds a physical address, aimed at memory that is not there: on the bare machine at a hole of the address space, under a
-//! host at the memory that it reserves for itself. What comes of it must be the same: all reads give ones, no write arrives (SDM 26 to 29
-//! where they name an address).
+//! Every field that holds a physical address, aimed at memory that is not there: on the bare machine at a hole of the
+//! address space, under a host at the memory that it reserves for itself. What comes of it must be the same: all reads
+//! give ones, no write arrives (SDM 26 to 29 where they name an address).
 //!
 //! Aiming the VM-exit MSR areas there is a VMX abort on both, which ends the machine: not tried.
 

@@ -1,4 +1,5 @@
-//! More memory and more EPT12s than a host with a small budget of tables can keep: 2 GiB touched page by page, and 16 EPT12s in turn.
+//! More memory and more EPT12s than a host with a small budget of tables can keep: 2 GiB touched page by page, and 16
+//! EPT12s in turn.
 //!
 //! Physical memory from [`POOL`] on, which belongs to nobody else: the tables, then the pages that they map.
 
@@ -63,7 +64,8 @@ fn build(number: u64) {
     }
 }
 
-/// Each EPT12 in turn, another page each time; now and then an INVEPT, and now and then a page that has moved before it.
+/// Each EPT12 in turn, another page each time; now and then an INVEPT, and now and then a page that has moved before
+/// it.
 fn take_turns(suite: &mut Suite) {
     for flags in [0, ACCESSED_DIRTY] {
         (0..ROOTS).for_each(build);
@@ -96,8 +98,8 @@ fn take_turns(suite: &mut Suite) {
     }
 }
 
-/// Reads, writes and reads again the first word of every page of 2 GiB; of an eighth of it with accessed and dirty flags, where each page of
-/// 4 KiB is an exit of its own for each flag.
+/// Reads, writes and reads again the first word of every page of 2 GiB; of an eighth of it with accessed and dirty
+/// flags, where each page of 4 KiB is an exit of its own for each flag.
 fn touch_2_gib(suite: &mut Suite) {
     let read = code!("2: add rdx, [rax]", "add rax, 4096", "dec rcx", "jnz 2b");
     let write = code!("2: inc qword ptr [rax]", "add rax, 4096", "dec rcx", "jnz 2b");

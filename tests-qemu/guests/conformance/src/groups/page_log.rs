@@ -35,8 +35,8 @@ fn logging(vm: &mut Vm, index: u16) {
     let _ = invept(2, [0; 2]);
 }
 
-/// The verdict, the index, and each entry of the log that was written, with its place. The image's own pages show how it was linked, the
-/// same on both machines.
+/// The verdict, the index, and each entry of the log that was written, with its place. The image's own pages show how
+/// it was linked, the same on both machines.
 fn print(suite: &mut Suite, name: impl core::fmt::Display, vm: &Vm, verdict: &Verdict) {
     let mut entries = [(0, 0); 8];
     let written = (0..512).map(|place| (place, MODIFICATION_LOG.get(place))).filter(|(_, entry)| *entry != UNUSED);

@@ -1,5 +1,5 @@
-//! The nested guest's own paging over EPT12: every mode, with each page that a translation uses permitted in every way (SDM 29.3.3.2 "EPT
-//! Violations", 29.3.5 "Accessed and Dirty Flags for EPT").
+//! The nested guest's own paging over EPT12: every mode, with each page that a translation uses permitted in every way
+//! (SDM 29.3.3.2 "EPT Violations", 29.3.5 "Accessed and Dirty Flags for EPT").
 //!
 //! ```text
 //!   page of the window   1 what the guest accesses   5 its page table   6 its page directory   7 its PDPT
@@ -191,7 +191,8 @@ fn window_directory(flags: u64) {
     }
 }
 
-/// MOV to CR3 and CR0 by a PAE guest loads PDPTEs from memory: through EPT12, and with checks (SDM 5.4.1 "PDPTE Registers").
+/// MOV to CR3 and CR0 by a PAE guest loads PDPTEs from memory: through EPT12, and with checks (SDM 5.4.1 "PDPTE
+/// Registers").
 fn pdpte_loads(suite: &mut Suite) {
     let loads = [
         ("cr3", code_32!("mov cr3, ecx")),

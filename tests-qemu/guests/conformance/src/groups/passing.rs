@@ -1,4 +1,5 @@
-//! Registers that VM entries and VM exits load and nothing in VMX root operation needs: CET state, IA32_PKRS, UINV (SDM 27.3.2, 28.3.1,
+//! Registers that VM entries and VM exits load and nothing in VMX root operation needs: CET state, IA32_PKRS, UINV (SDM
+//! 27.3.2, 28.3.1,
 //! 28.5), and IA32_SPEC_CTRL as the tertiary controls virtualize it. On a processor without them every entry fails.
 
 use core::fmt;
@@ -27,7 +28,8 @@ struct Register {
     set_guest: fn(&mut Vm, u64),
     set_host: fn(&mut Vm, u64),
     guest: fn(&Vm) -> u64,
-    /// Four values as the MSR has them: the guest hypervisor's, those of VMCS12's fields, and what the nested guest writes.
+    /// Four values as the MSR has them: the guest hypervisor's, those of VMCS12's fields, and what the nested guest
+    /// writes.
     values: [u64; 4],
 }
 
@@ -102,8 +104,9 @@ fn prepare(vm: &mut Vm, register: &Register, on_entry: bool, on_exit: bool) {
     vm.registers.rbx = written;
 }
 
-/// What the nested guest finds and what its hypervisor finds afterwards, on the first entry and on two more; an entry that fails for its guest
-/// state, by a field that the host of a nested hypervisor checks and by one that it does not; the MSR areas.
+/// What the nested guest finds and what its hypervisor finds afterwards, on the first entry and on two more; an entry
+/// that fails for its guest state, by a field that the host of a nested hypervisor checks and by one that it does not;
+/// the MSR areas.
 fn loaded(suite: &mut Suite, register: &Register, on_entry: bool, on_exit: bool) {
     let name = format_args!("{}-entry-{}-exit-{}", register.name, u8::from(on_entry), u8::from(on_exit));
     let read = code!("rdmsr", "mov rsi, rax", "mov rdi, rdx");
@@ -228,7 +231,8 @@ fn checks(suite: &mut Suite) {
     }
 }
 
-/// The tertiary controls, and the one that is offered: what the nested guest reads and writes, and what becomes of the MSR.
+/// The tertiary controls, and the one that is offered: what the nested guest reads and writes, and what becomes of the
+/// MSR.
 fn spec_ctrl(suite: &mut Suite) {
     flip(suite, "tertiary", TERTIARY_CONTROLS, 0..64, |vm| {
         vm.or(PRIMARY_CONTROLS, Primary::ACTIVATE_TERTIARY);

@@ -1,5 +1,5 @@
-//! Protection keys of the pages that hold operands (SDM Volume 3A, 4.6.2 "Protection Keys"): VMX instructions access them as a supervisor.
-//! A processor without keys refuses CR4.PKE and CR4.PKS.
+//! Protection keys of the pages that hold operands (SDM Volume 3A, 4.6.2 "Protection Keys"): VMX instructions access
+//! them as a supervisor. A processor without keys refuses CR4.PKE and CR4.PKS.
 
 use crate::attempt;
 use crate::cpu::*;

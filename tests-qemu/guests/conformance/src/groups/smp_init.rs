@@ -1,6 +1,6 @@
-//! INIT and SIPI from another processor: outside VMX operation, in VMX root operation, where VMX blocks INIT, and in VMX non-root operation,
-//! where both are VM exits (SDM 10.4 "Multiple-Processor (MP) Initialization", 24.8 "Restrictions on VMX Operation", 26.2 "Other Causes of VM
-//! Exits", 28.2.1 "Basic VM-Exit Information").
+//! INIT and SIPI from another processor: outside VMX operation, in VMX root operation, where VMX blocks INIT, and in
+//! VMX non-root operation, where both are VM exits (SDM 10.4 "Multiple-Processor (MP) Initialization", 24.8
+//! "Restrictions on VMX Operation", 26.2 "Other Causes of VM Exits", 28.2.1 "Basic VM-Exit Information").
 
 use core::fmt;
 

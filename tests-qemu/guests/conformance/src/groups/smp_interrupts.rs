@@ -1,6 +1,6 @@
-//! Interrupts between processors, each counted at its end: none is lost, none comes twice (SDM 12 "Advanced Programmable Interrupt
-//! Controller (APIC)", 26.2 "Other Causes of VM Exits", 27.6.1 "Vectored-Event Injection", 28.2 "Recording VM-Exit Information and Updating
-//! VM-entry Control Fields").
+//! Interrupts between processors, each counted at its end: none is lost, none comes twice (SDM 12 "Advanced
+//! Programmable Interrupt Controller (APIC)", 26.2 "Other Causes of VM Exits", 27.6.1 "Vectored-Event Injection", 28.2
+//! "Recording VM-Exit Information and Updating VM-entry Control Fields").
 
 mod hypervisor;
 mod nmi;
@@ -79,13 +79,13 @@ pub fn run(suite: &mut Suite, processors: &Processors) {
     posted::run(suite, processors, all);
 }
 
-/// What is sent and ended in another way in x2APIC mode. Who takes an interrupt from the machine's APIC in the nested guest ends it there in
-/// xAPIC mode's way.
+/// What is sent and ended in another way in x2APIC mode. Who takes an interrupt from the machine's APIC in the nested
+/// guest ends it there in xAPIC mode's way.
 const IN_X2APIC_MODE: [&str; 6] =
     ["host-without-guest", "host-exits", "nested-acknowledged", "nmi-host", "nmi-virtual", "posted"];
 
-/// The same with every local APIC in x2APIC mode, and a start of each processor in it (SDM 12.12 "Extended XAPIC (x2APIC)"): INIT leaves the
-/// mode as it is.
+/// The same with every local APIC in x2APIC mode, and a start of each processor in it (SDM 12.12 "Extended XAPIC
+/// (x2APIC)"): INIT leaves the mode as it is.
 pub fn run_in_x2apic_mode(suite: &mut Suite, processors: &Processors) {
     let bases = processors.run_on_all(apic::enter_x2apic_mode, 0);
     suite.case("base", format_args!("{:x?}", &bases[..processors.count()]));

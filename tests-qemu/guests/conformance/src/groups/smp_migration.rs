@@ -1,5 +1,6 @@
-//! A VMCS that moves between processors, and what several processors use of one EPT12, one VPID12 and one set of bitmaps (SDM 25.1
-//! "Overview": VMCLEAR ends a VMCS's use on one processor before VMPTRLD begins it on another; 29.4 "Caching Translation Information").
+//! A VMCS that moves between processors, and what several processors use of one EPT12, one VPID12 and one set of
+//! bitmaps (SDM 25.1 "Overview": VMCLEAR ends a VMCS's use on one processor before VMPTRLD begins it on another; 29.4
+//! "Caching Translation Information").
 
 mod together;
 mod traveller;

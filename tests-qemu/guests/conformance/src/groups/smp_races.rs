@@ -1,5 +1,6 @@
-//! Races: odd processors edit at random what even ones use to enter and exit. What an entry leads to is one of a few outcomes, whichever edit it
-//! met (SDM 25.11.4 "Software Access to Related Structures" allows for any time of access), and every processor comes back.
+//! Races: odd processors edit at random what even ones use to enter and exit. What an entry leads to is one of a few
+//! outcomes, whichever edit it met (SDM 25.11.4 "Software Access to Related Structures" allows for any time of access),
+//! and every processor comes back.
 //!
 //! ```text
 //!   arena     the memory that is edited            controls   bitmaps, MSR areas, VMCS regions

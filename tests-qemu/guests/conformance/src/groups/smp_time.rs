@@ -1,6 +1,8 @@
-//! Time on several processors: one TSC, seen by guest hypervisors and nested guests; the TSC-deadline and the preemption timer of each (SDM
-//! 12.5.4.1 "TSC-Deadline Mode", 19.17 "Time-Stamp Counter", 26.5.1 "VMX-Preemption Timer", 26.3 "Changes to Instruction Behavior in VMX
-//! Non-Root Operation"). No result depends on how fast anything is: values lie between others, or they do not.
+//! Time on several processors: one TSC, seen by guest hypervisors and nested guests; the TSC-deadline and the
+//! preemption timer of each (SDM
+//! 12.5.4.1 "TSC-Deadline Mode", 19.17 "Time-Stamp Counter", 26.5.1 "VMX-Preemption Timer", 26.3 "Changes to
+//! Instruction Behavior in VMX Non-Root Operation"). No result depends on how fast anything is: values lie between
+//! others, or they do not.
 
 mod timers;
 

@@ -1,5 +1,5 @@
-//! What comes right after an instruction that a hypervisor emulates: the single-step trap, and interrupts that MOV SS or STI held
-//! back (SDM Volume 3A, 6.8.3 and 18.3.1.4).
+//! What comes right after an instruction that a hypervisor emulates: the single-step trap, and interrupts that MOV SS
+//! or STI held back (SDM Volume 3A, 6.8.3 and 18.3.1.4).
 
 use crate::apic;
 use crate::attempt;

@@ -1,4 +1,5 @@
-//! The virtual APIC: register virtualization, x2APIC mode, virtual-interrupt delivery, the TPR threshold, posted interrupts (SDM 30).
+//! The virtual APIC: register virtualization, x2APIC mode, virtual-interrupt delivery, the TPR threshold, posted
+//! interrupts (SDM 30).
 
 mod beside;
 mod delivery;

@@ -1,5 +1,5 @@
-//! VMCS shadowing (SDM 25.10 "VMCS Types: Ordinary and Shadow", 26.1.3 and 31.3 on VMREAD and VMWRITE): what a nested guest reads and writes
-//! in the shadow VMCS that its own VMCS is linked to, and when it exits instead.
+//! VMCS shadowing (SDM 25.10 "VMCS Types: Ordinary and Shadow", 26.1.3 and 31.3 on VMREAD and VMWRITE): what a nested
+//! guest reads and writes in the shadow VMCS that its own VMCS is linked to, and when it exits instead.
 
 mod access;
 mod link;

@@ -1,4 +1,5 @@
-//! What each processor has of its own: every static of the image that is not in `.shared`, at the same linear address on each.
+//! What each processor has of its own: every static of the image that is not in `.shared`, at the same linear address
+//! on each.
 //!
 //! ```text
 //!   linear                       processor 0      processor n
@@ -6,8 +7,8 @@
 //!   everything else              itself           itself
 //! ```
 //!
-//! A group's code therefore runs on any processor as it is. What it tells the processor or others are physical addresses, which are linear
-//! addresses too: [`physical`] is the only difference.
+//! A group's code therefore runs on any processor as it is. What it tells the processor or others are physical
+//! addresses, which are linear addresses too: [`physical`] is the only difference.
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -39,7 +40,8 @@ pub fn physical(linear: u64) -> u64 {
     if linear >= start() { linear + OFFSET.load(Relaxed) } else { linear }
 }
 
-/// A copy of what this processor has of its own as it is now, for processor `number`: the physical address of its PML4 table.
+/// A copy of what this processor has of its own as it is now, for processor `number`: the physical address of its PML4
+/// table.
 pub fn copy_for(number: usize) -> u64 {
     let copy = COPIES + (number as u64 - 1) * LARGE_PAGE;
     let hole = arguments::reserved_memory().unwrap_or(0..0);
@@ -50,7 +52,8 @@ pub fn copy_for(number: usize) -> u64 {
         write(copy + at, read(start() + at));
     }
     write((&raw const OFFSET).addr() as u64 + offset, offset);
-    // The copied tables map the original through themselves: now through the copies, and the copy instead of the original.
+    // The copied tables map the original through themselves: now through the copies, and the copy instead of the
+    // original.
     let copied = |table: *const u8| table.addr() as u64 + offset;
     let move_entry = |at: u64| write(at, read(at) + offset);
     let pml4 = copied(&raw const host_pml4);
@@ -64,7 +67,8 @@ pub fn copy_for(number: usize) -> u64 {
 }
 
 fn read(address: u64) -> u64 {
-    // SAFETY: all memory is mapped, and the callers read what lies between the image's symbols or what they have written.
+    // SAFETY: all memory is mapped, and the callers read what lies between the image's symbols or what they have
+    // written.
     unsafe { core::ptr::with_exposed_provenance::<u64>(address as usize).read_volatile() }
 }
 

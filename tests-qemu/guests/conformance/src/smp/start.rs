@@ -17,8 +17,9 @@ unsafe extern "C" {
     static trampoline_fault: u8;
 }
 
-/// The two faults that the last processor met on its way. In real mode: how far behind the instruction it came, and how many bytes it pushed beside
-/// IP, CS and FLAGS. With a 16-bit TSS: how far behind, its error code, and both halves of CR0 after it.
+/// The two faults that the last processor met on its way. In real mode: how far behind the instruction it came, and how
+/// many bytes it pushed beside IP, CS and FLAGS. With a 16-bit TSS: how far behind, its error code, and both halves of
+/// CR0 after it.
 pub fn faults() -> [u16; 6] {
     let place = TRAMPOLINE + (&raw const trampoline_fault).addr() - (&raw const trampoline).addr();
     // SAFETY: in the page of the trampoline; the processor that wrote it has gone on.

@@ -72,8 +72,8 @@ pub const CR0: u64 = 0x8001_0033;
 pub const CR4: u64 = 0x2020;
 /// CR4.LA57: 5-level paging.
 pub const CR4_LA57_BIT: u32 = 12;
-/// CR4.LASS: linear-address space separation. The image lives in the half of the address space that is the user's, where with it a supervisor
-/// has no business.
+/// CR4.LASS: linear-address space separation. The image lives in the half of the address space that is the user's,
+/// where with it a supervisor has no business.
 pub const CR4_LASS_BIT: u32 = 27;
 
 /// Returns 0 after a VM exit, 1 for VMfailInvalid, 2 for VMfailValid.

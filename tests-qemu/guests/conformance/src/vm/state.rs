@@ -1,4 +1,5 @@
-//! The VMCS that every case starts from: a 64-bit nested guest with EPT as an unrestricted guest, and a guard against hangs.
+//! The VMCS that every case starts from: a 64-bit nested guest with EPT as an unrestricted guest, and a guard against
+//! hangs.
 
 use shadow::Field;
 use shadow::controls::{Allowed, EntryControls, ExitControls, Pin, Primary, Secondary};

@@ -5,8 +5,8 @@
 //! * One module holds lines `NAME=VALUE`; the words of the command line choose what is tried.
 //! * It talks over COM1, which it programs itself, and ends with a dword to port f4H, then `Shutdown` to port 8900H.
 //!
-//! Lines on COM1: `test image: WHAT: RESULT`. The words of the command line after the file's name: `vmx` enters and leaves VMX operation,
-//! `fail` ends with code 3, `triple-fault` with a triple fault.
+//! Lines on COM1: `test image: WHAT: RESULT`. The words of the command line after the file's name: `vmx` enters and
+//! leaves VMX operation, `fail` ends with code 3, `triple-fault` with a triple fault.
 
 #![no_std]
 #![no_main]
@@ -109,7 +109,8 @@ fn environment(info: u64) {
     }
 }
 
-/// The memory between this image and `mem_upper`, which counts from 1 MiB, can be written; so can what the map calls usable.
+/// The memory between this image and `mem_upper`, which counts from 1 MiB, can be written; so can what the map calls
+/// usable.
 fn memory(info: u64) {
     let top = u64::from(read(info + info::MEM_UPPER)) * 1024;
     say("at least 256 MiB", format_args!("{}", top >= 256 * MIB));

@@ -1,4 +1,5 @@
-//! INIT, sent by the processor to itself: blocked in VMX root operation, an exit in VMX non-root operation (SDM 24.8, 26.2).
+//! INIT, sent by the processor to itself: blocked in VMX root operation, an exit in VMX non-root operation (SDM 24.8,
+//! 26.2).
 
 use shadow::controls::{Pin, Primary};
 use shadow::fields::*;

@@ -1,4 +1,5 @@
-//! State that entries load and exits save or load (SDM 27.3.2, 28.3, 28.5), for both settings of the control that says so.
+//! State that entries load and exits save or load (SDM 27.3.2, 28.3, 28.5), for both settings of the control that says
+//! so.
 
 use core::arch::asm;
 use core::fmt;

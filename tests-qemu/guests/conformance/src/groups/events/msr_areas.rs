@@ -1,5 +1,5 @@
-//! VM-entry MSR-load, VM-exit MSR-store and MSR-load areas (SDM 27.4, 28.4, 28.6). A VM-exit load that fails is a VMX abort, the end
-//! of the machine: not tried.
+//! VM-entry MSR-load, VM-exit MSR-store and MSR-load areas (SDM 27.4, 28.4, 28.6). A VM-exit load that fails is a VMX
+//! abort, the end of the machine: not tried.
 
 use shadow::fields::*;
 

@@ -1,5 +1,5 @@
-//! NMIs: each processor sends them to the next one, the next NMI when the last one has been counted, for NMIs merge (SDM 7.7 "Nonmaskable
-//! Interrupt (NMI)", 26.2 "Other Causes of VM Exits", 27.7.6 "NMI-Window Exiting").
+//! NMIs: each processor sends them to the next one, the next NMI when the last one has been counted, for NMIs merge
+//! (SDM 7.7 "Nonmaskable Interrupt (NMI)", 26.2 "Other Causes of VM Exits", 27.7.6 "NMI-Window Exiting").
 
 use shadow::controls::{Pin, Primary};
 use shadow::exit::ExitReason;

@@ -1,5 +1,6 @@
-//! Posted interrupts (SDM 30.6 "Posted-Interrupt Processing"): other processors set a bit of the descriptor, and notify if nobody has before.
-//! The nested guest counts, ends its interrupts at its virtual APIC, and sends some to itself (30.1.5 "Self-IPI Virtualization").
+//! Posted interrupts (SDM 30.6 "Posted-Interrupt Processing"): other processors set a bit of the descriptor, and notify
+//! if nobody has before. The nested guest counts, ends its interrupts at its virtual APIC, and sends some to itself
+//! (30.1.5 "Self-IPI Virtualization").
 
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Acquire};

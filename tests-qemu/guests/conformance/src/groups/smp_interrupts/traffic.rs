@@ -56,7 +56,8 @@ impl Traffic {
     }
 }
 
-/// How many interrupts each processor should have counted, and whether each has counted each vector that often and no other.
+/// How many interrupts each processor should have counted, and whether each has counted each vector that often and no
+/// other.
 pub fn is_right(counters: &Counters) -> bool {
     (0..smp::count()).all(|receiver| vectors().all(|vector| counters.by(receiver, vector) == QUOTA))
 }

@@ -1,5 +1,6 @@
-//! One EPT12, one VPID12, one set of bitmaps, used by every processor at once. The first processor edits them; what the others may still see is
-//! what they have cached, until they invalidate it themselves (SDM 29.4.3.4 "Guidelines for Use of the INVEPT Instruction").
+//! One EPT12, one VPID12, one set of bitmaps, used by every processor at once. The first processor edits them; what the
+//! others may still see is what they have cached, until they invalidate it themselves (SDM 29.4.3.4 "Guidelines for Use
+//! of the INVEPT Instruction").
 
 use shadow::exit::ExitReason;
 use shadow::fields::*;
@@ -104,7 +105,8 @@ fn page_moved_in_ept(_: u64) -> u64 {
     })
 }
 
-/// The nested guest's page table maps the page elsewhere; each processor sees it at the latest after an INVVPID of its own, of any type.
+/// The nested guest's page table maps the page elsewhere; each processor sees it at the latest after an INVVPID of its
+/// own, of any type.
 fn page_moved_by_guest(_: u64) -> u64 {
     let mut vm = reader();
     vm.registers.rax = LINEAR;

@@ -105,7 +105,8 @@ fn edit_ept(random: &mut Random) {
     }
 }
 
-/// Another entry of the nested guest's page table. EPT12 maps nothing that is not to be touched above 3 GiB but the local APIC.
+/// Another entry of the nested guest's page table. EPT12 maps nothing that is not to be touched above 3 GiB but the
+/// local APIC.
 fn edit_page_table(random: &mut Random) {
     const PRESENT: u64 = 1;
     const PRESENT_WRITE_USER: u64 = 7;

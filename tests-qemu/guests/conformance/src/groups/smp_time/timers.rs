@@ -136,8 +136,8 @@ fn preemption_timer(_: u64) -> u64 {
     (0..ROUNDS).filter(|_| expires_in_time(&mut vm, |_| false)).count() as u64
 }
 
-/// Other exits save what is left, and the next entry goes on with it. The nested guest runs for longer than a turn of the emulator, in which
-/// no time passes.
+/// Other exits save what is left, and the next entry goes on with it. The nested guest runs for longer than a turn of
+/// the emulator, in which no time passes.
 fn saved_preemption_timer(_: u64) -> u64 {
     let mut vm = Vm::with_vpid(code!("2: mov ecx, 1000", "3: loop 3b", "cpuid", "jmp 2b"));
     vm.or(EXIT_CONTROLS, ExitControls::SAVE_PREEMPTION_TIMER);
@@ -154,8 +154,8 @@ fn saved_preemption_timer(_: u64) -> u64 {
     (0..ROUNDS).filter(is_right).count() as u64
 }
 
-/// The nested guest reads one page of 2 MiB after the other of an EPT12 that nobody has walked since INVEPT: exits of the host's own must not
-/// start the timer again.
+/// The nested guest reads one page of 2 MiB after the other of an EPT12 that nobody has walked since INVEPT: exits of
+/// the host's own must not start the timer again.
 fn preemption_timer_while_touching(_: u64) -> u64 {
     let mut vm = Vm::with_vpid(code!("2: mov rdx, [rax]", "add rax, 0x200000", "and eax, 0x3fffffff", "jmp 2b"));
     READY.join();

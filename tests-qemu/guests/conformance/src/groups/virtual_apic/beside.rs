@@ -1,5 +1,6 @@
-//! The virtual APIC beside what else decides about an access: MSR bitmaps (SDM 26.1.3), EPT12's rights (30.4.1 "Priority of APIC-Access VM
-//! Exits"); the processor priority after writes of the TPR (30.1.3 "PPR Virtualization"); and CR8 without a TPR shadow, which is the real one.
+//! The virtual APIC beside what else decides about an access: MSR bitmaps (SDM 26.1.3), EPT12's rights (30.4.1
+//! "Priority of APIC-Access VM Exits"); the processor priority after writes of the TPR (30.1.3 "PPR Virtualization");
+//! and CR8 without a TPR shadow, which is the real one.
 
 use shadow::controls::{Primary, Secondary};
 use shadow::fields::*;
@@ -103,7 +104,8 @@ fn real_cr8(suite: &mut Suite) {
             );
         }
     }
-    // Virtual-interrupt delivery without "virtualize APIC accesses" and without x2APIC mode: CR8 is all that is left of the APIC.
+    // Virtual-interrupt delivery without "virtualize APIC accesses" and without x2APIC mode: CR8 is all that is left of
+    // the APIC.
     for value in 0..16 {
         let mut vm = Vm::new(code!("mov cr8, rax", "nop", "mov rax, cr8"));
         DELIVERY.accesses(&mut vm);

@@ -19,8 +19,8 @@ const VALUE: u64 = 0xfedc_ba98_7654_3210;
 
 static OPERAND: Page = Page::new();
 
-/// Each width and area, both halves of a 64-bit field, the fields of the feature itself; fields that do not exist, one that exists and may be
-/// hidden, and encodings beyond the bitmaps.
+/// Each width and area, both halves of a 64-bit field, the fields of the feature itself; fields that do not exist, one
+/// that exists and may be hidden, and encodings beyond the bitmaps.
 const ENCODINGS: [u64; 25] = [
     0x0000,
     0x0002,

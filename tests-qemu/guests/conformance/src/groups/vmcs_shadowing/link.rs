@@ -1,5 +1,5 @@
-//! The VMCS link pointer, the life of the region that it names, the addresses and the content of the bitmaps, and a shadow VMCS as the
-//! current one.
+//! The VMCS link pointer, the life of the region that it names, the addresses and the content of the bitmaps, and a
+//! shadow VMCS as the current one.
 
 use shadow::controls::Secondary;
 use shadow::fields::*;
