@@ -12,17 +12,14 @@ use shadow::controls::Secondary;
 use shadow::cpuid::CpuidView;
 use shadow::event::WAIT_FOR_SIPI;
 use shadow::fields::FIELD_COUNT;
-use shadow::host_load::{HostImage, TRAPPED_MSRS};
+use shadow::host_load::TRAPPED_MSRS;
 use shadow::index::FieldTable;
 use shadow::insn::VmxOperation;
 use shadow::merge::{MSR_AREA_ENTRIES, MsrEntry};
 use shadow::msr::{BITMAP_BYTES, HOST_INTERCEPTS, intercept_writes};
 use shadow::nested::control_registers::masks;
 use shadow::nested::write_traps::kept_at_first;
-use shadow::nested::{
-    MergedBitmap, MsrArea, MsrAreas, Nested, NestedEpt, NestedShadowing, Running, Shortcut, VmcsPair,
-};
-use shadow::passing;
+use shadow::nested::{MergedBitmap, MsrArea, MsrAreas, Nested, NestedEpt, NestedShadowing, Running, VmcsPair};
 use shadow::permission::Permissions;
 use shadow::sync::SyncSets;
 use shadow::watch::SLOTS;
@@ -244,34 +241,15 @@ pub fn build(
     let revision = caps.basic as u32 & 0x7fff_ffff;
     let mut vmcs = on_behalf::start_vmx(vmxon, vmcs01, vmcs02, revision, caps);
     let ept01 = shared.ept01.root();
-    let nested = Nested {
-        shortcut: Shortcut::default(),
-        host_image: HostImage::default(),
-        kept: kept_at_first(caps),
-        nmi_waits: false,
-        displaced: None,
-        ept: NestedEpt {
-            eptp02: ept01.without_ept12(),
-            ept12: None,
-            converts_violations: false,
-            logs_pages: false,
-            violation: None,
-            cache: NestedPaging::new(nested_features(caps, offered)),
-        },
-        vpid12: 0,
-        msr_bitmaps: pages.msr_bitmaps.map(merged_bitmap),
-        msr_bitmap_slot: 0,
-        areas: MsrAreas {
-            entry_load: msr_area(pages.entry_load),
-            entry_load_count: 0,
-            exit_store: msr_area(pages.exit_store),
-            exit_store_count: 0,
-            host_load: msr_area(pages.exit_load),
-        },
-        shadowing: shadowing.map(|pages| build_shadowing(pages, &mut vmcs, shadow_fields.table)),
-        displaced_registers: passing::Values::new(),
-        loading_registers: false,
-    };
+    let cache = NestedPaging::new(nested_features(caps, offered));
+    let [entry_load, exit_store, host_load] = [pages.entry_load, pages.exit_store, pages.exit_load].map(msr_area);
+    let nested = Nested::new(
+        kept_at_first(caps),
+        NestedEpt::new(ept01, cache),
+        pages.msr_bitmaps.map(merged_bitmap),
+        MsrAreas::new(entry_load, exit_store, host_load),
+        shadowing.map(|pages| build_shadowing(pages, &mut vmcs, shadow_fields.table)),
+    );
     let vcpu = pages.vcpu.into_value(Vcpu {
         registers: GuestRegisters::new(),
         vmcs,

@@ -22,7 +22,6 @@ use crate::controls::{EntryControls, Primary};
 use crate::encoding::Area;
 use crate::exit::ExitReason;
 use crate::fields::*;
-use crate::host_load::HostImage;
 use crate::hw::{GuestMemory, VmcsAccess};
 use crate::index::FieldTable;
 use crate::insn::VmxOperation;
@@ -31,7 +30,6 @@ use crate::msr::BITMAP_BYTES;
 use crate::nested::write_traps::kept_at_first;
 use crate::nested::*;
 use crate::outcome::{Fault, rflags_succeed};
-use crate::passing;
 use crate::permission::{Access as FieldAccess, Permissions};
 use crate::registers::*;
 use crate::sync::SyncSets;
@@ -405,34 +403,13 @@ impl FakeMachine {
             sync_sets: SyncSets::new(&offered, &live),
             vmx: VmxOperation::new(&offered),
             mode: HostMode::Legacy,
-            nested: Nested {
-                shortcut: Shortcut::default(),
-                host_image: HostImage::default(),
-                kept: kept_at_first(&caps),
-                nmi_waits: false,
-                displaced: None,
-                ept: NestedEpt {
-                    eptp02: ept01.without_ept12(),
-                    ept12: None,
-                    converts_violations: false,
-                    logs_pages: false,
-                    violation: None,
-                    cache: NestedPaging::new(features),
-                },
-                vpid12: 0,
+            nested: Nested::new(
+                kept_at_first(&caps),
+                NestedEpt::new(ept01, NestedPaging::new(features)),
                 msr_bitmaps,
-                msr_bitmap_slot: 0,
-                areas: MsrAreas {
-                    entry_load: msr_area(0x62_0000_0000),
-                    entry_load_count: 0,
-                    exit_store: msr_area(0x63_0000_0000),
-                    exit_store_count: 0,
-                    host_load: msr_area(0x64_0000_0000),
-                },
-                shadowing: None,
-                displaced_registers: passing::Values::new(),
-                loading_registers: false,
-            },
+                MsrAreas::new(msr_area(0x62_0000_0000), msr_area(0x63_0000_0000), msr_area(0x64_0000_0000)),
+                None,
+            ),
             memory: FakeWatchedMemory {
                 ram,
                 tables: tables.clone(),

@@ -65,7 +65,7 @@ fn trap<M: Machine>(vcpu: &mut Vcpu<M>) {
 /// The guest hypervisor has exited by the monitor trap flag: the NMI that waits is tried again.
 pub fn retry<M: Machine>(vcpu: &mut Vcpu<M>) {
     let vmcs01 = vcpu.vmcs.vmcs01();
-    vmcs01.write(PRIMARY_CONTROLS, vmcs01.read(PRIMARY_CONTROLS) & !Primary::MONITOR_TRAP_FLAG);
+    vmcs01.write(PRIMARY_CONTROLS, vmcs01.read(PRIMARY_CONTROLS) - Primary::MONITOR_TRAP_FLAG);
     vcpu.machine.request_nmi();
 }
 

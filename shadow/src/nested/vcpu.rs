@@ -3,7 +3,7 @@
 use ept::nested::NestedPaging;
 use ept::violation::EptViolation;
 use ept::walk::Ept12;
-use ept::{Eptp02, Gpa, Hpa, NestedGpa};
+use ept::{Eptp01, Eptp02, Gpa, Hpa, NestedGpa};
 
 use super::machine::{Machine, VmcsPair};
 use crate::check::HostMode;
@@ -149,6 +149,20 @@ pub struct NestedEpt {
     pub cache: NestedPaging,
 }
 
+impl NestedEpt {
+    /// vmcs02 has EPT01.
+    pub const fn new(ept01: Eptp01, cache: NestedPaging) -> Self {
+        Self {
+            eptp02: ept01.without_ept12(),
+            ept12: None,
+            converts_violations: false,
+            logs_pages: false,
+            violation: None,
+            cache,
+        }
+    }
+}
+
 /// MSR areas that take the place of VMCS12's.
 #[derive(Debug)]
 pub struct MsrAreas {
@@ -162,6 +176,13 @@ pub struct MsrAreas {
     pub exit_store_count: u32,
     /// VM-entry MSR-load area of vmcs01: the VM-exit MSR-load area of VMCS12.
     pub host_load: MsrArea,
+}
+
+impl MsrAreas {
+    /// None has an entry in use.
+    pub const fn new(entry_load: MsrArea, exit_store: MsrArea, host_load: MsrArea) -> Self {
+        Self { entry_load, entry_load_count: 0, exit_store, exit_store_count: 0, host_load }
+    }
 }
 
 /// What vmcs01 and vmcs02 hold now of the things that the merge does not track by field.
@@ -195,6 +216,33 @@ pub struct Nested {
     pub displaced_registers: passing::Values,
     /// vmcs01 loads passing registers, until the next VMLAUNCH or VMRESUME.
     pub loading_registers: bool,
+}
+
+impl Nested {
+    /// Before the first entry. vmcs02 has the first of the MSR bitmaps.
+    pub fn new(
+        kept: Kept,
+        ept: NestedEpt,
+        msr_bitmaps: [MergedBitmap; SLOTS],
+        areas: MsrAreas,
+        shadowing: Option<&'static mut NestedShadowing>,
+    ) -> Self {
+        Self {
+            shortcut: Shortcut::default(),
+            host_image: HostImage::default(),
+            kept,
+            nmi_waits: false,
+            displaced: None,
+            ept,
+            vpid12: 0,
+            msr_bitmaps,
+            msr_bitmap_slot: 0,
+            areas,
+            shadowing,
+            displaced_registers: passing::Values::new(),
+            loading_registers: false,
+        }
+    }
 }
 
 /// A logical processor.
