@@ -17,6 +17,7 @@ use crate::{Entry, Gpa, Hpa};
 pub struct FakeTables {
     tables: BTreeMap<Hpa, [Entry; ENTRIES as usize]>,
     unused: Vec<Hpa>,
+    freed: BTreeMap<Hpa, u64>,
 }
 
 impl FakeTables {
@@ -24,12 +25,18 @@ impl FakeTables {
 
     /// Room for so many tables.
     pub fn new(budget: u64) -> Self {
-        Self { tables: BTreeMap::new(), unused: (0..budget).rev().map(|page| Self::BASE + page * 4096).collect() }
+        let unused = (0..budget).rev().map(|page| Self::BASE + page * 4096).collect();
+        Self { tables: BTreeMap::new(), unused, freed: BTreeMap::new() }
     }
 
     /// How many are allocated.
     pub fn in_use(&self) -> usize {
         self.tables.len()
+    }
+
+    /// How many times a table has been given back.
+    pub fn times_freed(&self, table: Hpa) -> u64 {
+        self.freed.get(&table).copied().unwrap_or(0)
     }
 }
 
@@ -50,6 +57,7 @@ impl TableMemory for FakeTables {
 
     fn free(&mut self, table: Hpa) {
         assert!(self.tables.remove(&table).is_some(), "freed twice");
+        *self.freed.entry(table).or_default() += 1;
         self.unused.push(table);
     }
 }

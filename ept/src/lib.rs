@@ -14,6 +14,10 @@
 //!   both.
 //! * An EPT12 entry is read once per walk; what was checked is what is used.
 //! * Memory is bounded: tables come from a pool of fixed size, and running out drops cached translations, nothing else.
+//!   [`nested::NestedPaging`] takes [`HEAP_BYTES`](nested::NestedPaging::HEAP_BYTES) of the heap when it is made, and no
+//!   more later.
+//! * A table that a processor may have in its paging-structure caches is given back only together with a
+//!   [`Dropped`](nested::Dropped) that says so.
 //!
 //! SDM references are to the Intel 64 and IA-32 Architectures Software Developer's Manual, Volume 3C, edition 085
 //! (October 2024).

@@ -20,6 +20,32 @@ impl fmt::Display for OutOfTables {
 
 impl core::error::Error for OutOfTables {}
 
+/// Why a page was not mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MapError {
+    /// A table is needed, and none is left.
+    OutOfTables,
+    /// The root has too few levels for the address.
+    OutOfReach,
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutOfTables => OutOfTables.fmt(f),
+            Self::OutOfReach => f.write_str("the tables have too few levels for the address"),
+        }
+    }
+}
+
+impl core::error::Error for MapError {}
+
+impl From<OutOfTables> for MapError {
+    fn from(OutOfTables: OutOfTables) -> Self {
+        Self::OutOfTables
+    }
+}
+
 /// The level at which pages of a size are mapped.
 pub const fn leaf_level(size: PageSize) -> u32 {
     match size {
@@ -45,25 +71,30 @@ pub struct LeafTable {
     pub table: Hpa,
     /// It was made for this page.
     pub is_new: bool,
+    /// The page took the place of tables, which were given back. A processor may have their addresses in its
+    /// paging-structure caches: INVEPT must follow before a guest runs on this root again.
+    pub replaced_tables: bool,
 }
 
 fn root_table<F: Address>(root: Eptp<F, Hpa>) -> (Hpa, u32) {
     (root.root(), root.levels().root())
 }
 
-/// Maps the page of `size` that holds `address`. What was mapped there before is replaced, tables included. Returns the
-/// table that has the leaf now, and whether that was made for it.
+/// Maps the page of `size` that holds `address`. What was mapped there before is replaced, tables included.
 ///
 /// # Errors
 ///
-/// A table is needed, and none is left. Tables that were made on the way stay, empty.
+/// As [`MapError`] says. Tables that were made on the way stay, empty.
 pub fn map_page<F: Address>(
     memory: &mut impl TableMemory,
     root: Eptp<F, Hpa>,
     address: F,
     size: PageSize,
     leaf: Entry,
-) -> Result<LeafTable, OutOfTables> {
+) -> Result<LeafTable, MapError> {
+    if !root.levels().reach(address) {
+        return Err(MapError::OutOfReach);
+    }
     let mut is_new = false;
     let (mut table, mut level) = root_table(root);
     while level > leaf_level(size) {
@@ -82,10 +113,11 @@ pub fn map_page<F: Address>(
     let at = index(address, level);
     let old = memory.read(table, at);
     memory.write(table, at, leaf);
-    if old.links_table(level) {
+    let replaced_tables = old.links_table(level);
+    if replaced_tables {
         free_tables(memory, old.address(), level - 1);
     }
-    Ok(LeafTable { table, is_new })
+    Ok(LeafTable { table, is_new, replaced_tables })
 }
 
 /// Changes the rights of one 4-KiB page, splitting the large page that it may be part of. A page that is not mapped
@@ -100,6 +132,9 @@ pub fn set_rights<F: Address>(
     address: F,
     rights: Rights,
 ) -> Result<(), OutOfTables> {
+    if !root.levels().reach(address) {
+        return Ok(());
+    }
     let (mut table, mut level) = root_table(root);
     loop {
         let at = index(address, level);
@@ -128,19 +163,19 @@ fn split(memory: &mut impl TableMemory, table: Hpa, at: u64, level: u32, leaf: E
     Ok(below)
 }
 
-/// Maps a range whose ends lie on 4-KiB pages, with the largest pages up to `largest`. `leaf` gives the entry for an
-/// address and a size.
+/// Maps a range whose ends lie on 4-KiB pages and where nothing is mapped yet, or only pages that are no larger than the
+/// new ones. `leaf` gives the entry for an address and a size; pages are as large as possible, up to `largest`.
 ///
 /// # Errors
 ///
-/// No table is left. What was mapped until then stays.
+/// As [`MapError`] says. What was mapped until then stays.
 pub fn map_range<F: Address>(
     memory: &mut impl TableMemory,
     root: Eptp<F, Hpa>,
     range: Range<F>,
     largest: PageSize,
     leaf: impl Fn(F, PageSize) -> Entry,
-) -> Result<(), OutOfTables> {
+) -> Result<(), MapError> {
     let mut address = range.start;
     while address < range.end {
         let left = range.end.raw() - address.raw();
@@ -192,6 +227,9 @@ pub fn lookup<F: Address>(memory: &impl TableMemory, root: Eptp<F, Hpa>, address
 
 /// Removes the page that holds an address, if one is mapped.
 pub fn unmap<F: Address>(memory: &mut impl TableMemory, root: Eptp<F, Hpa>, address: F) {
+    if !root.levels().reach(address) {
+        return;
+    }
     let (mut table, mut level) = root_table(root);
     loop {
         let at = index(address, level);
@@ -254,8 +292,8 @@ mod tests {
         let root = root_of(&mut tables);
         map_page(&mut tables, root, Gpa(0x1000), PageSize::Size4K, identity(Gpa(0x1000), PageSize::Size4K)).unwrap();
         assert_eq!(tables.in_use(), 4);
-        map_page(&mut tables, root, Gpa(0), PageSize::Size2M, identity(Gpa(0), PageSize::Size2M)).unwrap();
-        assert_eq!(tables.in_use(), 3);
+        let large = map_page(&mut tables, root, Gpa(0), PageSize::Size2M, identity(Gpa(0), PageSize::Size2M)).unwrap();
+        assert!(large.replaced_tables && tables.in_use() == 3);
         map_page(&mut tables, root, Gpa(0x1000), PageSize::Size4K, identity(Gpa(0x1000), PageSize::Size4K)).unwrap();
         assert_eq!(lookup(&tables, root, Gpa(0)), None, "a page table starts empty");
         free_tables(&mut tables, root.root(), root.levels().root());
@@ -284,6 +322,26 @@ mod tests {
     fn a_spent_budget_is_an_error() {
         let mut tables = FakeTables::new(2);
         let root = root_of(&mut tables);
-        assert_eq!(map_page(&mut tables, root, Gpa(0), PageSize::Size4K, Entry::from_bits(7)), Err(OutOfTables));
+        assert_eq!(
+            map_page(&mut tables, root, Gpa(0), PageSize::Size4K, Entry::from_bits(7)),
+            Err(MapError::OutOfTables)
+        );
+    }
+
+    #[test]
+    fn an_address_beyond_the_levels_changes_nothing() {
+        const BEYOND: Gpa = Gpa(1 << 48 | 0x1000);
+        let mut tables = FakeTables::new(8);
+        let root = root_of(&mut tables);
+        let near = identity(Gpa(0x1000), PageSize::Size4K);
+        map_page(&mut tables, root, Gpa(0x1000), PageSize::Size4K, near).unwrap();
+        let in_use = tables.in_use();
+        for size in [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G] {
+            assert_eq!(map_page(&mut tables, root, BEYOND, size, identity(BEYOND, size)), Err(MapError::OutOfReach));
+        }
+        set_rights(&mut tables, root, BEYOND, Rights::NONE).unwrap();
+        unmap(&mut tables, root, BEYOND);
+        assert_eq!(lookup(&tables, root, Gpa(0x1000)).map(|mapping| mapping.leaf), Some(near));
+        assert_eq!((lookup(&tables, root, BEYOND), tables.in_use()), (None, in_use));
     }
 }

@@ -1,21 +1,22 @@
 //! EPT02: the cache of compositions of EPT12 over EPT01, one root for each EPT12 in use.
 
 mod resync;
+mod roots;
 
-use core::fmt;
+use core::{fmt, mem};
 
-use arrayvec::ArrayVec;
 use resync::Resync;
+use roots::{Root, Roots};
 
 use crate::entry::Features;
-use crate::map::{LeafTable, Mapping, OutOfTables, free_tables, lookup, map_page, unmap};
+use crate::map::{LeafTable, MapError, Mapping, OutOfTables, free_tables, lookup, map_page, unmap};
 use crate::table::{TableMemory, index};
 use crate::violation::EptViolation;
 use crate::walk::{Ept12, GuestTables, Refusal, Translation, WalkError, walk, walk_unusual};
 use crate::{Entry, Eptp01, Eptp02, ExecuteControl, Gpa, Hpa, NestedGpa, PageSize, Rights};
 
 /// How many EPT02s are kept.
-pub const ROOTS: usize = 32;
+pub const ROOTS: usize = Roots::MOST;
 
 /// What became of a violation of EPT02.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,7 +36,8 @@ pub enum Fill {
     Ept01Forbids(Gpa),
 }
 
-/// Translations were dropped: INVEPT must follow before a guest runs on that EPT02 again.
+/// Translations were dropped, or tables given back that a processor's paging-structure caches may still lead to: INVEPT
+/// must follow before a guest runs on that EPT02 again.
 #[must_use = "the processor still caches what was dropped"]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Dropped {
@@ -51,6 +53,7 @@ impl Dropped {
     fn and(self, other: Self) -> Self {
         match (self, other) {
             (Self::Nothing, dropped) | (dropped, Self::Nothing) => dropped,
+            (one, other) if one == other => one,
             _ => Self::All,
         }
     }
@@ -61,6 +64,8 @@ impl Dropped {
 pub enum FillError {
     /// The table budget does not suffice for this one translation.
     OutOfTables,
+    /// The EPT02 has too few levels for the address; it has as many as the EPT12, in which the walk finds this first.
+    OutOfReach,
     /// The EPT12 has no EPT02: it was not activated, or its EPT02 has made room for another one since.
     NotActive,
 }
@@ -69,6 +74,7 @@ impl fmt::Display for FillError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::OutOfTables => OutOfTables.fmt(f),
+            Self::OutOfReach => MapError::OutOfReach.fmt(f),
             Self::NotActive => f.write_str("the EPT12 has no EPT02"),
         }
     }
@@ -76,9 +82,12 @@ impl fmt::Display for FillError {
 
 impl core::error::Error for FillError {}
 
-impl From<OutOfTables> for FillError {
-    fn from(OutOfTables: OutOfTables) -> Self {
-        Self::OutOfTables
+impl From<MapError> for FillError {
+    fn from(error: MapError) -> Self {
+        match error {
+            MapError::OutOfTables => Self::OutOfTables,
+            MapError::OutOfReach => Self::OutOfReach,
+        }
     }
 }
 
@@ -91,13 +100,6 @@ pub struct Counters {
     pub kept: u64,
     /// Translations and whole tables that were not.
     pub dropped: u64,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Root {
-    ept12: Ept12,
-    eptp02: Eptp02,
-    last_used: u64,
 }
 
 /// The tables that EPT02s are composed from, and the memory that they are built in.
@@ -125,10 +127,13 @@ pub enum Extent {
 /// The cache.
 #[derive(Debug)]
 pub struct NestedPaging {
-    roots: ArrayVec<Root, ROOTS>,
-    clock: u64,
+    roots: Roots,
+    /// The one that was activated last.
+    active: Option<Root>,
     features: Features,
     recent: Option<Recent>,
+    /// What the caller has not been told of yet.
+    dropped: Dropped,
     counters: Counters,
 }
 
@@ -145,10 +150,13 @@ impl NestedPaging {
     /// The most tables that one translation needs, roots included: with fewer, nothing can be cached.
     pub const LEAST_TABLES: usize = 5;
 
+    /// What each takes from the heap when it is made. It takes no more later.
+    pub const HEAP_BYTES: usize = Roots::HEAP_BYTES;
+
     /// Nothing cached. `features` are those offered to the guest hypervisor.
-    pub const fn new(features: Features) -> Self {
+    pub fn new(features: Features) -> Self {
         let counters = Counters { reclaims: 0, kept: 0, dropped: 0 };
-        Self { roots: ArrayVec::new_const(), clock: 0, features, recent: None, counters }
+        Self { roots: Roots::new(), active: None, features, recent: None, dropped: Dropped::Nothing, counters }
     }
 
     /// The counts so far.
@@ -162,23 +170,36 @@ impl NestedPaging {
     ///
     /// No table is left for its root, and no other EPT02 has one to give back.
     pub fn activate(&mut self, tables: &mut impl TableMemory, ept12: Ept12) -> Result<(Eptp02, Dropped), OutOfTables> {
-        self.clock += 1;
-        if let Some(root) = self.roots.iter_mut().find(|root| root.ept12 == ept12) {
-            root.last_used = self.clock;
-            return Ok((root.eptp02, Dropped::Nothing));
+        if let Some(root) = self.roots.take_into_use(ept12) {
+            self.active = Some(root);
+            return Ok((root.eptp02, self.take_dropped()));
         }
-        let mut dropped = if self.roots.is_full() { self.reclaim(tables, None)? } else { Dropped::Nothing };
+        if self.roots.is_full() {
+            self.give_back(tables, None)?;
+        }
         let table = loop {
             match tables.allocate() {
                 Some(table) => break table,
-                None => dropped = dropped.and(self.reclaim(tables, None)?),
+                None => _ = self.give_back(tables, None)?,
             }
         };
         // With the same flag in EPT02 the processor treats accesses to guest paging structures as EPT12's owner
         // expects.
         let eptp02 = ept12.eptp.with_root(table);
-        self.roots.push(Root { ept12, eptp02, last_used: self.clock });
-        Ok((eptp02, dropped))
+        self.active = Some(self.roots.insert(ept12, eptp02));
+        Ok((eptp02, self.take_dropped()))
+    }
+
+    /// What has been dropped since the caller was told last.
+    #[inline]
+    fn take_dropped(&mut self) -> Dropped {
+        mem::replace(&mut self.dropped, Dropped::Nothing)
+    }
+
+    /// The root for an EPT12, mostly the one that the nested guest runs on.
+    #[inline]
+    fn root(&self, ept12: Ept12) -> Option<Root> {
+        self.active.filter(|active| active.ept12 == ept12).or_else(|| self.roots.find(ept12))
     }
 
     /// Repairs a violation of the EPT02 of `ept12`, if it is the host's to repair.
@@ -219,24 +240,21 @@ impl NestedPaging {
             _ => return Ok((Fill::Ept01Forbids(gpa), Dropped::Nothing)),
         };
         let composed = compose(&translation, &below, address, ept12.execute, PageSize::Size1G);
-        let root = self.roots.iter().find(|root| root.ept12 == ept12).copied().ok_or(FillError::NotActive)?;
-        let own = Dropped::One(root.eptp02);
-        let (mut dropped, mut last) = (Dropped::Nothing, Dropped::Nothing);
+        let root = self.root(ept12).ok_or(FillError::NotActive)?;
+        let mut is_emptied = false;
         while let Err(error) = self.map(context, root, address, composed, extent) {
-            if last == own {
-                // This EPT02 is empty already, and what it gave back does not suffice.
+            if error != MapError::OutOfTables || is_emptied {
                 return Err(error.into());
             }
-            last = self.reclaim(context.tables, Some(root.eptp02))?;
-            dropped = dropped.and(last);
+            is_emptied = self.give_back(context.tables, Some(root.eptp02)).map_err(MapError::from)? == root.eptp02;
         }
-        Ok((Fill::Mapped, dropped))
+        Ok((Fill::Mapped, self.take_dropped()))
     }
 
     /// An EPT violation ends what is cached for its address, without INVEPT (SDM 29.4.3.1 "Operations that Invalidate
     /// Cached Mappings").
     fn forget(&mut self, tables: &mut impl TableMemory, ept12: Ept12, address: NestedGpa) {
-        if let Some(root) = self.roots.iter().find(|root| root.ept12 == ept12) {
+        if let Some(root) = self.root(ept12) {
             unmap(tables, root.eptp02, address);
         }
     }
@@ -249,7 +267,7 @@ impl NestedPaging {
         address: NestedGpa,
         (leaf, size): (Entry, PageSize),
         extent: Extent,
-    ) -> Result<(), OutOfTables> {
+    ) -> Result<(), MapError> {
         let same_table =
             |recent: &Recent| recent.eptp02 == root.eptp02 && (recent.address.0 ^ address.0) < PageSize::Size2M.bytes();
         if let (PageSize::Size4K, Some(recent)) = (size, self.recent.filter(same_table)) {
@@ -267,12 +285,16 @@ impl NestedPaging {
         address: NestedGpa,
         (leaf, size): (Entry, PageSize),
         extent: Extent,
-    ) -> Result<(), OutOfTables> {
+    ) -> Result<(), MapError> {
         // A larger page may replace the table.
         self.recent = None;
         let mut resync = Resync::new(context, self.features, root);
         resync.relink(address);
-        let LeafTable { table, is_new } = map_page(resync.tables(), root.eptp02, address, size, leaf)?;
+        let mapped = map_page(resync.tables(), root.eptp02, address, size, leaf);
+        if resync.gave_tables_back || mapped.is_ok_and(|leaf| leaf.replaced_tables) {
+            self.dropped = self.dropped.and(Dropped::One(root.eptp02));
+        }
+        let LeafTable { table, is_new, .. } = mapped?;
         if size == PageSize::Size4K {
             if is_new && extent == Extent::Table {
                 resync.populate(table, address);
@@ -293,25 +315,33 @@ impl NestedPaging {
     /// There is nothing to give back.
     #[cold]
     pub fn reclaim(&mut self, tables: &mut impl TableMemory, needed: Option<Eptp02>) -> Result<Dropped, OutOfTables> {
-        self.counters.reclaims += 1;
-        let roots = self.roots_to_free_in();
-        let others = roots.iter().enumerate().filter(|(_, root)| Some(root.eptp02) != needed);
-        let oldest = others.min_by_key(|(_, root)| root.last_used).map(|(at, _)| at);
-        if let Some(at) = oldest {
-            let root = roots.swap_remove(at);
-            free_tables(tables, root.eptp02.root(), root.eptp02.levels().root());
-            return Ok(Dropped::One(root.eptp02));
-        }
-        match roots.first() {
-            Some(root) if empty(tables, root.eptp02) => Ok(Dropped::One(root.eptp02)),
-            _ => Err(OutOfTables),
-        }
+        self.give_back(tables, needed)?;
+        Ok(self.take_dropped())
     }
 
-    /// The roots, for code that may free tables below them. Forgets the recent table, which may be one of these.
-    fn roots_to_free_in(&mut self) -> &mut ArrayVec<Root, ROOTS> {
+    /// As [`Self::reclaim`], for a caller within. Returns whose tables it gave back.
+    #[cold]
+    fn give_back(&mut self, tables: &mut impl TableMemory, needed: Option<Eptp02>) -> Result<Eptp02, OutOfTables> {
+        self.counters.reclaims += 1;
+        self.forget_recent();
+        let eptp02 = if let Some(root) = self.roots.remove_oldest(needed) {
+            self.active = self.active.filter(|active| active.eptp02 != root.eptp02);
+            free_tables(tables, root.eptp02.root(), root.eptp02.levels().root());
+            root.eptp02
+        } else {
+            let last = self.roots.iter().next().ok_or(OutOfTables)?.eptp02;
+            if !empty(tables, last) {
+                return Err(OutOfTables);
+            }
+            last
+        };
+        self.dropped = self.dropped.and(Dropped::One(eptp02));
+        Ok(eptp02)
+    }
+
+    /// To be called before tables are freed or unlinked: the recent table may be one of them.
+    fn forget_recent(&mut self) {
         self.recent = None;
-        &mut self.roots
     }
 }
 

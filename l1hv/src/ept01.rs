@@ -4,12 +4,13 @@
 //! back.
 
 use boot::memory_map::{MemoryMap, RegionKind};
-use ept::map::{Mapping, OutOfTables, lookup, map_page, map_range, set_rights};
+use ept::map::{MapError, Mapping, OutOfTables, lookup, map_page, map_range, set_rights};
 use ept::table::TableMemory;
 use ept::{Caching, Entry, Eptp01, ExecuteControl, Gpa, Hpa, Levels, MemoryType, PageSize, Rights};
 use spin::Mutex;
 
 use crate::mem::{HostRegion, PAGE_BYTES};
+use crate::stop::stop_internal;
 use crate::tables::{TableArea, TablePool};
 
 /// EPT01.
@@ -38,7 +39,7 @@ impl Ept01 {
     ///
     /// # Errors
     ///
-    /// `pool` has too few tables.
+    /// `pool` has too few tables, or the machine has memory that four levels do not reach.
     pub fn build(
         area: TableArea,
         pool: &mut TablePool,
@@ -46,7 +47,7 @@ impl Ept01 {
         map: &MemoryMap,
         hole: HostRegion,
         scratch: Hpa,
-    ) -> Result<Self, OutOfTables> {
+    ) -> Result<Self, MapError> {
         const LOW_END: u64 = 1 << 32;
         let root = Eptp01::new(pool.allocate().ok_or(OutOfTables)?, Levels::Four);
         let mut next = 0;
@@ -115,7 +116,10 @@ impl Writer<'_> {
             return Ok(false);
         }
         let size = PageSize::Size2M;
-        map_page(pool, self.ept01.root, address, size, identity(MemoryType::UNCACHEABLE)(address, size))?;
-        Ok(true)
+        match map_page(pool, self.ept01.root, address, size, identity(MemoryType::UNCACHEABLE)(address, size)) {
+            Ok(_) => Ok(true),
+            Err(MapError::OutOfTables) => Err(OutOfTables),
+            Err(MapError::OutOfReach) => stop_internal!("{address} is beyond what EPT01 can map"),
+        }
     }
 }

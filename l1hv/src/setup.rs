@@ -33,7 +33,7 @@ use crate::ept01::Ept01;
 use crate::exit::wait_for_start;
 use crate::host::{HostSetup, stop_host_memory};
 use crate::hw::{GuestPhysical, Hardware, Vcpu};
-use crate::mem::{GuestRam, HostPages, HostRegion, PAGE_BYTES, PhysAllocator};
+use crate::mem::{GuestRam, HostPages, HostRegion, PAGE_BYTES, PhysAllocator, heap};
 use crate::processor::Processor;
 use crate::shadow_fields::{AccessCounters, Profile, ShadowFields};
 use crate::stop::{StopReason, stop};
@@ -99,6 +99,7 @@ impl VcpuBuilder {
             address
         });
         let (shadow_fields, field_bitmaps) = shadow_fields(&mut allocator, options, &caps, &offered);
+        heap::init(pages(&mut allocator, (processors * NestedPaging::HEAP_BYTES).div_ceil(PAGE_BYTES as usize) as u64));
         let list = pages(&mut allocator, ((processors * size_of::<Processor>()) as u64).div_ceil(PAGE_BYTES));
         let place = pages(&mut allocator, (size_of::<Shared>() as u64).div_ceil(PAGE_BYTES));
 

@@ -1,6 +1,7 @@
 //! Random programs against a model: what a processor whose EPT02 is filled by [`NestedPaging`] finds is what EPT12 over
 //! EPT01 says, now or, for what no invalidation has ended yet, at the time of an earlier access (SDM 29.4.3
-//! "Invalidating Cached Translation Information").
+//! "Invalidating Cached Translation Information"). And no table that the processor may still have in its
+//! paging-structure caches is given back.
 
 use super::*;
 use crate::fake::{FakeGuest, FakeTables};
@@ -82,6 +83,18 @@ fn entry() -> impl Strategy<Value = u64> {
     ]
 }
 
+/// A GiB of the nested guest's is one page, and then tables again.
+fn regrouping() -> impl Strategy<Value = Step> {
+    let above = (0_u64..2, prop_oneof![Just((1 << 30) | 0x4b7_u64), Just(0x4407)])
+        .prop_map(|(index, entry)| Step::Edit { table: 0x3000, index, entry });
+    let below = (0_u64..3, prop_oneof![Just(0x5407_u64), Just(0x6407)]).prop_map(|(index, entry)| Step::Edit {
+        table: 0x4000,
+        index,
+        entry,
+    });
+    prop_oneof![above, below]
+}
+
 fn access() -> impl Strategy<Value = Rights> {
     let kinds = [Rights::READ, Rights::WRITE, Rights::READ.or(Rights::WRITE), Rights::EXECUTE, Rights::USER_EXECUTE];
     prop::sample::select(kinds.to_vec())
@@ -92,6 +105,7 @@ fn step() -> impl Strategy<Value = Step> {
         .prop_map(|(a, b, c, d, offset)| a << 39 | b << 30 | c << 21 | d << 12 | (offset * 8));
     prop_oneof![
         6 => (table(), index(), entry()).prop_map(|(table, index, entry)| Step::Edit { table, index, entry }),
+        3 => regrouping(),
         1 => (table(), index()).prop_map(|(table, index)| Step::ClearFlags { table, index }),
         8 => (0..EPT12S, address, access())
             .prop_map(|(ept12, address, access)| Step::Access { ept12, address, access }),
@@ -130,7 +144,20 @@ struct Machine {
     history: [Vec<(u64, FakeGuest)>; 2],
     /// The time of the last violation of a page: nothing older may be used for it.
     refused: BTreeMap<(usize, u64), u64>,
+    /// The processor's paging-structure caches.
+    cached: BTreeMap<CachedEntry, CachedTable>,
     time: u64,
+}
+
+/// What an entry of the paging-structure caches is found by: the EPTP, the level of the table that it leads to, and
+/// the bits of the address above what that table translates.
+type CachedEntry = (u64, u32, u64);
+
+/// Where an entry of the paging-structure caches leads, and how many times that table had been given back by then.
+type CachedTable = (Hpa, u64);
+
+const fn cached_entry(eptp02: Eptp02, level: u32, address: u64) -> CachedEntry {
+    (eptp02.bits(), level, address >> (12 + 9 * level))
 }
 
 impl Machine {
@@ -160,13 +187,55 @@ impl Machine {
         }
         let history = [0, 1].map(|_| std::vec![(0, guest.clone())]);
         let nested = NestedPaging::new(FEATURES);
-        Self { tables, guest, ept01, nested, levels, history, refused: BTreeMap::new(), time: 0 }
+        Self {
+            tables,
+            guest,
+            ept01,
+            nested,
+            levels,
+            history,
+            refused: BTreeMap::new(),
+            cached: BTreeMap::new(),
+            time: 0,
+        }
+    }
+
+    /// A walk of the processor puts the tables on its way into the paging-structure caches.
+    fn cache(&mut self, eptp02: Eptp02, address: u64) {
+        let (mut table, mut level) = (eptp02.root(), eptp02.levels().root());
+        loop {
+            let entry = self.tables.read(table, crate::table::index(NestedGpa(address), level));
+            if !entry.is_present() || entry.is_leaf(level) {
+                return;
+            }
+            (table, level) = (entry.address(), level - 1);
+            self.cached.insert(cached_entry(eptp02, level, address), (table, self.tables.times_freed(table)));
+        }
+    }
+
+    /// INVEPT by the host.
+    fn flush(&mut self, dropped: Dropped) {
+        match dropped {
+            Dropped::Nothing => (),
+            Dropped::One(eptp02) => self.cached.retain(|&(eptp, ..), _| eptp != eptp02.bits()),
+            Dropped::All => self.cached.clear(),
+        }
+    }
+
+    /// The law: a table that is given back is in no cache.
+    fn check_cached(&self) -> Result<(), TestCaseError> {
+        for (entry, &(table, times_freed)) in &self.cached {
+            prop_assert_eq!(self.tables.times_freed(table), times_freed, "{:x?} leads to {:?}", entry, table);
+        }
+        Ok(())
     }
 
     /// The processor on EPT02: exits until the access succeeds or is somebody else's.
     fn access(&mut self, ept12: Ept12, address: u64, access: Rights) -> Found {
-        let (eptp02, _) = self.nested.activate(&mut self.tables, ept12).unwrap();
+        let (eptp02, dropped) = self.nested.activate(&mut self.tables, ept12).unwrap();
+        self.flush(dropped);
         for _ in 0..4 {
+            self.cache(eptp02, address);
             let below = lookup(&self.tables, eptp02, NestedGpa(address));
             let granted = below.map_or(Rights::NONE, |mapping| mapping.leaf.rights(ept12.execute));
             if let Some(Mapping { leaf, size }) = below.filter(|_| granted.contain(access)) {
@@ -174,12 +243,16 @@ impl Machine {
                 let caching = leaf.caching();
                 return Found::Memory { hpa, memory_type: caching.memory_type(), ignore_pat: caching.ignores_pat() };
             }
+            // The violation itself (SDM 29.4.3.1 "Operations that Invalidate Cached Mappings").
+            (1..5).for_each(|level| _ = self.cached.remove(&cached_entry(eptp02, level, address)));
             let kind = if access == Rights::USER_EXECUTE { Rights::EXECUTE } else { access }.bits();
             let qualification = EptViolation(0x180 | kind).against(granted);
             let mut context = Context { tables: &mut self.tables, guest: &mut self.guest, ept01: self.ept01 };
             let extent = if address & 8 == 0 { Extent::Page } else { Extent::Table };
             let filled = self.nested.fill(&mut context, ept12, NestedGpa(address), qualification, extent);
-            match filled.unwrap().0 {
+            let (fill, dropped) = filled.unwrap();
+            self.flush(dropped);
+            match fill {
                 Fill::Mapped => (),
                 Fill::Violation { qualification, suppresses_ve } => {
                     return Found::Violation { rights: qualification.0 >> 3 & 0xf, suppresses_ve };
@@ -242,11 +315,13 @@ impl Machine {
                 self.guest.set_word(table, index, self.guest.word(table, index) & !FLAGS)
             }
             Step::Single { ept12: number } => {
-                let _ = self.nested.invalidate(&mut self.tables, ept12(number, self.levels).eptp);
+                let dropped = self.nested.invalidate(&mut self.tables, ept12(number, self.levels).eptp);
+                self.flush(dropped);
                 self.history[number % 2].clear();
             }
             Step::Global => {
-                let _ = self.nested.invalidate_all(&mut self.tables);
+                let dropped = self.nested.invalidate_all(&mut self.tables);
+                self.flush(dropped);
                 self.history.iter_mut().for_each(Vec::clear);
             }
             Step::Access { ept12: number, address, access } => return self.check_access(number, address, access),
@@ -321,6 +396,7 @@ proptest! {
         let mut machine = Machine::new(budget, if five_levels { Levels::Five } else { Levels::Four });
         for step in &steps {
             machine.run(step)?;
+            machine.check_cached()?;
             prop_assert!(machine.tables.in_use() as u64 <= budget);
         }
         // Every table is below EPT01 or a root of EPT02: none was lost.

@@ -6,7 +6,8 @@
 //! an INVEPT costs a look at the root, and then one exit for each 2 MiB that are used again, not one for each page. A
 //! page that has lost its accessed flag goes: the processor would set it again.
 
-use super::{Context, Dropped, NestedPaging, Root, compose};
+use super::roots::Root;
+use super::{Context, Dropped, NestedPaging, compose};
 use crate::entry::Features;
 use crate::map::{Mapping, free_tables, lookup, page_size};
 use crate::table::{ENTRIES, TableMemory, for_each_used, index};
@@ -16,27 +17,29 @@ use crate::{Entry, Eptp12, Gpa, Hpa, NestedGpa, PageSize, Rights};
 impl NestedPaging {
     /// INVEPT, single-context: by address bits, whatever the EPTP's flags.
     pub fn invalidate(&mut self, tables: &mut impl TableMemory, eptp12: Eptp12) -> Dropped {
-        self.unlink(tables, |root| root.root() == eptp12.root())
+        self.forget_recent();
+        let unlinked = unlink(tables, self.roots.at(eptp12.root()));
+        self.take_dropped().and(unlinked)
     }
 
     /// INVEPT, global; or EPT01 has changed.
     pub fn invalidate_all(&mut self, tables: &mut impl TableMemory) -> Dropped {
-        self.unlink(tables, |_| true)
+        self.forget_recent();
+        let unlinked = unlink(tables, self.roots.iter());
+        self.take_dropped().and(unlinked)
     }
+}
 
-    fn unlink(&mut self, tables: &mut impl TableMemory, is_meant: impl Fn(Eptp12) -> bool) -> Dropped {
-        let mut dropped = Dropped::Nothing;
-        for root in self.roots_to_free_in().iter().filter(|root| is_meant(root.ept12.eptp)) {
-            let table = root.eptp02.root();
-            for_each_used(tables, table, |tables, at, entry| {
-                if entry.is_present() {
-                    tables.write(table, at, entry.unlinked());
-                }
-            });
-            dropped = dropped.and(Dropped::One(root.eptp02));
-        }
-        dropped
-    }
+fn unlink<'a>(tables: &mut impl TableMemory, roots: impl Iterator<Item = &'a Root>) -> Dropped {
+    roots.fold(Dropped::Nothing, |dropped, root| {
+        let table = root.eptp02.root();
+        for_each_used(tables, table, |tables, at, entry| {
+            if entry.is_present() {
+                tables.write(table, at, entry.unlinked());
+            }
+        });
+        dropped.and(Dropped::One(root.eptp02))
+    })
 }
 
 /// Which entries of a table are composed.
@@ -68,11 +71,13 @@ pub(super) struct Resync<'a, 'b, T, G> {
     pub kept: u64,
     /// Translations and tables that were not.
     pub dropped: u64,
+    /// Some of these tables may be in paging-structure caches: they were given back.
+    pub gave_tables_back: bool,
 }
 
 impl<'a, 'b, T: TableMemory, G: GuestTables> Resync<'a, 'b, T, G> {
     pub fn new(context: &'a mut Context<'b, T, G>, features: Features, root: Root) -> Self {
-        Self { context, features, root, below: None, kept: 0, dropped: 0 }
+        Self { context, features, root, below: None, kept: 0, dropped: 0, gave_tables_back: false }
     }
 
     pub fn tables(&mut self) -> &mut T {
@@ -94,6 +99,7 @@ impl<'a, 'b, T: TableMemory, G: GuestTables> Resync<'a, 'b, T, G> {
                 self.context.tables.write(table, at, Entry::NOT_PRESENT);
                 free_tables(self.context.tables, child, level - 1);
                 self.dropped += 1;
+                self.gave_tables_back = true;
                 return;
             };
             if entry.is_unlinked() {

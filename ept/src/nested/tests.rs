@@ -196,6 +196,35 @@ fn a_new_table_gets_all_that_ept12_has_for_it_if_that_is_asked_for() {
 }
 
 #[test]
+fn tables_that_a_large_page_replaces_are_given_back_only_together_with_an_invalidation() {
+    let mut machine = Machine::new(64);
+    let eptp02 = machine.activate(EPT12);
+    assert_eq!(machine.fill(1 << 30, READ), (Fill::Mapped, Dropped::Nothing));
+    let in_use = machine.tables.in_use();
+    // Without INVEPT: a processor may use the page table that it has cached for as long as it likes.
+    machine.guest.set_word(0x2000, 1, 0xb7);
+    assert_eq!(machine.fill((1 << 30) + 0x1000, READ), (Fill::Mapped, Dropped::One(eptp02)));
+    assert!(machine.tables.in_use() < in_use);
+}
+
+#[test]
+fn tables_whose_source_is_gone_are_given_back_only_together_with_an_invalidation() {
+    let mut machine = Machine::new(64);
+    let eptp02 = machine.activate(EPT12);
+    machine.guest.set_word(0x4000, 1, 0xa037);
+    assert_eq!(machine.fill(1 << 30, READ).0, Fill::Mapped);
+    // The page tables' place in EPT12 becomes a page that EPT01 has in smaller ones.
+    machine.guest.set_word(0x2000, 1, 0x3000);
+    let Machine { tables, guest, ept01, nested } = &mut machine;
+    let mut context = Context { tables, guest, ept01: *ept01 };
+    let root = nested.root(EPT12).unwrap();
+    nested
+        .map_elsewhere(&mut context, root, NestedGpa(1 << 30), (Entry::NOT_PRESENT, PageSize::Size4K), Extent::Page)
+        .unwrap();
+    assert_eq!(nested.take_dropped(), Dropped::One(eptp02), "another processor has taken the table away meanwhile");
+}
+
+#[test]
 fn a_spent_budget_drops_translations_and_goes_on() {
     // EPT01 takes 3 tables, EPT02's root 1: five more are not enough for pages under three page tables.
     let mut machine = Machine::new(3 + 1 + 5);
@@ -280,7 +309,7 @@ fn a_page_that_is_clean_in_ept12_is_not_writable_in_ept02_where_all_are_dirty() 
 
 #[test]
 fn the_least_recently_used_root_makes_room() {
-    let mut machine = Machine::new(64);
+    let mut machine = Machine::new(3 + ROOTS as u64);
     let first = machine.activate(EPT12);
     for root in 1..ROOTS as u64 {
         machine.activate(ept12(0x10_0000 * root));

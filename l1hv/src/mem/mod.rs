@@ -1,6 +1,7 @@
 //! The host's memory: its region, its page tables, and its view of the guest's memory.
 
 mod alloc;
+pub mod heap;
 mod paging;
 
 pub use crate::arch::phys::{GuestRam, phys_to_virt};

@@ -42,6 +42,7 @@ mod vm;
 use core::arch::global_asm;
 use core::panic::PanicInfo;
 
+use linked_list_allocator::LockedHeap;
 use output::{Suite, power_off, print};
 use permissions::Permissions;
 use smp::Processors;
@@ -102,6 +103,10 @@ fn run_for_several(processors: &Processors) -> ! {
     }
     suite.end()
 }
+
+/// `shadow` wants a heap for what no group uses. An allocation would fail.
+#[global_allocator]
+static NO_HEAP: LockedHeap = LockedHeap::empty();
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
