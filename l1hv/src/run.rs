@@ -28,8 +28,7 @@ fn step(vcpu: &mut Vcpu) {
 
 #[inline(always)]
 fn step_guest_hypervisor(vcpu: &mut Vcpu) {
-    // Whose VMCS is current decides who runs.
-    let _ = vcpu.vmcs.vmcs01();
+    vcpu.vmcs.make_vmcs01_current();
     if let Err(why) = run_guest(&mut vcpu.registers, &vcpu.vmcs) {
         return not_entered(vcpu, why);
     }
@@ -52,7 +51,7 @@ fn step_guest_hypervisor(vcpu: &mut Vcpu) {
 
 #[inline(always)]
 fn step_nested_guest(vcpu: &mut Vcpu) {
-    let _ = vcpu.vmcs.vmcs02();
+    vcpu.vmcs.make_vmcs02_current();
     if let Err(why) = run_guest(&mut vcpu.registers, &vcpu.vmcs) {
         return not_entered(vcpu, why);
     }

@@ -6,9 +6,9 @@ use boot::stop::StopKind;
 use ept::entry::Features;
 use ept::nested::NestedPaging;
 use ept::{Hpa, PageSize};
-use shadow::caps::ept_vpid;
+use shadow::caps::{Policy, ept_vpid};
 use shadow::check::HostMode;
-use shadow::controls::Secondary;
+use shadow::controls::{Control, Secondary};
 use shadow::cpuid::CpuidView;
 use shadow::event::WAIT_FOR_SIPI;
 use shadow::fields::FIELD_COUNT;
@@ -28,7 +28,7 @@ use shadow::{FieldId, FieldSet, VmxCaps};
 use crate::arch::enter::GuestRegisters;
 use crate::arch::gdt::HostSegments;
 use crate::arch::vmx::Vmcss;
-use crate::arch::{cpu, msr, on_behalf};
+use crate::arch::{cpu, host_state, msr, on_behalf};
 use crate::ept01::Ept01;
 use crate::exit::wait_for_start;
 use crate::host::{HostSetup, stop_host_memory};
@@ -81,11 +81,9 @@ impl VcpuBuilder {
         if let Some(id) = caps.missing_essential() {
             stop_without_field(id);
         }
-        let all_offered = caps.offered();
-        let offered = match options.vmcs_shadowing {
-            true => all_offered,
-            false => all_offered.without_secondary(Secondary::VMCS_SHADOWING),
-        };
+        let shadowing = [Control::Secondary(Secondary::VMCS_SHADOWING)];
+        let withheld = if options.vmcs_shadowing { &[][..] } else { &shadowing };
+        let offered = caps.offered(&Policy { withheld, ..Policy::EVERYTHING });
         let scratch_page = pages(&mut allocator, 1);
         let scratch = scratch_page.phys();
         // A read of a bus without a device gives ones.
@@ -301,17 +299,25 @@ pub fn build(
 fn initialize_vmcss(vcpu: &mut Vcpu, shared: &Shared, segments: &HostSegments) {
     let masks = masks(vcpu);
     let ept01 = shared.ept01.root();
+    set_host_state(vcpu, segments);
     let vmcs02 = vcpu.vmcs.vmcs02();
-    vmcs_setup::host_state(vmcs02, segments, &vcpu.registers);
     let (load, store) = (vcpu.nested.areas.entry_load.address, vcpu.nested.areas.exit_store.address);
     let bitmap = vcpu.nested.msr_bitmaps[0].address;
     vmcs_setup::constants02(vmcs02, &vcpu.caps, ept01, bitmap, load, store);
     let vmcs01 = vcpu.vmcs.vmcs01();
-    vmcs_setup::host_state(vmcs01, segments, &vcpu.registers);
     vmcs_setup::controls01(vmcs01, &vcpu.caps, ept01, shared.msr_bitmaps01[0]);
     vmcs_setup::bitmaps01(vmcs01, &vcpu.caps, shared.field_bitmaps);
     vmcs_setup::load_area01(vmcs01, vcpu.nested.areas.host_load.address);
     vmcs_setup::power_up01(vmcs01, masks);
+}
+
+#[allow(unsafe_code, reason = "joins a processor's registers and its VMCSs")]
+fn set_host_state(vcpu: &mut Vcpu, segments: &HostSegments) {
+    // SAFETY: the virtual cpu is at its final place, and the run loop uses its registers and its VMCSs together.
+    unsafe {
+        host_state::write(vcpu.vmcs.vmcs02(), segments, &vcpu.registers);
+        host_state::write(vcpu.vmcs.vmcs01(), segments, &vcpu.registers);
+    }
 }
 
 /// What the guest hypervisor may access without an exit, and where the vmcs01s' VMREAD and VMWRITE bitmaps are.

@@ -9,43 +9,12 @@ use shadow::controls::{EntryControls, ExitControls, Pin, Primary, Secondary, VmF
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
 use shadow::registers::*;
-use x86_64::registers::control::{Cr0, Cr3, Cr4, Cr4Flags, Efer};
 
-use crate::arch::enter::{GuestRegisters, exit_address};
-use crate::arch::gdt::HostSegments;
+use crate::arch::enter::GuestRegisters;
+use crate::arch::host_state::PAT_AT_RESET;
 use crate::stop::{StopReason, stop};
 use shadow::nested::control_registers::Masks;
 use shadow::nested::{SHARED_VPID02, VPID01};
-
-/// The host state of both VMCSs.
-pub fn host_state(vmcs: &mut impl VmcsAccess, segments: &HostSegments, registers: &GuestRegisters) {
-    let xsave = core::arch::x86_64::__cpuid(1).ecx & 1 << 26 != 0;
-    // XSETBV on the guest's behalf needs OSXSAVE.
-    let osxsave = if xsave { Cr4Flags::OSXSAVE.bits() } else { 0 };
-    let (table, flags) = Cr3::read_raw();
-    vmcs.write(HOST_CR0, Cr0::read_raw());
-    vmcs.write(HOST_CR3, table.start_address().as_u64() | u64::from(flags));
-    vmcs.write(HOST_CR4, Cr4::read_raw() | osxsave);
-    vmcs.write(HOST_EFER, Efer::read_raw());
-    vmcs.write(HOST_CS_SELECTOR, segments.cs);
-    for field in [HOST_SS_SELECTOR, HOST_DS_SELECTOR, HOST_ES_SELECTOR] {
-        vmcs.write(field, segments.data);
-    }
-    vmcs.write(HOST_FS_SELECTOR, 0);
-    vmcs.write(HOST_GS_SELECTOR, 0);
-    vmcs.write(HOST_GS_BASE, segments.gs_base);
-    vmcs.write(HOST_TR_SELECTOR, segments.tr);
-    vmcs.write(HOST_TR_BASE, segments.tr_base);
-    vmcs.write(HOST_GDTR_BASE, segments.gdt_base);
-    vmcs.write(HOST_IDTR_BASE, segments.idt_base);
-    vmcs.write(HOST_RSP, registers.exit_stack());
-    vmcs.write(HOST_RIP, exit_address());
-    // The PAT at reset: the host's pages use only its first entry, write-back.
-    vmcs.write(HOST_PAT, PAT_AT_RESET);
-    vmcs.write(VMCS_LINK_POINTER, u64::MAX);
-}
-
-const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
 
 /// A control word with what the host wants. The boot has named each control that is known to be missing on some
 /// machine; this names the others, and those whose fields are missing.
@@ -77,6 +46,7 @@ pub fn controls01(vmcs01: &mut impl VmcsAccess, caps: &VmxCaps, ept01: Eptp01, m
     vmcs01.write(SECONDARY_CONTROLS, choose(caps, secondary, Secondary::empty()));
     vmcs01.write(EXIT_CONTROLS, choose(caps, ExitControls::FORCED, ExitControls::empty()));
     vmcs01.write(ENTRY_CONTROLS, choose(caps, EntryControls::FORCED, EntryControls::empty()));
+    vmcs01.write(VMCS_LINK_POINTER, u64::MAX);
     vmcs01.write(EPT_POINTER, ept01.bits());
     vmcs01.write(MSR_BITMAP, msr_bitmap01.0);
     vmcs01.write(VPID, VPID01);
@@ -94,6 +64,7 @@ pub fn constants02(
     entry_load: Hpa,
     exit_store: Hpa,
 ) {
+    vmcs02.write(VMCS_LINK_POINTER, u64::MAX);
     vmcs02.write(EPT_POINTER, ept01.bits());
     vmcs02.write(MSR_BITMAP, msr_bitmap02.0);
     vmcs02.write(VPID, SHARED_VPID02);

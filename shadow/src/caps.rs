@@ -46,11 +46,26 @@ capability_words! {
     VmFunctions: vmfunc[1],
 }
 
+/// IA32_VMX_BASIC\[30:0\]: the VMCS revision identifier.
+const REVISION: u32 = 0x7fff_ffff;
+
 /// IA32_VMX_BASIC\[55\]: the TRUE capability MSRs exist.
 const BASIC_TRUE_CONTROLS: u64 = 1 << 55;
 
-/// The VMCS revision identifier of VMCS12: its layout is ours, so its name is too.
-pub const VMCS12_REVISION: u32 = 0x4c31_4856;
+/// What a host decides about the VMX that its guest hypervisor gets.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy<'a> {
+    /// The VMCS revision identifier of VMCS12s, 31 bits. Their layout is this crate's ([`crate::vmcs12`]), so it is to
+    /// change with that.
+    pub revision: u32,
+    /// Controls that the processor has and this crate could offer, and that the guest hypervisor does not get.
+    pub withheld: &'a [Control],
+}
+
+impl Policy<'_> {
+    /// Everything that can be offered.
+    pub const EVERYTHING: Self = Self { revision: 0x4c31_4856, withheld: &[] };
+}
 
 /// A processor's VMX capabilities.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -156,7 +171,7 @@ impl VmxCaps {
     }
 
     /// Removes a control, and what can only be reached through it.
-    fn remove(&mut self, control: Control) {
+    pub(crate) fn remove(&mut self, control: Control) {
         match control {
             Control::Pin(bits) => self.pin = self.pin.without(bits.bits()),
             Control::Primary(bits) => self.primary = self.primary.without(bits.bits()),
@@ -179,9 +194,9 @@ impl VmxCaps {
     }
 
     /// What the guest hypervisor is offered: of what the processor has, the controls that [`crate::controls`] names and
-    /// does not mark hidden, the EPT features of `ept_offered`, and what is named here of the rest. What has no name
-    /// here stays hidden.
-    pub fn offered(&self) -> Self {
+    /// does not mark hidden, the EPT features of `ept_offered`, and what is named here of the rest; without what the
+    /// policy withholds. What has no name here stays hidden.
+    pub fn offered(&self, policy: &Policy<'_>) -> Self {
         /// IA32_VMX_BASIC: physical addresses of 32 bits, the memory type, information on INS and OUTS, the TRUE
         /// capability MSRs, and hardware exceptions with any error code.
         const BASIC: u64 = 1 << 48 | 0xf << 50 | 1 << 54 | BASIC_TRUE_CONTROLS | 1 << 56;
@@ -198,8 +213,8 @@ impl VmxCaps {
         // There is no activating what is not offered.
         let tertiary = self.tertiary & Tertiary::OFFERED.bits();
         let activate = if tertiary == 0 { Primary::ACTIVATE_TERTIARY } else { Primary::empty() };
-        Self {
-            basic: self.basic & BASIC | u64::from(VMCS12_REVISION) | 4096 << 32,
+        let mut offered = Self {
+            basic: self.basic & BASIC | u64::from(policy.revision & REVISION) | 4096 << 32,
             pin: self.pin.only((Pin::OFFERED - timer).bits(), Pin::DEFAULT1.bits()),
             primary: self.primary.only((Primary::OFFERED - activate).bits(), Primary::DEFAULT1.bits()),
             secondary: self.secondary.only((Secondary::OFFERED - vmcs_shadowing).bits(), 0),
@@ -211,13 +226,14 @@ impl VmxCaps {
             ept_vpid: ept_offered(self.ept_vpid),
             vmfunc: self.vmfunc & VmFunctions::OFFERED.bits(),
             ..*self
-        }
+        };
+        policy.withheld.iter().for_each(|&control| offered.remove(control));
+        offered
     }
 
-    /// The same without some secondary controls.
-    #[must_use]
-    pub fn without_secondary(self, hidden: Secondary) -> Self {
-        Self { secondary: self.secondary.without(hidden.bits()), ..self }
+    /// The VMCS revision identifier.
+    pub const fn revision(&self) -> u32 {
+        self.basic as u32 & REVISION
     }
 
     /// The value of a capability MSR; `None` where the processor has no such MSR.
@@ -360,7 +376,7 @@ pub mod ept_vpid {
 }
 
 /// The EPT and VPID features offered. Left out: supervisor shadow-stack control, as ept02 has no shadow-stack pages,
-/// and 5-level walks, which no machine that l1hv is tested on has.
+/// and 5-level walks, which no machine of the tests has.
 fn ept_offered(processor: u64) -> u64 {
     use ept_vpid::*;
     const OFFERED: u64 = EXECUTE_ONLY
@@ -387,7 +403,7 @@ mod tests {
 
     #[test]
     fn plain_capability_msrs_force_the_default1_class() {
-        let caps = skylake_caps().offered();
+        let caps = skylake_caps().offered(&Policy::EVERYTHING);
         let plain = Allowed::from_msr(caps.msr(IA32_VMX_PROCBASED_CTLS).unwrap());
         assert_eq!(plain.must_be_1 & Primary::DEFAULT1.bits(), Primary::DEFAULT1.bits());
         let exact = Allowed::from_msr(caps.msr(IA32_VMX_TRUE_PROCBASED_CTLS).unwrap());
@@ -396,7 +412,7 @@ mod tests {
 
     #[test]
     fn a_hidden_control_takes_its_fields_with_it() {
-        let (machine, offered) = (skylake_caps(), skylake_caps().offered());
+        let (machine, offered) = (skylake_caps(), skylake_caps().offered(&Policy::EVERYTHING));
         assert!(machine.has_field(GUEST_BNDCFGS.id()));
         assert!(!offered.has_field(GUEST_BNDCFGS.id()));
         assert!(offered.has_field(EPT_POINTER.id()));
@@ -413,7 +429,7 @@ mod tests {
         let machine = machine.with_fields(&FieldSet::ALL.minus(&FieldSet::of(&smm)));
         assert_eq!(machine.missing.iter().collect::<std::vec::Vec<_>>(), smm);
         assert_eq!(machine.missing_essential(), None);
-        assert!(!machine.fields().or(&machine.offered().fields()).intersects(&FieldSet::of(&smm)));
+        assert!(!machine.fields().or(&machine.offered(&Policy::EVERYTHING).fields()).intersects(&FieldSet::of(&smm)));
     }
 
     #[test]
@@ -425,7 +441,7 @@ mod tests {
     fn a_control_whose_field_is_missing_is_not_offered_and_takes_its_other_fields_with_it() {
         for id in FieldId::all().filter(|&id| skylake_caps().has_field(id)) {
             let machine = skylake_caps().with_fields(&FieldSet::ALL.minus(&FieldSet::EMPTY.with(id)));
-            let offered = machine.offered();
+            let offered = machine.offered(&Policy::EVERYTHING);
             assert!(!offered.has_field(id), "{id:?}");
             match id.info().exists {
                 Exists::With(controls) => {
@@ -442,12 +458,27 @@ mod tests {
     #[test]
     fn vmcs_shadowing_is_offered_where_the_host_can_fill_a_shadow_vmcs() {
         let machine = skylake_caps();
-        assert!(machine.offered().has_field(VMREAD_BITMAP.id()));
+        assert!(machine.offered(&Policy::EVERYTHING).has_field(VMREAD_BITMAP.id()));
         let read_only = VmxCaps { misc: machine.misc & !(1 << 29), ..machine.clone() };
-        for without in [read_only.offered(), machine.offered().without_secondary(Secondary::VMCS_SHADOWING)] {
+        let without_shadowing =
+            Policy { withheld: &[Control::Secondary(Secondary::VMCS_SHADOWING)], ..Policy::EVERYTHING };
+        for without in [read_only.offered(&Policy::EVERYTHING), machine.offered(&without_shadowing)] {
             assert!(!without.has_secondary(Secondary::VMCS_SHADOWING) && !without.has_field(VMREAD_BITMAP.id()));
             assert!(without.has_secondary(Secondary::ENABLE_EPT));
         }
+    }
+
+    #[test]
+    fn what_the_policy_withholds_takes_along_what_can_only_be_reached_through_it() {
+        let withheld =
+            [Control::Secondary(Secondary::ENABLE_VM_FUNCTIONS), Control::Pin(Pin::PROCESS_POSTED_INTERRUPTS)];
+        let machine = VmxCaps { vmfunc: 1, ..skylake_caps() };
+        let all = machine.offered(&Policy::EVERYTHING);
+        let offered = machine.offered(&Policy { revision: 0x1234, withheld: &withheld });
+        assert_eq!((all.vmfunc, offered.vmfunc), (1, 0));
+        assert!(all.has_field(POSTED_INTERRUPT_NOTIFICATION_VECTOR.id()));
+        assert!(!offered.has_field(POSTED_INTERRUPT_NOTIFICATION_VECTOR.id()));
+        assert_eq!((offered.revision(), offered.msr(IA32_VMX_BASIC).map(|basic| basic as u32)), (0x1234, Some(0x1234)));
     }
 
     /// A processor with every bit that may be anything: what is offered of it has a name.
@@ -472,7 +503,7 @@ mod tests {
             vmfunc: u64::MAX,
             ..VmxCaps::default()
         };
-        let offered = machine.offered();
+        let offered = machine.offered(&Policy::EVERYTHING);
         let unnamed = |word: Allowed, named: u64| word.may_be_1 & !(named as u32);
         assert_eq!(unnamed(offered.pin, named::<Pin>()), Pin::DEFAULT1.bits() | RESERVED);
         assert_eq!(
@@ -488,27 +519,27 @@ mod tests {
         assert_eq!(offered.tertiary & !named::<Tertiary>(), 0);
         assert_eq!(offered.secondary_exit & !named::<SecondaryExitControls>(), 0);
         assert_eq!(offered.vmfunc, named::<VmFunctions>());
-        assert_eq!(offered.basic, 0x01fd_1000_0000_0000 | u64::from(VMCS12_REVISION));
+        assert_eq!(offered.basic, 0x01fd_1000_0000_0000 | u64::from(Policy::EVERYTHING.revision));
         assert_eq!(offered.misc, 0x6fff_01ff & !(1 << 28) & !(0x7f << 9));
     }
 
     #[test]
     fn a_timer_that_no_exit_saves_is_not_offered() {
         let exit = skylake_caps().exit.without(ExitControls::SAVE_PREEMPTION_TIMER.bits());
-        let offered = VmxCaps { exit, ..skylake_caps() }.offered();
+        let offered = VmxCaps { exit, ..skylake_caps() }.offered(&Policy::EVERYTHING);
         assert!(!offered.has_field(PREEMPTION_TIMER_VALUE.id()) && offered.has_field(GUEST_RIP.id()));
     }
 
     #[test]
     fn vmcs_enum_is_twice_the_highest_index_of_an_offered_field() {
         // TSC multiplier, index 25, is the highest one.
-        assert_eq!(skylake_caps().offered().msr(IA32_VMX_VMCS_ENUM), Some(25 << 1));
+        assert_eq!(skylake_caps().offered(&Policy::EVERYTHING).msr(IA32_VMX_VMCS_ENUM), Some(25 << 1));
     }
 
     #[test]
     fn the_revision_is_ours_and_the_region_a_page() {
-        let basic = skylake_caps().offered().basic;
-        assert_eq!(basic as u32, VMCS12_REVISION);
+        let basic = skylake_caps().offered(&Policy::EVERYTHING).basic;
+        assert_eq!(basic as u32, Policy::EVERYTHING.revision);
         assert_eq!(basic >> 32 & 0x1fff, 4096);
     }
 }

@@ -670,6 +670,19 @@ const ENCODINGS: [Encoding; FIELD_COUNT] = {
     encodings
 };
 
+const ENCODINGS_BUT_HOST_STATE: [Encoding; FIELD_COUNT] = {
+    let mut encodings = ENCODINGS;
+    let mut id = 0;
+    while id < FIELD_COUNT {
+        if matches!(encodings[id].area(), Area::Host) && !matches!(FIELD_ROWS[id].merge, Merge::Passing) {
+            // Bits that are reserved (SDM 25.11.2 "VMREAD, VMWRITE, and Encodings of VMCS Fields").
+            encodings[id] = Encoding(u32::MAX);
+        }
+        id += 1;
+    }
+    encodings
+};
+
 impl FieldId {
     /// The field's row.
     pub fn info(self) -> &'static FieldInfo {
@@ -680,6 +693,14 @@ impl FieldId {
     #[inline(always)]
     pub const fn encoding(self) -> Encoding {
         ENCODINGS[self.0 as usize]
+    }
+
+    /// The same; for a field of the host-state area an encoding that no processor has. What is written by it leaves the
+    /// host-state area alone: VMWRITE fails there, without a look at each field before. Fields of registers that pass
+    /// through the host ([`Merge::Passing`]) are none of these.
+    #[inline(always)]
+    pub const fn encoding_but_host_state(self) -> Encoding {
+        ENCODINGS_BUT_HOST_STATE[self.0 as usize]
     }
 
     /// Its row number, for arrays indexed by field.

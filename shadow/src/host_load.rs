@@ -357,12 +357,13 @@ pub fn load_host_state(
 mod tests {
     use super::*;
     use crate::caps::CapabilityWord;
+    use crate::caps::Policy;
     use crate::fake::{FakeMemory, FakeVmcs, skylake_caps};
     use ept::Gpa;
 
     fn loaded(change: impl FnOnce(&mut Vmcs12)) -> FakeVmcs {
         let caps = skylake_caps();
-        let mut vmcs12 = Vmcs12::new(Gpa(0), &caps.offered());
+        let mut vmcs12 = Vmcs12::new(Gpa(0), &caps.offered(&Policy::EVERYTHING));
         let exit = ExitControls::HOST_ADDRESS_SPACE_SIZE | ExitControls::LOAD_EFER;
         vmcs12.set(EXIT_CONTROLS, ExitControls::allowed(&caps).0 | exit);
         vmcs12.set(HOST_EFER, 0xd01);
@@ -409,7 +410,7 @@ mod tests {
     /// A guest hypervisor's host state of Linux' kind, loaded in full.
     fn long_mode() -> (HostImage, FakeVmcs, Kept) {
         let caps = skylake_caps();
-        let mut vmcs12 = Vmcs12::new(Gpa(0), &caps.offered());
+        let mut vmcs12 = Vmcs12::new(Gpa(0), &caps.offered(&Policy::EVERYTHING));
         let exit = ExitControls::HOST_ADDRESS_SPACE_SIZE | ExitControls::LOAD_EFER | ExitControls::LOAD_PAT;
         vmcs12.set(EXIT_CONTROLS, ExitControls::allowed(&caps).0 | exit);
         vmcs12.set(HOST_CS_SELECTOR, 0x10);
@@ -504,7 +505,7 @@ mod tests {
     fn another_host_state_is_loaded_although_the_traps_are_set() {
         let (mut image, mut vmcs01, mut kept) = long_mode();
         let caps = skylake_caps();
-        let mut vmcs12 = Vmcs12::new(Gpa(0), &caps.offered());
+        let mut vmcs12 = Vmcs12::new(Gpa(0), &caps.offered(&Policy::EVERYTHING));
         vmcs12.set(HOST_IDTR_BASE, 0x5000);
         vmcs12.set(HOST_SYSENTER_EIP, 0x6000);
         image.update(&vmcs12, &mut kept);

@@ -4,7 +4,7 @@
 //! rest, in the SDM's order. Operands arrive as values: fetching them from the guest hypervisor's memory is the
 //! caller's, see [`crate::operand`].
 
-use crate::caps::{VMCS12_REVISION, VmxCaps, ept_vpid};
+use crate::caps::{VmxCaps, ept_vpid};
 use crate::controls::Secondary;
 use crate::encoding::{Area, Encoding};
 use crate::fields::FieldId;
@@ -70,7 +70,7 @@ impl VmxOperation {
             return Err(InsnError::VMXON_IN_ROOT.into());
         }
         let region = region_address(caps, region).ok_or(VmFail::Invalid)?;
-        if region_revision(memory, region) != VMCS12_REVISION {
+        if region_revision(memory, region) != caps.revision() {
             return Err(VmFail::Invalid.into());
         }
         self.vmxon_region = Some(region);
@@ -126,7 +126,7 @@ impl VmxOperation {
         let revision = region_revision(memory, region);
         let kind = VmcsKind::of(revision);
         let is_offered = kind == VmcsKind::Ordinary || caps.has_secondary(Secondary::VMCS_SHADOWING);
-        if revision & !SHADOW_INDICATOR != VMCS12_REVISION || !is_offered {
+        if revision & !SHADOW_INDICATOR != caps.revision() || !is_offered {
             return Err(InsnError::VMPTRLD_INCORRECT_REVISION.into());
         }
         if region == self.vmcs12.pointer {
@@ -312,6 +312,8 @@ pub fn invvpid(caps: &VmxCaps, kind: u64, descriptor: [u64; 2]) -> Result<Invali
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::caps::Policy;
+    use crate::controls::Control;
     use crate::fake::{FakeMemory, NoStale, skylake_caps};
 
     const VMXON_REGION: u64 = 0x1000;
@@ -327,9 +329,9 @@ mod tests {
 
     impl Machine {
         fn new() -> Self {
-            let (memory, caps) = (FakeMemory::new(0x10000), skylake_caps().offered());
+            let (memory, caps) = (FakeMemory::new(0x10000), skylake_caps().offered(&Policy::EVERYTHING));
             for region in [VMXON_REGION, REGION, OTHER] {
-                memory.write_u32(Gpa(region), VMCS12_REVISION);
+                memory.write_u32(Gpa(region), Policy::EVERYTHING.revision);
             }
             let mut vmx = VmxOperation::new(&caps);
             vmx.vmxon(&memory, &caps, VMXON_REGION).unwrap();
@@ -355,7 +357,7 @@ mod tests {
 
     #[test]
     fn vmxon_of_a_bad_region_is_vmfailinvalid() {
-        let (memory, caps) = (FakeMemory::new(0x10000), skylake_caps().offered());
+        let (memory, caps) = (FakeMemory::new(0x10000), skylake_caps().offered(&Policy::EVERYTHING));
         let mut vmx = VmxOperation::new(&caps);
         for region in [0x1001, 1 << caps.physical_bits, 0x4000] {
             assert_eq!(vmx.vmxon(&memory, &caps, region), Err(VmFail::Invalid.into()), "{region:#x}");
@@ -392,7 +394,7 @@ mod tests {
     #[test]
     fn a_shadow_vmcs_can_be_current_where_it_is_offered_and_never_enters() {
         let mut m = Machine::new();
-        m.memory.write_u32(Gpa(REGION), VMCS12_REVISION | SHADOW_INDICATOR);
+        m.memory.write_u32(Gpa(REGION), Policy::EVERYTHING.revision | SHADOW_INDICATOR);
         assert_eq!(m.vmptrld(REGION), Ok(true));
         m.vmwrite(0x681e, 0x1234).unwrap();
         assert_eq!(m.vmread(0x681e), Ok(0x1234));
@@ -401,7 +403,7 @@ mod tests {
         }
         assert_eq!(m.vmptrld(OTHER), Ok(true));
         assert_eq!(m.vmx.check_launch(LaunchState::Clear, 0), Ok(()));
-        m.caps = m.caps.without_secondary(Secondary::VMCS_SHADOWING);
+        m.caps.remove(Control::Secondary(Secondary::VMCS_SHADOWING));
         assert_eq!(m.vmptrld(REGION), Err(error(InsnError::VMPTRLD_INCORRECT_REVISION)));
     }
 
@@ -472,7 +474,7 @@ mod tests {
 
     #[test]
     fn invalidation_descriptors_are_validated() {
-        let caps = skylake_caps().offered();
+        let caps = skylake_caps().offered(&Policy::EVERYTHING);
         let bad: Failure = InsnError::INVALID_OPERAND.into();
         assert_eq!(invept(&caps, 1, [0x1000 | 0x5e, 0]), Ok(Invalidation::Eptp(0x105e)));
         assert_eq!(invept(&caps, 1, [0x1000 | 0x5f, 0]), Err(bad));

@@ -34,6 +34,25 @@
 //! | hand over registers that the host has no use for | [`passing`] |
 //! | grant fields for VMCS shadowing, field by field | [`permission`] |
 //!
+//! Steps of Linux KVM's `nested.c`, and who takes them here:
+//!
+//! | there | here |
+//! |---|---|
+//! | `handle_vmxon`, `handle_vmptrld`, `handle_vmclear`, `handle_vmread`, `handle_vmwrite` | [`insn::VmxOperation`], and `nested::instructions` for operands |
+//! | `nested_vmx_setup_ctls_msrs` | [`VmxCaps::offered`] |
+//! | `nested_vmx_run`, `nested_vmx_enter_non_root_mode` | `nested::entry` |
+//! | `nested_vmx_check_controls`, `_check_host_state`, `_check_guest_state` | [`check::controls`], [`check::host_state`], [`check::guest_state`] |
+//! | `prepare_vmcs02`, with `dirty_vmcs12` for what is rare | [`merge::prepare`], which goes by the dirty fields of VMCS12 |
+//! | `nested_vmx_prepare_msr_bitmap` | `nested::msr_bitmap`, merged once and watched for writes |
+//! | `nested_vmx_load_msr`, `nested_vmx_store_msr` | [`merge::copy_in`], [`merge::store`] |
+//! | `nested_vmx_reflect_vmexit`: `_l0_wants_exit`, `_l1_wants_exit` | [`policy::route`] |
+//! | `nested_vmx_vmexit`, `nested_vmx_fail` | `nested::reflect`, [`outcome`] |
+//! | `sync_vmcs02_to_vmcs12`, `prepare_vmcs12` | [`sync`]; fields that are live in vmcs02 are read when they are needed |
+//! | `vmcs12_save_pending_event` | [`event`], [`injection`] |
+//! | `load_vmcs12_host_state` | [`host_load::load_host_state`] |
+//! | `copy_shadow_to_vmcs12`, `copy_vmcs12_to_shadow` | none: vmcs02 itself is the shadow VMCS |
+//! | `nested_ept_init_mmu_context`, the shadow MMU | [`ept::nested::NestedPaging`] |
+//!
 //! Operations of Apple's Hypervisor framework that exist here:
 //!
 //! | there | here |

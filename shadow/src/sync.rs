@@ -153,11 +153,12 @@ fn save_field(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, id: FieldId) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::caps::Policy;
     use crate::fake::{FakeVmcs, skylake_caps};
     use ept::Gpa;
 
     fn vmcs12() -> Vmcs12 {
-        let mut vmcs12 = Vmcs12::new(Gpa(0), &skylake_caps().offered());
+        let mut vmcs12 = Vmcs12::new(Gpa(0), &skylake_caps().offered(&Policy::EVERYTHING));
         vmcs12.dirty = FieldSet::EMPTY;
         vmcs12
     }
@@ -166,7 +167,7 @@ mod tests {
     fn hot_guest_state_comes_back_at_once_and_the_rest_on_demand() {
         let caps = skylake_caps();
         let (mut vmcs02, mut vmcs12, sets) =
-            (FakeVmcs::new(&caps), vmcs12(), SyncSets::new(&caps.offered(), &FieldSet::EMPTY));
+            (FakeVmcs::new(&caps), vmcs12(), SyncSets::new(&caps.offered(&Policy::EVERYTHING), &FieldSet::EMPTY));
         vmcs12.exit_effects = exit_effects(&vmcs12, &sets);
         vmcs02.poke(GUEST_RIP.id(), 0x1000);
         vmcs02.poke(GUEST_TR_BASE.id(), 0x2000);
@@ -182,7 +183,7 @@ mod tests {
     fn a_value_that_the_exit_does_not_save_is_loaded_again() {
         let caps = skylake_caps();
         let (mut vmcs02, mut vmcs12, sets) =
-            (FakeVmcs::new(&caps), vmcs12(), SyncSets::new(&caps.offered(), &FieldSet::EMPTY));
+            (FakeVmcs::new(&caps), vmcs12(), SyncSets::new(&caps.offered(&Policy::EVERYTHING), &FieldSet::EMPTY));
         vmcs12.set_synced(GUEST_EFER.id(), 0x500);
         vmcs12.set_synced(EXIT_CONTROLS.id(), ExitControls::SAVE_DEBUG_CONTROLS.bits().into());
         vmcs12.exit_effects = exit_effects(&vmcs12, &sets);
@@ -195,7 +196,7 @@ mod tests {
     #[test]
     fn the_timer_comes_back_where_the_exit_saves_it_and_starts_again_where_not() {
         let caps = skylake_caps();
-        let sets = SyncSets::new(&caps.offered(), &FieldSet::EMPTY);
+        let sets = SyncSets::new(&caps.offered(&Policy::EVERYTHING), &FieldSet::EMPTY);
         for save in [ExitControls::SAVE_PREEMPTION_TIMER, ExitControls::empty()] {
             let (mut vmcs02, mut vmcs12) = (FakeVmcs::new(&caps), vmcs12());
             vmcs12.set_synced(PIN_CONTROLS.id(), Pin::ACTIVATE_PREEMPTION_TIMER.bits().into());
@@ -215,7 +216,7 @@ mod tests {
     fn every_exit_clears_the_valid_bit_of_the_injection_and_stores_lma() {
         let caps = skylake_caps();
         let (mut vmcs02, mut vmcs12, sets) =
-            (FakeVmcs::new(&caps), vmcs12(), SyncSets::new(&caps.offered(), &FieldSet::EMPTY));
+            (FakeVmcs::new(&caps), vmcs12(), SyncSets::new(&caps.offered(&Policy::EVERYTHING), &FieldSet::EMPTY));
         vmcs12.set_synced(ENTRY_INTERRUPTION_INFO.id(), 0x8000_0b0e);
         vmcs02.poke(ENTRY_CONTROLS.id(), EntryControls::IA32E_MODE_GUEST.bits().into());
         vmcs12.exit_effects = exit_effects(&vmcs12, &sets);

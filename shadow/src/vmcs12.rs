@@ -1,7 +1,7 @@
 //! VMCS12: the VMCS that the guest hypervisor built, cached in the host's memory while it is current.
 //!
 //! In the guest hypervisor's memory a VMCS region holds, from its first byte: revision identifier, VMX-abort indicator,
-//! launch state, and, from byte 16, one 64-bit word per row of the field table. Nobody but l1hv may know this (SDM
+//! launch state, and, from byte 16, one 64-bit word per row of the field table. Nobody but this crate may know this (SDM
 //! 25.2: "the format is implementation-specific").
 
 use crate::caps::VmxCaps;
@@ -246,13 +246,14 @@ pub fn write_abort_indicator(memory: &impl GuestMemory, pointer: Gpa, reason: u3
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::caps::Policy;
     use crate::fake::{FakeMemory, skylake_caps};
 
     const REGION: Gpa = Gpa(0x5000);
 
     #[test]
     fn a_region_comes_back_as_it_was_stored() {
-        let (memory, caps) = (FakeMemory::new(0x10000), skylake_caps().offered());
+        let (memory, caps) = (FakeMemory::new(0x10000), skylake_caps().offered(&Policy::EVERYTHING));
         let mut vmcs12 = Vmcs12::new(REGION, &caps);
         vmcs12.set(GUEST_RIP, 0xffff_ffff_8100_0000);
         vmcs12.set(GUEST_CS_SELECTOR, 0x10);
@@ -267,7 +268,7 @@ mod tests {
 
     #[test]
     fn a_hostile_region_yields_values_that_fit_their_fields() {
-        let (memory, caps) = (FakeMemory::new(0x10000), skylake_caps().offered());
+        let (memory, caps) = (FakeMemory::new(0x10000), skylake_caps().offered(&Policy::EVERYTHING));
         memory.write(REGION, &[0xff; 4096]);
         let loaded = Vmcs12::load(&memory, REGION, &caps);
         for id in FieldId::all() {
@@ -278,7 +279,7 @@ mod tests {
 
     #[test]
     fn writing_the_value_a_field_has_does_not_make_it_dirty() {
-        let mut vmcs12 = Vmcs12::new(REGION, &skylake_caps().offered());
+        let mut vmcs12 = Vmcs12::new(REGION, &skylake_caps().offered(&Policy::EVERYTHING));
         vmcs12.dirty = FieldSet::EMPTY;
         vmcs12.set(GUEST_RSP, 0);
         assert!(vmcs12.dirty.is_empty());
@@ -288,7 +289,7 @@ mod tests {
 
     #[test]
     fn writing_a_stale_field_always_makes_it_dirty() {
-        let mut vmcs12 = Vmcs12::new(REGION, &skylake_caps().offered());
+        let mut vmcs12 = Vmcs12::new(REGION, &skylake_caps().offered(&Policy::EVERYTHING));
         vmcs12.dirty = FieldSet::EMPTY;
         vmcs12.stale.insert(GUEST_ES_BASE.id());
         vmcs12.set(GUEST_ES_BASE, 0);

@@ -6,6 +6,7 @@ pub mod cpu;
 pub mod enter;
 pub mod fixup;
 pub mod gdt;
+pub mod host_state;
 pub mod idt;
 pub mod msr;
 pub mod on_behalf;

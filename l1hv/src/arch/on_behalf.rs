@@ -31,8 +31,9 @@ impl NotEntered {
 /// Runs the guest of the current VMCS until its next exit.
 #[inline(always)]
 pub fn run_guest(registers: &mut GuestRegisters, vmcs: &vmx::Vmcss) -> Result<(), NotEntered> {
-    // SAFETY: both VMCSs got their host state from `vmcs_setup`, with the exit stack of these registers. EPT01 and
-    // every EPT02 derived from it leave the host's memory out, which confines the guest.
+    // SAFETY: both VMCSs got their host state from `host_state::write`, whose caller has promised these registers, and
+    // nothing else can write to it. EPT01 and every EPT02 derived from it leave the host's memory out, which confines
+    // the guest.
     match NonZeroU32::new(unsafe { enter(registers, vmcs.is_launched()) }) {
         None => Ok(()),
         Some(how) => Err(NotEntered(how)),

@@ -4,7 +4,8 @@ use core::arch::asm;
 use core::marker::PhantomData;
 
 use ept::Hpa;
-use shadow::encoding::Encoding;
+use shadow::encoding::{Area, Encoding};
+use shadow::fields::{Field, FieldValue};
 use shadow::hw::VmcsAccess;
 use shadow::nested::{Invept, Invvpid, VmcsPair};
 use shadow::vmcs12::SHADOW_INDICATOR;
@@ -73,15 +74,32 @@ pub struct Vmcss {
 }
 
 /// Access to the VMCS that is current. It is lent out of [`Vmcss`], so that nothing switches to another VMCS meanwhile.
+/// Only [`Self::set_host_state`] writes to the host-state area: from there a VM exit goes on.
 #[derive(Debug)]
 pub struct CurrentVmcs {
     // Not `Send`: current on this processor.
     _not_send: PhantomData<*const ()>,
 }
 
+/// Access to the shadow VMCS that is current. Its host-state area is data like the rest, as no VM entry takes a shadow
+/// VMCS.
+#[derive(Debug)]
+pub struct ShadowVmcs(CurrentVmcs);
+
 impl CurrentVmcs {
     const fn new() -> Self {
         Self { _not_send: PhantomData }
+    }
+
+    /// Writes a field of the host-state area.
+    ///
+    /// # Safety
+    ///
+    /// A VM exit to this host state is sound.
+    pub unsafe fn set_host_state<T: FieldValue>(&mut self, field: Field<T>, value: T) {
+        debug_assert!(field.id().encoding().area() == Area::Host);
+        // SAFETY: a VMCS is current; the rest is the caller's promise.
+        unsafe { vmwrite(field.id(), field.id().encoding(), value.into_word()) };
     }
 }
 
@@ -110,6 +128,18 @@ impl Vmcss {
             is_shadow: false,
             shadow02: None,
         }
+    }
+
+    /// The guest hypervisor runs next.
+    #[inline(always)]
+    pub fn make_vmcs01_current(&mut self) {
+        self.vmcs01();
+    }
+
+    /// The nested guest runs next.
+    #[inline(always)]
+    pub fn make_vmcs02_current(&mut self) {
+        self.vmcs02();
     }
 
     /// The one that a guest has just run on.
@@ -180,6 +210,7 @@ impl Vmcss {
 
 impl VmcsPair for Vmcss {
     type Current = CurrentVmcs;
+    type Shadow = ShadowVmcs;
 
     #[inline(always)]
     fn vmcs01(&mut self) -> &mut CurrentVmcs {
@@ -202,9 +233,9 @@ impl VmcsPair for Vmcss {
     }
 
     /// VMCLEAR at the end: what was written must be in the region when a VM entry links it.
-    fn access_shadow02<T>(&mut self, access: impl FnOnce(&mut CurrentVmcs) -> T) -> T {
+    fn access_shadow02<T>(&mut self, access: impl FnOnce(&mut ShadowVmcs) -> T) -> T {
         let Some(region) = self.shadow02 else { stop_internal!("there is no shadow VMCS for vmcs02") };
-        let result = self.visit(region, access);
+        let result = self.visit(region, |_| access(&mut ShadowVmcs(CurrentVmcs::new())));
         // SAFETY: the region was initialised by `add_shadow02`.
         unsafe { instruction_on_region!("vmclear", region) };
         result
@@ -234,6 +265,26 @@ fn instruction_failed(instruction: &str, region: Hpa) -> ! {
 #[cold]
 fn field_failed(instruction: &str, id: FieldId) -> ! {
     stop_internal!("{instruction} of {id:?} failed")
+}
+
+/// VMWRITE of a field, by one of its encodings.
+///
+/// # Safety
+///
+/// A VMCS is current. If the encoding is of the host-state area, a VM exit to what is written is sound.
+#[inline(always)]
+unsafe fn vmwrite(id: FieldId, encoding: Encoding, value: u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "vmwrite {encoding}, {value}",
+            "jbe {failed}",
+            encoding = in(reg) u64::from(encoding.0),
+            value = in(reg) value,
+            failed = label { field_failed("VMWRITE", id) },
+            options(nomem, nostack)
+        );
+    }
 }
 
 /// Where VMREAD jumps to when it fails: an instruction with outputs cannot name a label in Rust.
@@ -287,18 +338,9 @@ impl VmcsAccess for CurrentVmcs {
 
     #[inline(always)]
     fn write_raw(&mut self, id: FieldId, value: u64) {
-        // SAFETY: a VMCS is current. What the field then makes the processor do at VM entry is the business of the one
-        // who enters.
-        unsafe {
-            asm!(
-                "vmwrite {encoding}, {value}",
-                "jbe {failed}",
-                encoding = in(reg) u64::from(id.encoding().0),
-                value = in(reg) value,
-                failed = label { field_failed("VMWRITE", id) },
-                options(nomem, nostack)
-            );
-        }
+        // SAFETY: a VMCS is current, and a VM exit goes where it went before. What the field makes of a guest is the
+        // business of the one who enters it.
+        unsafe { vmwrite(id, id.encoding_but_host_state(), value) };
     }
 
     #[inline(always)]
@@ -309,13 +351,24 @@ impl VmcsAccess for CurrentVmcs {
             asm!(
                 "vmwrite {encoding}, [{words} + {offset}]",
                 "jbe {failed}",
-                encoding = in(reg) u64::from(id.encoding().0),
+                encoding = in(reg) u64::from(id.encoding_but_host_state().0),
                 words = in(reg) words.as_ptr(),
                 offset = const INDEX * size_of::<u64>(),
                 failed = label { field_failed("VMWRITE", id) },
                 options(readonly, nostack)
             );
         }
+    }
+}
+
+impl VmcsAccess for ShadowVmcs {
+    fn read_raw(&self, id: FieldId) -> u64 {
+        self.0.read_raw(id)
+    }
+
+    fn write_raw(&mut self, id: FieldId, value: u64) {
+        // SAFETY: a shadow VMCS is current.
+        unsafe { vmwrite(id, id.encoding(), value) };
     }
 }
 

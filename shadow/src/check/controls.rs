@@ -203,6 +203,7 @@ fn msr_area(caps: &VmxCaps, address: u64, count: u32) -> bool {
 mod tests {
     use super::*;
     use crate::caps::CapabilityWord;
+    use crate::caps::Policy;
     use crate::controls::Tertiary;
     use crate::controls::{EntryControls, ExitControls};
     use crate::encoding::Width;
@@ -219,7 +220,7 @@ mod tests {
     }
 
     fn verdict(change: impl FnOnce(&mut Vmcs12)) -> Result<(), Violation> {
-        let (caps, memory) = (skylake_caps().offered(), FakeMemory::new(0x4000));
+        let (caps, memory) = (skylake_caps().offered(&Policy::EVERYTHING), FakeMemory::new(0x4000));
         let mut vmcs12 = minimal(&caps);
         change(&mut vmcs12);
         controls(&vmcs12, &caps, &memory)
@@ -380,7 +381,7 @@ mod tests {
         assert_eq!(verdict(|v| with_secondary(v, Secondary::ENABLE_VPID)), Err(Violation("VPID")));
         assert_eq!(verdict(|v| with_secondary(v, Secondary::ENABLE_EPT)), Err(Violation("EPTP")));
         assert!(verdict(|v| with_secondary(v, Secondary::UNRESTRICTED_GUEST)).is_err());
-        let caps = skylake_caps().offered();
+        let caps = skylake_caps().offered(&Policy::EVERYTHING);
         for (eptp, valid) in [
             (0x1e, true),
             (0x18, true),
@@ -473,7 +474,7 @@ mod tests {
     /// As long as no field of `CHECKED_CONTROLS` is written, an entry does without the checks.
     #[test]
     fn the_verdict_of_software_depends_on_no_field_whose_writes_it_does_not_follow() {
-        let caps = all_offered_caps().offered();
+        let caps = all_offered_caps().offered(&Policy::EVERYTHING);
         let mut checked = 0;
         let mut try_with = |primary: Primary, secondary: Secondary, tertiary: Tertiary| {
             let mut vmcs12 = Vmcs12::new(Gpa(0), &caps);
@@ -515,7 +516,7 @@ mod tests {
 
     #[test]
     fn a_reserved_tertiary_control_is_refused() {
-        let caps = all_offered_caps().offered();
+        let caps = all_offered_caps().offered(&Policy::EVERYTHING);
         let verdict = |tertiary| {
             let mut vmcs12 = Vmcs12::new(Gpa(0), &caps);
             vmcs12.set(PIN_CONTROLS, Pin::allowed(&caps).0);

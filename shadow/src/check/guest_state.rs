@@ -3,7 +3,7 @@
 
 use core::fmt;
 
-use crate::caps::{VMCS12_REVISION, VmxCaps};
+use crate::caps::VmxCaps;
 use crate::controls::Secondary;
 use crate::exit::entry_failure_qualification as qualification;
 use crate::fields::*;
@@ -38,7 +38,7 @@ pub fn guest_state(vmcs12: &Vmcs12, caps: &VmxCaps, memory: &impl GuestMemory) -
     let valid = Gpa(link).is_aligned(PageSize::Size4K)
         && caps.is_physical(link)
         && Gpa(link) != vmcs12.pointer
-        && region_revision(memory, Gpa(link)) == VMCS12_REVISION | shadow_indicator;
+        && region_revision(memory, Gpa(link)) == caps.revision() | shadow_indicator;
     if valid { Ok(()) } else { Err(GuestStateError(qualification::LINK_POINTER)) }
 }
 
@@ -79,13 +79,14 @@ pub fn load_pdptes(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::caps::Policy;
     use crate::fake::{FakeMemory, skylake_caps};
 
     #[test]
     fn the_link_pointer_must_be_nowhere_or_at_another_vmcs() {
-        let (caps, memory) = (skylake_caps().offered(), FakeMemory::new(0x4000));
-        memory.write_u32(Gpa(0x1000), VMCS12_REVISION);
-        memory.write_u32(Gpa(0x2000), VMCS12_REVISION);
+        let (caps, memory) = (skylake_caps().offered(&Policy::EVERYTHING), FakeMemory::new(0x4000));
+        memory.write_u32(Gpa(0x1000), Policy::EVERYTHING.revision);
+        memory.write_u32(Gpa(0x2000), Policy::EVERYTHING.revision);
         let mut vmcs12 = Vmcs12::new(Gpa(0x1000), &caps);
         for (link, valid) in
             [(u64::MAX, true), (0x2000, true), (0x1000, false), (0x3000, false), (0x2008, false), (1 << 45, false)]

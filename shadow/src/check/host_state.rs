@@ -149,6 +149,7 @@ pub const fn is_fixed(value: u64, fixed0: u64, fixed1: u64) -> bool {
 mod tests {
     use super::*;
     use crate::caps::CapabilityWord;
+    use crate::caps::Policy;
     use crate::check::Violation;
     use crate::fake::skylake_caps;
     use ept::Gpa;
@@ -164,7 +165,7 @@ mod tests {
     }
 
     fn verdict(change: impl FnOnce(&mut Vmcs12)) -> Result<(), Violation> {
-        let caps = skylake_caps().offered();
+        let caps = skylake_caps().offered(&Policy::EVERYTHING);
         let mut vmcs12 = plain(&caps);
         change(&mut vmcs12);
         host_state(&vmcs12, &caps, HostMode::Ia32e)
@@ -209,7 +210,7 @@ mod tests {
 
     #[test]
     fn addresses_are_canonical_by_the_processor_and_rip_by_the_mode_that_the_exit_loads() {
-        let caps = VmxCaps { linear_bits: 57, cr4_fixed1: u64::MAX, ..skylake_caps().offered() };
+        let caps = VmxCaps { linear_bits: 57, cr4_fixed1: u64::MAX, ..skylake_caps().offered(&Policy::EVERYTHING) };
         let verdict = |change: fn(&mut Vmcs12)| {
             let mut vmcs12 = plain(&caps);
             change(&mut vmcs12);
@@ -238,7 +239,8 @@ mod tests {
         ];
         let caps = skylake_caps();
         let may_be_1 = caps.exit.may_be_1 | crate::passing::EXIT.bits();
-        let caps = VmxCaps { exit: crate::controls::Allowed { may_be_1, ..caps.exit }, ..caps }.offered();
+        let caps =
+            VmxCaps { exit: crate::controls::Allowed { may_be_1, ..caps.exit }, ..caps }.offered(&Policy::EVERYTHING);
         for (name, control, change) in cases {
             let mut vmcs12 = plain(&caps);
             change(&mut vmcs12);
@@ -271,7 +273,7 @@ mod tests {
 
     #[test]
     fn a_32_bit_host_has_its_own_rules() {
-        let caps = skylake_caps().offered();
+        let caps = skylake_caps().offered(&Policy::EVERYTHING);
         let verdict = |mode, change: fn(&mut Vmcs12)| {
             let mut vmcs12 = Vmcs12::new(Gpa(0), &caps);
             vmcs12.set(EXIT_CONTROLS, ExitControls::allowed(&caps).0);

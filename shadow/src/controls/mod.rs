@@ -296,7 +296,7 @@ control_word! {
 }
 
 control_word! {
-    /// Tertiary processor-based VM-execution controls. All but one are hidden: no processor that l1hv is tested on has
+    /// Tertiary processor-based VM-execution controls. All but one are hidden: no processor of the tests has
     /// them.
     Tertiary: u64, "tertiary processor-based VM-execution controls", default1 0, {
         /// LOADIWKEY exiting.
@@ -323,9 +323,10 @@ control_word! {
     ExitControls: u32, "primary VM-exit controls", default1 0x0003_6dff, {
         /// Save debug controls. Forced, because the host handles some exits itself and must not lose them.
         SAVE_DEBUG_CONTROLS = 2, Forced;
-        /// Host address-space size: whether the host state is 64-bit. vmcs02's host state is l1hv's, which is.
+        /// Host address-space size: whether the host state is 64-bit. vmcs02's host state is the host's, which is.
         HOST_ADDRESS_SPACE_SIZE = 9, Forced;
-        /// Load IA32_PERF_GLOBAL_CTRL. Hidden: Bochs offers it and does not do it (SDM 28.5.1).
+        /// Load IA32_PERF_GLOBAL_CTRL. Hidden: no code loads it for the guest hypervisor when its
+        /// nested guest exits, and no machine of the tests has a performance counter to show it by.
         LOAD_PERF_GLOBAL_CTRL = 12, Hidden;
         /// Acknowledge interrupt on exit.
         ACKNOWLEDGE_INTERRUPT = 15, FromGuest;
@@ -364,7 +365,7 @@ control_word! {
 control_word! {
     /// Secondary VM-exit controls. All are hidden.
     SecondaryExitControls: u64, "secondary VM-exit controls", default1 0, {
-        /// Save IA32_FRED state. Hidden: no processor that l1hv is tested on has FRED.
+        /// Save IA32_FRED state. Hidden: no processor of the tests has FRED.
         SAVE_FRED = 0, Hidden;
         /// Load IA32_FRED state. Hidden: as saving it.
         LOAD_FRED = 1, Hidden;
@@ -408,7 +409,7 @@ control_word! {
         LOAD_LBR_CTL = 21, Hidden;
         /// Load PKRS, likewise.
         LOAD_PKRS = 22, Computed;
-        /// Load IA32_FRED state. Hidden: no processor that l1hv is tested on has FRED.
+        /// Load IA32_FRED state. Hidden: no processor of the tests has FRED.
         LOAD_FRED = 23, Hidden;
         /// Load IA32_SPEC_CTRL. Hidden: see the exit control.
         LOAD_SPEC_CTRL = 24, Hidden;

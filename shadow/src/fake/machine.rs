@@ -16,7 +16,7 @@ use ept::{Caching, Entry, Eptp01, ExecuteControl, Gpa, Hpa, Levels, MemoryType, 
 
 use super::memory::{Ram, Tables};
 use super::{FakeVmcs, skylake_caps};
-use crate::caps::VMCS12_REVISION;
+use crate::caps::Policy;
 use crate::check::HostMode;
 use crate::controls::{EntryControls, Primary};
 use crate::encoding::Area;
@@ -117,6 +117,7 @@ pub struct FakeVmcss {
 
 impl VmcsPair for FakeVmcss {
     type Current = FakeVmcs;
+    type Shadow = FakeVmcs;
 
     fn vmcs01(&mut self) -> &mut FakeVmcs {
         &mut self.vmcs01
@@ -363,7 +364,7 @@ impl FakeMachine {
     /// VMXON fails, or `variant` has too few tables.
     pub fn new(words: &Words, ram: Ram, variant: Variant) -> Self {
         let caps = skylake_caps();
-        let offered = caps.offered();
+        let offered = caps.offered(&Policy::EVERYTHING);
         let permissions = match variant.shadowing {
             true => Permissions::widest(&offered),
             false => Permissions::without_shadowing(&offered.fields()),
@@ -448,7 +449,7 @@ impl FakeMachine {
         vcpu.vmcs.vmcs02.write(EPT_POINTER, ept01.bits());
         vcpu.vmcs.vmcs02.write(MSR_BITMAP, first_bitmap.0);
         let mut machine = Self { vcpu };
-        machine.vcpu.memory.ram.write_u32(Gpa(VMXON_REGION), VMCS12_REVISION);
+        machine.vcpu.memory.ram.write_u32(Gpa(VMXON_REGION), Policy::EVERYTHING.revision);
         let outcome = machine.instruction(ExitReason::VMXON, MEMORY_OPERAND, VMXON_REGION);
         assert!(outcome.is_ok() && machine.vcpu.vmx.vmxon_region.is_some(), "VMXON");
         for id in [GUEST_RIP.id(), GUEST_RFLAGS.id()] {
@@ -477,7 +478,7 @@ impl FakeMachine {
     ///
     /// It faults. If it fails, flags say so.
     pub fn vmptrld(&mut self, region: u64) -> Result<(), Fault> {
-        self.vcpu.memory.ram.write_u32(Gpa(region), VMCS12_REVISION);
+        self.vcpu.memory.ram.write_u32(Gpa(region), Policy::EVERYTHING.revision);
         self.instruction(ExitReason::VMPTRLD, MEMORY_OPERAND, region)
     }
 

@@ -9,7 +9,7 @@ pub use machine::{
 };
 pub use memory::{Ram, Tables};
 
-use crate::caps::{VMCS12_REVISION, VmxCaps};
+use crate::caps::{Policy, VmxCaps};
 use crate::controls::{
     Allowed, EntryControls, ExitControls, Pin, Primary, Secondary, SecondaryExitControls, Tertiary, VmFunctions,
 };
@@ -26,7 +26,7 @@ use std::vec::Vec;
 /// Capabilities like those of the processor that the tests run on: Bochs' corei7_skylake_x.
 pub fn skylake_caps() -> VmxCaps {
     VmxCaps {
-        basic: 0x00d8_1000_0000_0000 | u64::from(VMCS12_REVISION) ^ 1,
+        basic: 0x00d8_1000_0000_0000 | u64::from(Policy::EVERYTHING.revision) ^ 1,
         pin: Allowed { must_be_1: 0x16, may_be_1: 0xff },
         primary: Allowed { must_be_1: 0x0400_6172, may_be_1: 0xfff9_fffe },
         secondary: Allowed { must_be_1: 0, may_be_1: 0x021f_7fff },

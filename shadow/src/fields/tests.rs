@@ -1,4 +1,5 @@
 use super::*;
+use crate::caps::Policy;
 use x86::vmx::vmcs;
 
 #[test]
@@ -102,11 +103,23 @@ fn a_field_of_a_feature_that_is_not_offered_does_not_exist_for_the_guest_hypervi
     };
     let absent: std::vec::Vec<_> = FieldId::all().filter(|&id| !machine.has_field(id)).collect();
     assert_eq!(absent, [SHARED_EPT_POINTER.id(), EXTENDED_INSTRUCTION_INFO.id()]);
-    let offered = machine.offered();
+    let offered = machine.offered(&Policy::EVERYTHING);
     for field in [GUEST_FRED_CONFIG, HOST_FRED_SSP3, GUEST_SPEC_CTRL, HLAT_POINTER, VMREAD_BITMAP, GUEST_DEADLINE] {
         assert!(!offered.has_field(field.id()), "{:?}", field.id());
     }
     assert!(offered.has_field(TERTIARY_CONTROLS.id()) && !offered.has_field(SECONDARY_EXIT_CONTROLS.id()));
-    let without_tertiary = VmxCaps { tertiary: Tertiary::IPI_VIRTUALIZATION.bits(), ..machine }.offered();
+    let without_tertiary =
+        VmxCaps { tertiary: Tertiary::IPI_VIRTUALIZATION.bits(), ..machine }.offered(&Policy::EVERYTHING);
     assert!(!without_tertiary.has_field(TERTIARY_CONTROLS.id()), "nothing to activate");
+}
+
+#[test]
+fn the_encoding_for_what_must_leave_the_host_state_alone_is_that_of_no_host_field() {
+    for id in FieldId::all() {
+        let passes = id.info().merge == Merge::Passing;
+        let expected = if id.encoding().area() == Area::Host && !passes { Encoding(u32::MAX) } else { id.encoding() };
+        assert_eq!(id.encoding_but_host_state(), expected, "{id:?}");
+    }
+    assert_eq!(HOST_RIP.id().encoding_but_host_state().reserved(), Encoding(u32::MAX).reserved());
+    assert_ne!(HOST_RIP.id().encoding_but_host_state().reserved(), 0);
 }

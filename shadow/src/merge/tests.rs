@@ -1,5 +1,6 @@
 use super::*;
 use crate::caps::CapabilityWord;
+use crate::caps::Policy;
 use crate::controls::ControlWords;
 use crate::fake::{FakeMemory, FakeVmcs, all_offered_caps, skylake_caps};
 use crate::sync::{SyncSets, save_guest_state, save_stale};
@@ -33,7 +34,7 @@ impl Nested {
 
     /// The same on another processor.
     fn on(machine: VmxCaps, words: ControlWords) -> Self {
-        let caps = machine.offered();
+        let caps = machine.offered(&Policy::EVERYTHING);
         let mut vmcs12 = Vmcs12::new(Gpa(0x1000), &caps);
         let no_cr3_exits = (Primary::CR3_LOAD_EXITING | Primary::CR3_STORE_EXITING) - words.primary;
         vmcs12.set(PIN_CONTROLS, caps.choose(words.pin, Pin::empty()).unwrap());

@@ -60,7 +60,7 @@ pub fn write_for_guest<M: Machine>(vcpu: &Vcpu<M>, msr: u32, value: u64) -> Resu
         // Locked, or read-only, or only for the dual-monitor treatment, which is not offered.
         IA32_FEATURE_CONTROL | IA32_SMM_MONITOR_CTL => Err(Fault::GeneralProtection),
         _ if VMX_CAPABILITIES.contains(&msr) => Err(Fault::GeneralProtection),
-        // What a hypervisor below has there is not for guests of l1hv.
+        // What a hypervisor below has there is not for guests of the host.
         _ if is_outside_ranges(msr) || KVM_CLOCKS.contains(&msr) => Err(Fault::GeneralProtection),
         // DEVIATION: an update does nothing, as under every hypervisor; a guest that looks finds the old revision.
         IA32_BIOS_UPDT_TRIG => Ok(()),

@@ -20,6 +20,8 @@ use crate::watch::{MergedAs, Watches};
 pub trait VmcsPair {
     /// Access to the current VMCS.
     type Current: VmcsAccess;
+    /// Access to shadow02, which no VM entry takes: also to its host-state area.
+    type Shadow: VmcsAccess;
 
     /// Makes vmcs01 current, if it is not.
     fn vmcs01(&mut self) -> &mut Self::Current;
@@ -28,7 +30,7 @@ pub trait VmcsPair {
     /// Accesses fields of vmcs02 while the guest hypervisor runs, in whatever form vmcs02 is.
     fn access_vmcs02<T>(&mut self, access: impl FnOnce(&mut Self::Current) -> T) -> T;
     /// Accesses fields of shadow02.
-    fn access_shadow02<T>(&mut self, access: impl FnOnce(&mut Self::Current) -> T) -> T;
+    fn access_shadow02<T>(&mut self, access: impl FnOnce(&mut Self::Shadow) -> T) -> T;
     /// Says whether vmcs02 is to be a shadow VMCS, linked to vmcs01, while vmcs01 is current.
     fn set_vmcs02_shadows(&mut self, shadows: bool);
     /// Where vmcs02 is: the VMCS link pointer of vmcs01 while vmcs02 is a shadow VMCS.

@@ -73,12 +73,13 @@ impl Permissions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::caps::Policy;
     use crate::fake::skylake_caps;
     use crate::fields::*;
     use std::string::ToString;
 
     fn widest() -> Permissions {
-        Permissions::widest(&skylake_caps().offered())
+        Permissions::widest(&skylake_caps().offered(&Policy::EVERYTHING))
     }
 
     #[test]

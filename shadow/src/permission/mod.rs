@@ -6,9 +6,11 @@
 //! hypervisor's cannot be granted.
 //!
 //! ```
+//! use shadow::caps::Policy;
 //! use shadow::permission::{Access, Denied, Permissions};
 //! use shadow::fields::{GUEST_RIP, HOST_RIP};
-//! # let offered = shadow::VmxCaps::read(|msr| if msr == 0x480 { 1 << 55 } else { u64::MAX }, 46, 48).offered();
+//! # let offered = shadow::VmxCaps::read(|msr| if msr == 0x480 { 1 << 55 } else { u64::MAX }, 46, 48);
+//! # let offered = offered.offered(&Policy::EVERYTHING);
 //! let mut permissions = Permissions::widest(&offered);
 //! assert_eq!(permissions.get(GUEST_RIP.id()), Access::READ | Access::WRITE);
 //! permissions.apply("GUEST_*:none,GUEST_RIP:r").unwrap();

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::Vmcs12;
+use crate::caps::Policy;
 use crate::encoding::Encoding;
 use crate::exit::InterruptionInfo;
 use crate::fake::{FakeVmcs, skylake_caps};
@@ -31,14 +32,14 @@ fn exits(bitmap: &[u8], encoding: Encoding) -> bool {
 }
 
 fn read_only_exit_information() -> VmxCaps {
-    let mut offered = skylake_caps().offered();
+    let mut offered = skylake_caps().offered(&Policy::EVERYTHING);
     offered.misc &= !(1 << 29);
     offered
 }
 
 #[test]
 fn every_field_is_granted_just_as_its_merge_class_allows() {
-    for offered in [skylake_caps().offered(), read_only_exit_information()] {
+    for offered in [skylake_caps().offered(&Policy::EVERYTHING), read_only_exit_information()] {
         for id in FieldId::all() {
             let most = match id.info().merge {
                 _ if !offered.fields().contains(id) => Access::empty(),
@@ -77,7 +78,7 @@ fn every_field_is_granted_just_as_its_merge_class_allows() {
 
 #[test]
 fn without_shadowing_nothing_is_granted() {
-    let fields = skylake_caps().offered().fields();
+    let fields = skylake_caps().offered(&Policy::EVERYTHING).fields();
     for id in fields.iter() {
         let mut permissions = Permissions::without_shadowing(&fields);
         assert_eq!(permissions.set(id, Access::READ), Err(Denied::NoShadowing));
@@ -87,7 +88,7 @@ fn without_shadowing_nothing_is_granted() {
 
 #[test]
 fn the_bitmaps_let_through_exactly_what_is_granted_of_every_field() {
-    let offered = skylake_caps().offered();
+    let offered = skylake_caps().offered(&Policy::EVERYTHING);
     for id in FieldId::all().filter(|&id| offered.fields().contains(id)) {
         let mut permissions = Permissions::widest(&offered);
         let most = permissions.most(id);
@@ -139,7 +140,7 @@ impl SyncStale for StaleIn<'_> {
 impl Machine {
     fn new(permissions: Permissions) -> Self {
         let caps = skylake_caps();
-        let offered = caps.offered();
+        let offered = caps.offered(&Policy::EVERYTHING);
         let mut vmx = VmxOperation::new(&offered);
         vmx.vmxon_region = Some(Gpa(0x1000));
         vmx.vmcs12 = Vmcs12::new(Gpa(0x2000), &offered);
@@ -204,13 +205,13 @@ impl Machine {
 
 /// Both encodings of every offered field, and its neighbours that name none.
 fn encodings() -> Vec<Encoding> {
-    let fields = skylake_caps().offered().fields();
+    let fields = skylake_caps().offered(&Policy::EVERYTHING).fields();
     fields.iter().flat_map(|id| [id.encoding(), Encoding(id.encoding().0 | 1)]).collect()
 }
 
 #[test]
 fn every_access_to_every_field_gives_the_same_result_under_every_permission() {
-    let offered = skylake_caps().offered();
+    let offered = skylake_caps().offered(&Policy::EVERYTHING);
     let mut emulated = Machine::new(Permissions::without_shadowing(&offered.fields()));
     let mut shadowed = Machine::new(Permissions::widest(&offered));
     for encoding in encodings() {
@@ -261,7 +262,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #[test]
     fn granting_and_denying_in_between_changes_no_result(steps in steps()) {
-        let offered = skylake_caps().offered();
+        let offered = skylake_caps().offered(&Policy::EVERYTHING);
         let fixed = [Permissions::without_shadowing(&offered.fields()), Permissions::widest(&offered)];
         let mut machines = fixed.map(Machine::new);
         let mut changing = Machine::new(Permissions::widest(&offered));

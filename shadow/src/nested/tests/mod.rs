@@ -6,6 +6,7 @@ mod processor;
 mod program;
 mod stacked;
 
+use crate::caps::Policy;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use std::format;
@@ -44,7 +45,7 @@ fn agree(stacked: &[Seen], bare: &[Seen]) -> Result<(), String> {
 /// Runs a program on both.
 fn compare(Program(ops): &Program, variant: Variant) -> Result<(), TestCaseError> {
     let words = hypervisor_registers();
-    let mut bare = Bare::new(&skylake_caps().offered(), words, program::memory());
+    let mut bare = Bare::new(&skylake_caps().offered(&Policy::EVERYTHING), words, program::memory());
     let mut stacked = Stacked::new(&words, program::memory(), variant);
     for op in program::prologue() {
         bare.execute(&op);
@@ -62,7 +63,7 @@ fn compare(Program(ops): &Program, variant: Variant) -> Result<(), TestCaseError
         agree(&stacked.seen, &bare.seen)
             .map_err(|why| TestCaseError::fail(format!("{why} in operation {number}, {op:?}")))?;
     }
-    for id in skylake_caps().offered().fields().iter() {
+    for id in skylake_caps().offered(&Policy::EVERYTHING).fields().iter() {
         if bare.is_undefined(id) {
             continue;
         }

@@ -15,7 +15,7 @@ use crate::hw::GuestMemory;
 use crate::msr::{Access, IA32_FEATURE_CONTROL, IA32_FS_BASE, bitmap_bit};
 use crate::registers::{CR0_PE, CR0_PG, CR4_PAE, CR4_VMXE, EFER_LMA, EFER_LME, access_rights};
 use crate::vmcs12::SHADOW_INDICATOR;
-use crate::{Field, caps::VMCS12_REVISION};
+use crate::{Field, caps::Policy};
 use ept::Gpa;
 
 pub const VMCS_REGIONS: [u64; 2] = [0x5000, 0x6000];
@@ -62,7 +62,7 @@ pub fn memory() -> Ram {
     let ram = Ram::with_paging();
     let put = |at: u64, word: u64| ram.write_u64(Gpa(at), word);
     for region in [VMXON_REGION, VMCS_REGIONS[0], VMCS_REGIONS[1]] {
-        ram.write_u32(Gpa(region), VMCS12_REVISION & !SHADOW_INDICATOR);
+        ram.write_u32(Gpa(region), Policy::EVERYTHING.revision & !SHADOW_INDICATOR);
     }
     for ept in EPTS {
         for (table, below) in [(ept, ept + 0x1000), (ept + 0x1000, ept + 0x2000), (ept + 0x2000, ept + 0x3000)] {
@@ -326,7 +326,7 @@ fn bitmap_edit() -> impl Strategy<Value = Vec<Op>> {
 }
 
 fn readable() -> Vec<FieldId> {
-    skylake_caps().offered().fields().iter().collect()
+    skylake_caps().offered(&Policy::EVERYTHING).fields().iter().collect()
 }
 
 /// Operations that belong together.
