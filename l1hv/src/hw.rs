@@ -11,7 +11,7 @@ use shadow::exit::ExitReason;
 use shadow::hw::GuestMemory;
 use shadow::nested::{self, Invept, Invvpid, Machine, Protection, Stop, WatchedMemory};
 use shadow::permission::Access;
-use shadow::watch::{MergedAs, WatchedPages, Watches};
+use shadow::watch::{MergedAs, ProcessorWritten, Watches};
 
 use crate::arch::enter::GuestRegisters;
 use crate::arch::vmx::{self, Vmcss};
@@ -101,10 +101,13 @@ impl Machine for Hardware {
         } else if was_protected {
             // What protected it first has asked for a flush already.
             Protection::Already(processor::last_flush())
-        } else if writer.protect(tables, page).is_ok() {
-            Protection::New(self.processor.request_flush_of_others())
-        } else {
+        } else if writer.protect(tables, page).is_err() {
             Protection::Impossible
+        } else if processor::is_written_by_one(page) {
+            writer.permit_writes(page);
+            Protection::Impossible
+        } else {
+            Protection::New(self.processor.request_flush_of_others())
         };
         (slot, protection)
     }
@@ -170,20 +173,23 @@ pub struct GuestPhysical {
     ept01: &'static Ept01,
     /// Pages that the host has merged, by [`MergedAs`].
     watches: [Watches; MergedAs::COUNT],
+    /// Pages that vmcs02 gives this processor to write to.
+    written: &'static ProcessorWritten,
 }
 
 impl GuestPhysical {
-    /// `scratch` is what the guest hypervisor finds wherever it looks into `hole`; `watched` is where the pages that
-    /// this processor merges are noted.
+    /// `scratch` is what the guest hypervisor finds wherever it looks into `hole`; `processor` is where others see which
+    /// pages this processor has merged.
     pub const fn new(
         ram: GuestRam,
         hole: HostRegion,
         scratch: Hpa,
         ept01: &'static Ept01,
-        [msr, vmread, vmwrite]: &'static [WatchedPages; MergedAs::COUNT],
+        processor: &'static Processor,
     ) -> Self {
+        let [msr, vmread, vmwrite] = &processor.watched;
         let watches = [Watches::new(msr), Watches::new(vmread), Watches::new(vmwrite)];
-        Self { ram, hole, scratch, ept01, watches }
+        Self { ram, hole, scratch, ept01, watches, written: &processor.written }
     }
 }
 
@@ -202,12 +208,21 @@ impl WatchedMemory for GuestPhysical {
         }
     }
 
+    fn leave_unwatched(&self, pages: [Gpa; ProcessorWritten::PAGES]) {
+        self.written.set(pages);
+        pages.into_iter().for_each(|page| self.unwatch(page));
+    }
+
     fn is_host(&self, address: Gpa) -> bool {
         self.hole.range().contains(&Hpa(address.0))
     }
 
     fn compare_exchange_u64(&self, at: Gpa, seen: u64, new: u64) -> bool {
-        self.ram.compare_exchange_u64(Hpa(at.0), seen, new)
+        let is_replaced = self.ram.compare_exchange_u64(Hpa(at.0), seen, new);
+        if is_replaced {
+            self.unwatch(at);
+        }
+        is_replaced
     }
 }
 

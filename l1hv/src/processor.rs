@@ -16,7 +16,7 @@ use crate::arch::apic::{self, Ipi};
 use crate::arch::cpu;
 use crate::stats::Stats;
 use ept::Gpa;
-use shadow::watch::{MergedAs, WatchedPages};
+use shadow::watch::{MergedAs, ProcessorWritten, WatchedPages};
 
 bitflags! {
     /// What a processor is asked to do before its next VM entry.
@@ -48,6 +48,8 @@ pub struct Processor {
     flushed: AtomicU64,
     /// Pages that it has merged, by what they were merged as.
     pub watched: [WatchedPages; MergedAs::COUNT],
+    /// Pages that it writes to without an EPT in the way.
+    pub written: ProcessorWritten,
     /// Counters.
     pub stats: Stats,
 }
@@ -79,6 +81,7 @@ impl Processor {
             waits_for_sipi: AtomicBool::new(true),
             flushed: AtomicU64::new(0),
             watched: [const { WatchedPages::new() }; MergedAs::COUNT],
+            written: ProcessorWritten::new(),
             stats: Stats::new(),
         }
     }
@@ -180,6 +183,11 @@ pub fn all_have_flushed(number: u64) -> bool {
 /// Whether any processor watches a page.
 pub fn is_watched(page: Gpa) -> bool {
     all().iter().flat_map(|processor| &processor.watched).any(|watched| watched.contains(page))
+}
+
+/// Whether vmcs02 of a processor gives it this page to write to.
+pub fn is_written_by_one(page: Gpa) -> bool {
+    all().iter().any(|processor| processor.written.contains(page))
 }
 
 /// Strikes a page out of the lists of all processors.

@@ -165,7 +165,6 @@ struct VcpuPages {
     vmcs02: HostPages,
     msr_bitmaps: [HostPages; SLOTS],
     entry_load: HostPages,
-    exit_store: HostPages,
     exit_load: HostPages,
     shadowing: Option<ShadowingPages>,
 }
@@ -192,7 +191,6 @@ impl VcpuPages {
             vmcs02: take(1),
             msr_bitmaps: bitmaps(&mut take),
             entry_load: take(AREA_PAGES),
-            exit_store: take(AREA_PAGES),
             exit_load: take(AREA_PAGES),
             shadowing: offers_shadowing.then(|| ShadowingPages {
                 value: take((size_of::<NestedShadowing>() as u64).div_ceil(PAGE_BYTES)),
@@ -241,12 +239,12 @@ pub fn build(
     let mut vmcs = on_behalf::start_vmx(vmxon, vmcs01, vmcs02, revision, caps);
     let ept01 = shared.ept01.root();
     let cache = NestedPaging::new(nested_features(caps, offered));
-    let [entry_load, exit_store, host_load] = [pages.entry_load, pages.exit_store, pages.exit_load].map(msr_area);
+    let [entry_load, host_load] = [pages.entry_load, pages.exit_load].map(msr_area);
     let nested = Nested::new(
         kept_at_first(caps),
         NestedEpt::new(ept01, cache),
         pages.msr_bitmaps.map(merged_bitmap),
-        MsrAreas::new(entry_load, exit_store, host_load),
+        MsrAreas::new(entry_load, host_load),
         shadowing.map(|pages| build_shadowing(pages, &mut vmcs, shadow_fields.table)),
     );
     let vcpu = pages.vcpu.into_value(Vcpu {
@@ -266,7 +264,7 @@ pub fn build(
             shared.host_region,
             shared.scratch,
             &shared.ept01,
-            &processor.watched,
+            processor,
         ),
         tables,
         msr_bitmaps01: shared.msr_bitmaps01,
@@ -301,9 +299,9 @@ fn initialize_vmcss(vcpu: &mut Vcpu, shared: &Shared, segments: &HostSegments) {
     let ept01 = shared.ept01.root();
     set_host_state(vcpu, segments);
     let vmcs02 = vcpu.vmcs.vmcs02();
-    let (load, store) = (vcpu.nested.areas.entry_load.address, vcpu.nested.areas.exit_store.address);
+    let load = vcpu.nested.areas.entry_load.address;
     let bitmap = vcpu.nested.msr_bitmaps[0].address;
-    vmcs_setup::constants02(vmcs02, &vcpu.caps, ept01, bitmap, load, store);
+    vmcs_setup::constants02(vmcs02, &vcpu.caps, ept01, bitmap, load);
     let vmcs01 = vcpu.vmcs.vmcs01();
     vmcs_setup::controls01(vmcs01, &vcpu.caps, ept01, shared.msr_bitmaps01[0]);
     vmcs_setup::bitmaps01(vmcs01, &vcpu.caps, shared.field_bitmaps);

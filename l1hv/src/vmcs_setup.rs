@@ -56,20 +56,15 @@ pub fn controls01(vmcs01: &mut impl VmcsAccess, caps: &VmxCaps, ept01: Eptp01, m
 }
 
 /// What of vmcs02 no merge writes.
-pub fn constants02(
-    vmcs02: &mut impl VmcsAccess,
-    caps: &VmxCaps,
-    ept01: Eptp01,
-    msr_bitmap02: Hpa,
-    entry_load: Hpa,
-    exit_store: Hpa,
-) {
+pub fn constants02(vmcs02: &mut impl VmcsAccess, caps: &VmxCaps, ept01: Eptp01, msr_bitmap02: Hpa, entry_load: Hpa) {
     vmcs02.write(VMCS_LINK_POINTER, u64::MAX);
     vmcs02.write(EPT_POINTER, ept01.bits());
     vmcs02.write(MSR_BITMAP, msr_bitmap02.0);
     vmcs02.write(VPID, SHARED_VPID02);
     vmcs02.write(ENTRY_MSR_LOAD_ADDRESS, entry_load.0);
-    vmcs02.write(EXIT_MSR_STORE_ADDRESS, exit_store.0);
+    // The host does what VMCS12's areas ask for when it reflects an exit.
+    vmcs02.write(EXIT_MSR_STORE_COUNT, 0);
+    vmcs02.write(EXIT_MSR_LOAD_COUNT, 0);
     if caps.has_secondary(Secondary::ENABLE_VM_FUNCTIONS) {
         vmcs02.write(VM_FUNCTION_CONTROLS, VmFunctions::empty());
     }

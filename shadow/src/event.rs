@@ -6,6 +6,8 @@ use crate::fields::*;
 use crate::hw::VmcsAccess;
 use crate::injection::{GuestMode, Injection, InjectionRules};
 use crate::outcome::Fault;
+use crate::registers::RFLAGS_RF;
+use ept::violation::EptViolation;
 
 const UD: u8 = 6;
 const SS: u8 = 12;
@@ -53,12 +55,31 @@ impl Fault {
     }
 }
 
-/// Injects a fault at the next entry of the current VMCS's guest.
+/// Injects a fault at the next entry of the current VMCS's guest. VM entry pushes RFLAGS as it is in the VMCS, and a
+/// fault pushes RFLAGS.RF = 1 (SDM Volume 3B, 18.3.1.1 "Instruction-Breakpoint Exception Condition").
 pub fn inject_fault(vmcs: &mut impl VmcsAccess, fault: Fault) {
     let (info, error_code) = fault.interruption(GuestMode::of(vmcs));
+    set_resume_flag(vmcs);
     vmcs.write(ENTRY_INTERRUPTION_INFO, info.0);
     if let Some(code) = error_code {
         vmcs.write(ENTRY_EXCEPTION_ERROR_CODE, code);
+    }
+}
+
+/// Sets RFLAGS.RF of the guest, as the delivery of a fault saves it.
+pub fn set_resume_flag(vmcs: &mut impl VmcsAccess) {
+    let rflags = vmcs.read(GUEST_RFLAGS);
+    vmcs.write(GUEST_RFLAGS, rflags | RFLAGS_RF);
+}
+
+/// The guest executes again what met an EPT violation. An IRET that had unblocked NMIs before it faulted blocks them
+/// again (SDM 28.2.3 "Information About NMI Unblocking Due to IRET"); during the delivery of an event the bit is
+/// undefined.
+pub fn block_nmis_again(vmcs: &mut impl VmcsAccess, qualification: EptViolation) {
+    let delivering = InterruptionInfo(vmcs.read(IDT_VECTORING_INFO)).is_valid();
+    if !delivering && qualification.contains(EptViolation::NMI_UNBLOCKING) {
+        let state = vmcs.read(GUEST_INTERRUPTIBILITY);
+        vmcs.write(GUEST_INTERRUPTIBILITY, state | BLOCKING_BY_NMI);
     }
 }
 
@@ -133,11 +154,25 @@ mod tests {
     }
 
     #[test]
+    fn an_iret_that_met_a_violation_blocks_nmis_again_unless_an_event_was_delivered() {
+        let unblocked = EptViolation::NMI_UNBLOCKING | EptViolation::READ;
+        for (vectoring, qualification, blocked) in
+            [(0, unblocked, true), (0, EptViolation::READ, false), (0x8000_0202, unblocked, false)]
+        {
+            let mut vmcs = protected();
+            vmcs.poke(IDT_VECTORING_INFO.id(), vectoring);
+            block_nmis_again(&mut vmcs, qualification);
+            assert_eq!(vmcs.read(GUEST_INTERRUPTIBILITY) & BLOCKING_BY_NMI != 0, blocked, "{vectoring:#x}");
+        }
+    }
+
+    #[test]
     fn a_page_fault_is_injected_with_its_error_code() {
         let mut vmcs = protected();
         inject_fault(&mut vmcs, Fault::Page { address: 0x1000, error_code: 3 });
         assert_eq!(vmcs.read(ENTRY_INTERRUPTION_INFO), 0x8000_0b0e);
         assert_eq!(vmcs.read(ENTRY_EXCEPTION_ERROR_CODE), 3);
+        assert_eq!(vmcs.read(GUEST_RFLAGS) & RFLAGS_RF, RFLAGS_RF, "the handler's frame says so");
     }
 
     #[test]

@@ -3,10 +3,11 @@
 //!
 //! Each processor has a list of the pages that it has merged. A page is protected from all processors, and a processor
 //! that is about to write to it strikes it out of every list. As long as one processor may use an older translation of
-//! the page, a write could go unseen: until then every entry repeats the merge.
+//! the page, a write could go unseen: until then every entry repeats the merge. A page that the processor itself writes
+//! to, because vmcs02 names it, is not watched: no EPT is in the way of such a write.
 
 use core::cell::Cell;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
 
 use ept::Gpa;
 
@@ -72,6 +73,40 @@ impl WatchedPages {
 }
 
 impl Default for WatchedPages {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Pages that vmcs02 of one processor gives the processor to write to.
+#[derive(Debug)]
+pub struct ProcessorWritten([AtomicU64; Self::PAGES]);
+
+impl ProcessorWritten {
+    /// How many there are: the virtual-APIC page and that of the posted-interrupt descriptor.
+    pub const PAGES: usize = 2;
+
+    /// No page.
+    pub const fn new() -> Self {
+        Self([const { AtomicU64::new(NONE) }; Self::PAGES])
+    }
+
+    /// Whether a page is among them. Who asks has made the page read-only before.
+    pub fn contains(&self, page: Gpa) -> bool {
+        fence(Ordering::SeqCst);
+        self.0.iter().any(|written| written.load(Ordering::SeqCst) == page.0)
+    }
+
+    /// Others take their place. Who sets them strikes them out of all lists afterwards.
+    pub fn set(&self, pages: [Gpa; Self::PAGES]) {
+        for (written, page) in self.0.iter().zip(pages) {
+            // Exchanged, not stored: whether the page is read-only must not be looked at before.
+            written.swap(page.0, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Default for ProcessorWritten {
     fn default() -> Self {
         Self::new()
     }

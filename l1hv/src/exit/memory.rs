@@ -1,7 +1,8 @@
 //! EPT violations of the guest hypervisor: addresses beyond what EPT01 maps from the start.
 
 use ept::Gpa;
-use shadow::event::redeliver;
+use ept::violation::EptViolation;
+use shadow::event::{block_nmis_again, redeliver};
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
 use shadow::nested::{Action, VmcsPair, WatchedMemory, map_beyond};
@@ -12,6 +13,7 @@ use crate::hw::Vcpu;
 pub fn ept_violation(vcpu: &mut Vcpu) -> Action {
     let vmcs01 = vcpu.vmcs.vmcs01();
     let address = Gpa(vmcs01.read(GUEST_PHYSICAL_ADDRESS));
+    block_nmis_again(vmcs01, EptViolation(vmcs01.read(EXIT_QUALIFICATION)));
     if let Err(reported) = redeliver(vmcs01, &vcpu.caps) {
         crate::log::warn_of_repeatable(format_args!(
             "an exit of the guest hypervisor interrupted {reported:x?}, which is no event"

@@ -33,7 +33,7 @@ use crate::outcome::{Fault, rflags_succeed};
 use crate::permission::{Access as FieldAccess, Permissions};
 use crate::registers::*;
 use crate::sync::SyncSets;
-use crate::watch::{MergedAs, SLOTS, WatchedPages, Watches};
+use crate::watch::{MergedAs, ProcessorWritten, SLOTS, WatchedPages, Watches};
 
 /// Register state, by the fields that load and save it.
 pub type Words = [u64; FIELD_COUNT];
@@ -155,6 +155,7 @@ pub struct FakeWatchedMemory {
     ept01: Eptp01,
     watched: &'static [WatchedPages; MergedAs::COUNT],
     watches: [Watches; MergedAs::COUNT],
+    written: &'static ProcessorWritten,
 }
 
 fn is_protected(tables: &Tables, ept01: Eptp01, page: Gpa) -> bool {
@@ -189,6 +190,11 @@ impl WatchedMemory for FakeWatchedMemory {
         }
     }
 
+    fn leave_unwatched(&self, pages: [Gpa; ProcessorWritten::PAGES]) {
+        self.written.set(pages);
+        pages.into_iter().for_each(|page| self.unwatch(page));
+    }
+
     fn is_host(&self, _: Gpa) -> bool {
         false
     }
@@ -196,6 +202,7 @@ impl WatchedMemory for FakeWatchedMemory {
     fn compare_exchange_u64(&self, at: Gpa, seen: u64, new: u64) -> bool {
         let is_seen = self.ram.read_u64(at) == seen;
         if is_seen {
+            self.unwatch(at);
             self.ram.write_u64(at, new);
         }
         is_seen
@@ -221,6 +228,7 @@ pub struct FakeHardware {
     /// Exits that the guest hypervisor got.
     pub reflected: Cell<u64>,
     watched: &'static [WatchedPages; MergedAs::COUNT],
+    written: &'static ProcessorWritten,
 }
 
 impl Machine for FakeHardware {
@@ -275,7 +283,9 @@ impl Machine for FakeHardware {
         if was_protected {
             return (slot, Protection::Already(self.flushes.get()));
         }
-        if set_rights(tables, self.ept01, page, Rights::READ.or(Rights::EXECUTE)).is_err() {
+        if self.written.contains(page)
+            || set_rights(tables, self.ept01, page, Rights::READ.or(Rights::EXECUTE)).is_err()
+        {
             return (slot, Protection::Impossible);
         }
         self.flushes.set(self.flushes.get() + 1);
@@ -377,7 +387,7 @@ impl FakeMachine {
         })
         .expect("tables");
         let watched = leak([const { WatchedPages::new() }; MergedAs::COUNT]);
-        let watched: &'static _ = watched;
+        let (watched, written): (&'static _, &'static _) = (watched, leak(ProcessorWritten::new()));
         let features = Features {
             physical_bits: caps.physical_bits,
             execute_only: true,
@@ -408,7 +418,7 @@ impl FakeMachine {
                 kept_at_first(&caps),
                 NestedEpt::new(ept01, NestedPaging::new(features)),
                 msr_bitmaps,
-                MsrAreas::new(msr_area(0x62_0000_0000), msr_area(0x63_0000_0000), msr_area(0x64_0000_0000)),
+                MsrAreas::new(msr_area(0x62_0000_0000), msr_area(0x64_0000_0000)),
                 None,
             ),
             memory: FakeWatchedMemory {
@@ -417,6 +427,7 @@ impl FakeMachine {
                 ept01,
                 watched,
                 watches: core::array::from_fn(|kind| Watches::new(&watched[kind])),
+                written,
             },
             tables,
             msr_bitmaps01: [Hpa(0x65_0000_0000), Hpa(0x65_0000_1000)],
@@ -433,6 +444,7 @@ impl FakeMachine {
                 nmi_requested: Cell::new(false),
                 reflected: Cell::new(0),
                 watched,
+                written,
             },
             caps,
             offered,

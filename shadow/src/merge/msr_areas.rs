@@ -1,9 +1,11 @@
-//! MSR areas (SDM 27.4 "Loading MSRs", 28.4 "Saving MSRs"): copied once, then left to the processor.
+//! MSR areas (SDM 27.4 "Loading MSRs", 28.4 "Saving MSRs").
 //!
-//! A copy in the host's memory is what vmcs02 (for the VM-entry load and VM-exit store areas) or vmcs01 (for the
-//! VM-exit load area, which becomes its VM-entry load area) points to. The processor applies every restriction of the
-//! SDM to it; the guest hypervisor cannot change it any more. A VM-exit store area is one that its nested guest may
-//! change: its entries count as they are at the exit.
+//! Load areas are copied once, then left to the processor: vmcs02 points to the copy of the VM-entry load area, and
+//! vmcs01's VM-entry load area is the copy of the VM-exit load area. The processor applies every restriction of the SDM
+//! to the copy, and the guest hypervisor cannot change it any more.
+//!
+//! The host does what a VM-exit store area asks for. The nested guest may change the area, and its entries count as
+//! they are at the exit; and an MSR that cannot be stored is a VMX abort, which must not be the host's own.
 
 use core::fmt;
 
@@ -81,15 +83,18 @@ pub fn poison(copy: &mut [MsrEntry; MSR_AREA_ENTRIES], number: u64) {
 }
 
 /// Whether the processor may load an MSR from a copy: the host keeps its own from being written, and those of a
-/// hypervisor below.
+/// hypervisor below. A processor may refuse an MSR for reasons of its model (SDM 27.4); here IA32_APIC_BASE is one.
 pub const fn is_loadable(entry: &MsrEntry) -> bool {
     !host_owns(entry.index, Access::Write) && !is_outside_ranges(entry.index)
 }
 
+/// Whether an MSR may be in a VM-exit store area: not an APIC register of x2APIC mode (SDM 28.4).
+const fn is_storable(entry: &MsrEntry) -> bool {
+    entry.reserved == 0 && entry.index >> 8 != 8
+}
+
 /// Does what the processor does at a VM exit with the VM-exit store area in the guest hypervisor's memory: reads its
-/// entries (SDM 28.4 "Saving MSRs") and stores. An entry that is still what was copied gets what the processor put in
-/// the copy, one of `stored`; the nested guest may have changed others since, and they get what `read` finds, as do
-/// those of MSRs that the host emulates.
+/// entries and stores what `read` finds in the MSRs (SDM 28.4 "Saving MSRs").
 ///
 /// # Errors
 ///
@@ -98,7 +103,6 @@ pub fn store(
     memory: &impl GuestMemory,
     address: Gpa,
     count: u32,
-    stored: &[MsrEntry],
     read: impl Fn(u32) -> Option<u64>,
 ) -> Result<(), AreaError> {
     const VALUE_OFFSET: u64 = 8;
@@ -109,11 +113,7 @@ pub fn store(
         }
         let at = address + number as u64 * ENTRY_BYTES;
         let entry = MsrEntry::read(memory, at);
-        let value = match stored.get(number) {
-            _ if entry.reserved != 0 => None,
-            Some(copy) if copy.index == entry.index && !host_owns(entry.index, Access::Read) => Some(copy.value),
-            _ => read(entry.index),
-        };
+        let value = is_storable(&entry).then(|| read(entry.index)).flatten();
         memory.write_u64(at + VALUE_OFFSET, value.ok_or(error)?);
     }
     Ok(())
@@ -133,35 +133,32 @@ mod tests {
     }
 
     #[test]
-    fn an_area_is_copied_and_stored_values_go_back() {
+    fn a_load_area_is_copied() {
         let (memory, mut copy) = (FakeMemory::new(0x4000), [MsrEntry::default(); MSR_AREA_ENTRIES]);
         put(&memory, 0, 0xc000_0081, 7);
         put(&memory, 1, 0xc000_0082, 8);
         copy_in(&memory, AREA, 2, is_loadable, &mut copy).unwrap();
         assert_eq!(copy[1], MsrEntry { index: 0xc000_0082, reserved: 0, value: 8 });
-        copy[1].value = 9;
-        store(&memory, AREA, 2, &copy[..2], |_| unreachable!()).unwrap();
-        assert_eq!(memory.read_u64(AREA + 24), 9);
-        assert_eq!(memory.read_u32(AREA + 16), 0xc000_0082);
     }
 
     #[test]
-    fn a_store_area_counts_as_it_is_at_the_exit() {
-        let (memory, mut copy) = (FakeMemory::new(0x4000), [MsrEntry::default(); MSR_AREA_ENTRIES]);
-        for number in 0..3 {
-            put(&memory, number, 0xc000_0081, 0);
-        }
-        copy_in(&memory, AREA, 3, is_loadable, &mut copy).unwrap();
-        put(&memory, 0, 0xc000_0084, 0);
-        put(&memory, 1, IA32_VMX_BASIC, 0);
-        copy[2].value = 9;
+    fn a_store_area_gets_values_up_to_the_first_entry_that_cannot_be_stored() {
+        let memory = FakeMemory::new(0x4000);
         let read = |msr| (msr != IA32_VMX_BASIC).then_some(u64::from(msr));
-        assert_eq!(store(&memory, AREA, 3, &copy[..3], read), Err(AreaError(2)));
+        for (number, index) in [0xc000_0084, IA32_VMX_BASIC, 0xc000_0086].into_iter().enumerate() {
+            put(&memory, number as u64, index, 0);
+        }
+        assert_eq!(store(&memory, AREA, 3, read), Err(AreaError(2)));
+        assert_eq!([8, 40].map(|at| memory.read_u64(AREA + at)), [0xc000_0084, 0]);
         put(&memory, 1, 0xc000_0085, 0);
-        assert_eq!(store(&memory, AREA, 3, &copy[..3], read), Ok(()));
-        assert_eq!([8, 24, 40].map(|at| memory.read_u64(AREA + at)), [0xc000_0084, 0xc000_0085, 9]);
+        assert_eq!(store(&memory, AREA, 3, read), Ok(()));
+        assert_eq!([8, 24, 40].map(|at| memory.read_u64(AREA + at)), [0xc000_0084, 0xc000_0085, 0xc000_0086]);
+        for index in [0x800, 0x802, 0x8ff] {
+            put(&memory, 2, index, 0);
+            assert_eq!(store(&memory, AREA, 3, read), Err(AreaError(3)), "{index:#x}");
+        }
         memory.write_u32(AREA + 4, 1);
-        assert_eq!(store(&memory, AREA, 3, &copy[..3], read), Err(AreaError(1)));
+        assert_eq!(store(&memory, AREA, 3, read), Err(AreaError(1)));
     }
 
     #[test]

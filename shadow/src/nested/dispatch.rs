@@ -13,7 +13,9 @@ use crate::vmcs12::Vmcs12;
 use super::fault::raise;
 use super::guest_msr::{read_for_guest, write_for_guest};
 use super::machine::{Machine, VmcsPair};
-use super::reflect::{Reflected, reflect, reflect_failed_entry, tpr_below_threshold, triple_fault};
+use super::reflect::{
+    Reflected, complete_instruction, reflect, reflect_failed_entry, tpr_below_threshold, triple_fault,
+};
 use super::vcpu::{Running, Vcpu};
 use super::{nested_ept, nested_shadowing, nmi, vm_function};
 use crate::registers::RCX;
@@ -61,7 +63,7 @@ fn host_msr<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
         write_for_guest(vcpu, vcpu.ecx(), vcpu.edx_eax())
     };
     match outcome {
-        Ok(()) => vcpu.advance(),
+        Ok(()) => complete_instruction(vcpu),
         Err(fault) => raise(vcpu, fault),
     }
 }

@@ -5,20 +5,19 @@ use crate::controls::{EntryControls, Secondary};
 use crate::fields::*;
 use crate::host_load::HostImage;
 use crate::hw::VmcsAccess;
-use crate::merge::{self, Inherited, MsrEntry, Surroundings};
+use crate::merge::{self, Inherited, Surroundings};
 use crate::outcome::{Failure, InsnError};
 use crate::passing;
 use crate::sync::save_stale_controls;
 use crate::vmcs12::LaunchState;
 use crate::{FieldSet, Vmcs12};
-use ept::Gpa;
+use ept::{Gpa, PageSize};
 
-use super::guest_msr::read_for_guest;
 use super::machine::{Invvpid, Machine, VmcsPair, WatchedMemory};
 use super::reflect::reflect_refused_entry;
 use super::vcpu::{SHARED_VPID02, Shortcut, VPID01, Vcpu, vpid02};
 use super::{msr_bitmap, nested_ept, nested_shadowing};
-use crate::watch::MergedAs;
+use crate::watch::{MergedAs, ProcessorWritten};
 
 /// Enters, or fails as the instruction does. After an entry failure of the late kind the guest hypervisor runs again,
 /// at its exit handler.
@@ -104,7 +103,22 @@ fn pdptes_from_memory<M: Machine>(vcpu: &mut Vcpu<M>) -> Option<[u64; 4]> {
     check::read_pdptes(&vcpu.memory, cr0, cr3, cr4, false)
 }
 
+/// What of VMCS12 gives the processor a page to write to, past every EPT.
+const PROCESSOR_WRITES: [Field<u64>; ProcessorWritten::PAGES] =
+    [VIRTUAL_APIC_ADDRESS, POSTED_INTERRUPT_DESCRIPTOR_ADDRESS];
+
+/// A bitmap in such a page changes unseen: it is merged at every entry.
+fn leave_unwatched<M: Machine>(vcpu: &Vcpu<M>) {
+    const FIELDS: FieldSet = FieldSet::of(&[PROCESSOR_WRITES[0].id(), PROCESSOR_WRITES[1].id()]);
+    let vmcs12 = &vcpu.vmx.vmcs12;
+    if vmcs12.dirty.intersects(&FIELDS) {
+        let page = |field| Gpa(vmcs12.get(field)).align_down(PageSize::Size4K);
+        vcpu.memory.leave_unwatched(PROCESSOR_WRITES.map(page));
+    }
+}
+
 fn merge<M: Machine>(vcpu: &mut Vcpu<M>, inherited: Inherited, pdptes: Option<[u64; 4]>) {
+    leave_unwatched(vcpu);
     let bitmap_changes = !msr_bitmap::is_merged(vcpu);
     if bitmap_changes {
         msr_bitmap::merge(vcpu);
@@ -114,10 +128,11 @@ fn merge<M: Machine>(vcpu: &mut Vcpu<M>, inherited: Inherited, pdptes: Option<[u
     if inherits {
         inherit_registers(vcpu);
     }
-    let areas = AreaCounts::of(vcpu);
-    let areas_changed = vcpu.vmx.vmcs12.dirty.intersects(&AREA_COUNTS);
-    if areas.any() || areas_changed {
-        copy_msr_areas(vcpu, areas);
+    let load_count = vcpu.vmx.vmcs12.get(ENTRY_MSR_LOAD_COUNT);
+    let loads_msrs = load_count != 0;
+    let area_changes = loads_msrs || vcpu.vmx.vmcs12.dirty.contains(ENTRY_MSR_LOAD_COUNT.id());
+    if area_changes {
+        copy_entry_load_area(vcpu, load_count);
     }
     if !vcpu.vmx.vmcs12.has_secondary(Secondary::ENABLE_VPID) {
         nested_ept::walk_anew(vcpu);
@@ -129,11 +144,11 @@ fn merge<M: Machine>(vcpu: &mut Vcpu<M>, inherited: Inherited, pdptes: Option<[u
     let vmcs02 = vcpu.vmcs.vmcs02();
     let vmcs12 = &mut vcpu.vmx.vmcs12;
     let (caps, sets, memory) = (&vcpu.caps, &vcpu.sync_sets, &vcpu.memory);
-    let shortcut = Shortcut::after(vmcs12, areas.any() || !inherited.is_empty() || inherits || pdptes.is_some());
+    let shortcut =
+        Shortcut::after(vmcs12, loads_msrs || !inherited.is_empty() || inherits || !pdptes_are_in_vmcs02(vmcs12));
     merge::prepare(vmcs02, vmcs12, &Surroundings { caps, sets, memory, inherited, pdptes });
-    if areas_changed || areas.any() {
+    if area_changes {
         vmcs02.write(ENTRY_MSR_LOAD_COUNT, vcpu.nested.areas.entry_load_count);
-        vmcs02.write(EXIT_MSR_STORE_COUNT, vcpu.nested.areas.exit_store_count);
     }
     if bitmap_changes {
         vmcs02.write(MSR_BITMAP, vcpu.nested.msr_bitmaps[vcpu.nested.msr_bitmap_slot].address.0);
@@ -184,52 +199,17 @@ fn switch_vpid<M: Machine>(vcpu: &mut Vcpu<M>) {
     }
 }
 
-const AREA_COUNTS: FieldSet = FieldSet::of(&[ENTRY_MSR_LOAD_COUNT.id(), EXIT_MSR_STORE_COUNT.id()]);
-
-/// Entries of VMCS12's MSR areas that vmcs02 has to do with.
-#[derive(Clone, Copy)]
-struct AreaCounts {
-    entry_load: u32,
-    exit_store: u32,
-}
-
-impl AreaCounts {
-    fn of<M: Machine>(vcpu: &Vcpu<M>) -> Self {
-        let vmcs12 = &vcpu.vmx.vmcs12;
-        Self { entry_load: vmcs12.get(ENTRY_MSR_LOAD_COUNT), exit_store: vmcs12.get(EXIT_MSR_STORE_COUNT) }
-    }
-
-    const fn any(self) -> bool {
-        self.entry_load | self.exit_store != 0
-    }
-}
-
-/// Copies the areas. An entry that only the host could process makes the processor fail at its place: as the processor
-/// does not know that, its index is replaced by one that no processor loads.
-fn copy_msr_areas<M: Machine>(vcpu: &mut Vcpu<M>, counts: AreaCounts) {
-    let vmcs12 = &vcpu.vmx.vmcs12;
-    let load = Gpa(vmcs12.get(ENTRY_MSR_LOAD_ADDRESS));
-    let store = Gpa(vmcs12.get(EXIT_MSR_STORE_ADDRESS));
-    let nested = &mut vcpu.nested;
-    nested.areas.entry_load_count = match merge::copy_in(
-        &vcpu.memory,
-        load,
-        counts.entry_load,
-        merge::is_loadable,
-        nested.areas.entry_load.entries,
-    ) {
-        Ok(()) => counts.entry_load,
+/// Copies the VM-entry load area. An entry that only the host could process makes the processor fail at its place: as
+/// the processor does not know that, its index is replaced by one that no processor loads.
+fn copy_entry_load_area<M: Machine>(vcpu: &mut Vcpu<M>, count: u32) {
+    let address = Gpa(vcpu.vmx.vmcs12.get(ENTRY_MSR_LOAD_ADDRESS));
+    let areas = &mut vcpu.nested.areas;
+    let copied = merge::copy_in(&vcpu.memory, address, count, merge::is_loadable, areas.entry_load.entries);
+    areas.entry_load_count = match copied {
+        Ok(()) => count,
         Err(merge::AreaError(number)) => {
-            merge::poison(nested.areas.entry_load.entries, number);
+            merge::poison(areas.entry_load.entries, number);
             number.min(merge::MSR_AREA_ENTRIES as u64) as u32
         }
     };
-    let (machine, offered) = (&vcpu.machine, &vcpu.offered);
-    // Storing an MSR that cannot be read would abort the host's own exit: the processor gets the entries before it.
-    let is_storable = |entry: &MsrEntry| entry.reserved == 0 && read_for_guest(machine, offered, entry.index).is_ok();
-    nested.areas.exit_store_count =
-        match merge::copy_in(&vcpu.memory, store, counts.exit_store, is_storable, nested.areas.exit_store.entries) {
-            Ok(()) => counts.exit_store,
-            Err(merge::AreaError(number)) => number as u32 - 1,
-        };
 }

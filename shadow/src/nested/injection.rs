@@ -5,6 +5,7 @@ use crate::event;
 use crate::exit::InterruptionInfo;
 use crate::fields::*;
 use crate::hw::VmcsAccess;
+use crate::injection::Injection;
 use crate::outcome::Fault;
 
 use super::machine::{Machine, VmcsPair};
@@ -30,11 +31,15 @@ pub fn inject_fault<M: Machine>(vcpu: &mut Vcpu<M>, fault: Fault) {
 }
 
 /// Takes back an injection that the processor has not carried out; invalid if there is none.
-pub fn take_pending<M: Machine>(vcpu: &mut Vcpu<M>) -> (InterruptionInfo, u32) {
+pub fn take_pending<M: Machine>(vcpu: &mut Vcpu<M>) -> Injection {
     let vmcs02 = vcpu.vmcs.vmcs02();
-    let pending = InterruptionInfo(vmcs02.read(ENTRY_INTERRUPTION_INFO));
-    vmcs02.write(ENTRY_INTERRUPTION_INFO, pending.invalidated().0);
-    (pending, vmcs02.read(ENTRY_EXCEPTION_ERROR_CODE))
+    let info = InterruptionInfo(vmcs02.read(ENTRY_INTERRUPTION_INFO));
+    vmcs02.write(ENTRY_INTERRUPTION_INFO, info.invalidated().0);
+    Injection {
+        info,
+        error_code: vmcs02.read(ENTRY_EXCEPTION_ERROR_CODE),
+        instruction_length: vmcs02.read(ENTRY_INSTRUCTION_LENGTH),
+    }
 }
 
 /// Notes VMCS12's values of the fields, if vmcs02 has them: the host is about to write there.

@@ -11,7 +11,7 @@ use crate::exit::ExitReason;
 use crate::host_load::VmxAbort;
 use crate::hw::{GuestMemory, VmcsAccess};
 use crate::permission::Access;
-use crate::watch::{MergedAs, Watches};
+use crate::watch::{MergedAs, ProcessorWritten, Watches};
 
 /// The VMCSs of a logical processor: vmcs01, vmcs02, and the shadow VMCS that vmcs02 can be linked to ("shadow02").
 ///
@@ -46,9 +46,11 @@ pub trait WatchedMemory: GuestMemory {
     /// Lets every processor write to the page of an address again, because a write is about to happen. Does nothing to
     /// a page that is not watched.
     fn unwatch(&self, address: Gpa);
+    /// The processor writes to these pages by itself from now on, until the next call: nobody watches them.
+    fn leave_unwatched(&self, pages: [Gpa; ProcessorWritten::PAGES]);
     /// Whether an address is the host's own.
     fn is_host(&self, address: Gpa) -> bool;
-    /// Replaces eight aligned bytes in one access if they are `seen`. Returns whether they were.
+    /// Replaces eight aligned bytes in one access if they are `seen`. Returns whether they were. Unwatches the page.
     fn compare_exchange_u64(&self, at: Gpa, seen: u64, new: u64) -> bool;
 }
 

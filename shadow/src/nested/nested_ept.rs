@@ -2,7 +2,7 @@
 
 use crate::FieldSet;
 use crate::controls::Secondary;
-use crate::event::BLOCKING_BY_NMI;
+use crate::event::block_nmis_again;
 use crate::exit::ExitReason;
 use crate::fields::*;
 use crate::hw::VmcsAccess;
@@ -161,15 +161,9 @@ fn permit<M: Machine>(vcpu: &mut Vcpu<M>, gpa: Gpa) {
     map_beyond(vcpu, gpa);
 }
 
-/// The nested guest tries again: an event whose delivery was interrupted is delivered again, and an IRET that had
-/// unblocked NMIs before it faulted blocks them again (SDM 28.2.3, bit 12 of the qualification).
+/// The nested guest tries again, and an event whose delivery was interrupted is delivered again.
 fn repaired<M: Machine>(vcpu: &mut Vcpu<M>, qualification: EptViolation) {
-    let vmcs02 = vcpu.vmcs.vmcs02();
-    let delivering = vmcs02.read(IDT_VECTORING_INFO) >> 31 != 0;
-    if !delivering && qualification.contains(EptViolation::NMI_UNBLOCKING) {
-        let state = vmcs02.read(GUEST_INTERRUPTIBILITY);
-        vmcs02.write(GUEST_INTERRUPTIBILITY, state | BLOCKING_BY_NMI);
-    }
+    block_nmis_again(vcpu.vmcs.vmcs02(), qualification);
     injection::redeliver(vcpu);
 }
 

@@ -27,7 +27,7 @@ use ept::{Gpa, Hpa};
 
 use super::fault::raise;
 use super::machine::{Machine, VmcsPair, WatchedMemory};
-use super::reflect::{Reflected, reflect};
+use super::reflect::{Reflected, complete_instruction, reflect};
 use super::vcpu::{MergedBitmap, NestedShadowing, Vcpu};
 use super::watching::watch;
 use crate::watch::{MergedAs, SLOTS};
@@ -196,5 +196,5 @@ fn fail_on_hidden_field<M: Machine>(vcpu: &mut Vcpu<M>) {
         rflags_fail_valid(rflags)
     };
     vmcs02.write(GUEST_RFLAGS, failed);
-    vcpu.advance();
+    complete_instruction(vcpu);
 }

@@ -2,8 +2,8 @@
 
 use crate::FieldSet;
 use crate::check::GuestStateError;
-use crate::controls::{Pin, Secondary};
-use crate::event::{BLOCKING_BY_NMI, NMI_INTERRUPTION};
+use crate::controls::{EntryControls, Pin, Primary, Secondary};
+use crate::event::{BLOCKING_BY_NMI, NMI_INTERRUPTION, set_resume_flag};
 use crate::exit::{ExitReason, InterruptionInfo};
 use crate::fields::*;
 use crate::host_load::{LeftBehind, VmxAbort, load_host_state};
@@ -11,7 +11,6 @@ use crate::hw::VmcsAccess;
 use crate::merge::{self, AreaError};
 use crate::msr::*;
 use crate::passing;
-use crate::registers::RFLAGS_RF;
 use crate::sync::{save_exit_info, save_guest_state};
 use crate::vmcs12::write_abort_indicator;
 use ept::Gpa;
@@ -51,13 +50,19 @@ pub fn reflect<M: Machine>(vcpu: &mut Vcpu<M>, exit: Reflected) {
 }
 
 /// Reflects a fault that an instruction raised which the host emulated. RFLAGS.RF is saved as delivering the fault
-/// would have saved it (SDM
-/// 28.3.3 "Saving RIP, RSP, RFLAGS, and SSP").
+/// would have saved it (SDM 28.3.3 "Saving RIP, RSP, RFLAGS, and SSP").
 pub fn reflect_fault<M: Machine>(vcpu: &mut Vcpu<M>, info: InterruptionInfo, error_code: Option<u32>) {
-    let vmcs02 = vcpu.vmcs.vmcs02();
-    let rflags = vmcs02.read(GUEST_RFLAGS);
-    vmcs02.write(GUEST_RFLAGS, rflags | RFLAGS_RF);
+    set_resume_flag(vcpu.vmcs.vmcs02());
     reflect_event(vcpu, info, error_code);
+}
+
+/// The host has executed an instruction of the nested guest. With the monitor trap flag the nested guest exits after it
+/// (SDM 26.5.2 "Monitor Trap Flag"): for the processor it has not executed any instruction yet.
+pub fn complete_instruction<M: Machine>(vcpu: &mut Vcpu<M>) {
+    vcpu.advance();
+    if vcpu.vmx.vmcs12.get(PRIMARY_CONTROLS).contains(Primary::MONITOR_TRAP_FLAG) {
+        reflect_without_exit(vcpu, ExitReason::MONITOR_TRAP_FLAG, InterruptionInfo(0), None);
+    }
 }
 
 /// Reflects an NMI that arrived while the host ran, after the nested guest did.
@@ -90,14 +95,17 @@ fn reflect_without_exit<M: Machine>(
     error_code: Option<u32>,
 ) {
     // An event that was to be injected on an entry that does not come is one whose delivery this exit interrupts.
-    let (pending, pending_code) = injection::take_pending(vcpu);
+    let pending = injection::take_pending(vcpu);
     vcpu.set_exit_info(EXIT_REASON, reason.0);
     vcpu.set_exit_info(EXIT_QUALIFICATION, 0);
     vcpu.set_exit_info(EXIT_INTERRUPTION_INFO, info.0);
     vcpu.set_exit_info(EXIT_INTERRUPTION_ERROR_CODE, error_code.unwrap_or(0));
-    vcpu.set_exit_info(IDT_VECTORING_INFO, if pending.is_valid() { pending.0 } else { 0 });
-    if pending.has_error_code() {
-        vcpu.set_exit_info(IDT_VECTORING_ERROR_CODE, pending_code);
+    vcpu.set_exit_info(IDT_VECTORING_INFO, if pending.info.is_valid() { pending.info.0 } else { 0 });
+    if pending.info.has_error_code() {
+        vcpu.set_exit_info(IDT_VECTORING_ERROR_CODE, pending.error_code);
+    }
+    if pending.info.needs_instruction_length() {
+        vcpu.set_exit_info(EXIT_INSTRUCTION_LENGTH, pending.instruction_length);
     }
     leave(vcpu, reason);
 }
@@ -122,16 +130,16 @@ fn leave<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     resume_guest_hypervisor(vcpu, left);
 }
 
-/// Fills the VM-exit MSR-store area.
+/// Fills the VM-exit MSR-store area, with the nested guest's values: what the exit has not saved in vmcs02 it has not
+/// changed in the processor.
 fn store_msrs<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), AreaError> {
     let vmcs02 = vcpu.vmcs.vmcs02();
     let vmcs12 = &vcpu.vmx.vmcs12;
     let (area, count) = (Gpa(vmcs12.get(EXIT_MSR_STORE_ADDRESS)), vmcs12.get(EXIT_MSR_STORE_COUNT));
-    let stored = &vcpu.nested.areas.exit_store.entries[..vcpu.nested.areas.exit_store_count as usize];
     let saved =
         |msr| saved_msr(vmcs02, msr).or_else(|| saved_passing_msr(&vcpu.machine, vmcs02, &vcpu.offered_fields, msr));
     let read = |msr| saved(msr).or_else(|| read_for_guest(&vcpu.machine, &vcpu.offered, msr).ok());
-    merge::store(&vcpu.memory, area, count, stored, read)
+    merge::store(&vcpu.memory, area, count, read)
 }
 
 /// An MSR of the nested guest that its exit has saved in vmcs02, so that the processor has the host's now.
@@ -196,12 +204,38 @@ pub fn reflect_failed_entry<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason, 
     if passing::inherits(&vcpu.vmx.vmcs12) {
         passing::write(vcpu.vmcs.vmcs02(), &vcpu.nested.displaced_registers);
     }
-    let vmcs01 = vcpu.vmcs.vmcs01();
-    let nmi_blocked = vmcs01.read(GUEST_INTERRUPTIBILITY) & BLOCKING_BY_NMI != 0;
-    let left = LeftBehind { pat: vmcs01.read(GUEST_PAT), efer: vmcs01.read(GUEST_EFER), nmi_blocked };
+    let left = left_by_failed_entry(vcpu, reason, qualification);
     vcpu.set_exit_info(EXIT_REASON, reason.0);
     vcpu.set_exit_info(EXIT_QUALIFICATION, qualification);
     resume_guest_hypervisor(vcpu, left);
+}
+
+/// Registers as a failed entry leaves them for a VM exit that does not load them. An entry that fails while it loads MSRs
+/// has loaded PAT and EFER of the guest-state area before, and the MSRs of the entries before the one at fault (SDM
+/// 27.8 "VM-Entry Failures During or After Loading Guest State").
+fn left_by_failed_entry<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason, qualification: u64) -> LeftBehind {
+    let vmcs01 = vcpu.vmcs.vmcs01();
+    let nmi_blocked = vmcs01.read(GUEST_INTERRUPTIBILITY) & BLOCKING_BY_NMI != 0;
+    let mut left = LeftBehind { pat: vmcs01.read(GUEST_PAT), efer: vmcs01.read(GUEST_EFER), nmi_blocked };
+    if reason.without_modifiers() != ExitReason::ENTRY_FAILURE_MSR_LOADING {
+        return left;
+    }
+    let entry = vcpu.vmx.vmcs12.get(ENTRY_CONTROLS);
+    if entry.contains(EntryControls::LOAD_PAT) {
+        left.pat = vcpu.vmcs12_field(GUEST_PAT);
+    }
+    if entry.contains(EntryControls::LOAD_EFER) {
+        left.efer = vcpu.vmcs12_field(GUEST_EFER);
+    }
+    let loaded = vcpu.nested.areas.entry_load.entries.iter().take((qualification as usize).saturating_sub(1));
+    for msr in loaded {
+        match msr.index {
+            IA32_PAT => left.pat = msr.value,
+            IA32_EFER => left.efer = msr.value,
+            _ => (),
+        }
+    }
+    left
 }
 
 fn resume_guest_hypervisor<M: Machine>(vcpu: &mut Vcpu<M>, left: LeftBehind) {

@@ -170,18 +170,14 @@ pub struct MsrAreas {
     pub entry_load: MsrArea,
     /// Its entries in use.
     pub entry_load_count: u32,
-    /// VM-exit MSR-store area of vmcs02.
-    pub exit_store: MsrArea,
-    /// Its entries in use.
-    pub exit_store_count: u32,
     /// VM-entry MSR-load area of vmcs01: the VM-exit MSR-load area of VMCS12.
     pub host_load: MsrArea,
 }
 
 impl MsrAreas {
     /// None has an entry in use.
-    pub const fn new(entry_load: MsrArea, exit_store: MsrArea, host_load: MsrArea) -> Self {
-        Self { entry_load, entry_load_count: 0, exit_store, exit_store_count: 0, host_load }
+    pub const fn new(entry_load: MsrArea, host_load: MsrArea) -> Self {
+        Self { entry_load, entry_load_count: 0, host_load }
     }
 }
 

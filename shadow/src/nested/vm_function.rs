@@ -10,7 +10,7 @@ use ept::Gpa;
 
 use super::machine::Machine;
 use super::nested_ept;
-use super::reflect::{Reflected, reflect};
+use super::reflect::{Reflected, complete_instruction, reflect};
 use super::vcpu::Vcpu;
 use crate::registers::RAX;
 
@@ -32,7 +32,7 @@ pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>) {
         vcpu.set_exit_info(EPTP_INDEX, index);
     }
     nested_ept::switch_eptp(vcpu);
-    vcpu.advance();
+    complete_instruction(vcpu);
 }
 
 /// The entry of the EPTP list that ECX selects, read once, if it is one that VM entry would accept.

@@ -24,7 +24,8 @@ pub fn tests() -> Vec<Test> {
         Test { name: "an_unknown_option_is_named_as_the_reason", run: bad_option },
         Test { name: "too_little_memory_is_named_as_the_reason", run: low_memory },
         Test { name: "a_triple_fault_of_the_guest_stops_the_machine", run: triple_fault },
-        Test { name: "a_vmx_abort_stops_the_machine_with_its_number", run: vmx_abort },
+        Test { name: "a_vmx_abort_stops_the_machine_with_its_number", run: vmx_abort_4 },
+        Test { name: "an_msr_that_an_exit_cannot_store_is_a_vmx_abort_of_the_guest_hypervisors", run: vmx_abort_1 },
     ]
 }
 
@@ -120,11 +121,21 @@ fn low_memory(context: &Context, name: &str) -> Result<()> {
     context.run(&machine)?.must_stop("low-memory", "memory")
 }
 
-/// The guest hypervisor's VM exit cannot load an MSR: abort 4 (SDM 28.7). The bare machine does not go on either.
-fn vmx_abort(context: &Context, name: &str) -> Result<()> {
-    let image = Module::with_args(&context.programs.conformance, "vmx-abort");
+/// The guest hypervisor's VM exit cannot load an MSR: abort 4 (SDM 28.7).
+fn vmx_abort_4(context: &Context, name: &str) -> Result<()> {
+    vmx_abort(context, name, "vmx-abort-load", "VMX abort 4")
+}
+
+/// The guest hypervisor's VM exit cannot store an MSR that it can read: abort 1.
+fn vmx_abort_1(context: &Context, name: &str) -> Result<()> {
+    vmx_abort(context, name, "vmx-abort-store", "VMX abort 1")
+}
+
+/// The bare machine does not go on either.
+fn vmx_abort(context: &Context, name: &str, argument: &str, abort: &str) -> Result<()> {
+    let image = Module::with_args(&context.programs.conformance, argument);
     let finished = context.run(&context.bochs(name, with_guest(context, vec![image.clone()])))?;
-    finished.must_stop("vmx-abort", "VMX abort 4")?;
+    finished.must_stop("vmx-abort", abort)?;
     let bare = Boot::Multiboot { kernel: image, modules: Vec::new() };
     // It is in shutdown state: nothing more is to come.
     let limit = Duration::from_secs(20);

@@ -177,7 +177,6 @@ impl Stacked {
                 Ended::Refused(_) => handle_failed_entry(&mut self.machine.vcpu),
                 Ended::Exited => self.exited(),
                 Ended::Interrupted { nmi: arrived } => {
-                    self.store_msrs();
                     self.machine.vcpu.machine.is_kicked.set(true);
                     handle(&mut self.machine.vcpu, ExitReason::INIT);
                     if arrived {
@@ -216,20 +215,9 @@ impl Stacked {
         }
     }
 
-    /// What an exit of vmcs02 does to its VM-exit MSR-store area.
-    fn store_msrs(&mut self) {
-        let count = self.machine.vcpu.vmcs.vmcs02.read(EXIT_MSR_STORE_COUNT) as usize;
-        for entry in &mut self.machine.vcpu.nested.areas.exit_store.entries[..count] {
-            entry.value = self.machine.vcpu.machine.msrs.borrow().get(&entry.index).copied().unwrap_or(0);
-        }
-    }
-
     fn exited(&mut self) {
         let reason = ExitReason(self.machine.vcpu.vmcs.vmcs02.read(EXIT_REASON));
         let msr = self.machine.vcpu.vmcs.vmcs02.read(EXIT_QUALIFICATION);
-        if !reason.is_entry_failure() {
-            self.store_msrs();
-        }
         if reason == ExitReason::RDMSR {
             self.machine.vcpu.registers[RCX] = msr;
         }

@@ -2,7 +2,7 @@
 
 use core::arch::asm;
 use core::fmt;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use shadow::fields::VM_INSTRUCTION_ERROR;
 
@@ -22,6 +22,7 @@ pub static RECOVERY_RSP: AtomicU64 = AtomicU64::new(0);
 static VECTOR: AtomicU32 = AtomicU32::new(0);
 static ERROR_CODE: AtomicU32 = AtomicU32::new(0);
 static CR2: AtomicU64 = AtomicU64::new(0);
+static RESUMES: AtomicBool = AtomicBool::new(false);
 /// RIP of the last fault or trap.
 static RIP: AtomicU64 = AtomicU64::new(0);
 /// The last interrupt or NMI, `1 << 31 | vector`.
@@ -48,6 +49,8 @@ pub enum Outcome {
         error_code: u32,
         /// CR2, for a page fault.
         cr2: u64,
+        /// RFLAGS.RF is set in the frame, as it is for a fault and not for a trap.
+        resumes: bool,
     },
 }
 
@@ -58,7 +61,7 @@ impl Outcome {
         if vector & HAPPENED != 0 {
             let vector = vector & !HAPPENED;
             let cr2 = if vector == PF { CR2.load(Relaxed) } else { 0 };
-            Self::Fault { vector, error_code: ERROR_CODE.load(Relaxed), cr2 }
+            Self::Fault { vector, error_code: ERROR_CODE.load(Relaxed), cr2, resumes: RESUMES.load(Relaxed) }
         } else if cf != 0 {
             Self::FailInvalid
         } else if zf != 0 {
@@ -75,9 +78,10 @@ impl fmt::Display for Outcome {
             Self::Success => f.write_str("ok"),
             Self::FailInvalid => f.write_str("fail-invalid"),
             Self::FailValid(error) => write!(f, "fail-{error}"),
-            Self::Fault { vector: PF, error_code, cr2 } => write!(f, "#PF({error_code:#x}) cr2={cr2:#x}"),
+            Self::Fault { vector: PF, error_code, cr2, .. } => write!(f, "#PF({error_code:#x}) cr2={cr2:#x}"),
             Self::Fault { vector, error_code, .. } => write!(f, "#{vector}({error_code:#x})"),
-        }
+        }?;
+        if matches!(self, Self::Fault { resumes: false, .. }) { f.write_str(" trap") } else { Ok(()) }
     }
 }
 
@@ -121,6 +125,7 @@ struct Frame {
 
 #[unsafe(no_mangle)]
 extern "C" fn handle_exception(frame: &mut Frame) {
+    const RFLAGS_RF: u64 = 1 << 16;
     const RFLAGS_CF_ZF_TF_IF: u64 = 1 | 1 << 6 | 1 << 8 | 1 << 9;
     if frame.vector == NMI || frame.vector >= 32 {
         INTERRUPT.store(HAPPENED | frame.vector as u32, Relaxed);
@@ -140,6 +145,7 @@ extern "C" fn handle_exception(frame: &mut Frame) {
     VECTOR.store(HAPPENED | frame.vector as u32, Relaxed);
     ERROR_CODE.store(frame.error_code as u32, Relaxed);
     CR2.store(cpu::cr2(), Relaxed);
+    RESUMES.store(frame.rflags & RFLAGS_RF != 0, Relaxed);
     RIP.store(frame.rip, Relaxed);
     frame.rip = recovery;
     frame.rbx = RECOVERY_RBX.load(Relaxed);

@@ -2,6 +2,7 @@
 
 mod apic_accesses;
 mod caps;
+mod emulated;
 mod entry_controls;
 mod entry_events;
 mod entry_guest;
@@ -65,6 +66,7 @@ pub const ALL: &[Group] = &[
     ("entry-events", entry_events::run),
     ("exits", exits::run),
     ("events", events::run),
+    ("emulated", emulated::run),
     ("ept", ept::run),
     ("apic-accesses", apic_accesses::run),
     ("virtual-apic", virtual_apic::run),

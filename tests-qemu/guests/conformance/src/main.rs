@@ -57,7 +57,8 @@ extern "C" fn conformance_main(loader_information: u32) -> ! {
     for word in arguments::words() {
         match word {
             minimal::WORD => minimal::run(),
-            abort::WORD => abort::run(),
+            abort::LOAD => abort::load(),
+            abort::STORE => abort::store(),
             scribble::WORD => scribble::run(&Processors::start()),
             _ => (),
         }

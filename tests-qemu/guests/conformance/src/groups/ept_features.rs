@@ -133,7 +133,7 @@ fn fill_list(flags: u64) {
     EPTP_LIST.set(511, other);
 }
 
-fn switching(vm: &mut Vm) {
+pub(super) fn switching(vm: &mut Vm) {
     fill_list(0);
     for page in 0..WINDOW_PAGES {
         PAGES.set(page * 512 + 1, 0x1111 * page as u64);

@@ -15,8 +15,8 @@ use crate::code;
 use crate::output::Suite;
 use crate::vm::Vm;
 
-const IF: u64 = 1 << 9;
-const TF: u64 = 1 << 8;
+pub(super) const IF: u64 = 1 << 9;
+pub(super) const TF: u64 = 1 << 8;
 
 /// All of them.
 pub fn run(suite: &mut Suite) {
@@ -37,7 +37,7 @@ fn case(suite: &mut Suite, name: impl core::fmt::Display, code: u64, change: imp
     suite.case(name, Delivered(verdict));
 }
 
-fn virtual_nmis(vm: &mut Vm) {
+pub(super) fn virtual_nmis(vm: &mut Vm) {
     vm.or(PIN_CONTROLS, Pin::NMI_EXITING | Pin::VIRTUAL_NMIS);
 }
 

@@ -7,11 +7,12 @@
 
 use core::fmt;
 
-use shadow::controls::EntryControls;
+use shadow::controls::{EntryControls, Secondary};
 use shadow::fields::*;
 
 use super::entry_guest::protected;
 use crate::cpu::invept;
+use crate::memory::{LONG_MSR_AREA, OPERANDS, SPARE};
 use crate::nested_paging::{self, PAGES, PML4, WINDOW, WINDOW_PT};
 use crate::output::Suite;
 use crate::vm::Vm;
@@ -234,6 +235,49 @@ fn pdpte_loads(suite: &mut Suite) {
         vm.registers.rax = LINEAR_32 + TARGET as u64 * 4096;
     });
     legacy_entry(suite);
+    pae_between_entries(suite);
+}
+
+/// A guest without EPT for which its hypervisor switches PAE on between two VMRESUMEs: entry loads the PDPTEs from
+/// memory from then on (SDM 27.3.2.4 "Loading Page-Directory-Pointer-Table Entries").
+fn pae_between_entries(suite: &mut Suite) {
+    const PAGE_4M: u64 = 4 << 20;
+    /// The last 2 MiB of the first GiB.
+    const ELSEWHERE: u64 = (1 << 30) - (2 << 20);
+    const PDPT: usize = 0;
+    const DIRECTORY: usize = 1;
+    let mut vm = Vm::with_vpid(code_32!("mov eax, [ecx]"));
+    protected(&mut vm);
+    vm.clear(SECONDARY_CONTROLS, Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST);
+    vm.clear(ENTRY_CONTROLS, EntryControls::IA32E_MODE_GUEST);
+    SPARE.fill(0);
+    for at in 0..512 {
+        let entry = |at: u64| (at * PAGE_4M) | LARGE | PRESENT_WRITE_USER | 0x60;
+        SPARE.set(at as usize, entry(2 * at) | entry(2 * at + 1) << 32);
+    }
+    vm.or(GUEST_CR0, CR0_PG).set(GUEST_CR3, SPARE.address());
+    vm.clear(GUEST_CR4, CR4_PAE).or(GUEST_CR4, CR4_PSE);
+    OPERANDS.fill(0x5a5a);
+    vm.registers.rcx = OPERANDS.address();
+    for round in 0..4 {
+        let verdict = vm.rerun();
+        suite.case(format_args!("pae-before-{round}"), format_args!("{verdict} eax={:#x}", vm.registers.rax));
+    }
+    LONG_MSR_AREA.fill(0);
+    LONG_MSR_AREA.set(PDPT * 512, (LONG_MSR_AREA.address() + DIRECTORY as u64 * 4096) | 1);
+    for at in 0..511_u64 {
+        LONG_MSR_AREA.set(DIRECTORY * 512 + at as usize, at << 21 | LARGE | PRESENT_WRITE_USER | 0x60);
+    }
+    let operands = OPERANDS.address();
+    let page = operands & !((2 << 20) - 1);
+    LONG_MSR_AREA.set(DIRECTORY * 512 + 511, page | LARGE | PRESENT_WRITE_USER | 0x60);
+    vm.or(GUEST_CR4, CR4_PAE).set(GUEST_CR3, LONG_MSR_AREA.address());
+    vm.registers.rcx = ELSEWHERE + (operands - page);
+    for round in 0..2 {
+        vm.registers.rax = 0;
+        let verdict = vm.rerun();
+        suite.case(format_args!("pae-after-{round}"), format_args!("{verdict} eax={:#x}", vm.registers.rax));
+    }
 }
 
 /// A guest that leaves paging and comes back, with its tables gone meanwhile.

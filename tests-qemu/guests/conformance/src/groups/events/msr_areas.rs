@@ -1,6 +1,7 @@
 //! VM-entry MSR-load, VM-exit MSR-store and MSR-load areas (SDM 27.4, 28.4, 28.6). A VM-exit load that fails is a VMX
 //! abort, the end of the machine: not tried.
 
+use shadow::controls::{EntryControls, ExitControls};
 use shadow::fields::*;
 
 use crate::code;
@@ -27,6 +28,7 @@ pub fn run(suite: &mut Suite) {
     changed_by_the_guest(suite);
     longest(suite);
     bad_loads(suite);
+    registers_of_failed_entries(suite);
 }
 
 fn round_trip(suite: &mut Suite) {
@@ -55,6 +57,7 @@ fn round_trip(suite: &mut Suite) {
         ("star", 0xc000_0081),
         ("fs-base", 0xc000_0100),
         ("apic-base", 0x1b),
+        ("tsc-aux", 0xc000_0103),
     ] {
         let mut vm = Vm::new(code!("nop"));
         put(STORE, 0, msr, 0);
@@ -149,6 +152,60 @@ fn longest(suite: &mut Suite) {
         let lstar = rdmsr(LSTAR as u32).unwrap_or(0);
         suite.case(format_args!("exit-load-{count}"), format_args!("{verdict} {lstar:#x}"));
         let _ = wrmsr(LSTAR as u32, 0);
+    }
+}
+
+/// IA32_PAT and IA32_EFER after an entry that fails before it loads them, after it has loaded them, and after its MSRs
+/// have loaded others; by each way in which entry and exit load them (SDM 27.8, 28.5.1).
+fn registers_of_failed_entries(suite: &mut Suite) {
+    const PAT: u64 = 0x277;
+    const EFER: u64 = 0xc000_0080;
+    const NEVER_LOADED: u64 = 0xc000_0100;
+    // SCE shows whose EFER is there.
+    let [efer_of_entry, efer_of_area, efer_of_exit] = [0xd01, 0xd01, 0xd00];
+    let [pat_of_entry, pat_of_area, pat_of_exit] =
+        [0x0606_0606_0606_0606, 0x0404_0404_0404_0404, 0x0007_0406_0007_0506];
+    let areas: [(&str, &[(u64, u64)]); 4] = [
+        ("nothing", &[]),
+        ("pat", &[(PAT, pat_of_area)]),
+        ("efer", &[(EFER, efer_of_area)]),
+        ("both", &[(PAT, pat_of_area), (EFER, efer_of_area)]),
+    ];
+    for loads in 0..16 {
+        for (name, area) in areas.into_iter().chain([("guest-state", &[][..])]) {
+            let mut vm = Vm::new(code!("nop"));
+            let has = |bit: u32| loads >> bit & 1 != 0;
+            let entry = [(EntryControls::LOAD_PAT, has(0)), (EntryControls::LOAD_EFER, has(1))];
+            let exit = [(ExitControls::LOAD_PAT, has(2)), (ExitControls::LOAD_EFER, has(3))];
+            for (control, is_on) in entry {
+                if is_on {
+                    vm.or(ENTRY_CONTROLS, control)
+                } else {
+                    vm.clear(ENTRY_CONTROLS, control)
+                };
+            }
+            for (control, is_on) in exit {
+                if is_on {
+                    vm.or(EXIT_CONTROLS, control)
+                } else {
+                    vm.clear(EXIT_CONTROLS, control)
+                };
+            }
+            vm.set(GUEST_PAT, pat_of_entry).set(GUEST_EFER, efer_of_entry);
+            vm.set(HOST_PAT, pat_of_exit).set(HOST_EFER, efer_of_exit);
+            for (index, &(msr, value)) in area.iter().chain(&[(NEVER_LOADED, 0)]).enumerate() {
+                put(ENTRY_LOAD, index, msr, value);
+            }
+            vm.set(ENTRY_MSR_LOAD_COUNT, area.len() as u32 + 1);
+            if name == "guest-state" {
+                vm.set(GUEST_RFLAGS, 0);
+            }
+            let (verdict, found) = vm.run_and_observe(|_| [PAT, EFER].map(|msr| rdmsr(msr as u32).unwrap_or(0)));
+            suite.case(
+                format_args!("failed-entry-loads-{loads:04b}-after-{name}"),
+                format_args!("{verdict} {found:x?}"),
+            );
+        }
     }
 }
 
