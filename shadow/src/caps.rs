@@ -11,9 +11,9 @@ use crate::index::FieldSet;
 use crate::msr::*;
 use crate::registers::is_canonical;
 
-/// A control word of which a capability MSR says what is allowed.
+/// A control word whose allowed settings a capability MSR reports.
 pub trait CapabilityWord: ControlWord {
-    /// The bits that a processor wants to be 1, and those that it allows to be 1.
+    /// The bits that a processor requires to be 1, and the bits that it allows to be 1.
     fn allowed(caps: &VmxCaps) -> (Self, Self);
 }
 
@@ -55,10 +55,11 @@ const BASIC_TRUE_CONTROLS: u64 = 1 << 55;
 /// What a host decides about the VMX that its guest hypervisor gets.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy<'a> {
-    /// The VMCS revision identifier of VMCS12s, 31 bits. Their layout is this crate's ([`crate::vmcs12`]), so it is to
-    /// change with that.
+    /// The VMCS revision identifier of VMCS12s, 31 bits. This crate defines their layout ([`crate::vmcs12`]): a new
+    /// layout needs a new identifier.
     pub revision: u32,
-    /// Controls that the processor has and this crate could offer, and that the guest hypervisor does not get.
+    /// Controls that the guest hypervisor does not get, although the processor has them and this crate could offer
+    /// them.
     pub withheld: &'a [Control],
 }
 
@@ -104,12 +105,12 @@ pub struct VmxCaps {
     pub physical_bits: u32,
     /// Linear-address width: 57 with 5-level paging, else 48.
     pub linear_bits: u32,
-    /// Fields that all of the above promises and VMREAD does not know.
+    /// Fields that the capabilities above promise and VMREAD does not know.
     pub missing: FieldSet,
 }
 
 impl VmxCaps {
-    /// Reads the capability MSRs. Those whose existence depends on another are read only if it says so.
+    /// Reads the capability MSRs. An MSR whose existence another MSR reports is read only if it exists.
     pub fn read(mut rdmsr: impl FnMut(u32) -> u64, physical_bits: u32, linear_bits: u32) -> Self {
         let basic = rdmsr(IA32_VMX_BASIC);
         let (pin, primary, exit, entry) = if basic & BASIC_TRUE_CONTROLS != 0 {
@@ -151,8 +152,8 @@ impl VmxCaps {
         }
     }
 
-    /// The same on a machine whose VMREAD knows only these fields. A hypervisor below may promise a control and lack
-    /// its field: then nobody can use the control, so it counts as absent.
+    /// These capabilities on a machine whose VMREAD knows only the fields `known`. A hypervisor below may promise a
+    /// control and lack the control's field: such a control is of no use, so it counts as absent.
     #[must_use]
     pub fn with_fields(self, known: &FieldSet) -> Self {
         let missing = self.fields().minus(known);
@@ -165,12 +166,12 @@ impl VmxCaps {
         caps
     }
 
-    /// The first field that every processor has and this one lacks: the host cannot run without it.
+    /// The first missing field of those that every processor has: the host cannot run without it.
     pub fn missing_essential(&self) -> Option<FieldId> {
         self.missing.iter().find(|id| id.info().exists == Exists::Always)
     }
 
-    /// Removes a control, and what can only be reached through it.
+    /// Removes a control, and the controls that only this control activates.
     pub(crate) fn remove(&mut self, control: Control) {
         match control {
             Control::Pin(bits) => self.pin = self.pin.without(bits.bits()),
@@ -193,9 +194,10 @@ impl VmxCaps {
         }
     }
 
-    /// What the guest hypervisor is offered: of what the processor has, the controls that [`crate::controls`] names and
-    /// does not mark hidden, the EPT features of `ept_offered`, and what is named here of the rest; without what the
-    /// policy withholds. What has no name here stays hidden.
+    /// The capabilities that the guest hypervisor is offered. Of the processor's capabilities, they are the controls
+    /// that [`crate::controls`] names and does not mark hidden, the EPT features of `ept_offered`, and the other
+    /// features that this function names; the controls that the policy withholds are left out. A feature without a name
+    /// stays hidden.
     pub fn offered(&self, policy: &Policy<'_>) -> Self {
         /// IA32_VMX_BASIC: physical addresses of 32 bits, the memory type, information on INS and OUTS, the TRUE
         /// capability MSRs, and hardware exceptions with any error code.
@@ -207,10 +209,10 @@ impl VmxCaps {
         // Offering VMCS shadowing needs IA32_VMX_MISC[29]: the host copies the guest's shadow VMCS into one of its own,
         // exit information included.
         let vmcs_shadowing = if self.vmwrite_any() { Secondary::empty() } else { Secondary::VMCS_SHADOWING };
-        // The host does not let an exit of its own start the timer again.
+        // An exit that the host handles must not restart the timer, so the host needs the control that saves it.
         let saves_timer = self.may_be_1(Control::Exit(ExitControls::SAVE_PREEMPTION_TIMER));
         let timer = if saves_timer { Pin::empty() } else { Pin::ACTIVATE_PREEMPTION_TIMER };
-        // There is no activating what is not offered.
+        // Without an offered tertiary control there is nothing to activate.
         let tertiary = self.tertiary & Tertiary::OFFERED.bits();
         let activate = if tertiary == 0 { Primary::ACTIVATE_TERTIARY } else { Primary::empty() };
         let mut offered = Self {
@@ -481,7 +483,7 @@ mod tests {
         assert_eq!((offered.revision(), offered.msr(IA32_VMX_BASIC).map(|basic| basic as u32)), (0x1234, Some(0x1234)));
     }
 
-    /// A processor with every bit that may be anything: what is offered of it has a name.
+    /// A processor that allows every bit: each bit that is offered has a name.
     #[test]
     fn nothing_without_a_name_is_offered_but_what_must_be_1() {
         fn named<W: ControlWord>() -> u64 {

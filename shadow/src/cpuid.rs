@@ -1,12 +1,12 @@
-//! CPUID as the guest hypervisor sees it (SDM Volume 2A, CPUID), as an allow list: a leaf, a register and a bit come
-//! through if they are here.
+//! CPUID as the guest hypervisor sees it (SDM Volume 2A, CPUID), as an allow list: a bit of a leaf comes through only
+//! if a row of this module names it.
 //!
-//! What is not here reads as on a processor without it: a bit as 0, a leaf as zeros, a leaf above the highest one as
-//! the highest basic one. Two things are hidden by that alone: what a hypervisor below answers in the leaves
-//! 4000_00xxH, whose interface (VMCALL, and MSRs that name memory by address) is not the guest hypervisor's, and what a
-//! processor of tomorrow has that nobody here has looked at.
+//! Everything else reads as on a processor without it: a bit as 0, a leaf as zeros, a leaf above the highest one as the
+//! highest basic one. This hides two things that need no row: the leaves 4000_00xxH of a hypervisor below, whose
+//! interface (VMCALL, and MSRs that name memory by address) is not for the guest hypervisor, and features of future
+//! processors that this project has not examined.
 //!
-//! `FEATURES` names what is known and still does not come through as it is, each with its reason.
+//! `FEATURES` lists the known features that do not come through unchanged, with the reasons.
 
 use crate::caps::VmxCaps;
 use crate::controls::{Control, Secondary};
@@ -33,10 +33,11 @@ struct Row {
 enum Presence {
     /// Never.
     Withheld,
-    /// If this control is there, which vmcs01 has then: without it the feature's instructions are #UD in VMX non-root
-    /// operation.
+    /// If the processor has this control, which vmcs01 then sets: without the control the feature's instructions are
+    /// #UD in VMX non-root operation.
     With(Control),
-    /// If the guest hypervisor has set these bits of CR4: the bit says so, and the processor's would speak of the host.
+    /// If the guest hypervisor has set these bits of CR4. The CPUID bit mirrors CR4, and the processor's answer would
+    /// mirror the host's CR4.
     Enabled(u64),
 }
 
@@ -70,7 +71,7 @@ macro_rules! leaves {
 }
 
 leaves! {
-    /// Vendor. EAX, the highest basic leaf, is cut down to the last one here.
+    /// Vendor. EAX, the highest basic leaf, is limited to the last one here.
     0x00, ANY, WHOLE;
     /// Version and features.
     0x01, ANY, [0x0fff_3fff, ALL, !bits([16]), !bits([10, 20, 30])];
@@ -82,10 +83,10 @@ leaves! {
     0x04, ANY, [ALL, ALL, ALL, 0b111];
     /// MONITOR and MWAIT.
     0x05, ANY, [0xffff, 0xffff, bits([0, 1]), ALL];
-    /// Thermal and power management. Nothing of the hardware feedback interface: it writes to memory by physical
+    /// Thermal and power management. Without the hardware feedback interface, which writes to memory by physical
     /// address.
     0x06, ANY, [bits([0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 16, 17, 18, 20, 22, 24]), 0xf, bits([0, 3]), 0];
-    /// Structured extended features. EAX, the highest subleaf, is cut down to the last one here.
+    /// Structured extended features. EAX, the highest subleaf, is limited to the last one here.
     0x07, 0..=0, [ALL, !bits([22]), !bits([15, 26]), !bits([0, 6, 7, 12, 17, 21])];
     0x07, 1..=1, [
         bits([0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 17, 18, 19, 20, 21, 22, 23, 26, 27, 30, 31]),
@@ -100,11 +101,11 @@ leaves! {
     0x0a, ANY, WHOLE;
     /// Topology.
     0x0b, ANY, WHOLE;
-    /// Extended state: bits of XCR0. Not of APX, which is withheld.
+    /// Extended state: bits of XCR0, without APX, which is withheld.
     0x0d, 0..=0, [bits([0, 1, 2, 3, 4, 5, 6, 7, 9, 17, 18]), ALL, ALL, 0];
-    /// Instructions, and bits of IA32_XSS. Not of Intel PT and architectural LBRs, which are withheld.
+    /// Instructions, and bits of IA32_XSS, without Intel PT and architectural LBRs, which are withheld.
     0x0d, 1..=1, [0x1f, ALL, bits([10, 11, 12, 13, 14, 16]), 0];
-    /// The components themselves.
+    /// The components of extended state.
     0x0d, 2..=7, WHOLE;
     0x0d, 9..=14, WHOLE;
     0x0d, 16..=18, WHOLE;
@@ -129,7 +130,7 @@ leaves! {
     0x23, ANY, WHOLE;
     /// AVX10.
     0x24, ANY, WHOLE;
-    /// The highest extended leaf, cut down to the last one here.
+    /// The highest extended leaf, limited to the last one here.
     0x8000_0000, ANY, WHOLE;
     /// LAHF, LZCNT, PREFETCHW; SYSCALL, NX, 1-GByte pages, RDTSCP, 64-bit mode.
     0x8000_0001, ANY, [ALL, 0, bits([0, 5, 8]), bits([11, 20, 26, 27, 29])];
@@ -160,23 +161,23 @@ macro_rules! features {
 use Presence::{Enabled, With, Withheld};
 
 features! {
-    /// GETSEC always exits, and is #UD then.
+    /// GETSEC always exits, and the host then injects #UD.
     SMX: (0x01, 0) ECX 6, Withheld;
     OSXSAVE: (0x01, 0) ECX 27, Enabled(CR4_OSXSAVE);
-    /// "There is a hypervisor below": it is the host's to talk to.
+    /// "There is a hypervisor below": only the host may talk to it.
     HYPERVISOR: (0x01, 0) ECX 31, Withheld;
-    /// Enclaves have memory that EPT01 does not map, and controls that are hidden.
+    /// Enclaves need memory that EPT01 does not map, and controls that are hidden.
     SGX: (0x07, 0) EBX 2, Withheld;
     INVPCID: (0x07, 0) EBX 10, With(Control::Secondary(Secondary::ENABLE_INVPCID));
-    /// Intel PT writes its packets by physical address, past EPT, and goes on in the host.
+    /// Intel PT writes its packets by physical address, past EPT, and goes on while the host runs.
     INTEL_PT: (0x07, 0) EBX 25, Withheld;
     OSPKE: (0x07, 0) ECX 4, Enabled(CR4_PKE);
     WAITPKG: (0x07, 0) ECX 5, With(Control::Secondary(Secondary::ENABLE_USER_WAIT_AND_PAUSE));
-    /// Nobody would keep the wrapping keys of the guest hypervisor and of its nested guests apart.
+    /// The host has no code that keeps the wrapping keys of the guest hypervisor and of its nested guests apart.
     KEY_LOCKER: (0x07, 0) ECX 23, Withheld;
     SGX_LAUNCH_CONFIGURATION: (0x07, 0) ECX 30, Withheld;
     SGX_KEYS: (0x07, 0) EDX 1, Withheld;
-    /// The keys of memory encryption are the machine's: with another one, memory of the host has a second address.
+    /// The keys of memory encryption are the machine's: with another key, memory of the host has a second address.
     PCONFIG: (0x07, 0) EDX 18, Withheld;
     /// The controls that switch IA32_LBR_CTL are hidden, so that branches of the host would be recorded.
     ARCHITECTURAL_LBRS: (0x07, 0) EDX 19, Withheld;
@@ -190,13 +191,13 @@ features! {
     LINEAR_ADDRESS_MASKING: (0x07, 1) EAX 26, Withheld;
     /// RDMSRLIST and WRMSRLIST are #UD without a tertiary control, and would pass the host's MSR bitmap.
     MSR_LIST: (0x07, 1) EAX 27, Withheld;
-    /// PBNDKB is #UD without a control; as for PCONFIG.
+    /// PBNDKB is #UD without a control. Withheld as PCONFIG is.
     PBNDKB: (0x07, 1) EBX 1, Withheld;
-    /// Their exits are those of MSR accesses with an immediate operand, which nothing here decodes.
+    /// No code here decodes the exits of MSR accesses with an immediate operand.
     MSR_IMMEDIATE: (0x07, 1) ECX 5, Withheld;
-    /// The deadline would be the guest hypervisor's while the host runs.
+    /// The guest hypervisor's deadline would stay in force while the host runs.
     USER_TIMER: (0x07, 1) EDX 13, Withheld;
-    /// As for MSR accesses with an immediate operand.
+    /// Withheld as MSR accesses with an immediate operand are.
     USER_MSR: (0x07, 1) EDX 15, Withheld;
     /// Operands of emulated instructions may be in registers that the host neither saves nor decodes.
     APX: (0x07, 1) EDX 21, Withheld;
@@ -212,7 +213,7 @@ const HIGHEST_EXTENDED: u32 = 0x8000_0008;
 /// The highest subleaf of leaf 7 here.
 const HIGHEST_OF_7: u32 = 2;
 
-/// What comes through on one machine.
+/// The bits that come through on one machine.
 #[derive(Clone, Debug)]
 pub struct CpuidView {
     highest_basic: u32,
@@ -221,7 +222,7 @@ pub struct CpuidView {
 }
 
 impl CpuidView {
-    /// On a processor with these capabilities, which `cpuid` asks.
+    /// The view on a processor with these capabilities; `cpuid` executes CPUID on it.
     pub fn new(caps: &VmxCaps, cpuid: impl Fn(u32, u32) -> Answer) -> Self {
         let passes = ROWS.map(|Row { leaf, subleaves, mut known }| {
             let here = FEATURES.iter().filter(|feature| feature.leaf == leaf && subleaves.contains(&feature.subleaf));
@@ -276,7 +277,7 @@ mod tests {
     use crate::fake::skylake_caps;
     use proptest::prelude::*;
 
-    /// A processor with every bit of every leaf, up to these.
+    /// A processor with every bit of every leaf, up to the highest leaves that it reports.
     fn everything(leaf: u32, _: u32) -> Answer {
         match leaf {
             0 => [0x30, ALL, ALL, ALL],

@@ -1,4 +1,4 @@
-//! Events: injecting an exception, and delivering again what an exit interrupted.
+//! Events: injecting an exception, and delivering again an event whose delivery an exit interrupted.
 
 use crate::caps::VmxCaps;
 use crate::exit::{InterruptionInfo, interruption_type};
@@ -36,9 +36,9 @@ pub const fn privilege_level(ss_access_rights: u32) -> u8 {
 pub const NMI_INTERRUPTION: InterruptionInfo = InterruptionInfo::new(interruption_type::NMI, NMI);
 
 impl Fault {
-    /// How the fault is reported and injected: its interruption information and error code. In real-address mode there
-    /// is none (SDM 27.2.1.3 "VM-Entry Control Fields", 28.2.2 "Information for VM Exits Due to Vectored Events"). CR2
-    /// is the caller's, the VMCS has no field for it.
+    /// The interruption information and error code with which the fault is reported and injected. In real-address mode
+    /// there is no error code (SDM 27.2.1.3 "VM-Entry Control Fields", 28.2.2 "Information for VM Exits Due to Vectored
+    /// Events"). The caller sets CR2, for which the VMCS has no field.
     pub const fn interruption(self, mode: GuestMode) -> (InterruptionInfo, Option<u32>) {
         let (vector, error_code) = match self {
             Self::InvalidOpcode => (UD, None),
@@ -101,7 +101,7 @@ pub fn interrupted(vmcs: &impl VmcsAccess) -> Option<Injection> {
 ///
 /// # Errors
 ///
-/// What the processor reports is no event that VM entry knows in any form: nothing is injected.
+/// The processor reports an event that VM entry accepts in no form. Nothing is injected.
 pub fn redeliver(vmcs: &mut impl VmcsAccess, caps: &VmxCaps) -> Result<(), InterruptionInfo> {
     let Some(reported) = interrupted(vmcs) else { return Ok(()) };
     let rules = InjectionRules::new(caps, GuestMode::of(vmcs));
@@ -127,7 +127,7 @@ mod tests {
         vmcs
     }
 
-    /// Every fault, in every mode, is one that VM entry takes.
+    /// VM entry accepts every fault in every mode.
     #[test]
     fn a_fault_has_an_error_code_as_its_vector_wants_and_none_in_real_mode() {
         let faults = [

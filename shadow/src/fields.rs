@@ -1,9 +1,9 @@
 //! THE table: every VMCS field, one row each (SDM Appendix B "Field Encoding in VMCS").
 //!
-//! A row reads `NAME: WIDTH AREA INDEX, exists with ..., merge class, how often it is accessed`. From it come the typed
-//! constants, the dense ids, the encodings, the VMCS12 layout, and the sets that the merge and the synchronisation work
-//! through. A field of a feature that the guest hypervisor is not offered has its row, and does not exist for it:
-//! VMREAD and VMWRITE of it fail with error 12.
+//! A row reads `NAME: WIDTH AREA INDEX, exists with ..., merge class, how often it is accessed`. The table generates
+//! the typed constants, the dense ids, the encodings, the VMCS12 layout, and the sets that the merge and the
+//! synchronisation work through. Fields of features that are not offered have rows too; for the guest hypervisor they
+//! do not exist: its VMREAD and VMWRITE of them fail with error 12.
 
 use crate::controls::{
     Control, ControlWord, EntryControls as N, Exists, ExitControls as X, Pin as P, Primary as C, Secondary as S,
@@ -42,19 +42,20 @@ impl<T> Field<T> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Merge {
     /// vmcs02 holds vmcs12's value. The processor alone checks it, at VM entry, and under VMCS shadowing the guest
-    /// hypervisor may write it in vmcs02 itself: a check in [`crate::check`] that looks at it would not be repeated.
+    /// hypervisor may write the field in vmcs02 directly. No check in [`crate::check`] may depend on such a field, as a
+    /// direct write would not repeat the check.
     Copy,
     /// A register that VM entry loads: vmcs02 holds vmcs12's value, or the guest hypervisor's if vmcs12 does not load
     /// it.
     Loaded,
     /// A PDPTE: vmcs12's with EPT12, else from the nested guest's memory.
     Pdpte,
-    /// The VMX-preemption timer: vmcs12's value, unless the last exit has saved what was left of it.
+    /// The VMX-preemption timer: vmcs12's value, unless the last exit has saved the time that was left.
     Timer,
     /// A control word: bit by bit as [`crate::controls`] says.
     ControlWord,
-    /// The address of one page in the guest hypervisor's memory, or of something within one, that holds no addresses;
-    /// vmcs02 holds what EPT01 translates it to.
+    /// The address of a structure within one page of the guest hypervisor's memory, which itself holds no addresses;
+    /// vmcs02 holds the address that EPT01 translates it to.
     Translated,
     /// Guest state: copied to vmcs02, and back when the nested guest has run.
     Guest,
@@ -62,20 +63,20 @@ pub enum Merge {
     ExitInfo,
     /// The guest hypervisor's own state, loaded into vmcs01's guest-state area when an exit is reflected.
     HostState,
-    /// A register of the guest hypervisor's that the host has no use for ([`crate::passing`]): vmcs02 holds vmcs12's
-    /// value, for exits to load.
+    /// A register of the guest hypervisor that the host has no use for ([`crate::passing`]): vmcs02 holds vmcs12's
+    /// value, and exits load it.
     Passing,
-    /// vmcs02 holds the host's value; vmcs12's is acted upon in software.
+    /// vmcs02 holds the host's value; software acts upon vmcs12's.
     HostOnly,
 }
 
-/// How often a guest hypervisor looks at a field. Without VMCS shadowing, guest state that it looks at often is brought
-/// back to VMCS12 on every exit of its nested guest, and all other guest state on demand.
+/// How often a guest hypervisor accesses a field. Without VMCS shadowing, every exit of a nested guest copies the often
+/// accessed guest state back to VMCS12; all other guest state is copied on demand.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Accessed {
-    /// On most exits, as KVM and Xen are written.
+    /// On most exits, by KVM or Xen.
     Often,
-    /// When it sets a nested guest up, and then seldom.
+    /// When a hypervisor sets a nested guest up, and then seldom.
     Rarely,
 }
 
@@ -88,13 +89,13 @@ pub struct FieldInfo {
     pub encoding: Encoding,
     /// When the processor has it.
     pub exists: Exists,
-    /// How it reaches vmcs02.
+    /// How vmcs02 gets its value.
     pub merge: Merge,
-    /// How often a guest hypervisor looks at it.
+    /// How often a guest hypervisor accesses it.
     pub accessed: Accessed,
 }
 
-/// The type of a row's values: a control word's own, or one of the field's width.
+/// The type of a row's values: a control word's own type, or an integer of the field's width.
 macro_rules! value_type {
     (Pin) => {
         P
@@ -212,7 +213,7 @@ macro_rules! vmcs_fields {
 
 vmcs_fields! {
     // 16-bit control fields.
-    /// Virtual-processor identifier. vmcs02 has one of the host's choice.
+    /// Virtual-processor identifier. vmcs02 has a VPID that the host chooses.
     VPID: W16 Control 0, Secondary(S::ENABLE_VPID), HostOnly, Rarely;
     /// Posted-interrupt notification vector.
     POSTED_INTERRUPT_NOTIFICATION_VECTOR: W16 Control 1, Pin(P::PROCESS_POSTED_INTERRUPTS), Copy, Rarely;
@@ -280,9 +281,9 @@ vmcs_fields! {
     ENTRY_MSR_LOAD_ADDRESS: W64 Control 5, Always, HostOnly, Rarely;
     /// Executive-VMCS pointer, for SMM only.
     EXECUTIVE_VMCS_POINTER: W64 Control 6, Smm, HostOnly, Rarely;
-    /// PML address. The host logs.
+    /// PML address. The host itself writes the log.
     PML_ADDRESS: W64 Control 7, Secondary(S::ENABLE_PML), HostOnly, Rarely;
-    /// TSC offset. The guest hypervisor itself has none, so the nested guest has just this one.
+    /// TSC offset. The guest hypervisor itself runs without an offset, so VMCS12's is the nested guest's whole offset.
     TSC_OFFSET: W64 Control 8, Always, Copy, Rarely;
     /// Virtual-APIC address.
     VIRTUAL_APIC_ADDRESS: W64 Control 9, Primary(C::USE_TPR_SHADOW), Translated, Rarely;
@@ -292,7 +293,7 @@ vmcs_fields! {
     POSTED_INTERRUPT_DESCRIPTOR_ADDRESS: W64 Control 11, Pin(P::PROCESS_POSTED_INTERRUPTS), Translated, Rarely;
     /// VM-function controls.
     VM_FUNCTION_CONTROLS: VmFunctions Control 12, Secondary(S::ENABLE_VM_FUNCTIONS), HostOnly, Rarely;
-    /// EPT pointer. vmcs02 has that of ept02, or of ept01.
+    /// EPT pointer. vmcs02 has the EPTP of ept02, or of ept01.
     EPT_POINTER: W64 Control 13, Secondary(S::ENABLE_EPT), HostOnly, Rarely;
     /// EOI-exit bitmap 0.
     EOI_EXIT_BITMAP_0: W64 Control 14, Secondary(S::VIRTUAL_INTERRUPT_DELIVERY), Copy, Rarely;
@@ -304,7 +305,8 @@ vmcs_fields! {
     EOI_EXIT_BITMAP_3: W64 Control 17, Secondary(S::VIRTUAL_INTERRUPT_DELIVERY), Copy, Rarely;
     /// EPTP-list address.
     EPTP_LIST_ADDRESS: W64 Control 18, VmFunction(F::EPTP_SWITCHING), HostOnly, Rarely;
-    /// VMREAD-bitmap address. vmcs02 has that of a bitmap in which fields that are not offered make every access exit.
+    /// VMREAD-bitmap address. vmcs02 has the address of another bitmap, in which fields that are not offered make every
+    /// access exit.
     VMREAD_BITMAP: W64 Control 19, Secondary(S::VMCS_SHADOWING), HostOnly, Rarely;
     /// VMWRITE-bitmap address.
     VMWRITE_BITMAP: W64 Control 20, Secondary(S::VMCS_SHADOWING), HostOnly, Rarely;
@@ -358,7 +360,7 @@ vmcs_fields! {
 
     // 64-bit guest-state fields.
     /// VMCS link pointer. Among the guest state by its encoding only: no guest register corresponds to it. It points to
-    /// the shadow VMCS, so vmcs02 has the host's value.
+    /// a shadow VMCS, so vmcs02 has the host's value.
     VMCS_LINK_POINTER: W64 Guest 0, Always, HostOnly, Rarely;
     /// Guest IA32_DEBUGCTL.
     GUEST_DEBUGCTL: W64 Guest 1, Always, Loaded, Rarely;
@@ -536,8 +538,8 @@ vmcs_fields! {
     GUEST_SMBASE: W32 Guest 20, Smm, HostOnly, Rarely;
     /// Guest IA32_SYSENTER_CS.
     GUEST_SYSENTER_CS: W32 Guest 21, Always, Guest, Rarely;
-    /// VMX-preemption timer value. Among the guest state although it is a control: the exit saves it only where the
-    /// control "save VMX-preemption timer value" says so.
+    /// VMX-preemption timer value. It is part of the guest state although it acts as a control: an exit saves it only
+    /// if the control "save VMX-preemption timer value" is 1.
     PREEMPTION_TIMER_VALUE: W32 Guest 23, Pin(P::ACTIVATE_PREEMPTION_TIMER), Timer, Often;
 
     // 32-bit host-state field.
@@ -695,9 +697,9 @@ impl FieldId {
         ENCODINGS[self.0 as usize]
     }
 
-    /// The same; for a field of the host-state area an encoding that no processor has. What is written by it leaves the
-    /// host-state area alone: VMWRITE fails there, without a look at each field before. Fields of registers that pass
-    /// through the host ([`Merge::Passing`]) are none of these.
+    /// The field's encoding; for a field of the host-state area, an encoding that no processor has. So VMWRITE by this
+    /// encoding fails for such a field, without a test of each field before. The host-state fields of the class
+    /// [`Merge::Passing`] have their ordinary encoding.
     #[inline(always)]
     pub const fn encoding_but_host_state(self) -> Encoding {
         ENCODINGS_BUT_HOST_STATE[self.0 as usize]
@@ -723,9 +725,9 @@ impl fmt::Debug for FieldId {
 
 /// A value that a VMCS field can hold.
 pub trait FieldValue: Copy {
-    /// From the low bits of a word.
+    /// Takes the value from the low bits of a word.
     fn from_word(word: u64) -> Self;
-    /// Zero-extended.
+    /// The value, zero-extended to a word.
     fn into_word(self) -> u64;
 }
 
@@ -741,7 +743,7 @@ macro_rules! field_value {
 }
 field_value!(u16, u32, u64);
 
-/// A control word, and the field that it is.
+/// A control word that is a VMCS field.
 pub trait ControlField: ControlWord + FieldValue {
     /// Its row.
     const FIELD: Field<Self>;

@@ -1,5 +1,5 @@
-//! The guest hypervisor's state after an exit that it gets: VMCS12's host state into vmcs01's guest state (SDM 28.5
-//! "Loading Host State").
+//! The guest hypervisor's state after an exit that is reflected to it: VMCS12's host state goes into vmcs01's guest
+//! state (SDM 28.5 "Loading Host State").
 
 use core::fmt;
 
@@ -39,7 +39,7 @@ impl fmt::Display for VmxAbort {
 
 impl core::error::Error for VmxAbort {}
 
-/// What the nested guest left in registers that VMCS12's exit controls do not load.
+/// The values that the nested guest left in registers that VMCS12's exit controls do not load.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LeftBehind {
     /// IA32_PAT.
@@ -51,7 +51,7 @@ pub struct LeftBehind {
 }
 
 impl LeftBehind {
-    /// Reads it from vmcs02, which must be current; registers that are loaded anyway are not read.
+    /// Reads the values from vmcs02, which must be current. Registers that VMCS12 loads are not read.
     pub fn read(vmcs02: &impl VmcsAccess, vmcs12: &Vmcs12, nmi_blocked: bool) -> Self {
         let exit = vmcs12.get(EXIT_CONTROLS);
         Self {
@@ -64,9 +64,9 @@ impl LeftBehind {
 
 /// Rows of [`HostImage`] that are loaded together.
 trait Group {
-    /// Loads them: straight-line code, an encoding and a word each.
+    /// Loads the rows by straight-line code: an encoding and a word each.
     fn load(image: &HostImage, vmcs01: &mut impl VmcsAccess);
-    /// Whether two images agree in them.
+    /// Whether two images agree in these rows.
     fn agree(one: &HostImage, other: &HostImage) -> bool;
 }
 
@@ -99,8 +99,8 @@ macro_rules! host_image {
         )+
 
         impl HostImage {
-            /// Loads all of it. That is everything, if VMCS12's exit controls make it so ([`is_self_contained`]), and
-            /// NMIs are not blocked. vmcs01 must be current.
+            /// Loads the whole image. Nothing else needs loading if VMCS12 is self-contained ([`is_self_contained`])
+            /// and NMIs are not blocked. vmcs01 must be current.
             pub fn load(&self, vmcs01: &mut impl VmcsAccess) {
                 $($group::load(self, vmcs01);)+
             }
@@ -109,7 +109,7 @@ macro_rules! host_image {
 }
 
 host_image! { |vmcs12|
-    /// What the guest hypervisor changes all the time, or without leaving a trace.
+    /// Fields that the guest hypervisor changes all the time, or without a trace.
     Always {
         GUEST_CR0 = vmcs12.get(HOST_CR0),
         GUEST_CR3 = vmcs12.get(HOST_CR3),
@@ -150,18 +150,18 @@ host_image! { |vmcs12|
         GUEST_GS_LIMIT = u32::MAX,
         GUEST_GS_ACCESS_RIGHTS = data_access_rights(vmcs12.get(HOST_GS_SELECTOR)),
     }
-    /// What the exit for VMLAUNCH or VMRESUME saved as these very values, unless an instruction before it had an effect
-    /// that lasts.
+    /// Fields in which the exit for VMLAUNCH or VMRESUME saved these very values, unless an earlier instruction still
+    /// blocks events.
     Blocking {
         GUEST_PENDING_DEBUG = 0,
         // The activity state is active already: the guest hypervisor executed VMLAUNCH or VMRESUME.
         GUEST_INTERRUPTIBILITY = 0,
     }
-    /// Changed by instructions that can be made to exit: MOV to DR7, and WRMSR of [`TRAPPED_MSRS`].
+    /// Fields changed by instructions that can be made to exit: MOV to DR7, and WRMSR of [`TRAPPED_MSRS`].
     Registers {
         GUEST_DR7 = 0x400,
-        // vmcs01's "IA-32e mode guest" stays: the host-state checks hold the address-space size against the mode of the
-        // guest hypervisor, and that cannot leave its mode in VMX operation, where CR0.PG is fixed.
+        // vmcs01's "IA-32e mode guest" stays: the host-state checks compare the address-space size with the mode of the
+        // guest hypervisor, which cannot leave its mode in VMX operation, where CR0.PG is fixed.
         GUEST_EFER = efer_in_mode(vmcs12, vmcs12.get(HOST_EFER)),
         GUEST_PAT = vmcs12.get(HOST_PAT),
         GUEST_DEBUGCTL = 0,
@@ -169,7 +169,7 @@ host_image! { |vmcs12|
         GUEST_SYSENTER_ESP = vmcs12.get(HOST_SYSENTER_ESP),
         GUEST_SYSENTER_EIP = vmcs12.get(HOST_SYSENTER_EIP),
     }
-    /// Changed by instructions that descriptor-table exiting makes exit.
+    /// Fields changed by instructions that descriptor-table exiting makes exit.
     Tables {
         GUEST_TR_SELECTOR = vmcs12.get(HOST_TR_SELECTOR),
         GUEST_TR_BASE = vmcs12.get(HOST_TR_BASE),
@@ -184,7 +184,7 @@ host_image! { |vmcs12|
     }
 }
 
-/// The MSRs that a VM exit loads or clears, and that nothing but WRMSR changes.
+/// The MSRs that a VM exit loads or clears, and that only WRMSR changes.
 pub const TRAPPED_MSRS: [u32; 6] =
     [IA32_EFER, IA32_PAT, IA32_DEBUGCTL, IA32_SYSENTER_CS, IA32_SYSENTER_ESP, IA32_SYSENTER_EIP];
 
@@ -196,7 +196,7 @@ fn is_64(vmcs12: &Vmcs12) -> bool {
     vmcs12.get(EXIT_CONTROLS).contains(ExitControls::HOST_ADDRESS_SPACE_SIZE)
 }
 
-/// LME and LMA follow the address-space size.
+/// EFER with LME and LMA as the address-space size demands.
 fn efer_in_mode(vmcs12: &Vmcs12, efer: u64) -> u64 {
     if is_64(vmcs12) { efer | (EFER_LME | EFER_LMA) } else { efer & !(EFER_LME | EFER_LMA) }
 }
@@ -205,8 +205,7 @@ fn data_access_rights(selector: u16) -> u32 {
     if selector == 0 { access_rights::UNUSABLE } else { access_rights::DATA }
 }
 
-/// VMCS12's host state as vmcs01 gets it: computed when one of those fields changes, loaded on every exit that is
-/// reflected.
+/// VMCS12's host state as vmcs01 gets it: computed when a host-state field changes, loaded on every reflected exit.
 #[derive(Clone, Debug)]
 pub struct HostImage {
     words: [u64; ROWS],
@@ -220,7 +219,7 @@ impl Default for HostImage {
     }
 }
 
-/// What vmcs01 still has of the image that was loaded last.
+/// The parts of the last loaded image that vmcs01 still holds.
 #[derive(Clone, Debug)]
 pub struct Kept {
     /// DR7 and MSRs.
@@ -229,12 +228,12 @@ pub struct Kept {
     pub tables: WriteTrap,
     /// The interruptibility state that the exit for VMLAUNCH or VMRESUME saved.
     pub interruptibility: u32,
-    /// The access rights of SS that it saved.
+    /// The access rights of SS that the same exit saved.
     pub stack_rights: u32,
 }
 
 impl Kept {
-    /// Somebody else has written to these fields of vmcs01.
+    /// Call this after a write of other code to these fields of vmcs01.
     pub fn forget(&mut self) {
         self.registers.forget();
         self.tables.forget();
@@ -242,17 +241,17 @@ impl Kept {
 }
 
 impl HostImage {
-    /// Fields of VMCS12 that decide it.
+    /// Fields of VMCS12 from which the image is computed.
     pub const SOURCE: FieldSet = with_merge(Merge::HostState).with(EXIT_CONTROLS.id());
 
-    /// That of a VMCS12.
+    /// The image of a VMCS12.
     pub fn of(vmcs12: &Vmcs12) -> Self {
         let selectors = [HOST_ES_SELECTOR, HOST_DS_SELECTOR, HOST_FS_SELECTOR, HOST_GS_SELECTOR];
         let has_null_data_segments = is_64(vmcs12) && selectors.iter().all(|&selector| vmcs12.get(selector) == 0);
         Self { words: words_of(vmcs12), has_null_data_segments }
     }
 
-    /// Follows a VMCS12 of which fields in [`Self::SOURCE`] are dirty.
+    /// Updates the image for a VMCS12 of which fields in [`Self::SOURCE`] are dirty.
     pub fn update(&mut self, vmcs12: &Vmcs12, kept: &mut Kept) {
         const OTHERS: FieldSet = HostImage::SOURCE.minus(&HOST_BASES);
         if !vmcs12.dirty.intersects(&OTHERS) {
@@ -270,8 +269,8 @@ impl HostImage {
         *self = new;
     }
 
-    /// Loads what may have changed since the image was loaded last, except what [`Kept`] has traps for. For a guest
-    /// hypervisor in 64-bit mode whose VMCS12 is self-contained. vmcs01 must be current.
+    /// Loads the fields that may have changed since the image was loaded last, except those that [`Kept`] has traps
+    /// for. The guest hypervisor must be in 64-bit mode, its VMCS12 self-contained, and vmcs01 current.
     #[inline(always)]
     pub fn load_changed(&self, vmcs01: &mut impl VmcsAccess, kept: &Kept) {
         Always::load(self, vmcs01);
@@ -284,9 +283,8 @@ impl HostImage {
         if !same_code {
             Code::load(self, vmcs01);
         }
-        // A null selector means in protected mode that the segment is unusable, and then the rest of it is undefined
-        // after a VM exit (SDM
-        // 28.5.2 "Loading Host Segment and Descriptor-Table Registers").
+        // In protected mode a null selector makes the segment unusable, and then its other fields are undefined after a
+        // VM exit (SDM 28.5.2 "Loading Host Segment and Descriptor-Table Registers").
         let null = |vmcs01: &_| {
             [GUEST_ES_SELECTOR, GUEST_DS_SELECTOR, GUEST_FS_SELECTOR, GUEST_GS_SELECTOR]
                 .into_iter()
@@ -312,13 +310,13 @@ impl HostImage {
     }
 }
 
-/// Whether VMCS12 loads all that its host state has a field for, and its paging has no PDPTEs.
+/// Whether VMCS12 loads every register that the host state has a field for, and its host's paging has no PDPTEs.
 pub fn is_self_contained(vmcs12: &Vmcs12) -> bool {
     let needed = ExitControls::HOST_ADDRESS_SPACE_SIZE | ExitControls::LOAD_PAT | ExitControls::LOAD_EFER;
     vmcs12.get(EXIT_CONTROLS).contains(needed)
 }
 
-/// Loads the state with what the nested guest left behind. vmcs01 must be current.
+/// Loads VMCS12's host state, and the values that the nested guest left behind. vmcs01 must be current.
 ///
 /// # Errors
 ///
@@ -407,7 +405,7 @@ mod tests {
         assert_eq!(vmcs01.read(GUEST_EFER), 0, "LMA and LME follow the address-space size");
     }
 
-    /// A guest hypervisor's host state of Linux' kind, loaded in full.
+    /// A guest hypervisor's host state like that of Linux, loaded in full.
     fn long_mode() -> (HostImage, FakeVmcs, Kept) {
         let caps = skylake_caps();
         let mut vmcs12 = Vmcs12::new(Gpa(0), &caps.offered(&Policy::EVERYTHING));
@@ -429,7 +427,7 @@ mod tests {
         (image, vmcs01, kept)
     }
 
-    /// As the run loop does it.
+    /// Leaves the nested guest as the run loop does.
     fn leave(image: &HostImage, vmcs01: &mut FakeVmcs, kept: &mut Kept) {
         kept.stack_rights = vmcs01.read(GUEST_SS_ACCESS_RIGHTS);
         kept.interruptibility = vmcs01.read(GUEST_INTERRUPTIBILITY);
@@ -444,8 +442,8 @@ mod tests {
         }
     }
 
-    /// Each field that the guest hypervisor can change, alone: afterwards it is as the full load leaves it, or the
-    /// processor leaves it undefined.
+    /// Changes each field that the guest hypervisor can change, alone. Afterwards the field is as the full load leaves
+    /// it, or one that the processor leaves undefined.
     #[test]
     fn whatever_the_guest_hypervisor_changes_is_loaded_again() {
         let trapped = |id: FieldId| {
@@ -463,13 +461,13 @@ mod tests {
             let (image, mut vmcs01, mut kept) = long_mode();
             let value = expected.read_raw(id) ^ 0x10;
             vmcs01.poke(id, value);
-            // What the processor does with such a change, beside making the change.
+            // The other effects that the processor gives such a change.
             let name = std::format!("{id:?}");
             match trapped(id) {
                 Some("_TR_" | "LDTR" | "GDTR" | "IDTR") => kept.tables.sprung(),
                 Some(_) => kept.registers.sprung(),
                 None if name.contains("PENDING_DEBUG") => vmcs01.poke(GUEST_INTERRUPTIBILITY.id(), 2),
-                // Base, limit and rights of a data segment change with a selector that is not null, or stay.
+                // Base, limit and rights of a data segment change only with a selector that is not null.
                 None => {
                     for segment in ["ES", "DS", "FS", "GS"] {
                         if name.starts_with(&std::format!("GUEST_{segment}_")) && !name.ends_with("SELECTOR") {

@@ -1,4 +1,4 @@
-//! What this crate asks of the machine.
+//! The interface of the machine that this crate needs.
 
 use crate::fields::{Field, FieldId, FieldValue};
 use ept::{Gpa, Hpa};
@@ -13,8 +13,7 @@ pub trait VmcsAccess {
     /// VMWRITE.
     fn write_raw(&mut self, id: FieldId, value: u64);
 
-    /// VMWRITE of one word of a block. The place is a constant, so that the processor can take the word right from
-    /// memory.
+    /// VMWRITE of one word of a block. The index is a constant, so that VMWRITE can take the word directly from memory.
     #[inline(always)]
     fn write_from<const INDEX: usize, const LENGTH: usize>(&mut self, id: FieldId, words: &[u64; LENGTH]) {
         self.write_raw(id, words[INDEX]);
@@ -35,14 +34,15 @@ pub trait VmcsAccess {
 
 /// The guest hypervisor's physical memory, as it sees it: the host's own pages are not in it.
 ///
-/// Law: no method faults or panics, whatever the address; what is not there reads as ones and swallows writes, like a
-/// bus.
+/// Law: no method faults or panics, whatever the address; an address without memory reads as ones and ignores writes,
+/// like a bus.
 pub trait GuestMemory {
     /// Copies bytes out.
     fn read(&self, from: Gpa, to: &mut [u8]);
     /// Copies bytes in.
     fn write(&self, to: Gpa, from: &[u8]);
-    /// Where EPT01 puts an address: an address in the host's memory comes out as that of a page of no consequence.
+    /// The address that EPT01 translates to. For an address in the host's memory, it is that of a page whose content
+    /// does not matter.
     fn translate(&self, address: Gpa) -> Hpa;
 
     /// Reads eight bytes in one access.

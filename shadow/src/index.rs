@@ -7,7 +7,7 @@ use crate::fields::{Accessed, FIELD_COUNT, FIELD_ROWS, FieldId, Merge};
 const ENCODINGS: u32 = 0x8000;
 const NO_FIELD: u8 = u8::MAX;
 
-/// The fields of a set by their encodings: what VMREAD and VMWRITE look their operand up in. Large, and fast.
+/// The fields of a set by their encodings. VMREAD and VMWRITE look their operand up in it. Large, and fast.
 #[derive(Clone, Debug)]
 pub struct FieldTable([u8; ENCODINGS as usize / 2]);
 
@@ -34,7 +34,7 @@ impl FieldTable {
         Self(table)
     }
 
-    /// The field that an encoding names, whichever half of it. The upper half is there for 64-bit fields only.
+    /// The field that an encoding names, whichever half it accesses. Only 64-bit fields have an upper half.
     #[inline(always)]
     pub fn find(&self, encoding: Encoding) -> Option<FieldId> {
         let id = *self.0.get(encoding.0 as usize / 2)?;
@@ -198,7 +198,7 @@ pub const fn with_merge(class: Merge) -> FieldSet {
     set
 }
 
-/// The fields that a guest hypervisor looks at on most exits.
+/// The fields that a guest hypervisor accesses on most exits.
 pub const OFTEN_ACCESSED: FieldSet = {
     let mut set = FieldSet::EMPTY;
     let mut id = 0;

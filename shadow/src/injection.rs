@@ -42,7 +42,7 @@ pub enum Event {
     SoftwareInterrupt {
         /// Its vector.
         vector: u8,
-        /// Bytes of the instruction: what is pushed is the RIP that follows.
+        /// Bytes of the instruction: the pushed RIP is that of the next instruction.
         length: u32,
     },
     /// INT1.
@@ -71,7 +71,7 @@ pub enum GuestMode {
 }
 
 impl GuestMode {
-    /// That of a VMCS's guest. CR0.PE can be 0 for an unrestricted guest only.
+    /// The mode of a VMCS's guest. CR0.PE can be 0 only for an unrestricted guest.
     pub fn of(vmcs: &impl VmcsAccess) -> Self {
         if vmcs.read(GUEST_CR0) & CR0_PE != 0 { Self::Protected } else { Self::Real }
     }
@@ -82,15 +82,15 @@ impl GuestMode {
 pub enum InjectionError {
     /// The type is reserved, or the processor lacks it.
     Type,
-    /// The vector does not go with the type.
+    /// The vector does not fit the type.
     Vector,
-    /// An error code where there is none, or none where there is one.
+    /// An error code for an event without one, or none for an event with one.
     ErrorCode,
     /// Bits 30:12 of the interruption information.
     ReservedBits,
     /// Bits 31:16 of the error code.
     ErrorCodeBits,
-    /// The instruction is longer than 15 bytes, or has no byte and the processor wants one.
+    /// The instruction length is above 15, or 0 where the processor requires 1 or more.
     InstructionLength,
 }
 
@@ -116,7 +116,7 @@ impl fmt::Display for InjectionError {
 
 impl core::error::Error for InjectionError {}
 
-/// The three VM-entry fields of an injection. What the information does not call for is 0, and ignored.
+/// The three VM-entry fields of an injection. A field that the information does not call for is 0, and ignored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Injection {
     /// VM-entry interruption-information field.
@@ -128,9 +128,9 @@ pub struct Injection {
 }
 
 impl Injection {
-    /// The event in a form that VM entry accepts, as near to this one as there is. A processor reports no other form;
-    /// KVM gives exceptions 3 and 4 the type of INT3 and INTO however they came about, and then an instruction length
-    /// of 0.
+    /// This event in the nearest form that VM entry accepts. A processor reports only accepted forms. KVM, in contrast,
+    /// reports exceptions 3 and 4 with the type of INT3 and INTO whatever caused them, and then with an instruction
+    /// length of 0.
     pub fn accepted(self, rules: &InjectionRules) -> Option<Self> {
         let kind = match self.info.kind() {
             kind::SOFTWARE_INTERRUPT => kind::EXTERNAL_INTERRUPT,
@@ -157,7 +157,7 @@ impl Injection {
     }
 }
 
-/// What a processor accepts as an injection for a guest.
+/// The rules by which a processor accepts an injection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct InjectionRules {
     mode: GuestMode,
@@ -167,7 +167,7 @@ pub struct InjectionRules {
 }
 
 impl InjectionRules {
-    /// Of a processor, for a guest in a mode.
+    /// The rules of a processor with these capabilities, for a guest in this mode.
     pub fn new(caps: &VmxCaps, mode: GuestMode) -> Self {
         /// IA32_VMX_MISC\[30\]: an instruction length of 0 is accepted.
         const MISC_LENGTH_0: u64 = 1 << 30;
@@ -185,7 +185,7 @@ impl InjectionRules {
     ///
     /// # Errors
     ///
-    /// No injection makes such an event.
+    /// No injection can deliver such an event.
     pub fn inject(&self, event: Event) -> Result<Injection, InjectionError> {
         let soft = |kind, vector, length| Injection {
             info: InterruptionInfo::new(kind, vector),
@@ -209,7 +209,8 @@ impl InjectionRules {
         Ok(injection)
     }
 
-    /// Whether VM entry accepts the fields. Information that is not valid injects nothing, and is not looked at.
+    /// Whether VM entry accepts the fields. If the information's valid bit is clear, nothing is injected, and every
+    /// field is accepted.
     ///
     /// # Errors
     ///

@@ -1,8 +1,8 @@
 //! The VMX instructions as a state machine (SDM chapter 31 "VMX Instruction Reference").
 //!
 //! The processor has checked the mode (#UD) before the exit; [`VmxOperation::privileged`] and the functions here do the
-//! rest, in the SDM's order. Operands arrive as values: fetching them from the guest hypervisor's memory is the
-//! caller's, see [`crate::operand`].
+//! rest, in the SDM's order. Operands arrive as values: the caller fetches them from the guest hypervisor's memory, see
+//! [`crate::operand`].
 
 use crate::caps::{VmxCaps, ept_vpid};
 use crate::controls::Secondary;
@@ -25,18 +25,18 @@ pub struct VmxOperation {
     pub vmcs12: Vmcs12,
 }
 
-/// vmcs02 as the place where newer values of VMCS12's fields are.
+/// vmcs02 as the place of values that are newer than those in VMCS12.
 pub trait SyncStale {
     /// Brings the stale fields up to date. Afterwards only live ones count as stale.
     fn sync_stale(&mut self, vmcs12: &mut Vmcs12);
-    /// Brings one stale field up to date, and returns its value. Afterwards it is stale only if it is live.
+    /// Brings one stale field up to date, and returns its value. Afterwards the field is stale only if it is live.
     fn sync_field(&mut self, vmcs12: &mut Vmcs12, id: FieldId) -> u64;
     /// Writes a live field.
     fn write_live(&mut self, id: FieldId, word: u64);
 }
 
 impl VmxOperation {
-    /// Outside VMX operation.
+    /// The state outside VMX operation.
     pub fn new(caps: &VmxCaps) -> Self {
         Self { vmxon_region: None, vmcs12: Vmcs12::new(NO_VMCS, caps) }
     }
@@ -47,11 +47,11 @@ impl VmxOperation {
         self.vmcs12.pointer != NO_VMCS
     }
 
-    /// #UD outside VMX operation, #GP(0) above CPL 0: the start of every VMX instruction but VMXON.
+    /// The first checks of every VMX instruction but VMXON: #UD outside VMX operation, #GP(0) above CPL 0.
     ///
     /// # Errors
     ///
-    /// The fault.
+    /// The fault that the instruction causes.
     pub fn privileged(&self, cpl: u8) -> Result<(), Fault> {
         match self.vmxon_region {
             None => Err(Fault::InvalidOpcode),
@@ -78,7 +78,7 @@ impl VmxOperation {
         Ok(())
     }
 
-    /// VMXOFF. The current VMCS goes back to memory, where software that skips VMCLEAR may look for it.
+    /// VMXOFF. The current VMCS is written back to memory, where software that skips VMCLEAR may expect it.
     pub fn vmxoff(&mut self, memory: &impl GuestMemory, sync: &mut impl SyncStale) {
         self.release_current(memory, sync);
         self.vmxon_region = None;
@@ -157,7 +157,7 @@ impl VmxOperation {
         Ok(if encoding.is_high() { word >> 32 } else { word })
     }
 
-    /// A field's value, wherever it is.
+    /// A field's newest value, from vmcs02 or VMCS12.
     fn current_word(&mut self, sync: &mut impl SyncStale, id: FieldId) -> u64 {
         self.vmcs12.settle();
         if self.vmcs12.stale.contains(id) { sync.sync_field(&mut self.vmcs12, id) } else { self.vmcs12.word(id) }
@@ -197,8 +197,7 @@ impl VmxOperation {
         Ok(())
     }
 
-    /// The checks of VMLAUNCH and VMRESUME that come before those of the VMCS's content (SDM 27.1 "Basic VM-Entry
-    /// Checks").
+    /// The checks of VMLAUNCH and VMRESUME before the checks of the VMCS's content (SDM 27.1 "Basic VM-Entry Checks").
     ///
     /// # Errors
     ///
@@ -241,7 +240,7 @@ fn supported(offered: &FieldTable, encoding: u64) -> Result<(FieldId, Encoding),
     Ok((id, encoding))
 }
 
-/// What an INVEPT or INVVPID asks for, once its operands are valid.
+/// The invalidation that an INVEPT or INVVPID with valid operands asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Invalidation {
     /// INVEPT, single-context: translations derived from this EPTP.

@@ -11,8 +11,8 @@
 //! on the host.
 //!
 //! Invariants:
-//! * One table, [`fields`], says everything that is known of a VMCS field. No other list of fields exists.
-//! * A value that the guest hypervisor supplies is read once; what was checked is what is used.
+//! * One table, [`fields`], holds everything that is known of a VMCS field. No other list of fields exists.
+//! * A value that the guest hypervisor supplies is read once: the checked value is the one that is used.
 //! * Everything that can fail happens before the first write to vmcs02 or to guest state.
 //!
 //! Where to look:
@@ -20,17 +20,17 @@
 //! | to | go to |
 //! |---|---|
 //! | name, encode or look up a VMCS field | [`fields`], [`encoding`], [`index`] |
-//! | know what a processor has, and what a guest hypervisor is offered of it | [`caps`] |
+//! | know the processor's capabilities, and those that a guest hypervisor is offered | [`caps`] |
 //! | answer CPUID | [`cpuid`] |
-//! | compute a control word, and hold words against each other | [`VmxCaps::choose`], [`controls::ControlWords::check_dependencies`] |
+//! | compute a control word, and check words against each other | [`VmxCaps::choose`], [`controls::ControlWords::check_dependencies`] |
 //! | take a VM exit apart | [`exit::ExitReason::info`], [`exit::Qualification`], [`exit::InsnInfo`], [`exit::InterruptionInfo`] |
 //! | inject an event, or inject an interrupted one again | [`injection`], [`event`] |
 //! | keep CR0, CR4 and IA32_EFER of a guest in order | [`registers`] |
-//! | check what VM entry checks | [`check`] |
+//! | make the checks of VM entry | [`check`] |
 //! | emulate a VMX instruction | [`insn`], [`operand`], [`linear`], [`outcome`] |
 //! | run a nested guest | [`nested`]; its parts are [`vmcs12`], [`merge`], [`sync`], [`host_load`], [`policy`] |
 //! | test a hypervisor that uses this crate | `fake`, with the feature of that name |
-//! | leave out of an exit what cannot have changed | [`write_trap`] |
+//! | skip, on an exit, state that cannot have changed | [`write_trap`] |
 //! | hand over registers that the host has no use for | [`passing`] |
 //! | grant fields for VMCS shadowing, field by field | [`permission`] |
 //!
@@ -75,7 +75,7 @@
 //! assert_eq!(lookup(Encoding(0x7ffe)), None);
 //! ```
 //!
-//! All the way, with the fakes that the feature `fake` has: a guest hypervisor builds a VMCS, enters its guest, and
+//! A complete round trip, with the fakes of the feature `fake`: a guest hypervisor builds a VMCS, enters its guest, and
 //! gets the exit.
 //!
 //! ```
@@ -86,7 +86,7 @@
 //! use shadow::hw::VmcsAccess;
 //! use shadow::nested::{Running, VmcsPair};
 //!
-//! // VMXON has been executed. VMPTRLD, VMWRITE and the others come as exits of vmcs01 would bring them.
+//! // VMXON has been executed. VMPTRLD, VMWRITE and the others arrive as exits of vmcs01.
 //! let mut machine =
 //!     FakeMachine::new(&hypervisor_registers(), Ram::with_paging(), Variant { shadowing: false, tables: 64 });
 //! machine.vmptrld(0x5000)?;
@@ -118,7 +118,7 @@
 //! assert_eq!(vmcs02.read(GUEST_RIP), 0x10_0000);
 //! assert!(vmcs02.read(SECONDARY_CONTROLS).contains(Secondary::ENABLE_EPT), "the host's own");
 //!
-//! // The nested guest executes CPUID: its hypervisor continues at its host RIP and reads why.
+//! // The nested guest executes CPUID: its hypervisor continues at its host RIP and reads the exit reason.
 //! machine.nested_exit(ExitReason::CPUID, 0);
 //! assert_eq!(machine.vcpu.running, Running::GuestHypervisor);
 //! assert_eq!(machine.vcpu.vmcs.vmcs01().read(GUEST_RIP), 0xffff_8000_0000_1000);

@@ -1,7 +1,7 @@
 //! The guest hypervisor's own paging: from its linear addresses to its physical ones (SDM Volume 3A, chapter 4
 //! "Paging").
 //!
-//! The operands of VMX instructions are supervisor-mode data accesses; nothing else is translated here.
+//! Only operands of VMX instructions are translated here. All of them are supervisor-mode data accesses.
 
 use crate::hw::GuestMemory;
 use crate::msr::Access;
@@ -152,8 +152,8 @@ impl Paging {
         if user_page_forbidden || read_only { Err(self.fault(linear, access, FAULT_PRESENT)) } else { Ok(()) }
     }
 
-    /// The protection key of a page in IA-32e mode (SDM Volume 3A, 4.6.2 "Protection Keys"): PKRU has rights to
-    /// user-mode pages, also for a supervisor, IA32_PKRS to the others.
+    /// The protection key of a page in IA-32e mode (SDM Volume 3A, 4.6.2 "Protection Keys"): PKRU holds the rights to
+    /// user-mode pages, also for supervisor-mode accesses; IA32_PKRS those to supervisor-mode pages.
     fn check_key(&self, linear: u64, access: Access, rights: u64, entry: u64) -> Result<(), Fault> {
         const ACCESS_DISABLE: u32 = 1 << 0;
         const WRITE_DISABLE: u32 = 1 << 1;

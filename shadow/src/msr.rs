@@ -2,8 +2,8 @@
 
 /// IA32_TIME_STAMP_COUNTER.
 pub const IA32_TSC: u32 = 0x10;
-/// MSR_KVM_WALL_CLOCK and MSR_KVM_SYSTEM_TIME in their first place: KVM writes a clock to the address that they are
-/// given.
+/// The first numbers of MSR_KVM_WALL_CLOCK and MSR_KVM_SYSTEM_TIME: KVM writes a clock to the address that software
+/// puts in them.
 pub const KVM_CLOCKS: core::ops::RangeInclusive<u32> = 0x11..=0x12;
 /// IA32_APIC_BASE.
 pub const IA32_APIC_BASE: u32 = 0x1b;
@@ -83,12 +83,12 @@ pub const IA32_GS_BASE: u32 = 0xc000_0101;
 /// The MSRs that report VMX capabilities; all read-only.
 pub const VMX_CAPABILITIES: core::ops::RangeInclusive<u32> = IA32_VMX_BASIC..=IA32_VMX_EXIT_CTLS2;
 
-/// What a guest hypervisor may do with an MSR without the host looking.
+/// A kind of access to an MSR.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
-    /// Reads of it.
+    /// RDMSR.
     Read,
-    /// Writes to it.
+    /// WRMSR.
     Write,
 }
 
@@ -125,14 +125,15 @@ pub const fn bitmap_bit(msr: u32, access: Access) -> Option<(usize, u32)> {
     Some((base + (index / 8) as usize, index % 8))
 }
 
-/// Whether an MSR is outside both ranges of the bitmaps. No Intel processor has one there. Hypervisors do, 4000_0000H
-/// to 4000_02FFH and 4B56_4D00H and above: most of them take the address of memory that the hypervisor then writes, and
-/// below l1hv that would be the host's memory. So no guest has any of them, also where the host executes the access.
+/// Whether an MSR is outside both ranges of the bitmaps. No Intel processor has an MSR there. Hypervisors do,
+/// 4000_0000H to 4000_02FFH and 4B56_4D00H and above: most of these MSRs take the address of memory that the hypervisor
+/// then writes, and a hypervisor below l1hv would write the host's memory. So no guest has any of them, even where the
+/// host executes the access.
 pub const fn is_outside_ranges(msr: u32) -> bool {
     bitmap_bit(msr, Access::Read).is_none()
 }
 
-/// The intercepts of the host itself, as words of an MSR bitmap: where it has any, and which.
+/// The MSR bitmap of the host's own intercepts.
 pub const HOST_INTERCEPTS: [u8; BITMAP_BYTES] = {
     let mut bitmap = [0; BITMAP_BYTES];
     let mut msr = 0;

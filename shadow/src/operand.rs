@@ -46,7 +46,7 @@ impl Segment {
     }
 }
 
-/// The linear addresses that a supervisor's operand may have in 64-bit mode.
+/// The linear addresses that the operand of a supervisor-mode access may have in 64-bit mode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AddressSpace {
     linear_bits: u32,
@@ -56,7 +56,7 @@ pub struct AddressSpace {
 }
 
 impl AddressSpace {
-    /// By the registers that decide.
+    /// The address space that these registers select.
     pub const fn of(cr4: u64, rflags: u64) -> Self {
         let separated = cr4 & CR4_LASS != 0 && cr4 & CR4_SMAP != 0 && rflags & RFLAGS_AC == 0;
         Self { linear_bits: linear_bits_of(cr4), supervisor_half_only: separated }
@@ -67,12 +67,12 @@ impl AddressSpace {
     }
 }
 
-/// The linear address of an operand of `bytes` bytes, or the fault that its segment causes. Without an address space
-/// the mode is not 64-bit mode.
+/// The linear address of an operand of `bytes` bytes, or the fault that its segment causes. An address space is given
+/// in 64-bit mode only.
 ///
 /// # Errors
 ///
-/// #GP(0) or #SS(0), as the segment is.
+/// #SS(0) for SS, #GP(0) for other segments.
 pub fn linear_address(
     info: InsnInfo,
     offset: u64,

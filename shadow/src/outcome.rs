@@ -97,7 +97,7 @@ pub enum Fault {
     StackSegment,
     /// #PF.
     Page {
-        /// What CR2 gets.
+        /// The address that CR2 gets.
         address: u64,
         /// The error code.
         error_code: u32,
@@ -123,9 +123,9 @@ impl core::error::Error for Fault {}
 /// Why a VMX instruction did not succeed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Failure {
-    /// It failed with flags set; RIP advances.
+    /// The instruction failed with flags set; RIP advances.
     VmFail(VmFail),
-    /// It faulted; RIP stays.
+    /// The instruction faulted; RIP stays.
     Fault(Fault),
 }
 
@@ -158,7 +158,7 @@ impl From<Fault> for Failure {
     }
 }
 
-/// CF, PF, AF, ZF, SF and OF: what every VMX instruction defines.
+/// CF, PF, AF, ZF, SF and OF: the flags that every VMX instruction defines.
 const STATUS_FLAGS: u64 = 0x8d5;
 const CF: u64 = 1 << 0;
 const ZF: u64 = 1 << 6;

@@ -1,9 +1,9 @@
-//! Registers of the guests that the host has no use for: CET state, IA32_PKRS and UINV.
+//! "Passing registers": registers of the guests that the host has no use for. They are CET state, IA32_PKRS and UINV.
 //!
-//! No value of them affects the host, whose CR4 has their features off, so it never loads them. vmcs01 leaves them
-//! alone, and vmcs02 has VMCS12's host-state fields and VM-exit controls for them: whatever an exit of the nested guest
-//! loads is there already when the guest hypervisor goes on, and what it does not load, its nested guest leaves behind,
-//! as on the bare machine. A VMCS12 that has none of these controls costs nothing.
+//! Their values do not affect the host, whose CR4 has their features off, so the host never loads them. vmcs01 leaves
+//! them alone, and vmcs02 has VMCS12's host-state fields and VM-exit controls for them. So an exit of the nested guest
+//! loads the guest hypervisor's values directly, and registers that it does not load keep the nested guest's values, as
+//! on the bare machine. A VMCS12 that has none of these controls costs nothing.
 //!
 //! ```text
 //!                        "load" on VM entry                     "load" or "clear" on VM exit
@@ -19,12 +19,12 @@ use crate::hw::VmcsAccess;
 use crate::vmcs12::Vmcs12;
 use arrayvec::ArrayVec;
 
-/// Registers with the controls that load them. Every VM exit saves them if the processor has the controls (SDM 28.3.1
+/// Registers that the same two controls load. Every VM exit saves them if the processor has the controls (SDM 28.3.1
 /// "Saving Control Registers, Debug Registers, and MSRs").
 struct Passing {
     entry: EntryControls,
     exit: ExitControls,
-    /// Guest-state fields, and the host-state fields with what an exit loads; 0 where there is none.
+    /// Guest-state fields, each with the host-state field that an exit loads; without one, the exit loads 0.
     registers: &'static [(FieldId, Option<FieldId>)],
 }
 
@@ -46,16 +46,16 @@ const PASSING: [Passing; 3] = [
     Passing { entry: EntryControls::LOAD_UINV, exit: ExitControls::CLEAR_UINV, registers: &[(GUEST_UINV.id(), None)] },
 ];
 
-/// The VM-entry controls that load them.
+/// The VM-entry controls that load passing registers.
 pub const ENTRY: EntryControls =
     EntryControls::LOAD_CET.union(EntryControls::LOAD_PKRS).union(EntryControls::LOAD_UINV);
-/// The VM-exit controls that load or clear them.
+/// The VM-exit controls that load or clear passing registers.
 pub const EXIT: ExitControls = ExitControls::LOAD_CET.union(ExitControls::LOAD_PKRS).union(ExitControls::CLEAR_UINV);
 
-/// Guest-state fields with values for them.
+/// Guest-state fields of passing registers, with values.
 pub type Values = ArrayVec<(FieldId, u64), 5>;
 
-/// Writes them.
+/// Writes values to their fields.
 pub fn write(vmcs: &mut impl VmcsAccess, values: &Values) {
     for &(id, value) in values {
         vmcs.write_raw(id, value);
@@ -78,7 +78,8 @@ pub fn entry_controls(vmcs12: &Vmcs12) -> EntryControls {
     if exit.intersects(EXIT) { entry | inherited(vmcs12) } else { entry }
 }
 
-/// The controls for registers that exits load and entries do not: the nested guest begins with the guest hypervisor's.
+/// The controls for registers that exits load and entries do not: the nested guest begins with the guest hypervisor's
+/// values.
 #[cold]
 fn inherited(vmcs12: &Vmcs12) -> EntryControls {
     PASSING.iter().filter(|passing| passing.is_loaded(vmcs12) == (false, true)).map(|passing| passing.entry).collect()
@@ -90,7 +91,7 @@ pub fn inherits(vmcs12: &Vmcs12) -> bool {
     vmcs12.get(EXIT_CONTROLS).intersects(EXIT) && !inherited(vmcs12).is_empty()
 }
 
-/// What it begins with: fields of vmcs01, which must be current, and of vmcs02.
+/// The values that the nested guest inherits, read from vmcs01, which must be current.
 #[cold]
 pub fn read_inherited(vmcs01: &impl VmcsAccess, vmcs12: &Vmcs12) -> Values {
     let inherits = PASSING.iter().filter(|passing| passing.is_loaded(vmcs12) == (false, true));
@@ -98,8 +99,8 @@ pub fn read_inherited(vmcs01: &impl VmcsAccess, vmcs12: &Vmcs12) -> Values {
     fields.map(|guest| (guest, vmcs01.read_raw(guest))).collect()
 }
 
-/// What the registers hold after an entry that the host has refused, with the VM-entry controls that load them: the
-/// processor, which has not seen that entry, has loaded no host state for it.
+/// The values of the registers after an entry that the host has refused, and the VM-entry controls that load them. The
+/// processor, which has not executed that entry, has loaded no host state for it.
 #[cold]
 pub fn after_refused_entry(vmcs12: &Vmcs12) -> (EntryControls, Values) {
     let (mut controls, mut values) = (EntryControls::empty(), Values::new());
@@ -125,7 +126,7 @@ mod tests {
     use crate::fake::{FakeVmcs, skylake_caps};
     use ept::Gpa;
 
-    /// A processor with all of them.
+    /// A processor with all these controls.
     fn caps() -> VmxCaps {
         let caps = skylake_caps();
         let entry = Allowed { may_be_1: caps.entry.may_be_1 | ENTRY.bits(), ..caps.entry };

@@ -1,7 +1,7 @@
 //! Decides who handles an exit of a nested guest: its hypervisor, or the host.
 //!
 //! The host intercepts next to nothing for itself, so nearly every exit is one that the guest hypervisor asked for.
-//! [`route`] lists the exits that the host looks at first. All others, known or not, are the guest hypervisor's.
+//! [`route`] lists the exits that the host examines first. All others, known or not, go to the guest hypervisor.
 
 use crate::controls::{Primary, Secondary};
 use crate::exit::ExitReason;
@@ -15,17 +15,18 @@ use ept::Gpa;
 /// Where an exit goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Route {
-    /// The guest hypervisor sees it.
+    /// To the guest hypervisor.
     Reflect,
-    /// EPT02 is the host's: only a walk of EPT12 tells whose exit this is.
+    /// An EPT violation or misconfiguration of EPT02: only a walk of EPT12 tells whether the guest hypervisor gets it.
     NestedPaging,
     /// An MSR that the guest hypervisor lets its nested guest access, and that the host emulates.
     HostMsr,
     /// VMFUNC: the host emulates the function, if VMCS12 enables it.
     VmFunction,
-    /// VMREAD or VMWRITE under VMCS shadowing: of a field that is not offered, the host may be the only one to want it.
+    /// VMREAD or VMWRITE under VMCS shadowing: for a field that is not offered, perhaps only the host's bitmap made it
+    /// exit.
     ShadowedField,
-    /// INIT: the host may have sent it itself, to get this processor's attention.
+    /// INIT: the host itself may have sent it, to interrupt this processor.
     Init,
 }
 
@@ -45,7 +46,7 @@ pub const fn is_always_reflected(reason: ExitReason, rcx: u64) -> bool {
     }
 }
 
-/// Decides for an exit of a nested guest. `rcx` is the nested guest's.
+/// Decides where an exit of a nested guest goes. `rcx` is the nested guest's.
 #[inline]
 pub fn route(reason: ExitReason, rcx: u64, vmcs12: &Vmcs12, memory: &impl GuestMemory) -> Route {
     match reason {

@@ -1,6 +1,6 @@
 //! Control registers and segment registers: their bits, their fields in the VMCS, and the rules that tie them together.
 //!
-//! Values stay plain words: what is read from a register is written back whole, also bits that have no name here.
+//! Values stay plain words, so that bits without a name here are written back as they were read.
 
 use crate::controls::EntryControls;
 use crate::fields::*;
@@ -50,7 +50,7 @@ pub const CR0_NW: u64 = 1 << 29;
 pub const CR0_CD: u64 = 1 << 30;
 /// CR0.PG: paging.
 pub const CR0_PG: u64 = 1 << 31;
-/// All bits of CR0 that mean something.
+/// All defined bits of CR0.
 pub const CR0_DEFINED: u64 =
     CR0_PE | CR0_MP | CR0_EM | CR0_TS | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_NW | CR0_CD | CR0_PG;
 
@@ -89,7 +89,7 @@ pub const EFER_LME: u64 = 1 << 8;
 pub const EFER_LMA: u64 = 1 << 10;
 /// IA32_EFER.NXE.
 pub const EFER_NXE: u64 = 1 << 11;
-/// All bits of IA32_EFER that mean something.
+/// All defined bits of IA32_EFER.
 pub const EFER_DEFINED: u64 = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE;
 
 /// Whether the bits of an address from the highest of `linear_bits` on are equal.
@@ -104,12 +104,12 @@ pub const fn is_canonical(address: u64, linear_bits: u32) -> bool {
     ((address as i64) << unused >> unused) as u64 == address
 }
 
-/// The width of the linear addresses that are accessed in IA-32e mode, by CR4.
+/// The width of linear addresses in IA-32e mode with this CR4.
 pub const fn linear_bits_of(cr4: u64) -> u32 {
     if cr4 & CR4_LA57 != 0 { 57 } else { 48 }
 }
 
-/// IA32_EFER as paging makes it: LMA is LME while CR0.PG is 1, else 0.
+/// IA32_EFER with the LMA that paging gives it: LME while CR0.PG is 1, else 0.
 ///
 /// ```
 /// use shadow::registers::{CR0_PE, CR0_PG, EFER_LMA, EFER_LME, efer_of_paging};
@@ -121,8 +121,8 @@ pub const fn efer_of_paging(efer: u64, cr0: u64) -> u64 {
     if cr0 & CR0_PG != 0 && efer & EFER_LME != 0 { efer | EFER_LMA } else { efer & !EFER_LMA }
 }
 
-/// VM-entry controls with "IA-32e mode guest" as IA32_EFER.LMA wants it: VM entry checks that they agree (SDM 27.3.1.1
-/// "Checks on Guest Control Registers, Debug Registers, and MSRs"), so whoever changes IA32_EFER of a guest changes
+/// VM-entry controls with "IA-32e mode guest" equal to IA32_EFER.LMA: VM entry checks that they agree (SDM 27.3.1.1
+/// "Checks on Guest Control Registers, Debug Registers, and MSRs"), so code that changes a guest's IA32_EFER changes
 /// both.
 ///
 /// ```
@@ -163,8 +163,8 @@ pub const fn cr3_after_write(written: u64, cr4: u64, efer: u64, physical_bits: u
 }
 
 /// CR0 or CR4 of a guest with its guest/host mask and read shadow (SDM 25.6.6 "Guest/Host Masks and Read Shadows for
-/// CR0 and CR4"). Bits of the mask are the host's: the guest reads the shadow there, and exits when it writes something
-/// else.
+/// CR0 and CR4"). The host owns the bits of the mask: the guest reads them from the read shadow, and exits when it
+/// writes another value.
 ///
 /// ```
 /// use shadow::registers::{CR4_PAE, CR4_VMXE, MaskedRegister};
@@ -185,7 +185,7 @@ pub struct MaskedRegister {
 }
 
 impl MaskedRegister {
-    /// What the guest reads.
+    /// The value that the guest reads.
     #[inline]
     pub const fn visible(self) -> u64 {
         self.value & !self.mask | self.read_shadow & self.mask
@@ -196,7 +196,7 @@ impl MaskedRegister {
         (written ^ self.read_shadow) & self.mask != 0
     }
 
-    /// After a MOV that does not exit: bits of the host stay.
+    /// The register after a MOV that does not exit: the host's bits stay.
     pub const fn after_write(self, written: u64) -> Self {
         Self { value: self.value & self.mask | written & !self.mask, ..self }
     }
@@ -219,7 +219,7 @@ pub const FORCED_CR4: ForcedBits =
     ForcedBits { value: GUEST_CR4, mask: CR4_GUEST_HOST_MASK, read_shadow: CR4_READ_SHADOW };
 
 impl ForcedBits {
-    /// What the guest reads, whose mask is `mask`.
+    /// The value that a guest with this mask reads.
     pub fn visible(self, vmcs: &impl VmcsAccess, mask: u64) -> u64 {
         MaskedRegister { value: vmcs.read(self.value), mask, read_shadow: vmcs.read(self.read_shadow) }.visible()
     }
@@ -293,7 +293,7 @@ pub mod access_rights {
     pub const BUSY_TSS: u32 = 0x8b;
     /// The type of a segment.
     pub const TYPE: u32 = 0xf;
-    /// That of a busy TSS; of 16 bits it would be 3.
+    /// The type of a busy TSS of 32 or 64 bits; a 16-bit one has type 3.
     pub const TYPE_OF_BUSY_TSS: u32 = BUSY_TSS & TYPE;
 }
 

@@ -1,5 +1,5 @@
-//! From vmcs02 back to VMCS12 when a nested guest has run (SDM 28.2 and 28.3: recording exit information, saving guest
-//! state).
+//! Copies state from vmcs02 back to VMCS12 after a nested guest has run (SDM 28.2 and 28.3: recording exit information,
+//! saving guest state).
 
 use crate::caps::VmxCaps;
 use crate::controls::{EntryControls, ExitControls, Pin, Secondary};
@@ -11,8 +11,8 @@ use crate::vmcs12::{ExitEffects, Vmcs12};
 
 /// Guest state that a VM exit saves, whatever the controls.
 const SAVED: FieldSet = with_merge(Merge::Guest);
-/// The part of it that a guest hypervisor looks at on most exits: brought back on every exit. The rest waits until it
-/// is read.
+/// The part of [`SAVED`] that a guest hypervisor accesses on most exits: every exit copies it. The rest is copied when
+/// it is read.
 const HOT: FieldSet = SAVED.and(&OFTEN_ACCESSED);
 const RARE: FieldSet = SAVED.minus(&HOT);
 
@@ -32,7 +32,7 @@ pub struct SyncSets {
 }
 
 impl SyncSets {
-    /// For a guest hypervisor that was offered `caps` and accesses `live` in vmcs02 itself.
+    /// The sets for a guest hypervisor that is offered `caps` and accesses the fields `live` directly in vmcs02.
     pub fn new(caps: &VmxCaps, live: &FieldSet) -> Self {
         let fields = caps.fields().minus(live);
         Self {
@@ -44,7 +44,7 @@ impl SyncSets {
     }
 }
 
-/// What exits do to a VMCS12 with the controls that it has now.
+/// The effects of exits on a VMCS12 with its present controls.
 pub fn exit_effects(vmcs12: &Vmcs12, sets: &SyncSets) -> ExitEffects {
     let exit = vmcs12.get(EXIT_CONTROLS);
     let mut effects = ExitEffects { stale: sets.rare.or(&vmcs12.live), ..ExitEffects::default() };
@@ -61,7 +61,8 @@ pub fn exit_effects(vmcs12: &Vmcs12, sets: &SyncSets) -> ExitEffects {
         effects.stale = effects.stale.or(&PDPTES);
     }
     if vmcs12.has_secondary(Secondary::VMCS_SHADOWING) {
-        // A VMREAD or VMWRITE of the nested guest that fails has its number there: vmcs02 is the current VMCS then.
+        // A VMREAD or VMWRITE of the nested guest that fails stores its error number in the current VMCS, which is
+        // vmcs02.
         effects.stale.insert(VM_INSTRUCTION_ERROR.id());
     }
     if sets.stores_lma {
@@ -69,7 +70,8 @@ pub fn exit_effects(vmcs12: &Vmcs12, sets: &SyncSets) -> ExitEffects {
     }
     effects.rewritten = effects.reloaded.iter().collect();
     if vmcs12.get(PIN_CONTROLS).contains(Pin::ACTIVATE_PREEMPTION_TIMER) {
-        // The processor counts vmcs02's down; what it left there is saved, or VMCS12's starts again.
+        // The processor counts vmcs02's timer down. Either the remaining count is saved, or VMCS12's value is loaded
+        // again.
         if exit.contains(ExitControls::SAVE_PREEMPTION_TIMER) {
             effects.stale.insert(PREEMPTION_TIMER_VALUE.id());
         } else {
@@ -79,8 +81,8 @@ pub fn exit_effects(vmcs12: &Vmcs12, sets: &SyncSets) -> ExitEffects {
     effects
 }
 
-/// Saves what an exit of a nested guest that ran leaves in its VMCS: guest state and controls that exits change, now or
-/// on demand.
+/// Saves the guest state and the controls that an exit of a nested guest changes, or marks them stale to be saved on
+/// demand.
 #[inline]
 pub fn save_guest_state(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, sets: &SyncSets) {
     if vmcs12.live.is_empty() {
@@ -90,8 +92,8 @@ pub fn save_guest_state(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, sets: &Sy
     vmcs12.settle();
 }
 
-/// Without VMCS shadowing: the state that the guest hypervisor will ask for, and the injection whose valid bit the exit
-/// cleared.
+/// Without VMCS shadowing: saves the state that the guest hypervisor will read, and the injection whose valid bit the
+/// exit cleared.
 fn save_hot_state(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, sets: &SyncSets) {
     for id in sets.hot.iter() {
         vmcs12.set_synced(id, vmcs02.read_raw(id));
@@ -109,7 +111,7 @@ pub fn save_exit_info(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, sets: &Sync
     }
 }
 
-/// Brings all stale fields up to date. Live ones can be stale again at any time.
+/// Brings all stale fields up to date. Live fields stay stale.
 pub fn save_stale(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12) {
     let stale = core::mem::replace(&mut vmcs12.stale, vmcs12.live);
     for id in stale.iter() {
@@ -117,7 +119,7 @@ pub fn save_stale(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12) {
     }
 }
 
-/// Brings one stale field up to date, and returns its value. A live one can be stale again at any time.
+/// Brings one stale field up to date, and returns its value. A live field stays stale.
 pub fn save_stale_field(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, id: FieldId) -> u64 {
     save_field(vmcs02, vmcs12, id);
     if !vmcs12.live.contains(id) {
@@ -126,14 +128,14 @@ pub fn save_stale_field(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, id: Field
     vmcs12.word(id)
 }
 
-/// Brings those stale fields up to date that are not in `still`: vmcs02 is about to be given other values.
+/// Brings those stale fields up to date that are not in `still`, before vmcs02 gets other values.
 pub fn save_stale_except(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, still: &FieldSet) {
     for id in vmcs12.stale.minus(still).iter() {
         save_stale_field(vmcs02, vmcs12, id);
     }
 }
 
-/// Brings the controls that exits change up to date: checks and merge look at them.
+/// Brings the controls that exits change up to date, as checks and merge need them.
 #[inline]
 pub fn save_stale_controls(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12) {
     if vmcs12.stale.contains(ENTRY_CONTROLS.id()) {
@@ -143,7 +145,7 @@ pub fn save_stale_controls(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12) {
 }
 
 fn save_field(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, id: FieldId) {
-    // Of this one an exit stores a bit; the others in vmcs02 are merged ones.
+    // An exit stores one bit of the VM-entry controls; vmcs02's other bits are merged ones.
     const STORED: u64 = EntryControls::IA32E_MODE_GUEST.bits() as u64;
     let word = vmcs02.read_raw(id);
     let word = if id == ENTRY_CONTROLS.id() { vmcs12.word(id) & !STORED | word & STORED } else { word };

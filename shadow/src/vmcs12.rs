@@ -1,8 +1,8 @@
 //! VMCS12: the VMCS that the guest hypervisor built, cached in the host's memory while it is current.
 //!
 //! In the guest hypervisor's memory a VMCS region holds, from its first byte: revision identifier, VMX-abort indicator,
-//! launch state, and, from byte 16, one 64-bit word per row of the field table. Nobody but this crate may know this (SDM
-//! 25.2: "the format is implementation-specific").
+//! launch state, and, from byte 16, one 64-bit word per row of the field table. Code outside this crate must not depend
+//! on this layout (SDM 25.2: "the format is implementation-specific").
 
 use crate::caps::VmxCaps;
 use crate::controls::{ControlWords, Primary, Secondary, Tertiary};
@@ -37,7 +37,7 @@ pub enum VmcsKind {
 }
 
 impl VmcsKind {
-    /// From the first word of a region: bit 31 is the shadow-VMCS indicator.
+    /// The kind that the first word of a region says: bit 31 is the shadow-VMCS indicator.
     pub const fn of(revision: u32) -> Self {
         if revision & SHADOW_INDICATOR != 0 { Self::Shadow } else { Self::Ordinary }
     }
@@ -46,14 +46,14 @@ impl VmcsKind {
 /// The shadow-VMCS indicator in the first word of a VMCS region (SDM 25.2 "Format of the VMCS Region").
 pub const SHADOW_INDICATOR: u32 = 1 << 31;
 
-/// What every exit does to the bookkeeping of a VMCS12, as long as its controls stay as they are.
+/// The effects of every exit on the bookkeeping of a VMCS12, as long as its controls stay the same.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ExitEffects {
     /// Fields that are stale afterwards.
     pub(crate) stale: FieldSet,
-    /// Values that are not saved: the next entry loads them again, over what the nested guest has made of them.
+    /// Fields that are not saved: the next entry loads VMCS12's values again, over those that the nested guest left.
     pub(crate) reloaded: FieldSet,
-    /// What an entry has to write even if VMCS12 is unchanged, as a list, which is shorter to walk.
+    /// Fields that an entry must write even if VMCS12 is unchanged, as a list, which is faster to walk than a set.
     pub(crate) rewritten: ArrayVec<FieldId, 5>,
 }
 
@@ -70,7 +70,7 @@ impl ExitEffects {
         &self.reloaded
     }
 
-    /// What an entry has to write even if VMCS12 is unchanged.
+    /// Fields that an entry must write even if VMCS12 is unchanged.
     #[inline]
     pub fn rewritten(&self) -> &[FieldId] {
         &self.rewritten
@@ -80,7 +80,7 @@ impl ExitEffects {
 /// The current VMCS12.
 #[derive(Clone, Debug)]
 pub struct Vmcs12 {
-    /// By [`FieldId`]: as many as there are values of it, so that no access needs a check of its bounds.
+    /// Values by [`FieldId`]: as many as a [`FieldId`] has values, so that no access needs a bounds check.
     words: [u64; 256],
     /// The current-VMCS pointer.
     pub pointer: Gpa,
@@ -94,14 +94,16 @@ pub struct Vmcs12 {
     pub(crate) stale: FieldSet,
     /// Fields that the guest hypervisor accesses in vmcs02 itself, by VMCS shadowing. Always stale.
     pub(crate) live: FieldSet,
-    /// What an exit of the nested guest does to the above.
+    /// The effects of an exit of the nested guest on the sets above.
     pub(crate) exit_effects: ExitEffects,
-    /// The last exit has not done it yet. Code that looks at the sets or at stale words calls [`Self::settle`] first.
+    /// The effects of the last exit are not applied yet. Code that reads the sets or stale words calls [`Self::settle`]
+    /// first.
     pub(crate) exit_is_unsettled: bool,
 }
 
 impl Vmcs12 {
-    /// Reads a VMCS region. Its content is the guest hypervisor's, so words are cut to their fields' widths.
+    /// Reads a VMCS region. The guest hypervisor may have written any content, so words are cut to their fields'
+    /// widths.
     pub fn load(memory: &impl GuestMemory, pointer: Gpa, caps: &VmxCaps) -> Self {
         let launched = memory.read_u32(pointer + LAUNCH_STATE_OFFSET) == LaunchState::Launched as u32;
         let mut vmcs12 = Self::new(pointer, caps);
@@ -178,7 +180,7 @@ impl Vmcs12 {
         if activated { self.get(SECONDARY_CONTROLS) } else { Secondary::empty() }
     }
 
-    /// Whether secondary controls are in effect, all of them.
+    /// Whether all these secondary controls are in effect.
     #[inline]
     pub fn has_secondary(&self, controls: Secondary) -> bool {
         self.secondary().contains(controls)
@@ -198,14 +200,15 @@ impl Vmcs12 {
         }
     }
 
-    /// From now on vmcs02 alone holds the fields of `live`, which it has got from here.
+    /// Notes that from now on vmcs02 alone holds the fields of `live`, which have been copied to it.
     pub(crate) fn set_live(&mut self, live: FieldSet) {
         self.live = live;
         self.dirty = self.dirty.minus(&live);
         self.stale = self.stale.or(&live);
     }
 
-    /// Does what the last exit has left to do, before the sets and stale words are looked at.
+    /// Applies the effects of the last exit, if that is still to be done. To be called before the sets or stale words
+    /// are read.
     #[inline]
     pub fn settle(&mut self) {
         if self.exit_is_unsettled {
@@ -215,7 +218,7 @@ impl Vmcs12 {
         }
     }
 
-    /// Whether nothing was written since the last exit: dirty is just what exits do not save.
+    /// Whether nothing was written since the last exit: then only the fields that exits do not save are dirty.
     #[inline]
     pub fn is_unchanged(&self) -> bool {
         self.dirty == *self.exit_effects.reloaded()

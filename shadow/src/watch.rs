@@ -21,7 +21,7 @@ const NONE: u64 = u64::MAX;
 /// again, and watching costs more than merging.
 const PATIENCE: u8 = 8;
 
-/// What a processor watches as one kind, as others see it.
+/// The pages that a processor watches for one kind of merge. Other processors access them too.
 #[derive(Debug)]
 pub struct WatchedPages {
     pages: [AtomicU64; SLOTS],
@@ -30,7 +30,7 @@ pub struct WatchedPages {
     patience: AtomicU8,
 }
 
-/// What a watched page was merged as.
+/// The kind of bitmap that a watched page holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MergedAs {
     /// An MSR bitmap.
@@ -42,7 +42,7 @@ pub enum MergedAs {
 }
 
 impl MergedAs {
-    /// How many kinds there are.
+    /// The number of kinds.
     pub const COUNT: usize = Self::VmwriteBitmap as usize + 1;
 }
 
@@ -56,7 +56,7 @@ impl WatchedPages {
         }
     }
 
-    /// Whether a page is among them.
+    /// Whether a page is watched.
     pub fn contains(&self, page: Gpa) -> bool {
         self.pages.iter().any(|watched| watched.load(Ordering::SeqCst) == page.0)
     }
@@ -116,18 +116,18 @@ impl Default for ProcessorWritten {
 #[derive(Debug)]
 pub struct Watches {
     shared: &'static WatchedPages,
-    /// The flush that all processors must have taken part in before no write can be missed; 0 when they have.
+    /// The flush that all processors must take part in before no write can be missed; 0 when they have.
     awaited: [Cell<u64>; SLOTS],
     next: Cell<usize>,
 }
 
 impl Watches {
-    /// Those in `shared`. All other code only strikes pages out of it.
+    /// The pages in `shared`. All other code only strikes pages out of it.
     pub const fn new(shared: &'static WatchedPages) -> Self {
         Self { shared, awaited: [const { Cell::new(0) }; SLOTS], next: Cell::new(0) }
     }
 
-    /// Whether the page in a slot is this one and has its content still.
+    /// Whether the page in a slot is this one and its content is unchanged.
     #[inline]
     pub fn is_unchanged(&self, slot: usize, page: Gpa) -> bool {
         self.shared.pages[slot].load(Ordering::Acquire) == page.0 && self.awaited[slot].get() == 0
@@ -141,7 +141,7 @@ impl Watches {
 
     /// Clears the change flag and starts a new observation: every write after this call sets it again.
     pub fn begin_merge(&self) {
-        // Exchanged, not stored: no page may be looked at before.
+        // An exchange, not a store: no page may be examined before it.
         self.shared.changed.swap(false, Ordering::SeqCst);
     }
 
@@ -155,7 +155,7 @@ impl Watches {
         self.shared.pages.iter().position(|watched| watched.load(Ordering::Acquire) == page.0)
     }
 
-    /// Whether a page is worth to be watched now.
+    /// Whether watching a page is worthwhile now.
     pub fn is_worthwhile(&self) -> bool {
         let patience = self.shared.patience.load(Ordering::Relaxed);
         self.shared.patience.store(patience.saturating_sub(1), Ordering::Relaxed);
@@ -173,15 +173,15 @@ impl Watches {
         (slot, (loser != NONE).then_some(Gpa(loser)))
     }
 
-    /// The page in a slot is read-only for all processors that have taken part in flush `number`. `has_ended` tells
-    /// whether all have.
+    /// Notes that the page in a slot is read-only for all processors that have taken part in flush `number`.
+    /// `has_ended` tells whether all have.
     pub fn await_flush(&self, slot: usize, number: u64, has_ended: impl FnOnce(u64) -> bool) {
         self.awaited[slot].set(number);
         self.look_for_flush(slot, has_ended);
     }
 
-    /// Looks whether all processors have taken part in the awaited flush. A merge after that stays true until the page
-    /// is struck out.
+    /// Checks whether all processors have taken part in the awaited flush. A merge after that stays valid until the
+    /// page is struck out.
     pub fn look_for_flush(&self, slot: usize, has_ended: impl FnOnce(u64) -> bool) {
         if has_ended(self.awaited[slot].get()) {
             self.awaited[slot].set(0);
@@ -190,7 +190,7 @@ impl Watches {
         }
     }
 
-    /// The page in a slot is not watched after all.
+    /// Gives up watching the page in a slot.
     pub fn abandon(&self, slot: usize) {
         self.shared.pages[slot].store(NONE, Ordering::SeqCst);
         self.shared.changed.store(true, Ordering::SeqCst);

@@ -2,8 +2,8 @@
 //! nested guest need not load them again.
 //!
 //! Some guest hypervisors change such a register between any two exits of a nested guest, as KVM does with GDTR on its
-//! way to user space. Each change then costs an exit more than the loads that it saves, so that a trap is set again
-//! later and later:
+//! way to user space. Each change then costs an exit, which is more than the loads that the trap saves. So a trap is
+//! set again later and later:
 //!
 //! ```text
 //!             set: loads are left out
@@ -15,31 +15,31 @@
 /// A trap on the instructions that write some registers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct WriteTrap {
-    /// The registers are as they were loaded last, and cannot change unnoticed.
+    /// The registers have the values loaded last, and cannot change unnoticed.
     holds: bool,
-    /// Their writes exit.
+    /// Writes to the registers exit.
     is_set: bool,
-    /// Loads until it is set again.
+    /// Loads until the trap is set again.
     wait: u32,
-    /// Loads to wait for after it is sprung.
+    /// Loads to wait for after the trap is sprung.
     patience: u32,
-    /// Loads that were left out since it was set.
+    /// Loads that were left out since the trap was set.
     saved: u32,
 }
 
 impl WriteTrap {
-    /// Loads that pay for one exit and for setting the trap again: each is seven writes to the VMCS or more, an exit is
-    /// worth a dozen.
+    /// Left-out loads that pay for one exit and for setting the trap again: a load is seven or more writes to the VMCS,
+    /// an exit costs as much as a dozen writes.
     const WORTH: u32 = 4;
     /// The longest wait.
     const MOST_PATIENT: u32 = 1 << 12;
 
-    /// One that is not set.
+    /// A trap that is not set.
     pub const fn new() -> Self {
         Self { holds: false, is_set: false, wait: 1, patience: 1, saved: 0 }
     }
 
-    /// One that is never set, for a processor whose instructions cannot be made to exit.
+    /// A trap that is never set, for a processor that cannot make the instructions exit.
     pub const fn impossible() -> Self {
         Self { wait: u32::MAX, ..Self::new() }
     }
@@ -56,7 +56,7 @@ impl WriteTrap {
         self.is_set
     }
 
-    /// The registers were loaded. Returns whether the trap is to be set now.
+    /// Notes that the registers were loaded. Returns whether the trap is to be set now.
     #[must_use = "the writes have to exit from now on"]
     pub fn loaded(&mut self) -> bool {
         let set_now = !self.is_set && self.wait != u32::MAX && {
@@ -71,12 +71,12 @@ impl WriteTrap {
         set_now
     }
 
-    /// The registers have, or have to get, other values than those loaded last.
+    /// Notes that the registers have, or must get, other values than those loaded last.
     pub fn forget(&mut self) {
         self.holds = false;
     }
 
-    /// The guest hypervisor is about to write one of them: the writes need no longer exit.
+    /// Notes that the guest hypervisor is about to write one of the registers: writes need no longer exit.
     pub fn sprung(&mut self) {
         self.is_set = false;
         self.holds = false;
@@ -95,7 +95,8 @@ impl Default for WriteTrap {
 mod tests {
     use super::*;
 
-    /// Loads, and exits of writes, in `rounds` between which the guest hypervisor writes if `writes` says so.
+    /// Counts the loads, and the exits of writes, in `rounds` rounds. The guest hypervisor writes in those for which
+    /// `writes` is true.
     fn run(rounds: u32, writes: impl Fn(u32) -> bool) -> (u32, u32) {
         let mut trap = WriteTrap::new();
         let (mut loads, mut exits) = (0, 0);

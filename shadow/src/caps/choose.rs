@@ -1,13 +1,14 @@
-//! The SDM's way to a control word: what must be 1, what may be 1, what is wanted, and the default for everything else
-//! (SDM A.2 "Reserved Controls and Default Settings", 32.5.1 "Algorithms for Determining VMX Capabilities").
+//! The SDM's algorithm for a control word: the bits that must be 1, that may be 1, and that are wanted, and the default
+//! for all others (SDM A.2 "Reserved Controls and Default Settings", 32.5.1 "Algorithms for Determining VMX
+//! Capabilities").
 
 use super::{CapabilityWord, VmxCaps};
 use crate::controls::Conflict;
 
 impl VmxCaps {
     /// The value of a control word with the bits of `on` at 1 and those of `off` at 0. A bit of neither gets the only
-    /// setting that the processor allows or, if it allows both, its default: 1 in the default1 class, else 0. So a
-    /// control that this crate has no name for is as a processor without it would behave.
+    /// setting that the processor allows or, if it allows both, its default: 1 in the default1 class, else 0. So the
+    /// processor behaves as if it lacked every control that this crate has no name for.
     ///
     /// ```
     /// use shadow::VmxCaps;
@@ -15,7 +16,7 @@ impl VmxCaps {
     ///
     /// let caps = VmxCaps { primary: Allowed::from_msr(0xfff9_fffe_0400_6172), ..VmxCaps::default() };
     /// let cr3_exits = Primary::CR3_LOAD_EXITING | Primary::CR3_STORE_EXITING;
-    /// // CR3 exits are in the default1 class: who does not want them says so.
+    /// // CR3 exits are in the default1 class, so a caller without a use for them turns them off.
     /// let value = caps.choose(Primary::HLT_EXITING, cr3_exits)?;
     /// assert_eq!(value.bits(), 0x0400_61f2);
     ///

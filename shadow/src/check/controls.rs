@@ -39,8 +39,8 @@ pub fn controls_of_vmcs12(vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
     require(load, "VM-entry MSR-load area")
 }
 
-/// The ones that it makes on vmcs02 with VMCS12's values. Its VMfailValid with error 7 is what the guest hypervisor
-/// gets.
+/// The control checks that the processor makes on vmcs02 with VMCS12's values. The guest hypervisor gets the
+/// processor's VMfailValid with error 7.
 fn repeated_by_hardware(words: &ControlWords, vmcs12: &Vmcs12, caps: &VmxCaps, memory: &impl GuestMemory) -> Check {
     require(vmcs12.get(CR3_TARGET_COUNT) <= caps.cr3_targets(), "CR3-target count")?;
     if words.secondary.contains(Secondary::USE_TSC_SCALING) {
@@ -63,7 +63,7 @@ fn reserved_bits(words: &ControlWords, caps: &VmxCaps) -> Check {
     require(caps.entry.permits(words.entry.bits()), "VM-entry controls: reserved bits")
 }
 
-/// SDM 27.2.1.1, what is not about the virtual APIC or paging.
+/// The checks of SDM 27.2.1.1 that are not about the virtual APIC or paging.
 fn execution(words: &ControlWords, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
     let primary = words.primary;
     if primary.contains(Primary::USE_IO_BITMAPS) {
@@ -172,7 +172,7 @@ fn exit(vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
     require(load, "VM-exit MSR-load area")
 }
 
-/// The event to inject.
+/// The checks of the event to inject.
 fn injection(words: &ControlWords, vmcs12: &Vmcs12, caps: &VmxCaps) -> Check {
     let real = words.secondary.contains(Secondary::UNRESTRICTED_GUEST) && vmcs12.get(GUEST_CR0) & CR0_PE == 0;
     let mode = if real { GuestMode::Real } else { GuestMode::Protected };
@@ -188,8 +188,8 @@ fn is_page(caps: &VmxCaps, address: u64) -> bool {
     address & 0xfff == 0 && caps.is_physical(address)
 }
 
-/// An MSR area: 16-byte aligned, its last byte within the physical-address width. An area of no entries is not looked
-/// at.
+/// Whether an MSR area is 16-byte aligned, and its last byte within the physical-address width. An area without entries
+/// passes unchecked.
 fn msr_area(caps: &VmxCaps, address: u64, count: u32) -> bool {
     const ENTRY_BYTES: u64 = 16;
     let last = address.checked_add(u64::from(count) * ENTRY_BYTES).map(|end| end.wrapping_sub(1));
@@ -471,7 +471,7 @@ mod tests {
         assert_eq!(saving(Pin::empty()), Err(Violation(rule)));
     }
 
-    /// As long as no field of `CHECKED_CONTROLS` is written, an entry does without the checks.
+    /// An entry skips the checks as long as no field of `CHECKED_CONTROLS` is written.
     #[test]
     fn the_verdict_of_software_depends_on_no_field_whose_writes_it_does_not_follow() {
         let caps = all_offered_caps().offered(&Policy::EVERYTHING);

@@ -45,7 +45,7 @@ pub fn guest_state(vmcs12: &Vmcs12, caps: &VmxCaps, memory: &impl GuestMemory) -
 /// The PDPTEs of a PAE guest, from memory; `None` if the guest does not use PAE paging.
 ///
 /// VM entry loads them itself where EPT is off (SDM 27.3.1.6 "Checks on Guest Page-Directory-Pointer-Table Entries"),
-/// but vmcs02 always has EPT on, and then it takes, and checks, those of the VMCS.
+/// but vmcs02 always has EPT on, and then VM entry loads and checks the PDPTEs of the VMCS.
 pub fn read_pdptes(memory: &impl GuestMemory, cr0: u64, cr3: u64, cr4: u64, ia32e: bool) -> Option<[u64; 4]> {
     if ia32e || cr0 & CR0_PG == 0 || cr4 & CR4_PAE == 0 {
         return None;
@@ -54,7 +54,7 @@ pub fn read_pdptes(memory: &impl GuestMemory, cr0: u64, cr3: u64, cr4: u64, ia32
     Some([0, 8, 16, 24].map(|offset| memory.read_u64(table + offset)))
 }
 
-/// The same, checked as MOV to CR3 checks them.
+/// The PDPTEs of `read_pdptes`, checked as MOV to CR3 checks them.
 ///
 /// # Errors
 ///

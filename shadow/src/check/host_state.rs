@@ -80,7 +80,8 @@ fn msrs(vmcs12: &Vmcs12, exit: ExitControls, is_64: bool) -> Check {
     Ok(())
 }
 
-/// The processor repeats these on vmcs02, but for what depends on the address-space size.
+/// The checks of the registers of [`crate::passing`]. The processor repeats them on vmcs02, except those that depend on
+/// the address-space size.
 fn passing_registers(vmcs12: &Vmcs12, caps: &VmxCaps, exit: ExitControls, is_64: bool) -> Check {
     if exit.contains(ExitControls::LOAD_CET) {
         let (s_cet, ssp) = (vmcs12.get(HOST_S_CET), vmcs12.get(HOST_SSP));

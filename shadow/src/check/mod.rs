@@ -1,8 +1,8 @@
 //! The checks of VM entry on VMCS12 (SDM 27.2 and 27.3).
 //!
-//! Controls and host state are checked here in full, because vmcs02 has other ones. Guest state goes to vmcs02 as it is
-//! and the processor checks it there; what reaches the guest hypervisor is its verdict. Only what the processor cannot
-//! see is checked here.
+//! This module checks controls and host state in full, because vmcs02 has other controls and another host state. Guest
+//! state goes to vmcs02 unchanged: the processor checks it there, and the guest hypervisor gets the processor's
+//! verdict. This module checks only the guest state that the processor cannot see.
 
 mod controls;
 mod guest_state;
@@ -16,7 +16,7 @@ use core::fmt;
 
 use crate::controls::Dependency;
 
-/// A check that failed: which one, for the log. The guest hypervisor gets the SDM's number for the group.
+/// The name of a check that failed, for the log. The guest hypervisor gets the SDM's number for the group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Violation(pub &'static str);
 

@@ -1,5 +1,5 @@
-//! Allowed settings of control words, and what is wrong with a wish that they do not allow (SDM A.2 "Reserved Controls
-//! and Default Settings").
+//! Allowed settings of control words, and their conflicts with wanted settings (SDM A.2 "Reserved Controls and Default
+//! Settings").
 
 use super::ControlWord;
 use bitflags::parser::to_writer;
@@ -30,14 +30,14 @@ impl Allowed {
         value & self.must_be_1 == self.must_be_1 && value & !self.may_be_1 == 0
     }
 
-    /// The same with only some bits of which both settings are allowed. The others keep the setting that a processor
-    /// without them has: 1 in the default1 class and where they must be 1, else 0.
+    /// These settings, with both settings allowed for bits of `offered` only. The other bits keep the setting of a
+    /// processor that lacks their controls: 1 in the default1 class and where they must be 1, else 0.
     pub const fn only(self, offered: u32, default1: u32) -> Self {
         let must_be_1 = self.must_be_1 | self.may_be_1 & default1 & !offered;
         Self { must_be_1, may_be_1: self.may_be_1 & (offered | must_be_1) }
     }
 
-    /// The same without some bits that could be 1.
+    /// These settings without the bits of `hidden`, except those that must be 1.
     pub const fn without(self, hidden: u32) -> Self {
         Self { must_be_1: self.must_be_1, may_be_1: self.may_be_1 & (!hidden | self.must_be_1) }
     }
@@ -46,11 +46,11 @@ impl Allowed {
 /// Why there is no control word with the wanted bits. Every bit at fault is in one of the three sets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Conflict<W> {
-    /// Wanted to be 1, but the processor allows only 0.
+    /// Bits wanted to be 1, where the processor allows only 0.
     pub unavailable: W,
-    /// Wanted to be 0, but the processor allows only 1.
+    /// Bits wanted to be 0, where the processor allows only 1.
     pub compulsory: W,
-    /// Wanted to be both.
+    /// Bits wanted to be both 0 and 1.
     pub contradictory: W,
 }
 

@@ -1,5 +1,5 @@
-//! Controls that depend on each other (SDM 27.2.1 "Checks on VMX Controls"), as one list: VM entry fails where it is
-//! broken, and whoever computes control words can ask beforehand.
+//! Controls that depend on each other (SDM 27.2.1 "Checks on VMX Controls"), as one list. VM entry fails if a row is
+//! broken; code that computes control words can check them beforehand.
 
 use super::{EntryControls, ExitControls, Pin, Primary, Secondary, Tertiary};
 use core::fmt;
@@ -24,9 +24,9 @@ pub struct ControlWords {
 /// How one control depends on another.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Relation {
-    /// It may be 1 only if the other is 1.
+    /// The control may be 1 only if the other is 1.
     Needs,
-    /// It may be 1 only if the other is 0.
+    /// The control may be 1 only if the other is 0.
     Excludes,
 }
 
@@ -35,11 +35,11 @@ pub enum Relation {
 pub struct Dependency {
     /// The control that depends.
     pub control: &'static str,
-    /// How.
+    /// How `control` depends on `on`.
     pub relation: Relation,
-    /// On which.
+    /// The other control.
     pub on: &'static str,
-    /// All of it in words.
+    /// The whole rule in words.
     pub rule: &'static str,
 }
 
@@ -98,7 +98,7 @@ macro_rules! dependencies {
         }
 
         impl ControlWords {
-            /// The first dependency that is broken. Written out row by row, because VM entry asks for it.
+            /// Checks every row of the list. The rows are unrolled into code, because VM entry makes this check.
             ///
             /// ```
             /// use shadow::controls::{ControlWords, Pin};
@@ -154,7 +154,7 @@ dependencies! {
 mod tests {
     use super::*;
 
-    /// The control of a name, alone.
+    /// Control words in which only the control of this name is 1.
     fn named(name: &str) -> ControlWords {
         ControlWords {
             pin: Pin::from_name(name).unwrap_or_default(),
@@ -186,7 +186,7 @@ mod tests {
         words.entry -= bit.entry;
     }
 
-    /// Everything that a control needs, and what that needs in turn.
+    /// Sets a control, and recursively every control that it needs.
     fn set_with_needs(words: &mut ControlWords, name: &str) {
         set(words, name);
         for row in Dependency::ALL.iter().filter(|row| row.control == name && row.relation == Relation::Needs) {

@@ -32,7 +32,8 @@ macro_rules! control_word {
             pub const COMPUTED: Self = <Self as ControlWord>::COMPUTED;
             /// Bits that the guest hypervisor is not offered; always 0 in vmcs02.
             pub const HIDDEN: Self = Self::of_class(BitMerge::Hidden);
-            /// Bits that it is offered. A bit without a name is not among them: its effect on the host is unknown.
+            /// Bits that the guest hypervisor is offered. A bit without a name is not offered: its effect on the host
+            /// is unknown.
             pub const OFFERED: Self = Self::FROM_GUEST.union(Self::FORCED).union(Self::COMPUTED);
 
             const fn of_class(class: BitMerge) -> Self {
@@ -59,7 +60,7 @@ macro_rules! control_word {
     };
 }
 
-/// A control word: a set of named bits of which each has a merge class.
+/// A control word: a set of named bits, each with a merge class.
 pub trait ControlWord: bitflags::Flags<Bits: WriteHex> + Copy + fmt::Debug {
     /// The SDM's name of the word.
     const NAME: &'static str;
@@ -81,11 +82,11 @@ pub struct ControlBit {
     pub name: &'static str,
     /// Bit position.
     pub position: u32,
-    /// What the merge does with it.
+    /// What the merge does with the bit.
     pub merge: BitMerge,
 }
 
-/// Control bits of one word, whichever it is: what the existence of a field, or an exit, depends on.
+/// Control bits of one of the words. The existence of a field, or an exit, depends on such bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[expect(missing_docs, reason = "a variant is named as its word is")]
 pub enum Control {
@@ -134,19 +135,19 @@ impl fmt::Display for Control {
 ///
 /// To offer a hidden control to guest hypervisors:
 ///
-/// 1. its row here gets the class [`BitMerge::FromGuest`], if the processor may act on it as VMCS12 has it;
-/// 2. its fields' rows in [`crate::fields`] get the class that vmcs02 needs ([`crate::fields::Merge`]); hidden fields
-///    have one that was never tried;
-/// 3. what VM entry checks of it and the processor cannot check in vmcs02 goes to [`crate::check`], what it needs
-///    beside it to the dependencies;
-/// 4. exits that it adds or changes get it among their causes in [`crate::exit::ExitReason`]; a structure with
-///    addresses in it needs a merged copy, as MSR bitmaps have ([`crate::watch`]);
-/// 5. cases of the conformance suite show it on a processor that has it; its fields' addresses get cases of the group
-///    `isolation`.
+/// 1. give its row here the class [`BitMerge::FromGuest`], if the processor may act on VMCS12's bit unchanged;
+/// 2. give the rows of its fields in [`crate::fields`] the class that vmcs02 needs ([`crate::fields::Merge`]); the
+///    present class of a hidden field was never tried;
+/// 3. add to [`crate::check`] its VM-entry checks that the processor cannot make on vmcs02, and to the dependencies the
+///    controls that it needs;
+/// 4. add it to the causes of the exits that it adds or changes in [`crate::exit::ExitReason`]; a structure that
+///    contains addresses needs a merged copy, as MSR bitmaps have ([`crate::watch`]);
+/// 5. add cases to the conformance suite and run them on a processor that has the control; addresses in its fields get
+///    cases of the group `isolation`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BitMerge {
     /// vmcs02 has vmcs12's bit. Then none of the fields that the control uses may be
-    /// [`crate::fields::Merge::HostOnly`], but where code acts for it.
+    /// [`crate::fields::Merge::HostOnly`], except where code sets that field of vmcs02.
     FromGuest,
     /// 1 in vmcs02; vmcs12's bit is acted upon in software.
     Forced,
@@ -159,8 +160,7 @@ pub enum BitMerge {
 control_word! {
     /// Pin-based VM-execution controls.
     Pin: u32, "pin-based VM-execution controls", default1 0x16, {
-        /// External-interrupt exiting. The host takes no interrupts of its own, so the guest hypervisor's wish is all
-        /// there is.
+        /// External-interrupt exiting. The host takes no interrupts of its own, so the guest hypervisor alone decides.
         EXTERNAL_INTERRUPT_EXITING = 0, FromGuest;
         /// NMI exiting.
         NMI_EXITING = 3, FromGuest;
@@ -237,7 +237,7 @@ control_word! {
         ENABLE_RDTSCP = 3, FromGuest;
         /// Virtualize x2APIC mode.
         VIRTUALIZE_X2APIC_MODE = 4, FromGuest;
-        /// Enable VPID: the nested guest has one of the host's choice.
+        /// Enable VPID: the nested guest runs with a VPID that the host chooses.
         ENABLE_VPID = 5, Forced;
         /// WBINVD exiting.
         WBINVD_EXITING = 6, FromGuest;
@@ -253,16 +253,17 @@ control_word! {
         RDRAND_EXITING = 11, FromGuest;
         /// Enable INVPCID.
         ENABLE_INVPCID = 12, FromGuest;
-        /// Enable VM functions. vmcs02 enables none of them, so that each exits, and the host does what vmcs12 enables.
+        /// Enable VM functions. vmcs02 enables no function, so that each VMFUNC exits, and the host executes the
+        /// functions that vmcs12 enables.
         ENABLE_VM_FUNCTIONS = 13, FromGuest;
-        /// VMCS shadowing, for a hypervisor that runs as a nested guest: vmcs02 is linked to a shadow VMCS of the
-        /// host's, which holds the content of the one that VMCS12 is linked to.
+        /// VMCS shadowing, for a hypervisor that runs as a nested guest: vmcs02 is linked to a shadow VMCS of the host,
+        /// which holds the content of the shadow VMCS that VMCS12 is linked to.
         VMCS_SHADOWING = 14, FromGuest;
         /// Enable ENCLS exiting. Hidden: the machine's SGX is not offered.
         ENCLS_EXITING = 15, Hidden;
         /// RDSEED exiting.
         RDSEED_EXITING = 16, FromGuest;
-        /// Enable PML: off in vmcs02. The host sets EPT12's flags, and logs what it makes dirty.
+        /// Enable PML: off in vmcs02. The host sets EPT12's dirty flags, and logs the pages whose flags it sets.
         ENABLE_PML = 17, Computed;
         /// EPT-violation #VE. 0 in vmcs02, as a violation of ept02 need not be one of EPT12: the host delivers the
         /// exception.
@@ -273,10 +274,11 @@ control_word! {
         ENABLE_XSAVES = 20, FromGuest;
         /// PASID translation. Hidden: its directories hold addresses, and the host has no code that translates them.
         PASID_TRANSLATION = 21, Hidden;
-        /// Mode-based execute control for EPT. An ept02 is made for an EPT12 with it, or for one without.
+        /// Mode-based execute control for EPT. An ept02 is built either for an EPT12 with this control, or for an EPT12
+        /// without it.
         MODE_BASED_EXECUTE = 22, FromGuest;
-        /// Sub-page write permissions for EPT. Hidden: their tables hold addresses of the guest hypervisor's, so that
-        /// ept02 would need tables of its own beside them.
+        /// Sub-page write permissions for EPT. Hidden: the sub-page tables hold addresses of the guest hypervisor, so
+        /// that ept02 would need sub-page tables of its own.
         SUB_PAGE_WRITE_PERMISSIONS = 23, Hidden;
         /// Intel PT uses guest-physical addresses. Hidden: Intel PT is not offered.
         PT_USES_GUEST_PHYSICAL = 24, Hidden;
@@ -288,9 +290,9 @@ control_word! {
         ENABLE_PCONFIG = 27, Hidden;
         /// Enable ENCLV exiting. Hidden: see ENCLS exiting.
         ENCLV_EXITING = 28, Hidden;
-        /// VMM bus-lock detection. Hidden: nothing here has seen its exits.
+        /// VMM bus-lock detection. Hidden: no test machine has produced its exits.
         BUS_LOCK_DETECTION = 30, Hidden;
-        /// Instruction timeout. Hidden: nothing here has seen its exits.
+        /// Instruction timeout. Hidden: no test machine has produced its exits.
         INSTRUCTION_TIMEOUT = 31, Hidden;
     }
 }
@@ -321,12 +323,13 @@ control_word! {
 control_word! {
     /// Primary VM-exit controls.
     ExitControls: u32, "primary VM-exit controls", default1 0x0003_6dff, {
-        /// Save debug controls. Forced, because the host handles some exits itself and must not lose them.
+        /// Save debug controls. Forced, because the host handles some exits itself and must not lose the nested guest's
+        /// values.
         SAVE_DEBUG_CONTROLS = 2, Forced;
-        /// Host address-space size: whether the host state is 64-bit. vmcs02's host state is the host's, which is.
+        /// Host address-space size: whether the host state is 64-bit. In vmcs02 it is: the host runs in 64-bit mode.
         HOST_ADDRESS_SPACE_SIZE = 9, Forced;
-        /// Load IA32_PERF_GLOBAL_CTRL. Hidden: no code loads it for the guest hypervisor when its
-        /// nested guest exits, and no machine of the tests has a performance counter to show it by.
+        /// Load IA32_PERF_GLOBAL_CTRL. Hidden: no code loads it for the guest hypervisor when its nested guest exits,
+        /// and no machine of the tests has a performance counter to test it with.
         LOAD_PERF_GLOBAL_CTRL = 12, Hidden;
         /// Acknowledge interrupt on exit.
         ACKNOWLEDGE_INTERRUPT = 15, FromGuest;
@@ -349,7 +352,7 @@ control_word! {
         CLEAR_RTIT_CTL = 25, Hidden;
         /// Clear IA32_LBR_CTL. Hidden: architectural LBRs are not offered.
         CLEAR_LBR_CTL = 26, Hidden;
-        /// Clear UINV: a passing register, as the next two are.
+        /// Clear UINV: a register of [`crate::passing`], as are CET state and PKRS below.
         CLEAR_UINV = 27, FromGuest;
         /// Load CET state.
         LOAD_CET = 28, FromGuest;
@@ -369,11 +372,11 @@ control_word! {
         SAVE_FRED = 0, Hidden;
         /// Load IA32_FRED state. Hidden: as saving it.
         LOAD_FRED = 1, Hidden;
-        /// Load IA32_SPEC_CTRL. Hidden: exits do not save what entries load, so that a nested guest's value would be
-        /// lost in an exit that the host handles. MSR areas and "virtualize IA32_SPEC_CTRL" do the same.
+        /// Load IA32_SPEC_CTRL. Hidden: exits do not save the value that entries load, so an exit that the host handles
+        /// would lose the nested guest's value. MSR areas and "virtualize IA32_SPEC_CTRL" serve the same purpose.
         LOAD_SPEC_CTRL = 2, Hidden;
-        /// Prematurely busy shadow stack. Hidden: of an exit with it that the host handles, the host would have to make
-        /// the shadow stack free before it delivers the event again.
+        /// Prematurely busy shadow stack. Hidden: when the host handles such an exit, it would have to free the shadow
+        /// stack before it delivers the event again.
         PREMATURELY_BUSY_SHADOW_STACK = 3, Hidden;
     }
 }
@@ -401,7 +404,7 @@ control_word! {
         CONCEAL_VMX_FROM_PT = 17, Hidden;
         /// Load IA32_RTIT_CTL. Hidden: see the exit control.
         LOAD_RTIT_CTL = 18, Hidden;
-        /// Load UINV: a passing register. 1 in vmcs02 also if only exits clear it.
+        /// Load UINV: a register of [`crate::passing`]. The bit is 1 in vmcs02 also if only exits clear UINV.
         LOAD_UINV = 19, Computed;
         /// Load CET state, likewise.
         LOAD_CET = 20, Computed;
@@ -419,7 +422,7 @@ control_word! {
 control_word! {
     /// VM-function controls (SDM 25.6.14 "VM-Function Controls").
     VmFunctions: u64, "VM-function controls", default1 0, {
-        /// EPTP switching. 0 in vmcs02: an EPTP list names EPT12s, and the host switches to their ept02s.
+        /// EPTP switching. 0 in vmcs02: an EPTP list names EPT12s, and the host switches to their ept02s itself.
         EPTP_SWITCHING = 0, Computed;
     }
 }
@@ -464,7 +467,7 @@ mod tests {
         check!(Pin Primary Secondary Tertiary ExitControls SecondaryExitControls EntryControls VmFunctions);
     }
 
-    /// The names of the `x86` crate that are not ours, with ours.
+    /// The names of the `x86` crate that differ from ours, each with ours.
     const RENAMED: &[(&str, &str)] = &[
         ("VMX_PREEMPTION_TIMER", "ACTIVATE_PREEMPTION_TIMER"),
         ("POSTED_INTERRUPTS", "PROCESS_POSTED_INTERRUPTS"),

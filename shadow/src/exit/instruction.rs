@@ -1,8 +1,8 @@
 //! VM-exit instruction information (SDM 28.2.5 "Information for VM Exits Due to Instruction Execution", Tables 28-8 to
 //! 28-15).
 //!
-//! All layouts put the same thing at the same place, so one type serves them all. Which parts an exit defines is what
-//! [`InsnLayout`](super::InsnLayout) says of its reason:
+//! All layouts put the same part at the same place, so one type serves them all. The [`InsnLayout`](super::InsnLayout)
+//! of an exit reason says which parts are defined:
 //!
 //! | part | StringIo | MemoryAndRegister | DescriptorTable | SegmentTable | SizedRegister | Memory | ReadWrite | Registers |
 //! |---|---|---|---|---|---|---|---|---|
@@ -83,7 +83,7 @@ impl InsnInfo {
         (self.0 >> 3 & 0xf) as Gpr
     }
 
-    /// Reg2: the register operand of instructions that have both.
+    /// Reg2: the register operand of instructions that have a second operand, in memory or in Reg1.
     pub const fn reg2(self) -> Gpr {
         (self.0 >> 28 & 0xf) as Gpr
     }
@@ -113,7 +113,7 @@ impl InsnInfo {
         }
     }
 
-    /// Operand size of LGDT and LIDT outside 64-bit mode, of which bit 11 is all there is.
+    /// Operand size of LGDT and LIDT outside 64-bit mode, which bit 11 alone holds.
     pub const fn table_operand_size(self) -> OperandSize {
         if self.0 >> 11 & 1 != 0 { OperandSize::Bits32 } else { OperandSize::Bits16 }
     }
@@ -153,7 +153,7 @@ impl InsnInfo {
         }
     }
 
-    /// What the address size keeps of an effective address.
+    /// The bits of an effective address that the address size keeps.
     const fn address_mask(self) -> u64 {
         match self.address_size() {
             AddressSize::Bits16 => 0xffff,

@@ -1,6 +1,5 @@
 //! Interruption information (SDM 25.8.3 "VM-Entry Controls for Event Injection", 25.9.2 "Information for VM Exits Due
-//! to Vectored Events",
-//! 25.9.3 "Information for VM Exits That Occur During Event Delivery").
+//! to Vectored Events", 25.9.3 "Information for VM Exits That Occur During Event Delivery").
 
 /// Interruption information: of an exit, of IDT vectoring, or for injection (SDM 25.8.3, 25.9.2, 25.9.3: one format).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -30,7 +29,7 @@ impl InterruptionInfo {
         Self(Self::VALID | kind << 8 | vector as u32)
     }
 
-    /// The same, delivering an error code.
+    /// This interruption with an error code to deliver.
     pub const fn with_error_code(self) -> Self {
         Self(self.0 | Self::DELIVER_ERROR_CODE)
     }
@@ -60,7 +59,7 @@ impl InterruptionInfo {
         self.0 & Self::VALID != 0
     }
 
-    /// The same, not valid: what a VM exit leaves in the VM-entry field.
+    /// This interruption with the valid bit clear, as a VM exit leaves it in the VM-entry field.
     pub const fn invalidated(self) -> Self {
         Self(self.0 & !Self::VALID)
     }

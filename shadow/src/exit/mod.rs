@@ -1,4 +1,4 @@
-//! What a VM exit says of itself (SDM 25.9 "VM-Exit Information Fields").
+//! The information that a VM exit reports (SDM 25.9 "VM-Exit Information Fields").
 //!
 //! Every word that a processor or a hypervisor supplies has an open newtype: any value is representable, and taking it
 //! apart never panics.

@@ -39,8 +39,8 @@ pub enum Qualification {
     Io(IoAccess),
     /// INVLPG: the linear address.
     LinearAddress(u64),
-    /// The displacement of an instruction's memory operand, sign-extended; the rest of it is in the instruction
-    /// information.
+    /// The displacement of an instruction's memory operand, sign-extended; the rest of the operand is in the
+    /// instruction information.
     Displacement(u64),
     /// MWAIT: whether address-range monitoring hardware was armed.
     Mwait {
@@ -68,7 +68,8 @@ pub enum Qualification {
 }
 
 impl Qualification {
-    /// Takes a qualification apart. `interruption` is that of the same exit; only exceptions look at it.
+    /// Takes a qualification apart. `interruption` is the interruption information of the same exit; only exceptions
+    /// use it.
     ///
     /// ```
     /// use shadow::exit::{ExitReason, InterruptionInfo, Qualification};
@@ -164,12 +165,12 @@ pub enum TaskSwitchSource {
 }
 
 impl TaskSwitch {
-    /// Selector of the TSS that is switched to.
+    /// Selector of the new task's TSS.
     pub const fn selector(self) -> u16 {
         self.0 as u16
     }
 
-    /// What began it.
+    /// What began the task switch.
     pub const fn source(self) -> TaskSwitchSource {
         match self.0 >> 30 & 3 {
             0 => TaskSwitchSource::Call,

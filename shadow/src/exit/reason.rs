@@ -1,4 +1,4 @@
-//! The exit reasons: one table of all that there are (SDM Appendix C "VMX Basic Exit Reasons").
+//! One table of all exit reasons (SDM Appendix C "VMX Basic Exit Reasons").
 
 use crate::controls::{Control, Pin, Primary, Secondary, Tertiary};
 use crate::policy::Route;
@@ -78,8 +78,8 @@ pub enum InsnLayout {
 }
 
 bitflags! {
-    /// Exit-information fields that an exit fills beside the reason. Those that it does not fill are undefined, but for
-    /// the exit qualification, which it clears.
+    /// Exit-information fields that an exit fills besides the reason. The exit clears an exit qualification that it
+    /// does not fill; other fields that it does not fill are undefined.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub struct Fills: u8 {
         /// Exit qualification.
@@ -104,7 +104,7 @@ pub struct ReasonInfo {
     pub reason: ExitReason,
     /// Its name in the SDM, in capitals.
     pub name: &'static str,
-    /// What it fills.
+    /// The fields that it fills.
     pub fills: Fills,
     /// What its qualification holds.
     pub qualification: QualificationKind,
@@ -146,7 +146,7 @@ macro_rules! basic_exit_reasons {
         impl ExitReason {
             $(pub const $name: Self = Self($number);)*
 
-            /// What is known of the basic exit reason; `None` for one that the SDM does not define.
+            /// The row of the basic exit reason; `None` for one that the SDM does not define.
             pub const fn info(self) -> Option<&'static ReasonInfo> {
                 match self.basic() {
                     $($number => Some(const { &ReasonInfo {
@@ -193,7 +193,7 @@ const fn fills(listed: &[Fills], qualification: QualificationKind, instruction: 
 }
 
 basic_exit_reasons! {
-    // The instruction length of an exception is that of a software exception.
+    // Of the exceptions, only software exceptions fill the instruction length.
     EXCEPTION_OR_NMI = 0, Exception, None, [INTERRUPTION LENGTH], ExceptionBitmap, Reflect;
     // With "acknowledge interrupt on exit" the vector is there, else the information is not valid.
     EXTERNAL_INTERRUPT = 1, None, None, [INTERRUPTION], Any(Pin::EXTERNAL_INTERRUPT_EXITING), Reflect;
@@ -223,7 +223,7 @@ basic_exit_reasons! {
     VMWRITE = 25, Displacement, ReadWrite, [LENGTH], Unless(Secondary::VMCS_SHADOWING), ShadowedField;
     VMXOFF = 26, None, None, [LENGTH], Unconditional, Reflect;
     VMXON = 27, Displacement, Memory, [LENGTH], Unconditional, Reflect;
-    // And the guest/host masks and CR3-target values. The linear address is that of LMSW's memory operand.
+    // The guest/host masks and CR3-target values decide too. The linear address is that of LMSW's memory operand.
     CR_ACCESS = 28, CrAccess, None, [LENGTH LINEAR], Any(Primary::CR3_LOAD_EXITING, Primary::CR3_STORE_EXITING,
         Primary::CR8_LOAD_EXITING, Primary::CR8_STORE_EXITING), Reflect;
     MOV_DR = 29, DrAccess, None, [LENGTH], Any(Primary::MOV_DR_EXITING), Reflect;
@@ -274,8 +274,8 @@ basic_exit_reasons! {
     TDCALL = 77, None, None, [LENGTH], OtherMode, Reflect;
     RDMSRLIST = 78, MsrIndex, None, [LENGTH], All(Tertiary::ENABLE_MSR_LIST), Reflect;
     WRMSRLIST = 79, MsrIndex, None, [LENGTH], All(Tertiary::ENABLE_MSR_LIST), Reflect;
-    // Of extensions that are newer than edition 085: user-level MSR accesses, and MSR accesses with an immediate
-    // operand.
+    // Reasons of extensions that are newer than edition 085: user-level MSR accesses, and MSR accesses with an
+    // immediate operand.
     URDMSR = 80, MsrIndex, None, [LENGTH], Unless(Primary::USE_MSR_BITMAPS), Reflect;
     UWRMSR = 81, MsrIndex, None, [LENGTH], Unless(Primary::USE_MSR_BITMAPS), Reflect;
     RDMSR_IMMEDIATE = 84, MsrIndex, Registers, [LENGTH], Unless(Primary::USE_MSR_BITMAPS), Reflect;
@@ -283,7 +283,7 @@ basic_exit_reasons! {
 }
 
 impl ExitReason {
-    /// Basic exit reasons that statistics have room for.
+    /// The number of counters that statistics by basic exit reason need.
     pub const BASIC_COUNT: usize = Self::ALL[Self::ALL.len() - 1].0 as usize + 1;
     const SHADOW_STACK_BUSY: u32 = 1 << 25;
     const BUS_LOCK_ASSERTED: u32 = 1 << 26;

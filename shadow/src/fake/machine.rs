@@ -35,12 +35,12 @@ use crate::registers::*;
 use crate::sync::SyncSets;
 use crate::watch::{MergedAs, ProcessorWritten, SLOTS, WatchedPages, Watches};
 
-/// Register state, by the fields that load and save it.
+/// Register state: a word for each field that loads and saves it, by row number.
 pub type Words = [u64; FIELD_COUNT];
 
 /// The VMXON region of a [`FakeMachine`].
 pub const VMXON_REGION: u64 = 0x4000;
-/// Where its memory operands are.
+/// The address of its memory operands.
 pub const OPERAND: u64 = 0x7000;
 
 /// Instruction information of registers as both operands.
@@ -72,12 +72,12 @@ pub fn hypervisor_registers() -> Words {
 pub struct Tlb(BTreeMap<(u64, u64), (u64, bool)>);
 
 impl Tlb {
-    /// The address of a page under an EPTP: a kept one, or what a walk finds. A translation that was kept for reads is
-    /// walked for a write.
+    /// The address of a page under an EPTP, from a kept translation or else from a walk. A write walks anew if the kept
+    /// translation is for reads only.
     ///
     /// # Errors
     ///
-    /// What the walk finds.
+    /// The walk fails.
     pub fn access<E>(
         &mut self,
         eptp: u64,
@@ -104,7 +104,7 @@ impl Tlb {
     }
 }
 
-/// The VMCSs. Nothing is cached, so that the form of vmcs02 is all that is to be remembered.
+/// The VMCSs. The fake caches no field; all it remembers is whether vmcs02 is a shadow VMCS at the moment.
 #[derive(Debug)]
 pub struct FakeVmcss {
     /// vmcs01, whose guest-state area has the registers of the guest hypervisor.
@@ -149,7 +149,7 @@ impl VmcsPair for FakeVmcss {
 /// The guest hypervisor's memory behind EPT01.
 #[derive(Debug)]
 pub struct FakeWatchedMemory {
-    /// What is in it.
+    /// Its content.
     pub ram: Ram,
     tables: Tables,
     ept01: Eptp01,
@@ -219,7 +219,7 @@ pub struct FakeHardware {
     pub msrs: RefCell<BTreeMap<u32, u64>>,
     flushes: Cell<u64>,
     flushed: Cell<u64>,
-    /// Looks at a flush until another processor has taken part in it.
+    /// How often the logic must ask about a flush until another processor has taken part in it.
     lag: Cell<u32>,
     /// The next INIT is the host's own.
     pub is_kicked: Cell<bool>,
@@ -334,7 +334,7 @@ impl Machine for FakeHardware {
     }
 }
 
-/// What is different from one machine to another, and no guest hypervisor can see.
+/// Properties in which machines differ and that no guest hypervisor can see.
 #[derive(Clone, Copy, Debug)]
 pub struct Variant {
     /// VMCS shadowing for the hypervisor.
@@ -475,7 +475,7 @@ impl FakeMachine {
     ///
     /// # Errors
     ///
-    /// It faults.
+    /// The instruction faults.
     pub fn instruction(&mut self, reason: ExitReason, info: u32, operand: u64) -> Result<(), Fault> {
         self.vcpu.memory.ram.write_u64(Gpa(OPERAND), operand);
         self.vcpu.vmcs.vmcs01.poke(EXIT_QUALIFICATION.id(), OPERAND);
@@ -488,7 +488,7 @@ impl FakeMachine {
     ///
     /// # Errors
     ///
-    /// It faults. If it fails, flags say so.
+    /// The instruction faults. RFLAGS report a VMfail.
     pub fn vmptrld(&mut self, region: u64) -> Result<(), Fault> {
         self.vcpu.memory.ram.write_u32(Gpa(region), Policy::EVERYTHING.revision);
         self.instruction(ExitReason::VMPTRLD, MEMORY_OPERAND, region)
@@ -498,7 +498,7 @@ impl FakeMachine {
     ///
     /// # Errors
     ///
-    /// It faults. If it fails, flags say so.
+    /// The instruction faults. RFLAGS report a VMfail.
     pub fn vmwrite(&mut self, id: FieldId, value: u64) -> Result<(), Fault> {
         if self.is_live(id) {
             self.vcpu.vmcs.vmcs02.poke(id, value);
@@ -513,7 +513,7 @@ impl FakeMachine {
     ///
     /// # Errors
     ///
-    /// It faults.
+    /// The instruction faults.
     pub fn vmread(&mut self, id: FieldId) -> Result<u64, Fault> {
         if self.is_live(id) {
             self.complete();
@@ -527,7 +527,7 @@ impl FakeMachine {
         self.vcpu.vmcs.vmcs02_shadows && self.vcpu.live_fields.contains(id)
     }
 
-    /// What an instruction does that does not exit.
+    /// Completes an instruction that does not exit.
     fn complete(&mut self) {
         self.vcpu.vmcs.vmcs01.poke(EXIT_INSTRUCTION_LENGTH.id(), INSTRUCTION_LENGTH);
         self.vcpu.advance_with_flags(rflags_succeed);

@@ -67,7 +67,7 @@ struct Pool {
 }
 
 impl Tables {
-    /// So many.
+    /// A pool of `budget` tables.
     pub fn new(budget: u64) -> Self {
         let unused = (0..budget).map(|number| 0x70_0000_0000 + number * 4096).collect();
         Self(Rc::new(RefCell::new(Pool { tables: BTreeMap::new(), unused })))

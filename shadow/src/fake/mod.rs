@@ -1,4 +1,4 @@
-//! The fakes behind the seams of [`crate::hw`]: they enforce the SDM and remember what was done to them.
+//! The fakes behind the seams of [`crate::hw`]: they enforce the SDM's rules and remember what was done to them.
 
 mod machine;
 mod memory;
@@ -47,7 +47,7 @@ pub fn skylake_caps() -> VmxCaps {
     }
 }
 
-/// A processor that allows every control that a guest hypervisor is offered, by no model's name.
+/// A processor that allows every control that can be offered to a guest hypervisor. No real model is like it.
 pub fn all_offered_caps() -> VmxCaps {
     let allow = |allowed: Allowed, offered: u32| Allowed { may_be_1: allowed.may_be_1 | offered, ..allowed };
     let caps = skylake_caps();
@@ -74,12 +74,12 @@ pub struct FakeVmcs {
 }
 
 impl FakeVmcs {
-    /// All zero.
+    /// A VMCS with all fields 0.
     pub fn new(caps: &VmxCaps) -> Self {
         Self { words: [0; FIELD_COUNT], fields: caps.fields(), journal: Vec::new() }
     }
 
-    /// What the processor itself changes.
+    /// Changes a field as the processor does: without an entry in the journal.
     pub fn poke(&mut self, id: FieldId, value: u64) {
         self.words[id.row()] = value & id.encoding().width().mask();
     }
@@ -108,10 +108,10 @@ impl VmcsAccess for FakeVmcs {
 pub struct FakeMemory(RefCell<Vec<u8>>);
 
 impl FakeMemory {
-    /// What translation adds.
+    /// The offset that translation adds.
     pub const OFFSET: u64 = 0x10_0000_0000;
 
-    /// So many bytes, all 0.
+    /// Memory of `bytes` bytes, all 0.
     pub fn new(bytes: usize) -> Self {
         Self(RefCell::new(vec![0; bytes]))
     }

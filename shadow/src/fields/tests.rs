@@ -44,8 +44,8 @@ fn exit_information_is_the_only_area_that_is_read_only() {
     }
 }
 
-/// The indexes of SDM Appendix B by width and area, written down apart from the table; 64-bit ones with those of FRED,
-/// user interrupts, APIC-timer virtualization and APX, which newer editions have.
+/// The indexes of SDM Appendix B by width and area, written down apart from the table. The 64-bit fields include those
+/// of FRED, user interrupts, APIC-timer virtualization and APX, from newer editions.
 #[test]
 fn the_table_has_the_encodings_of_appendix_b_and_no_other() {
     use crate::index::lookup;

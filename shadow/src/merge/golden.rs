@@ -1,5 +1,5 @@
-//! What the merge writes for the VMCS12s of two guest hypervisors, entry after entry, held against the journals below.
-//! `UPDATE_EXPECT=1 cargo test -p shadow golden` makes them anew.
+//! The writes of the merge for the VMCS12s of two guest hypervisors, entry after entry, compared with the journals
+//! below. `UPDATE_EXPECT=1 cargo test -p shadow golden` writes new journals.
 
 use super::tests::Nested;
 use super::*;
@@ -49,8 +49,8 @@ fn change(nested: &mut Nested, id: FieldId) {
     nested.vmcs12.set_word(id, nested.vmcs12.word(id) ^ 0x1000);
 }
 
-/// Three entries and more: the first, what of it is not 0; an unchanged one; and one for each field that the guest
-/// hypervisor writes, where that does more or less than write the field itself.
+/// Journals of entries: of the first, the writes of other values than 0; of an unchanged one; and one entry after a
+/// write to each field, if the entry does more or less than write the field itself.
 fn journals(new: impl Fn() -> Nested) -> String {
     let mut text = String::new();
     let mut nested = new();
@@ -176,7 +176,7 @@ proptest! {
         let reloaded = { nested.enter(); nested.exit(); nested.enter() };
         for row in rows {
             let id = FieldId::all().nth(row).unwrap();
-            // A control word decides anew what is reloaded.
+            // After a change of a control word, other fields are reloaded.
             if nested.caps.has_field(id) && !CONTROL_WORDS.contains(id) {
                 change(&mut nested, id);
             }

@@ -1,7 +1,7 @@
-//! VMCS12 into vmcs02 (the SDM has no such thing; KVM calls it `prepare_vmcs02`).
+//! The merge of VMCS12 into vmcs02. The SDM has no such step; KVM calls it `prepare_vmcs02`.
 //!
-//! Only fields that changed since the last entry are written. What has to be looked at on every entry is in
-//! [`prepare`]; the rest hangs on `vmcs12.dirty`.
+//! [`prepare`] writes the fields in `vmcs12.dirty`, which changed since the last entry, and the few that every entry
+//! needs.
 
 mod msr_areas;
 
@@ -18,19 +18,19 @@ use crate::sync::{SyncSets, exit_effects, save_stale_except, save_stale_field};
 use crate::vmcs12::Vmcs12;
 use ept::Gpa;
 
-/// Fields on which a check of VMX controls depends that only software can make. As long as none of them is written, the
-/// last verdict stands.
+/// Fields on which those checks of VMX controls depend that only software can make. The last verdict holds until one of
+/// these fields is written.
 pub const CHECKED_CONTROLS: FieldSet =
     with_merge(Merge::HostOnly).or(&with_merge(Merge::Translated)).or(&CONTROL_WORDS);
 
-/// The same for the checks of host state, which look at the VM-exit and VM-entry controls too. Apart, because a guest
-/// hypervisor writes a host FS or GS base whenever it runs another of its processes.
+/// The same for the checks of host state, which also depend on the VM-exit and VM-entry controls. It is a set of its
+/// own, because a guest hypervisor writes a host FS or GS base whenever it switches between its processes.
 pub const CHECKED_HOST_STATE: FieldSet = with_merge(Merge::HostState)
     .or(&with_merge(Merge::Passing))
     .or(&FieldSet::of(&[EXIT_CONTROLS.id(), ENTRY_CONTROLS.id()]));
 
-/// Fields that may be live: vmcs02 has VMCS12's value, and any value that is wrong for it the processor refuses at VM
-/// entry, with the very failure that VMCS12 would have met.
+/// Fields that may be live: vmcs02 has VMCS12's value, and at VM entry the processor refuses a wrong value with the
+/// same failure that VMCS12 would have caused.
 pub const SHADOWABLE: FieldSet = SHADOWABLE_WORDS.or(&with_merge(Merge::ExitInfo));
 
 /// Puts the fields of a VMCS12 that just became current into vmcs02, where the guest hypervisor accesses them from now
@@ -46,15 +46,15 @@ pub fn make_live(vmcs02: &mut impl VmcsAccess, vmcs12: &mut Vmcs12, live: &Field
 const WORDS: FieldSet = SHADOWABLE_WORDS.or(&with_merge(Merge::Passing));
 const SHADOWABLE_WORDS: FieldSet = with_merge(Merge::Copy).or(&with_merge(Merge::Guest));
 const ADDRESSES: FieldSet = with_merge(Merge::Translated);
-/// Whatever decides the value of a control word of vmcs02.
+/// Fields that decide the values of vmcs02's control words.
 const CONTROL_WORDS: FieldSet = with_merge(Merge::ControlWord);
-/// What [`loaded_registers`] works through.
+/// The fields that [`loaded_registers`] handles.
 const LOADED: FieldSet = FieldSet::of(&[GUEST_DEBUGCTL.id(), GUEST_DR7.id(), GUEST_PAT.id(), GUEST_EFER.id()]);
 const PDPTES: FieldSet = FieldSet::of(&[GUEST_PDPTE0.id(), GUEST_PDPTE1.id(), GUEST_PDPTE2.id(), GUEST_PDPTE3.id()]);
 const TIMER: FieldSet = FieldSet::of(&[PREEMPTION_TIMER_VALUE.id()]);
 
-/// Every field has code here that works through it, or one of the classes that need none: vmcs02 has the host's value,
-/// the processor writes it, or vmcs01 gets it.
+/// Code here handles every field, except fields of the three classes that need none: vmcs02 has the host's value, the
+/// processor writes the field, or vmcs01 gets it.
 const _: () = {
     let merged = WORDS.or(&ADDRESSES).or(&CONTROL_WORDS).or(&LOADED).or(&PDPTES).or(&TIMER);
     let others = with_merge(Merge::HostOnly).or(&with_merge(Merge::ExitInfo)).or(&with_merge(Merge::HostState));
@@ -64,8 +64,8 @@ const _: () = {
     assert!(with_merge(Merge::Pdpte).minus(&PDPTES).is_empty() && with_merge(Merge::Timer).minus(&TIMER).is_empty());
 };
 
-/// Registers of the guest hypervisor that its nested guest starts with where VMCS12 does not load them. Read from
-/// vmcs01, and only those that are needed.
+/// Registers that a nested guest inherits from its hypervisor, because VMCS12 does not load them. Read from vmcs01, and
+/// only those that are needed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Inherited {
     debug: Option<(u64, u64)>,
@@ -79,7 +79,7 @@ impl Inherited {
         self.debug.is_none() && self.pat.is_none() && self.efer.is_none()
     }
 
-    /// What VMCS12 leaves as it is in the guest hypervisor. vmcs01 must be current.
+    /// Reads the registers that VMCS12 does not load. vmcs01 must be current.
     #[inline]
     pub fn read(vmcs01: &impl VmcsAccess, vmcs12: &Vmcs12) -> Self {
         let entry = vmcs12.get(ENTRY_CONTROLS);
@@ -93,10 +93,10 @@ impl Inherited {
     }
 }
 
-/// What the merge needs to know beside VMCS12.
+/// What the merge needs besides VMCS12.
 #[derive(Debug)]
 pub struct Surroundings<'a, Memory> {
-    /// What the processor has.
+    /// The processor's capabilities.
     pub caps: &'a VmxCaps,
     /// The field sets of the synchronisation.
     pub sets: &'a SyncSets,
@@ -134,14 +134,14 @@ pub fn prepare(
     restart_timer(vmcs02, vmcs12);
 }
 
-/// The merge of a VMCS12 that is unchanged, loads all that it reloads, and whose nested guest inherits nothing.
+/// The merge of a VMCS12 that is unchanged and whose nested guest inherits no register.
 #[inline]
 pub fn prepare_unchanged(vmcs02: &mut impl VmcsAccess, vmcs12: &mut Vmcs12) {
     vmcs12.dirty = FieldSet::EMPTY;
     rewrite(vmcs02, vmcs12);
 }
 
-/// What vmcs02 loses while a nested guest runs, and VMCS12 does not get.
+/// Writes again the fields that vmcs02 loses while a nested guest runs and that VMCS12 keeps.
 #[inline]
 pub fn rewrite(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12) {
     for &id in vmcs12.exit_effects.rewritten() {
@@ -149,7 +149,8 @@ pub fn rewrite(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12) {
     }
 }
 
-/// The processor has counted vmcs02's VMX-preemption timer down. If that is VMCS12's value too, it is stale there.
+/// Gives vmcs02 VMCS12's timer value again after the processor has counted it down. If VMCS12 saves the timer, the
+/// field is stale and keeps the count.
 fn restart_timer(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12) {
     let active = vmcs12.get(PIN_CONTROLS).contains(Pin::ACTIVATE_PREEMPTION_TIMER);
     if active && !vmcs12.stale.contains(PREEMPTION_TIMER_VALUE.id()) {
@@ -161,8 +162,8 @@ fn control_words(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12, caps: &VmxCaps) 
     let words = vmcs12.control_words();
     control_word(vmcs02, words.pin, Pin::empty());
     control_word(vmcs02, words.primary, Primary::empty());
-    // What the processor wants to be 1 is 1 in a VMCS12 that has passed its checks, but for a word that it does not
-    // activate.
+    // A VMCS12 that has passed its checks has all bits at 1 that the processor requires, except in a word that it does
+    // not activate.
     control_word(vmcs02, words.secondary, Secondary::from_bits_retain(caps.secondary.must_be_1));
     let has_timer = words.pin.contains(Pin::ACTIVATE_PREEMPTION_TIMER);
     let save_timer = if has_timer { ExitControls::SAVE_PREEMPTION_TIMER } else { ExitControls::empty() };
@@ -176,13 +177,13 @@ fn control_words(vmcs02: &mut impl VmcsAccess, vmcs12: &Vmcs12, caps: &VmxCaps) 
     }
 }
 
-/// VMCS12's bits, bit by bit as their classes say; `computed` are others that vmcs02 needs.
+/// Writes VMCS12's bits, each as its class says; `computed` are further bits that vmcs02 needs.
 fn control_word<W: ControlField>(vmcs02: &mut impl VmcsAccess, word: W, computed: W) {
     const { assert!(CONTROL_WORDS.contains(W::FIELD.id()), "the merge does not look at changes of this word") };
     vmcs02.write(W::FIELD, word.difference(W::COMPUTED).union(W::FORCED).union(computed));
 }
 
-/// Registers that vmcs02 always loads: from VMCS12 where that says so, else as the guest hypervisor has them.
+/// Registers that vmcs02 always loads: with VMCS12's values if VMCS12 loads them, else with the guest hypervisor's.
 fn loaded_registers(vmcs02: &mut impl VmcsAccess, vmcs12: &mut Vmcs12, dirty: &FieldSet, inherited: &Inherited) {
     let controls_changed = dirty.contains(ENTRY_CONTROLS.id());
     // A stale field needs nothing: vmcs02 has its newest value.
@@ -221,16 +222,16 @@ fn loaded_registers(vmcs02: &mut impl VmcsAccess, vmcs12: &mut Vmcs12, dirty: &F
     }
 }
 
-/// Brings VMCS12's value of a register up to date, if vmcs02 alone has it, before vmcs02 gets an inherited one: an
-/// entry that fails saves nothing.
+/// Brings VMCS12's value of a register up to date before vmcs02 gets an inherited one, if only vmcs02 has the newest
+/// value: an entry that fails saves nothing.
 fn save_displaced(vmcs02: &impl VmcsAccess, vmcs12: &mut Vmcs12, field: Field<u64>) {
     if vmcs12.stale.contains(field.id()) {
         save_stale_field(vmcs02, vmcs12, field.id());
     }
 }
 
-/// EFER as VM entry leaves it when it does not load it (SDM 27.3.2.1): LMA follows "IA-32e mode guest", LME too if
-/// paging is on.
+/// EFER after a VM entry that does not load it (SDM 27.3.2.1): LMA follows "IA-32e mode guest", LME too if paging is
+/// on.
 fn efer_in_mode(efer: u64, cr0: u64, vmcs12: &Vmcs12) -> u64 {
     let ia32e = vmcs12.get(ENTRY_CONTROLS).contains(EntryControls::IA32E_MODE_GUEST);
     let affected = if cr0 & CR0_PG != 0 { EFER_LMA | EFER_LME } else { EFER_LMA };

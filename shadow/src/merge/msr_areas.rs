@@ -76,7 +76,7 @@ pub fn copy_in(
 }
 
 /// Makes the processor fail at entry `number` (from 1), which only the host could have processed: IA32_FS_BASE is never
-/// loaded from an area (SDM 27.4). One beyond the room fails at the last place.
+/// loaded from an area (SDM 27.4). For a number beyond the copy, the last entry fails.
 pub fn poison(copy: &mut [MsrEntry; MSR_AREA_ENTRIES], number: u64) {
     let slot = (number as usize).clamp(1, MSR_AREA_ENTRIES) - 1;
     copy[slot] = MsrEntry { index: crate::msr::IA32_FS_BASE, ..MsrEntry::default() };

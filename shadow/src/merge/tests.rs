@@ -27,12 +27,12 @@ impl Nested {
         })
     }
 
-    /// A VMCS12 with these controls, and what the processor wants beside them.
+    /// A VMCS12 with these controls, and the bits that the processor requires besides.
     pub(super) fn with(words: ControlWords) -> Self {
         Self::on(skylake_caps(), words)
     }
 
-    /// The same on another processor.
+    /// As `with`, on another processor.
     fn on(machine: VmxCaps, words: ControlWords) -> Self {
         let caps = machine.offered(&Policy::EVERYTHING);
         let mut vmcs12 = Vmcs12::new(Gpa(0x1000), &caps);
@@ -56,7 +56,7 @@ impl Nested {
         self.vmcs02.written()
     }
 
-    /// What an entry writes to vmcs02, in order.
+    /// The writes of an entry to vmcs02, in order.
     pub(super) fn journal(&mut self) -> Vec<(FieldId, u64)> {
         self.prepare(None);
         core::mem::take(&mut self.vmcs02.journal)
@@ -122,7 +122,7 @@ fn merged_controls_contain_what_the_host_needs_and_what_the_guest_hypervisor_ask
     assert!(!exit.contains(ExitControls::SAVE_PREEMPTION_TIMER));
 }
 
-/// A bit of the class "from guest" in a word that no code merges would not get there.
+/// Without code that merges its word, a bit of the class "from guest" would not reach vmcs02.
 #[test]
 fn every_bit_that_is_the_guest_hypervisors_reaches_vmcs02() {
     fn check<W: ControlField + PartialEq>(nested: &Nested, from_guest: W) {

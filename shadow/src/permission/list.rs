@@ -1,8 +1,8 @@
-//! Permissions as text: `NAME:ACCESS,NAME:ACCESS`, later ones over earlier ones.
+//! Permissions as text: `NAME:ACCESS,NAME:ACCESS`. A later item overrides an earlier one.
 //!
 //! `NAME` is a field's name in the table; a `*` at its end stands for every field that begins so. `ACCESS` is `none`,
-//! `r`, `w` or `rw`. What a `*` grants is cut down to what each field allows; a single field that cannot be granted is
-//! an error.
+//! `r`, `w` or `rw`. With a `*`, each field gets the part of ACCESS that it allows; a single field must allow all of
+//! it, else the list is an error.
 
 use core::fmt;
 

@@ -1,9 +1,9 @@
 //! Which fields the guest hypervisor accesses without an exit: none, read, write or both, field by field (SDM 25.10
 //! "Software Access to Related Structures", 26.1.3 on VMREAD and VMWRITE under VMCS shadowing).
 //!
-//! A permission never changes what an access does, only what it costs: vmcs02 is the one place of every field that may
-//! be granted, and the emulation of a denied access goes there too. What vmcs02 holds for other reasons than the guest
-//! hypervisor's cannot be granted.
+//! A permission never changes what an access does, only what it costs: every field that may be granted is stored in
+//! vmcs02 alone, and the emulation of a denied access uses it there too. A field in which vmcs02 needs the host's value
+//! cannot be granted.
 //!
 //! ```
 //! use shadow::caps::Policy;
@@ -51,11 +51,11 @@ bitflags! {
 /// Why an access cannot be granted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Denied {
-    /// No VMCS shadowing: the processor has none, or it is switched off.
+    /// The processor has no VMCS shadowing, or it is switched off.
     NoShadowing,
     /// The guest hypervisor is not offered the field.
     NoSuchField(FieldId),
-    /// What vmcs02 holds is not the guest hypervisor's value, or the host changes it behind.
+    /// vmcs02 does not hold the guest hypervisor's value of the field, or the host changes the value unseen.
     NotTheGuests(FieldId),
     /// The field is read-only: IA32_VMX_MISC\[29\] is 0.
     ReadOnly(FieldId),
@@ -92,7 +92,7 @@ impl Permissions {
     }
 
     /// Everything that is safe: vmcs02 itself is the shadow VMCS, so that a permission costs nothing. VM-exit
-    /// information is writable where the guest hypervisor is told so.
+    /// information is writable if the guest hypervisor's IA32_VMX_MISC says so.
     pub fn widest(offered: &VmxCaps) -> Self {
         let fields = offered.fields();
         let readable = SHADOWABLE.and(&fields);
@@ -106,21 +106,21 @@ impl Permissions {
         &self.readable
     }
 
-    /// What is granted of a field.
+    /// The access granted to a field.
     pub fn get(&self, id: FieldId) -> Access {
         access(&self.read, &self.write, id)
     }
 
-    /// The most that can be granted of a field.
+    /// The most access that can be granted to a field.
     pub fn most(&self, id: FieldId) -> Access {
         access(&self.readable, &self.writable, id)
     }
 
-    /// Grants just `wanted` of a field.
+    /// Grants exactly the access `wanted` to a field.
     ///
     /// # Errors
     ///
-    /// Some of it cannot be granted; nothing has changed then.
+    /// Part of `wanted` cannot be granted. Then nothing changes.
     pub fn set(&mut self, id: FieldId, wanted: Access) -> Result<(), Denied> {
         if !self.offered.contains(id) {
             return Err(Denied::NoSuchField(id));
@@ -149,7 +149,7 @@ impl Permissions {
     }
 
     /// Updates the bits of one field in the bitmaps: a bit that is 1 makes the access exit. Both encodings of a 64-bit
-    /// field go together.
+    /// field get the same bits.
     pub fn update_bitmaps(&self, id: FieldId, vmread: &mut [u8], vmwrite: &mut [u8]) {
         let encoding = id.encoding();
         let halves = if encoding.width() == Width::W64 { 2 } else { 1 };

@@ -1,5 +1,5 @@
-//! The suite of the shadow-field permissions: every field of the table, and what a guest hypervisor observes under any
-//! of them.
+//! The test suite of the shadow-field permissions: every field of the table, and what a guest hypervisor observes under
+//! any permission.
 
 use super::*;
 use crate::Vmcs12;
@@ -161,7 +161,7 @@ impl Machine {
         self.permissions.update_bitmaps(id, &mut self.vmread, &mut self.vmwrite);
     }
 
-    /// What the processor does of itself with the shadow VMCS, or the emulation.
+    /// VMREAD by the processor from the shadow VMCS, or by the emulation.
     fn vmread(&mut self, encoding: Encoding) -> Result<u64, Failure> {
         if exits(&self.vmread, encoding) {
             return self.vmx.vmread(&self.table, &mut StaleIn(&mut self.vmcs02), encoding.0.into());
@@ -184,7 +184,7 @@ impl Machine {
         Ok(())
     }
 
-    /// The nested guest runs, and exits with another value in each of these fields.
+    /// Runs the nested guest, which exits with a new value in each of these fields.
     fn run(&mut self, changes: &[(FieldId, u64)]) {
         let copied = self.vmx.vmcs12.dirty.and(&SHADOWABLE);
         for id in copied.iter() {
@@ -203,7 +203,7 @@ impl Machine {
     }
 }
 
-/// Both encodings of every offered field, and its neighbours that name none.
+/// The encoding of every offered field, and the next higher one, which names a field only if the width is 64 bits.
 fn encodings() -> Vec<Encoding> {
     let fields = skylake_caps().offered(&Policy::EVERYTHING).fields();
     fields.iter().flat_map(|id| [id.encoding(), Encoding(id.encoding().0 | 1)]).collect()
@@ -238,7 +238,7 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    // Of what an exit saves whatever the controls say.
+    // Some of the fields that an exit saves whatever the controls are.
     const SAVED: [FieldId; 7] = [
         GUEST_RIP.id(),
         GUEST_RSP.id(),
