@@ -1,6 +1,6 @@
-//! CR0 and CR4 of the guest hypervisor: bits that VMX operation fixes are the processor's; the guest hypervisor sees
-//! its own through the read shadow (SDM 24.8 "Restrictions on VMX Operation", 26.3 "Changes to Instruction Behavior in
-//! VMX Non-Root Operation").
+//! CR0 and CR4 of the guest hypervisor. The registers hold the bits that VMX operation fixes; the guest hypervisor
+//! reads its own values of these bits from the read shadows (SDM 24.8 "Restrictions on VMX Operation", 26.3 "Changes to
+//! Instruction Behavior in VMX Non-Root Operation").
 
 use crate::FieldId;
 use crate::exit::{CrAccess, CrAccessKind};
@@ -12,10 +12,10 @@ use crate::registers::*;
 use super::machine::{Invvpid, Machine, VmcsPair};
 use super::vcpu::{Action, UNDO_FIELDS, Undo, VPID01, Vcpu};
 
-/// A change of one of these drops translations, and reloads the PDPTEs of a PAE guest.
+/// Bits of CR4 whose change drops translations, and reloads the PDPTEs of a PAE guest.
 const CR4_PAGING: u64 = CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP;
 
-/// All that an emulated access changes of vmcs01.
+/// All fields of vmcs01 that an emulated access changes.
 const CHANGED: [FieldId; UNDO_FIELDS] = [
     GUEST_RIP.id(),
     GUEST_INTERRUPTIBILITY.id(),
@@ -33,7 +33,7 @@ const CHANGED: [FieldId; UNDO_FIELDS] = [
     GUEST_PDPTE3.id(),
 ];
 
-/// Undoes the last emulated access, if the guest hypervisor has not run since. Returns whether it did.
+/// Undoes the last emulated access, if the guest hypervisor has not run since. Returns whether the access was undone.
 pub fn undo<M: Machine>(vcpu: &mut Vcpu<M>) -> bool {
     let Some(Undo { before, after }) = vcpu.undo.take() else { return false };
     let vmcs01 = vcpu.vmcs.vmcs01();
@@ -44,8 +44,8 @@ pub fn undo<M: Machine>(vcpu: &mut Vcpu<M>) -> bool {
     has_not_run
 }
 
-/// Handles an access to CR0 or CR4, or to CR3 on a processor that makes it exit. Answers nothing to an access that no
-/// control makes exit.
+/// Handles an access to CR0 or CR4, or to CR3 on a processor that cannot let it pass. Returns `None` for an access that
+/// no control makes exit.
 pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>) -> Option<Action> {
     let access = CrAccess(vcpu.vmcs.vmcs01().read(EXIT_QUALIFICATION));
     let operand = vcpu.register_operand_mask();
@@ -79,19 +79,19 @@ pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>) -> Option<Action> {
     })
 }
 
-/// Control-register bits that the guest hypervisor does not change without an exit.
+/// Control-register bits that the guest hypervisor cannot change without an exit.
 #[derive(Clone, Copy, Debug)]
 pub struct Masks {
-    /// Of CR0.
+    /// Bits of CR0.
     pub cr0: u64,
-    /// Of CR4.
+    /// Bits of CR4.
     pub cr4: u64,
 }
 
 /// The masks of vmcs01.
 pub fn masks<M: Machine>(vcpu: &Vcpu<M>) -> Masks {
-    // Outside VMX operation it may clear PE and PG, which the processor allows to an unrestricted guest; NE and VMXE
-    // only seemingly.
+    // Outside VMX operation the guest hypervisor may clear PE and PG, which the processor allows to an unrestricted
+    // guest. NE and VMXE it can clear in the read shadow only.
     let in_vmx = vcpu.vmx.vmxon_region.is_some();
     let cr0 = if in_vmx { vcpu.caps.cr0_fixed0 } else { vcpu.caps.cr0_fixed0 & !(CR0_PE | CR0_PG) };
     Masks { cr0, cr4: vcpu.caps.cr4_fixed0 }
@@ -110,7 +110,7 @@ impl<M: Machine> Vcpu<M> {
         FORCED_CR4.visible(self.vmcs.vmcs01(), mask)
     }
 
-    /// The bits of a register that MOV to and from control registers moves: outside 64-bit mode the lower half.
+    /// The bits of a register that a MOV to or from a control register moves: outside 64-bit mode, the lower half.
     fn register_operand_mask(&mut self) -> u64 {
         let vmcs01 = self.vmcs.vmcs01();
         let long_mode = vmcs01.read(GUEST_EFER) & EFER_LMA != 0;
@@ -167,7 +167,8 @@ fn commit_cr0<M: Machine>(vcpu: &mut Vcpu<M>, value: u64, efer: u64) {
     vmcs01.write(ENTRY_CONTROLS, entry_controls_of_efer(entry, efer));
 }
 
-/// MOV to CR3 with all its conditions, for a processor without the TRUE capability MSRs: it has no way to let CR3 pass.
+/// MOV to CR3 with all its conditions, for a processor without the TRUE capability MSRs, which cannot let accesses to
+/// CR3 pass.
 fn set_cr3<M: Machine>(vcpu: &mut Vcpu<M>, written: u64) -> Result<(), Fault> {
     let vmcs01 = vcpu.vmcs.vmcs01();
     let (cr0, cr4, efer) = (vmcs01.read(GUEST_CR0), vmcs01.read(GUEST_CR4), vmcs01.read(GUEST_EFER));
@@ -211,7 +212,7 @@ fn set_cr4<M: Machine>(vcpu: &mut Vcpu<M>, value: u64) -> Result<(), Fault> {
 }
 
 impl<M: Machine> Vcpu<M> {
-    /// Loads the PDPTEs of the guest hypervisor, which with EPT come from the VMCS.
+    /// Loads the PDPTEs of the guest hypervisor. With EPT, they come from the VMCS.
     fn load_pdptes(&mut self, cr0: u64, cr3: u64, cr4: u64) -> Result<(), Fault> {
         let loaded = crate::check::load_pdptes(&self.memory, &self.caps, cr0, cr3, cr4, false);
         if let Some(pdptes) = loaded.map_err(|_| Fault::GeneralProtection)? {

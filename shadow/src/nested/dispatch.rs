@@ -20,7 +20,8 @@ use super::vcpu::{Running, Vcpu};
 use super::{nested_ept, nested_shadowing, nmi, vm_function};
 use crate::registers::RCX;
 
-/// Handles an exit that the short way is not for. Apart from the run loop, whose registers are for the short way.
+/// Handles an exit that the short way does not take. A function of its own, as the run loop's registers serve the short
+/// way.
 #[inline(never)]
 pub fn handle_at_length<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     if reason.is_entry_failure() {
@@ -30,7 +31,7 @@ pub fn handle_at_length<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     if vcpu.running == Running::Entering {
         vcpu.entry_accepted();
         if vcpu.nested.areas.entry_load_count != 0 {
-            // The MSRs are loaded once; should the host resume the nested guest itself, it must not load them again.
+            // The MSRs are loaded once; a later entry after an exit that the host handles must not load them again.
             vcpu.nested.areas.entry_load_count = 0;
             vcpu.vmcs.vmcs02().write(ENTRY_MSR_LOAD_COUNT, 0);
         }
@@ -53,8 +54,8 @@ pub fn handle_at_length<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     }
 }
 
-/// RDMSR or WRMSR that the guest hypervisor lets through and the host does not. Apart from the run loop, whose
-/// registers are for the exits that the guest hypervisor gets.
+/// RDMSR or WRMSR of an MSR that the host intercepts and the guest hypervisor does not. A function of its own, as the
+/// run loop's registers serve reflected exits.
 #[inline(never)]
 fn host_msr<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     let outcome = if reason == ExitReason::RDMSR {
@@ -68,8 +69,8 @@ fn host_msr<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     }
 }
 
-/// VM entry of vmcs02 failed after its checks of controls and host state. The guest hypervisor hears of it as of its
-/// own, if it has just asked for the entry.
+/// VM entry of vmcs02 failed after its checks of controls and host state. If the guest hypervisor has just asked for
+/// this entry, it gets the failure as its own.
 #[cold]
 fn entry_failed_late<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     let qualification = vcpu.vmcs.vmcs02().read(EXIT_QUALIFICATION);
@@ -81,9 +82,9 @@ fn entry_failed_late<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     }
 }
 
-/// The processor refused vmcs02 with VMfail. Control checks that it does and we do not are the guest hypervisor's to
-/// hear about, and so is anything else that it says about an entry that was asked for. Of a nested guest that has run
-/// already only VTPR can have changed, which is in memory.
+/// The processor refused vmcs02 with VMfail. If the guest hypervisor asked for this entry, it gets the error: the
+/// processor makes control checks that the host leaves to it. If the nested guest has run already, only VTPR, which is
+/// in memory, can have changed.
 #[cold]
 pub fn handle_failed_entry<M: Machine>(vcpu: &mut Vcpu<M>) {
     let error = InsnError(vcpu.vmcs.vmcs02().read(VM_INSTRUCTION_ERROR));
@@ -117,8 +118,8 @@ pub fn handle_failed_entry<M: Machine>(vcpu: &mut Vcpu<M>) {
     vcpu.advance();
 }
 
-/// A nested guest that has run cannot be entered again after an exit that the host handled, and nothing says why. Its
-/// hypervisor is prepared for a triple fault.
+/// The processor refuses to enter a nested guest again after an exit that the host handled, for no known reason. Its
+/// hypervisor gets a triple fault, which every hypervisor handles.
 fn lose<M: Machine>(vcpu: &mut Vcpu<M>, why: fmt::Arguments<'_>) {
     vcpu.machine.warn(format_args!(
         "the processor refuses a nested guest that has run ({why}): its hypervisor gets a triple fault"

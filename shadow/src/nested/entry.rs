@@ -19,8 +19,8 @@ use super::vcpu::{SHARED_VPID02, Shortcut, VPID01, Vcpu, vpid02};
 use super::{msr_bitmap, nested_ept, nested_shadowing};
 use crate::watch::{MergedAs, ProcessorWritten};
 
-/// Enters, or fails as the instruction does. After an entry failure of the late kind the guest hypervisor runs again,
-/// at its exit handler.
+/// Prepares the entry, or fails as the instruction does. After an entry failure of the late kind the guest hypervisor
+/// runs again, at its exit handler.
 pub fn enter<M: Machine>(vcpu: &mut Vcpu<M>, wanted: LaunchState) -> Result<(), Failure> {
     let interruptibility = vcpu.vmcs.vmcs01().read(GUEST_INTERRUPTIBILITY);
     vcpu.vmx.check_launch(wanted, interruptibility)?;
@@ -41,15 +41,16 @@ pub fn enter<M: Machine>(vcpu: &mut Vcpu<M>, wanted: LaunchState) -> Result<(), 
         return Ok(());
     }
     if vcpu.init_blocked {
-        // In VMX non-root operation an INIT is an exit. The processor knows when to take it, among the other events
-        // that follow an entry.
+        // In VMX non-root operation an INIT causes an exit. The processor itself orders it among the other events that
+        // follow an entry.
         vcpu.init_blocked = !vcpu.machine.send_init_to_self();
     }
     vcpu.begin_entry();
     Ok(())
 }
 
-/// All checks that are software's, and the whole merge. The inner error is an entry failure of the late kind.
+/// Makes all checks that the processor cannot make, and the whole merge. The inner error is an entry failure of the
+/// late kind.
 fn check_and_merge<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<Result<(), GuestStateError>, Failure> {
     if vcpu.nested.loading_registers {
         stop_loading_registers(vcpu);
@@ -161,8 +162,8 @@ fn merge<M: Machine>(vcpu: &mut Vcpu<M>, inherited: Inherited, pdptes: Option<[u
     switch_vpid(vcpu);
 }
 
-/// Passing registers that exits of the nested guest load and its entries do not: it begins with the guest hypervisor's,
-/// and after an exit that the host handles goes on with its own.
+/// For registers of [`passing`] that exits of the nested guest load and its entries do not: the nested guest begins
+/// with the guest hypervisor's values, and after an exit that the host handles goes on with its own.
 #[cold]
 fn inherit_registers<M: Machine>(vcpu: &mut Vcpu<M>) {
     let values = passing::read_inherited(vcpu.vmcs.vmcs01(), &vcpu.vmx.vmcs12);
@@ -171,7 +172,7 @@ fn inherit_registers<M: Machine>(vcpu: &mut Vcpu<M>) {
     passing::write(vmcs02, &values);
 }
 
-/// The registers are the processor's again, which the nested guest may change.
+/// vmcs01's entries no longer load the registers of [`passing`]: the nested guest may change them in the processor.
 #[cold]
 fn stop_loading_registers<M: Machine>(vcpu: &mut Vcpu<M>) {
     vcpu.nested.loading_registers = false;
@@ -180,8 +181,8 @@ fn stop_loading_registers<M: Machine>(vcpu: &mut Vcpu<M>) {
     vmcs01.write(ENTRY_CONTROLS, controls.difference(passing::ENTRY));
 }
 
-/// Each VPID12 has a VPID02, whose translations stay until INVVPID; a shared one is emptied for each that comes to it.
-/// A nested guest without a VPID shares VPID 0 with its hypervisor as far as that can see, so that entry and exit drop
+/// Each VPID12 has a VPID02, whose translations stay until INVVPID. The shared VPID02 is emptied whenever its VPID12
+/// changes. For the guest hypervisor, a nested guest without a VPID shares VPID 0 with it, so that entry and exit drop
 /// the translations of both (SDM 29.4.3.1).
 fn switch_vpid<M: Machine>(vcpu: &mut Vcpu<M>) {
     let vmcs12 = &vcpu.vmx.vmcs12;

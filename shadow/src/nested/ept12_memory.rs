@@ -1,4 +1,4 @@
-//! EPT12 as walks see it.
+//! EPT12 as page walks read it.
 
 use ept::Gpa;
 use ept::walk::GuestTables;
@@ -18,8 +18,8 @@ impl<Memory: WatchedMemory> GuestTables for Ept12Memory<'_, Memory> {
     }
 }
 
-/// EPT12 for a walk that no access of the nested guest has asked for: it finds no entry whose flags are still to be
-/// set.
+/// EPT12 for a walk without an access of the nested guest. Such a walk sets no flags: it stops at an entry whose flags
+/// are still clear.
 pub struct Ept12Unflagged<'a, Memory>(pub Ept12Memory<'a, Memory>);
 
 impl<Memory: WatchedMemory> GuestTables for Ept12Unflagged<'_, Memory> {

@@ -8,7 +8,7 @@ use crate::fields::EXCEPTION_BITMAP;
 use crate::injection::GuestMode;
 use crate::outcome::Fault;
 
-/// Raises one: the guest hypervisor's exit if its exception bitmap asks for it.
+/// Raises a fault: as an exit to the guest hypervisor if its exception bitmap asks for one.
 pub fn raise<M: Machine>(vcpu: &mut Vcpu<M>, fault: Fault) {
     let (info, error_code) = fault.interruption(GuestMode::of(vcpu.vmcs.vmcs02()));
     if vcpu.vmcs12_field(EXCEPTION_BITMAP) >> info.vector() & 1 != 0 {

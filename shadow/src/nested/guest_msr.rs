@@ -10,7 +10,7 @@ use super::machine::{Machine, WatchedMemory};
 use super::vcpu::{Action, Vcpu};
 use super::write_traps::{self, TrappedWrite};
 
-/// IA32_FEATURE_CONTROL as the guest hypervisor finds it: locked, VMX allowed outside SMX.
+/// IA32_FEATURE_CONTROL as the guest hypervisor reads it: locked, VMX allowed outside SMX.
 const FEATURE_CONTROL: u64 = 1 << 0 | 1 << 2;
 
 /// RDMSR.
@@ -57,14 +57,15 @@ pub fn read_for_guest(machine: &impl Machine, offered: &VmxCaps, msr: u32) -> Re
 /// #GP(0).
 pub fn write_for_guest<M: Machine>(vcpu: &Vcpu<M>, msr: u32, value: u64) -> Result<(), Fault> {
     match msr {
-        // Locked, or read-only, or only for the dual-monitor treatment, which is not offered.
+        // The MSR is locked, or for the dual-monitor treatment, which is not offered.
         IA32_FEATURE_CONTROL | IA32_SMM_MONITOR_CTL => Err(Fault::GeneralProtection),
         _ if VMX_CAPABILITIES.contains(&msr) => Err(Fault::GeneralProtection),
-        // What a hypervisor below has there is not for guests of the host.
+        // MSRs of a hypervisor below are not for guests of the host.
         _ if is_outside_ranges(msr) || KVM_CLOCKS.contains(&msr) => Err(Fault::GeneralProtection),
-        // DEVIATION: an update does nothing, as under every hypervisor; a guest that looks finds the old revision.
+        // DEVIATION: a microcode update does nothing, as under every hypervisor; the guest reads the old revision.
         IA32_BIOS_UPDT_TRIG => Ok(()),
-        // DEVIATION: the bare machine lets its owner move the APIC over any memory; over the host's it may not.
+        // DEVIATION: software on the bare machine may move the APIC over any memory; a guest may not move it over the
+        // host's.
         IA32_APIC_BASE if vcpu.memory.is_host(Gpa(value & !0xfff)) => Err(Fault::GeneralProtection),
         _ => vcpu.machine.write_msr(msr, value).ok_or(Fault::GeneralProtection),
     }

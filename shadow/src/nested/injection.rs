@@ -1,5 +1,5 @@
-//! The VM-entry injection fields of vmcs02. They are VMCS12's, also while the guest hypervisor runs; when the host
-//! injects something itself, it borrows them until the next exit that the guest hypervisor gets.
+//! The VM-entry injection fields of vmcs02. They hold VMCS12's values, also while the guest hypervisor runs. To inject
+//! an event of its own, the host borrows the fields until the next reflected exit.
 
 use crate::event;
 use crate::exit::InterruptionInfo;
@@ -11,7 +11,7 @@ use crate::outcome::Fault;
 use super::machine::{Machine, VmcsPair};
 use super::vcpu::{Displaced, Vcpu};
 
-/// Injects again what the last exit of the nested guest interrupted, if that was an event.
+/// Injects again the event whose delivery the last exit of the nested guest interrupted, if any.
 pub fn redeliver<M: Machine>(vcpu: &mut Vcpu<M>) {
     if InterruptionInfo(vcpu.vmcs.vmcs02().read(IDT_VECTORING_INFO)).is_valid() {
         borrow(vcpu);
@@ -42,7 +42,7 @@ pub fn take_pending<M: Machine>(vcpu: &mut Vcpu<M>) -> Injection {
     }
 }
 
-/// Notes VMCS12's values of the fields, if vmcs02 has them: the host is about to write there.
+/// Saves VMCS12's values of the fields, unless they are saved already: the host is about to write its own.
 pub fn borrow<M: Machine>(vcpu: &mut Vcpu<M>) {
     if vcpu.nested.displaced.is_none() {
         let vmcs02 = vcpu.vmcs.vmcs02();
@@ -54,7 +54,7 @@ pub fn borrow<M: Machine>(vcpu: &mut Vcpu<M>) {
     }
 }
 
-/// Gives the fields back.
+/// Writes VMCS12's values back to the fields.
 #[inline]
 pub fn give_back<M: Machine>(vcpu: &mut Vcpu<M>) {
     if let Some(displaced) = vcpu.nested.displaced.take() {

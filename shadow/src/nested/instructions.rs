@@ -1,4 +1,4 @@
-//! The VMX instructions of the guest hypervisor: operands in, [`crate::insn`], flags out.
+//! The VMX instructions of the guest hypervisor: fetches operands, calls [`crate::insn`], and sets RFLAGS.
 
 use crate::check::{HostMode, is_fixed};
 use crate::exit::ExitReason;
@@ -65,7 +65,7 @@ fn do_vmwrite<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), Failure> {
     vcpu.vmx.vmwrite(&vcpu.offered, vcpu.field_table, &mut StaleIn(&mut vcpu.vmcs), encoding, value)
 }
 
-/// VMLAUNCH and VMRESUME. Success does not come back here: the nested guest runs next.
+/// VMLAUNCH and VMRESUME. After success the nested guest runs next.
 #[inline(never)]
 pub fn launch<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) -> Action {
     let wanted = if reason == ExitReason::VMLAUNCH { LaunchState::Clear } else { LaunchState::Launched };
@@ -76,8 +76,8 @@ pub fn launch<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) -> Action {
     }
 }
 
-/// Carries out the VMX instruction, any but VMLAUNCH and VMRESUME, that made the guest hypervisor exit. Whoever calls
-/// it for VMXOFF then delivers an INIT that was blocked.
+/// Carries out the VMX instruction, any but VMLAUNCH and VMRESUME, that made the guest hypervisor exit. After VMXOFF
+/// the caller must deliver an INIT that was blocked.
 pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) -> Action {
     let outcome = match reason {
         ExitReason::VMREAD => return vmread(vcpu),
@@ -111,7 +111,7 @@ pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) -> Action {
     finish(vcpu, outcome)
 }
 
-/// VMCALL in VMX root operation. Unlike the other instructions it exits before the processor has looked at the mode.
+/// VMCALL in VMX root operation. Unlike the other instructions it exits before the processor has checked the mode.
 fn vmcall<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), Failure> {
     let ia32e = vcpu.in_ia32e_mode();
     let vmcs01 = vcpu.vmcs.vmcs01();
@@ -128,7 +128,7 @@ fn privileged<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), Failure> {
     Ok(vcpu.vmx.privileged(cpl)?)
 }
 
-/// Ends an instruction as SDM 31.2 "Conventions" says.
+/// Completes an instruction as SDM 31.2 "Conventions" describes.
 fn finish<M: Machine>(vcpu: &mut Vcpu<M>, outcome: Result<(), Failure>) -> Action {
     match outcome {
         Ok(()) => {
@@ -139,7 +139,7 @@ fn finish<M: Machine>(vcpu: &mut Vcpu<M>, outcome: Result<(), Failure>) -> Actio
     }
 }
 
-/// An instruction that did not succeed.
+/// Completes an instruction that did not succeed.
 #[cold]
 fn fail<M: Machine>(vcpu: &mut Vcpu<M>, failure: Failure) -> Action {
     let flags = match failure {
@@ -187,8 +187,8 @@ fn vmxoff<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// VMX operation fixes more bits of CR0 than there are fixed outside it. `cr0` and `cr4` are what the guest hypervisor
-/// saw before the change: the read shadow of a bit that was not masked until now is out of date.
+/// Inside VMX operation more bits of CR0 are fixed than outside. `cr0` and `cr4` are the values that the guest
+/// hypervisor read before the change: the read shadow of a bit that was not masked until now is out of date.
 fn update_masks<M: Machine>(vcpu: &mut Vcpu<M>, cr0: u64, cr4: u64) {
     let masks = masks(vcpu);
     let vmcs01 = vcpu.vmcs.vmcs01();
@@ -221,7 +221,7 @@ fn emulate_invept<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// INVVPID of a type that the guest hypervisor is offered, and so the processor has, on the VPID02.
+/// INVVPID, executed on the VPID02. A type that the guest hypervisor is offered is one that the processor has.
 fn emulate_invvpid<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), Failure> {
     privileged(vcpu)?;
     let info = insn_info(vcpu);
@@ -244,7 +244,7 @@ fn insn_info<M: Machine>(vcpu: &mut Vcpu<M>) -> InsnInfo {
     InsnInfo(vcpu.vmcs.vmcs01().read(EXIT_INSTRUCTION_INFO))
 }
 
-/// A register operand.
+/// The value of a register operand.
 fn operand_register<M: Machine>(vcpu: &mut Vcpu<M>, number: usize) -> u64 {
     vcpu.gpr(number) & vcpu.mode.operand_mask()
 }

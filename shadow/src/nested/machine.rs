@@ -1,4 +1,4 @@
-//! What the nested logic asks of a processor and its surroundings.
+//! The interface of a processor and its surroundings that the nested logic needs.
 
 use core::fmt;
 use core::ops::IndexMut;
@@ -20,20 +20,20 @@ use crate::watch::{MergedAs, ProcessorWritten, Watches};
 pub trait VmcsPair {
     /// Access to the current VMCS.
     type Current: VmcsAccess;
-    /// Access to shadow02, which no VM entry takes: also to its host-state area.
+    /// Access to shadow02, including its host-state area, as no VM entry uses this VMCS.
     type Shadow: VmcsAccess;
 
     /// Makes vmcs01 current, if it is not.
     fn vmcs01(&mut self) -> &mut Self::Current;
     /// Makes vmcs02 current, if it is not.
     fn vmcs02(&mut self) -> &mut Self::Current;
-    /// Accesses fields of vmcs02 while the guest hypervisor runs, in whatever form vmcs02 is.
+    /// Accesses fields of vmcs02 while the guest hypervisor runs, whether vmcs02 is an ordinary or a shadow VMCS.
     fn access_vmcs02<T>(&mut self, access: impl FnOnce(&mut Self::Current) -> T) -> T;
     /// Accesses fields of shadow02.
     fn access_shadow02<T>(&mut self, access: impl FnOnce(&mut Self::Shadow) -> T) -> T;
-    /// Says whether vmcs02 is to be a shadow VMCS, linked to vmcs01, while vmcs01 is current.
+    /// Sets whether vmcs02 is a shadow VMCS, linked to vmcs01, while vmcs01 is current.
     fn set_vmcs02_shadows(&mut self, shadows: bool);
-    /// Where vmcs02 is: the VMCS link pointer of vmcs01 while vmcs02 is a shadow VMCS.
+    /// The address of vmcs02: vmcs01's VMCS link pointer while vmcs02 is a shadow VMCS.
     fn vmcs02_address(&self) -> Hpa;
     /// Notes that the processor has accepted an entry of vmcs02, which is launched from then on.
     fn note_entry_of_vmcs02(&mut self);
@@ -57,7 +57,7 @@ pub trait WatchedMemory: GuestMemory {
 /// Which translations an INVEPT drops.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Invept {
-    /// Those derived from one EPTP.
+    /// Translations derived from one EPTP.
     Single(Eptp02),
     /// All.
     Global,
@@ -66,31 +66,30 @@ pub enum Invept {
 /// Which translations an INVVPID drops.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Invvpid {
-    /// Those of one linear address.
+    /// Translations of one linear address.
     Address {
         /// The VPID.
         vpid: u16,
         /// The linear address.
         linear: u64,
     },
-    /// All of a VPID.
+    /// All translations of a VPID.
     Single(u16),
-    /// All of all VPIDs.
+    /// All translations of all VPIDs.
     All,
-    /// Those of a VPID that are not global.
+    /// Translations of a VPID that are not global.
     RetainingGlobals(u16),
 }
 
-/// What became of the wish to write-protect a page in EPT01.
+/// The outcome of write-protecting a page in EPT01.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Protection {
     /// The page stays writable.
     Impossible,
-    /// The page was read-only already. Its translations are gone from all processors when they have taken part in this
-    /// flush.
+    /// The page was read-only already. No processor that has taken part in this flush has a writable translation of it.
     Already(u64),
-    /// The page is read-only from now on. Translations from before are gone from all processors when they have taken
-    /// part in this flush.
+    /// The page is read-only from now on. No processor that has taken part in this flush has a writable translation of
+    /// it.
     New(u64),
 }
 
@@ -99,16 +98,16 @@ pub enum Protection {
 pub enum Stop<'a> {
     /// A VMX abort: the guest hypervisor's VMCS is at fault.
     VmxAbort(VmxAbort),
-    /// The budget of tables is spent, and nothing can be dropped. Says what the table was for.
+    /// The budget of tables is spent, and no table can be dropped. The text says what the table was for.
     NoTables(fmt::Arguments<'a>),
 }
 
-/// A logical processor with what surrounds it, as the nested logic uses it. What it holds beside the parts that have
-/// types here is its own.
+/// A logical processor and its surroundings, as the nested logic uses them. A machine may hold more than the parts that
+/// have types here.
 ///
-/// No method fails but where it says so.
+/// No method fails, except as its documentation says.
 pub trait Machine: Sized {
-    /// General-purpose registers by number. The place of RSP, which is in the VMCS, holds all ones.
+    /// General-purpose registers by number. The element of RSP, whose value is in the VMCS, holds all ones.
     type Registers: IndexMut<usize, Output = u64>;
     /// The VMCSs.
     type Vmcss: VmcsPair;
@@ -121,9 +120,9 @@ pub trait Machine: Sized {
     fn invept(&self, what: Invept);
     /// INVVPID.
     fn invvpid(&self, what: Invvpid);
-    /// RDMSR; nothing if that is #GP.
+    /// RDMSR; `None` if it causes #GP.
     fn read_msr(&self, msr: u32) -> Option<u64>;
-    /// WRMSR on a guest's behalf; nothing if that is #GP. The caller has kept back the MSRs that are the host's.
+    /// WRMSR on a guest's behalf; `None` if it causes #GP. The caller does not pass MSRs that the host emulates.
     fn write_msr(&self, msr: u32, value: u64) -> Option<()>;
     /// PKRU of the guest.
     fn pkru(&self) -> u32;
@@ -132,7 +131,7 @@ pub trait Machine: Sized {
 
     /// EPT01.
     fn ept01(&self) -> Eptp01;
-    /// Maps what is around an address that EPT01 does not map. Returns whether there was something to do.
+    /// Maps the surroundings of an address in EPT01. Returns whether EPT01 did not map it before.
     ///
     /// # Errors
     ///
@@ -145,20 +144,21 @@ pub trait Machine: Sized {
     /// Notes that this processor has taken part in a flush.
     fn note_flush(&self, flush: u64);
 
-    /// Whether an INIT that made a guest exit is the host's own, sent to get this processor's attention.
+    /// Whether the INIT that made a guest exit is the host's own, which another processor sent to interrupt this one.
     fn take_kick(&self) -> bool;
-    /// Asks for [`super::nmi::pass_on`] before the next VM entry.
+    /// Requests a call of [`super::nmi::pass_on`] before the next VM entry.
     fn request_nmi(&self);
     /// Whether the guest hypervisor has not started this processor.
     fn waits_for_sipi(&self) -> bool;
-    /// Sends this processor an INIT that was blocked, so that the next VM entry meets it. Returns whether it could.
+    /// Sends this processor an INIT that was blocked, so that it arrives after the next VM entry. Returns whether it
+    /// was sent.
     fn send_init_to_self(&self) -> bool;
 
     /// Counts an exit that the guest hypervisor gets.
     fn count_reflected(&self, reason: ExitReason);
     /// Counts a VMREAD or VMWRITE that exited, where these are counted.
     fn count_field_access(&self, encoding: u64, access: Access);
-    /// Warns of something that a guest can make happen again and again.
+    /// Logs a warning of an event that a guest can repeat at will.
     fn warn(&self, line: fmt::Arguments<'_>);
     /// Stops the machine.
     fn stop(&self, why: Stop<'_>) -> !;

@@ -1,4 +1,4 @@
-//! Nesting: entering a nested guest for its hypervisor, and giving that hypervisor the exits that are its own.
+//! Nesting: entering a nested guest for its hypervisor, and reflecting the exits to which that hypervisor is entitled.
 //!
 //! ```text
 //!   VMLAUNCH/VMRESUME -> entry:    check -> merge into vmcs02 -> VM entry
@@ -82,8 +82,8 @@ pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     }
 }
 
-/// Ends what the entry of vmcs01 had left to do, and carries out an instruction of the guest hypervisor that the short
-/// way is for. Returns whether it did; if not, the exit is still to be handled.
+/// Completes the last transition to vmcs01, and carries out an instruction of the guest hypervisor by the short way if
+/// possible. Returns whether the instruction was carried out; if not, the caller must handle the exit.
 #[inline(always)]
 pub fn handle_quickly<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) -> bool {
     if reason == ExitReason::VMRESUME && resume(vcpu) {
@@ -99,7 +99,7 @@ pub fn handle_quickly<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) -> boo
     }
 }
 
-/// VMRESUME by the short way. Returns whether it was carried out; if not, the long way has to be taken.
+/// VMRESUME by the short way. Returns whether it was carried out; if not, the caller must take the long way.
 #[inline(always)]
 fn resume<M: Machine>(vcpu: &mut Vcpu<M>) -> bool {
     if !vcpu.vmx.vmcs12.exit_is_unsettled
@@ -124,7 +124,7 @@ fn resume<M: Machine>(vcpu: &mut Vcpu<M>) -> bool {
     true
 }
 
-/// vmcs01's entry has loaded the MSRs of VMCS12's VM-exit MSR-load area, or could not.
+/// Completes an entry of vmcs01 that loaded the MSRs of VMCS12's VM-exit MSR-load area, or failed to.
 #[cold]
 fn end_of_host_msr_load<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     vcpu.leave_to_hypervisor();

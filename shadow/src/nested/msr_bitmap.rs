@@ -1,5 +1,5 @@
-//! msr_bitmap02: what either the guest hypervisor or the host wants to see. It is merged again only after a write
-//! ([`crate::watch`]).
+//! msr_bitmap02: an access exits if the guest hypervisor or the host intercepts it. The bitmap is merged again only
+//! after a write ([`crate::watch`]).
 
 use crate::controls::Primary;
 use crate::fields::{MSR_BITMAP, PRIMARY_CONTROLS};
@@ -12,7 +12,7 @@ use super::vcpu::Vcpu;
 use super::watching::watch;
 use crate::watch::MergedAs;
 
-/// Whether vmcs02's bitmap is what it must be, if there is to be one.
+/// Whether vmcs02's bitmap is up to date, or VMCS12 uses none.
 #[inline]
 pub fn is_merged<M: Machine>(vcpu: &Vcpu<M>) -> bool {
     let vmcs12 = &vcpu.vmx.vmcs12;
@@ -23,8 +23,8 @@ pub fn is_merged<M: Machine>(vcpu: &Vcpu<M>) -> bool {
             .is_unchanged(vcpu.nested.msr_bitmap_slot, Gpa(vmcs12.get(MSR_BITMAP)))
 }
 
-/// Finds the merged bitmap, or merges and watches for the next change. vmcs02 must then be given the address of the
-/// slot.
+/// Finds the merged bitmap, or merges and watches for the next change. The caller then gives vmcs02 the address of the
+/// slot's bitmap.
 pub fn merge<M: Machine>(vcpu: &mut Vcpu<M>) {
     let bitmap12 = Gpa(vcpu.vmx.vmcs12.get(MSR_BITMAP));
     vcpu.nested.msr_bitmap_slot = match vcpu.memory.watches(MergedAs::MsrBitmap).find(bitmap12) {

@@ -1,4 +1,4 @@
-//! EPT02 in action: which EPTP vmcs02 gets, what an EPT violation means, what an INVEPT drops.
+//! EPT02 in use: the EPTP that vmcs02 gets, the handling of EPT violations, and the translations that an INVEPT drops.
 
 use crate::FieldSet;
 use crate::controls::Secondary;
@@ -20,13 +20,13 @@ use super::reflect::{Reflected, reflect};
 use super::vcpu::Vcpu;
 use super::virtualization_exception;
 
-/// What of VMCS12 decides which EPT12 its nested guest has.
+/// The fields of VMCS12 that decide which EPT12 its nested guest has.
 const SOURCE: FieldSet = FieldSet::of(&[PRIMARY_CONTROLS.id(), SECONDARY_CONTROLS.id(), EPT_POINTER.id()]);
 
 /// The EPTP that vmcs02 needs for VMCS12.
 #[inline]
 pub fn eptp02<M: Machine>(vcpu: &mut Vcpu<M>) -> Eptp02 {
-    // The EPT02 that vmcs02 has is never taken back.
+    // The cache never drops the EPT02 that vmcs02 has.
     if vcpu.vmx.vmcs12.dirty.intersects(&SOURCE) { find_eptp02(vcpu) } else { vcpu.nested.ept.eptp02 }
 }
 
@@ -53,7 +53,7 @@ fn stop(machine: &impl Machine) -> ! {
     machine.stop(Stop::NoTables(format_args!("for an EPT02")))
 }
 
-/// VMCS12 has another EPTP than when its nested guest was entered.
+/// Gives vmcs02 the EPTP for VMCS12's new EPTP, after EPTP switching by the running nested guest.
 pub fn switch_eptp<M: Machine>(vcpu: &mut Vcpu<M>) {
     let eptp02 = find_eptp02(vcpu);
     vcpu.vmcs.vmcs02().write(EPT_POINTER, eptp02.bits());
@@ -66,7 +66,7 @@ pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>) {
     let address = NestedGpa(vmcs02.read(GUEST_PHYSICAL_ADDRESS));
     let qualification = EptViolation(vmcs02.read(EXIT_QUALIFICATION));
     let Some(ept12) = vcpu.nested.ept.ept12 else {
-        // On EPT01 itself.
+        // vmcs02 runs on EPT01 itself.
         permit(vcpu, Gpa(address.0));
         return repaired(vcpu, qualification);
     };
@@ -77,7 +77,7 @@ pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>) {
     handle_filled(vcpu, filled, address, qualification);
 }
 
-/// What follows from what became of a violation.
+/// Acts on the outcome of filling EPT02 after a violation.
 #[inline(always)]
 fn handle_filled<M: Machine>(vcpu: &mut Vcpu<M>, filled: Fill, address: NestedGpa, qualification: EptViolation) {
     match filled {
@@ -90,7 +90,7 @@ fn handle_filled<M: Machine>(vcpu: &mut Vcpu<M>, filled: Fill, address: NestedGp
             if vcpu.nested.ept.converts_violations && virtualization_exception::convert(vcpu, address, of_ept12) => {}
         Fill::Violation { qualification: of_ept12, .. } => {
             vcpu.nested.ept.violation = Some((address, of_ept12));
-            // What EPT02 lacked may be just what EPT12 lacks: then vmcs02 has the right information already.
+            // EPT02 may lack just what EPT12 lacks: then vmcs02's exit information is right already.
             let reason = ExitReason::EPT_VIOLATION;
             let seen = match of_ept12 == qualification {
                 true => Reflected::AsTaken(reason),
@@ -105,14 +105,14 @@ fn handle_filled<M: Machine>(vcpu: &mut Vcpu<M>, filled: Fill, address: NestedGp
     }
 }
 
-/// The guest hypervisor has seen a violation and resumes the nested guest: if it has repaired EPT12, the translation is
-/// in EPT02 before the nested guest tries again, which saves it a second exit.
+/// Called when the guest hypervisor resumes its nested guest after a reflected violation. If EPT12 now maps the
+/// address, EPT02 gets the translation before the nested guest tries again, which saves a second exit.
 pub fn anticipate<M: Machine>(vcpu: &mut Vcpu<M>) {
     let (Some((address, qualification)), Some(ept12)) = (vcpu.nested.ept.violation.take(), vcpu.nested.ept.ept12)
     else {
         return;
     };
-    // The nested guest may do something else first, so this sets no flag: hypervisors map a page with its flags set.
+    // The nested guest may not repeat the access, so this sets no flag: hypervisors map a page with its flags set.
     let (tables, memory) = (&mut vcpu.tables, &mut Ept12Unflagged(Ept12Memory(&vcpu.memory)));
     let mut context = Context { tables, guest: memory, ept01: vcpu.machine.ept01() };
     let filled = vcpu.nested.ept.cache.fill(&mut context, ept12, address, qualification, Extent::Page);
@@ -133,7 +133,7 @@ fn fill<M: Machine>(vcpu: &mut Vcpu<M>, ept12: Ept12, address: NestedGpa, qualif
     fill
 }
 
-/// The same with page-modification logging.
+/// Handles a violation with page-modification logging.
 #[cold]
 #[inline(never)]
 fn handle_and_log<M: Machine>(vcpu: &mut Vcpu<M>, ept12: Ept12, address: NestedGpa, qualification: EptViolation) {
@@ -148,14 +148,15 @@ fn handle_and_log<M: Machine>(vcpu: &mut Vcpu<M>, ept12: Ept12, address: NestedG
         .unwrap_or_else(|_| stop(&vcpu.machine));
     flush(&vcpu.machine, dropped);
     if memory.is_full() {
-        // Of the qualification only bit 12 is left: NMI unblocking due to IRET (SDM 28.2.1).
+        // A page-modification log-full exit has only bit 12 of the qualification: NMI unblocking due to IRET (SDM
+        // 28.2.1).
         let qualification = (qualification & EptViolation::NMI_UNBLOCKING).bits();
         return reflect(vcpu, Reflected::Changed { reason: ExitReason::PML_FULL, qualification });
     }
     handle_filled(vcpu, filled, address, qualification);
 }
 
-/// EPT01 does not permit an access: it lacks the address, or it watches the page for a write.
+/// Makes EPT01 permit an access: EPT01 does not map the address yet, or its page is watched for writes.
 fn permit<M: Machine>(vcpu: &mut Vcpu<M>, gpa: Gpa) {
     vcpu.memory.unwatch(gpa);
     map_beyond(vcpu, gpa);
@@ -167,7 +168,8 @@ fn repaired<M: Machine>(vcpu: &mut Vcpu<M>, qualification: EptViolation) {
     injection::redeliver(vcpu);
 }
 
-/// INVEPT of the guest hypervisor, for one EPTP12 or for all; or EPT01 permits less than before.
+/// Drops translations of one EPTP12 or of all: for an INVEPT of the guest hypervisor, or when EPT01 permits less than
+/// before.
 pub fn drop_translations<M: Machine>(vcpu: &mut Vcpu<M>, eptp12: Option<Eptp12>) {
     vcpu.nested.ept.violation = None;
     let (cache, tables) = (&mut vcpu.nested.ept.cache, &mut vcpu.tables);
@@ -180,10 +182,10 @@ pub fn drop_translations<M: Machine>(vcpu: &mut Vcpu<M>, eptp12: Option<Eptp12>)
     );
 }
 
-/// VM entry of a nested guest without a VPID, whose linear translations every entry drops. The processor may keep
-/// guest-physical ones (SDM
-/// 29.4.3 "Invalidating Cached Translation Information"), but as it walks EPT12 anew for what it dropped, software gets
-/// away with an edit of EPT12 and no INVEPT. So it does here.
+/// Drops an EPT02 at the entry of a nested guest without a VPID. On the bare machine such an entry drops linear and
+/// combined translations and may keep guest-physical ones (SDM 29.4.3 "Invalidating Cached Translation Information"),
+/// but the processor then walks EPT12 anew, so that software succeeds that edits EPT12 without INVEPT. It must succeed
+/// here too.
 pub fn walk_anew<M: Machine>(vcpu: &mut Vcpu<M>) {
     let vmcs12 = &vcpu.vmx.vmcs12;
     if vmcs12.has_secondary(Secondary::ENABLE_EPT) {
@@ -206,8 +208,8 @@ fn flush(machine: &impl Machine, dropped: Dropped) {
     }
 }
 
-/// Maps what EPT01 does not map yet. When tables run out, translations of nested guests make room. Apart from the run
-/// loop, as it happens once for each address.
+/// Maps the surroundings of an address in EPT01, if EPT01 does not map it yet. When tables run out, translations of
+/// nested guests make room. Not inlined into the run loop, as this happens once for each address.
 #[inline(never)]
 pub fn map_beyond<M: Machine>(vcpu: &mut Vcpu<M>, address: Gpa) {
     loop {

@@ -6,10 +6,10 @@
 //! ```
 //!
 //! The host's shadow VMCS gets the content when the region is linked, and keeps it from one entry to the next. The
-//! region gets it back when the guest hypervisor makes it current, clears it, links another one or leaves VMX
-//! operation; what its memory holds until then is undefined (SDM 25.11.1 "Software Use of Virtual-Machine Control
-//! Structures"). So VMREAD and VMWRITE of the nested guest are the processor's business, but for fields that it has and
-//! the guest hypervisor is not offered: those always exit.
+//! content goes back to the region when the guest hypervisor makes the region current, clears it, links another one or
+//! leaves VMX operation; until then the region's memory is undefined (SDM 25.11.1 "Software Use of Virtual-Machine
+//! Control Structures"). So the processor executes VMREAD and VMWRITE of the nested guest. Only accesses to fields that
+//! the processor has and the guest hypervisor is not offered always exit.
 
 use crate::Vmcs12;
 use crate::controls::Secondary;
@@ -32,21 +32,21 @@ use super::vcpu::{MergedBitmap, NestedShadowing, Vcpu};
 use super::watching::watch;
 use crate::watch::{MergedAs, SLOTS};
 
-/// Which of a pair of bitmaps.
+/// Indexes of a pair of bitmaps.
 const VMREADS: usize = 0;
 const VMWRITES: usize = 1;
 const KINDS: [MergedAs; 2] = [MergedAs::VmreadBitmap, MergedAs::VmwriteBitmap];
 
-/// A VMCS that is linked to none.
+/// The link pointer of a VMCS that is linked to no other.
 const NO_LINK: Gpa = Gpa(u64::MAX);
 
 impl NestedShadowing {
-    /// Nothing is linked yet.
+    /// The state before any region is linked.
     pub const fn new(shadow02: Hpa, hidden: &'static [u8], bitmaps: [[MergedBitmap; SLOTS]; 2]) -> Self {
         Self { shadow02, content: None, is_linked: false, hidden, bitmaps }
     }
 
-    /// Finds the fields that the processor has beside the offered ones.
+    /// Fills `hidden` with the fields that the processor has and the guest hypervisor is not offered.
     pub fn fill_hidden(has_encoding: impl Fn(Encoding) -> bool, offered: &FieldTable, hidden: &mut [u8]) {
         for raw in 0..8 * BITMAP_BYTES as u32 {
             let encoding = Encoding(raw);
@@ -56,7 +56,8 @@ impl NestedShadowing {
         }
     }
 
-    /// Finds the bitmap merged from one of the guest hypervisor's, or merges and watches for the next change.
+    /// Finds the bitmap that was merged from a bitmap of the guest hypervisor, or merges and watches for the next
+    /// change.
     fn merged<M: Machine>(&mut self, vcpu: &mut Vcpu<M>, kind: usize, bitmap12: Gpa) -> Hpa {
         let found = vcpu.memory.watches(KINDS[kind]).find(bitmap12);
         let slot = found.unwrap_or_else(|| watch(vcpu, KINDS[kind], bitmap12));
@@ -70,7 +71,7 @@ impl NestedShadowing {
         merged.address
     }
 
-    /// The host's shadow VMCS gets the content of a region.
+    /// Copies the content of a region to the host's shadow VMCS.
     fn fill<M: Machine>(&mut self, vcpu: &mut Vcpu<M>, region: Gpa) {
         let image = Vmcs12::load(&vcpu.memory, region, &vcpu.offered);
         let fields = &vcpu.offered_fields;
@@ -82,7 +83,7 @@ impl NestedShadowing {
         self.content = Some(region);
     }
 
-    /// The region gets it back.
+    /// Copies the content back to the region.
     fn release<M: Machine>(&mut self, vcpu: &mut Vcpu<M>) {
         let Some(region) = self.content.take() else { return };
         let mut image = Vmcs12::load(&vcpu.memory, region, &vcpu.offered);
@@ -101,7 +102,7 @@ impl NestedShadowing {
     }
 }
 
-/// Does something with the processor and its [`NestedShadowing`], where VMCS shadowing is offered.
+/// Calls `what` with the processor and its [`NestedShadowing`], if VMCS shadowing is offered.
 fn with<M: Machine>(vcpu: &mut Vcpu<M>, what: impl FnOnce(&mut Vcpu<M>, &mut NestedShadowing)) {
     if let Some(shadowing) = vcpu.nested.shadowing.take() {
         what(vcpu, shadowing);
@@ -109,8 +110,8 @@ fn with<M: Machine>(vcpu: &mut Vcpu<M>, what: impl FnOnce(&mut Vcpu<M>, &mut Nes
     }
 }
 
-/// Gives vmcs02 what VMCS12 means by its VMCS link pointer and its bitmaps. To be called before the EPTP of vmcs02 is
-/// determined, because EPT01 may permit less afterwards.
+/// Gives vmcs02 the link pointer and bitmaps that do what VMCS12's are meant to do. To be called before the EPTP of
+/// vmcs02 is determined, because EPT01 may permit less afterwards.
 pub fn prepare<M: Machine>(vcpu: &mut Vcpu<M>) {
     with(vcpu, |vcpu, shadowing| {
         let vmcs12 = &vcpu.vmx.vmcs12;
@@ -118,7 +119,8 @@ pub fn prepare<M: Machine>(vcpu: &mut Vcpu<M>) {
         let link12 = Gpa(vmcs12.get(VMCS_LINK_POINTER));
         let is_linked = is_on && link12 != NO_LINK;
         if core::mem::replace(&mut shadowing.is_linked, is_linked) != is_linked {
-            // VM entry wants a shadow VMCS there if the control is 1, and an ordinary one if it is 0 (SDM 27.3.1.5).
+            // VM entry requires a shadow VMCS at the link pointer if the control is 1, and an ordinary one if it is 0
+            // (SDM 27.3.1.5).
             let shadow02 = if is_linked { shadowing.shadow02.0 } else { NO_LINK.0 };
             vcpu.vmcs.vmcs02().write(VMCS_LINK_POINTER, shadow02);
         }
@@ -143,21 +145,21 @@ fn bitmaps_and_error<M: Machine>(vcpu: &mut Vcpu<M>, shadowing: &mut NestedShado
     }
 }
 
-/// The guest hypervisor is about to look at a region: if the host's shadow VMCS has its content, the region gets that
-/// back.
+/// To be called before the guest hypervisor accesses a region: if the host's shadow VMCS has the region's content, the
+/// content goes back.
 pub fn release_linked_region<M: Machine>(vcpu: &mut Vcpu<M>, region: Gpa) {
     if vcpu.nested.shadowing.as_ref().is_some_and(|shadowing| shadowing.content == Some(region)) {
         release_linked(vcpu);
     }
 }
 
-/// The region whose content the host's shadow VMCS has, if any, gets it back.
+/// Copies the content of the host's shadow VMCS, if it has any, back to its region.
 pub fn release_linked<M: Machine>(vcpu: &mut Vcpu<M>) {
     with(vcpu, |vcpu, shadowing| shadowing.release(vcpu));
 }
 
-/// VMREAD or VMWRITE of a nested guest under VMCS shadowing that exited: because of VMCS12's bitmap, or of the host's
-/// only.
+/// Handles a VMREAD or VMWRITE of a nested guest under VMCS shadowing that exited, by VMCS12's bitmap or by the host's
+/// alone.
 pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     let encoding = encoding_operand(vcpu);
     let bitmap = if reason == ExitReason::VMREAD { VMREAD_BITMAP } else { VMWRITE_BITMAP };
@@ -170,7 +172,7 @@ pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     }
 }
 
-/// The register operand with the encoding.
+/// The value of the register operand that holds the encoding.
 fn encoding_operand<M: Machine>(vcpu: &mut Vcpu<M>) -> u64 {
     let vmcs02 = vcpu.vmcs.vmcs02();
     let number = InsnInfo(vmcs02.read(EXIT_INSTRUCTION_INFO)).reg2();
@@ -180,9 +182,9 @@ fn encoding_operand<M: Machine>(vcpu: &mut Vcpu<M>) -> u64 {
     if is_64_bit { value } else { value & 0xffff_ffff }
 }
 
-/// What the instruction does on a processor without the field (SDM 31.3 "VMX Instructions", VMREAD and VMWRITE): that
-/// comes before any access to a memory operand. The error number is for the current VMCS, which is not the one that the
-/// instruction meant.
+/// Fails the instruction as a processor without the field does (SDM 31.3 "VMX Instructions", VMREAD and VMWRITE),
+/// before any access to a memory operand. The error number goes to the current VMCS, not to the shadow VMCS that the
+/// instruction accesses.
 fn fail_on_hidden_field<M: Machine>(vcpu: &mut Vcpu<M>) {
     let vmcs02 = vcpu.vmcs.vmcs02();
     if privilege_level(vmcs02.read(GUEST_SS_ACCESS_RIGHTS)) != 0 {

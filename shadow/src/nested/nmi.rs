@@ -1,4 +1,4 @@
-//! NMIs that arrive while the host runs. The guest that would run instead gets them.
+//! NMIs that arrive while the host runs. The guest that runs next gets them.
 
 use super::injection;
 use super::machine::{Machine, VmcsPair};
@@ -10,16 +10,16 @@ use crate::exit::InterruptionInfo;
 use crate::fields::*;
 use crate::hw::VmcsAccess;
 
-/// An NMI has arrived while the host ran.
+/// Passes an NMI that arrived while the host ran to the guest that runs next.
 pub fn pass_on<M: Machine>(vcpu: &mut Vcpu<M>) {
     if vcpu.running.is_nested() {
         let pin12 = vcpu.vmx.vmcs12.get(PIN_CONTROLS);
         let exits = pin12.contains(Pin::NMI_EXITING);
-        // Without virtual NMIs the blocking is that of the processor's NMIs.
+        // Without virtual NMIs, "blocking by NMI" applies to the processor's NMIs.
         let interruptibility = vcpu.vmcs.vmcs02().read(GUEST_INTERRUPTIBILITY);
         let exits_later = !pin12.contains(Pin::VIRTUAL_NMIS) && interruptibility & BLOCKING_BY_NMI != 0;
-        // An entry that the guest hypervisor has asked for comes first, for it may fail. So does an event that is
-        // injected.
+        // An entry that the guest hypervisor has asked for comes before the NMI, as the entry may fail. So does an
+        // event that is being injected.
         let is_entry_due = vcpu.running == Running::Entering || is_injecting(vcpu.vmcs.vmcs02());
         if exits && !is_entry_due && !exits_later {
             return reflect::nmi(vcpu);
@@ -42,7 +42,7 @@ fn is_injecting(vmcs: &impl VmcsAccess) -> bool {
     InterruptionInfo(vmcs.read(ENTRY_INTERRUPTION_INFO)).is_valid()
 }
 
-/// Injects an NMI, unless an event or blocking is in its way. Returns whether the NMI is injected.
+/// Injects an NMI, unless another injection or blocking prevents it. Returns whether the NMI is injected.
 fn inject(vmcs: &mut impl VmcsAccess) -> bool {
     const BLOCKING: u32 = BLOCKING_BY_NMI | BLOCKING_BY_MOV_SS | BLOCKING_BY_STI;
     let blocked = vmcs.read(GUEST_INTERRUPTIBILITY) & BLOCKING != 0 || vmcs.read(GUEST_ACTIVITY_STATE) == WAIT_FOR_SIPI;
@@ -53,7 +53,7 @@ fn inject(vmcs: &mut impl VmcsAccess) -> bool {
     is_possible
 }
 
-/// Makes the guest exit after what is in the way of an NMI: the injected event, or an instruction.
+/// Makes the guest exit after the event or instruction that prevents the injection of an NMI.
 fn trap<M: Machine>(vcpu: &mut Vcpu<M>) {
     if !vcpu.caps.may_be_1(Control::Primary(Primary::MONITOR_TRAP_FLAG)) {
         return vcpu.machine.warn(format_args!("an NMI is lost: the processor has no monitor trap flag"));
@@ -62,14 +62,14 @@ fn trap<M: Machine>(vcpu: &mut Vcpu<M>) {
     vmcs.write(PRIMARY_CONTROLS, vmcs.read(PRIMARY_CONTROLS) | Primary::MONITOR_TRAP_FLAG);
 }
 
-/// The guest hypervisor has exited by the monitor trap flag: the NMI that waits is tried again.
+/// Tries a waiting NMI again, after the guest hypervisor has exited by the monitor trap flag.
 pub fn retry<M: Machine>(vcpu: &mut Vcpu<M>) {
     let vmcs01 = vcpu.vmcs.vmcs01();
     vmcs01.write(PRIMARY_CONTROLS, vmcs01.read(PRIMARY_CONTROLS) - Primary::MONITOR_TRAP_FLAG);
     vcpu.machine.request_nmi();
 }
 
-/// The nested guest has exited while an NMI waits for it. Whoever runs next gets the NMI.
+/// Called after an exit of the nested guest for which an NMI waits. The guest that runs next gets the NMI.
 #[cold]
 pub fn retry_after_nested_exit<M: Machine>(vcpu: &mut Vcpu<M>) {
     vcpu.nested.nmi_waits = false;
@@ -80,11 +80,11 @@ pub fn retry_after_nested_exit<M: Machine>(vcpu: &mut Vcpu<M>) {
     vcpu.machine.request_nmi();
 }
 
-/// VMLAUNCH or VMRESUME has failed while an NMI waited for the nested guest: the guest hypervisor gets the NMI, and
-/// VMCS12's injection stays as it is.
+/// Called when VMLAUNCH or VMRESUME fails while an NMI waits for the nested guest: the guest hypervisor gets the NMI,
+/// and VMCS12's injection stays as it is.
 pub fn entry_failed<M: Machine>(vcpu: &mut Vcpu<M>) {
     if vcpu.nested.nmi_waits {
-        // The host has not written to the fields.
+        // The host has not written to the injection fields.
         vcpu.nested.displaced = None;
         retry_after_nested_exit(vcpu);
     }

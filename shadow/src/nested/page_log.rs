@@ -1,8 +1,8 @@
 //! Page-modification logging of EPT12 (SDM 29.3.6 "Page-Modification Logging").
 //!
-//! The host sets EPT12's accessed and dirty flags, so the host logs. EPT02's writable pages are dirty, and vmcs02 has
-//! no PML: the processor could only log a page after EPT12 says that it is dirty, and a drop of EPT02 in between would
-//! lose the entry.
+//! The host sets EPT12's accessed and dirty flags, so the host writes the log. vmcs02 does not use PML: a page is
+//! writable in EPT02 only once it is dirty in EPT12, so the processor would log it after EPT12's dirty flag is set, and
+//! a drop of EPT02 in between would lose the log entry.
 
 use ept::walk::GuestTables;
 use ept::{Gpa, NestedGpa, PageSize};
@@ -26,21 +26,21 @@ pub struct Logged<'a, Memory, Vmcs> {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// No flag was to be set yet.
+    /// The walk has not had to set a flag yet.
     Unasked,
-    /// There is room for this access.
+    /// The log has room for this access.
     Room,
-    /// There is none, and no flag is set.
+    /// The log has no room, and no flag is set.
     Full,
 }
 
 impl<'a, Memory: WatchedMemory, Vmcs: VmcsAccess> Logged<'a, Memory, Vmcs> {
-    /// For an access to `address`; the log is at `area`, its index in vmcs02.
+    /// EPT12 for an access to `address`. The log is at `area`, its index in vmcs02.
     pub fn new(memory: &'a Memory, vmcs02: &'a mut Vmcs, area: Gpa, address: NestedGpa) -> Self {
         Self { memory, vmcs02, area, address, state: State::Unasked }
     }
 
-    /// Whether a flag was to be set, and the log is full.
+    /// Whether the walk had to set a flag and the log was full.
     pub fn is_full(&self) -> bool {
         self.state == State::Full
     }

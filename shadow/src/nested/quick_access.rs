@@ -1,7 +1,6 @@
-//! VMREAD and VMWRITE when nothing about them is special: in 64-bit mode, between registers, of a whole field whose
-//! value VMCS12 holds. A guest hypervisor without VMCS shadowing executes them more often than everything else
-//! together. All other ones take the long way, in [`super::instructions`], which each function here leaves them to
-//! before it has changed anything.
+//! VMREAD and VMWRITE in the ordinary case: in 64-bit mode, between registers, of a whole field whose value VMCS12
+//! holds. A guest hypervisor without VMCS shadowing executes them more often than everything else together. All other
+//! cases take the long way, in [`super::instructions`]: the functions here return before they have changed anything.
 
 use crate::check::HostMode;
 use crate::encoding::{Area, Encoding};
@@ -48,7 +47,7 @@ pub fn vmwrite<M: Machine>(vcpu: &mut Vcpu<M>) -> bool {
     true
 }
 
-/// An instruction that goes the short way.
+/// An instruction that takes the short way.
 struct Insn {
     info: InsnInfo,
     rflags: u64,
@@ -70,7 +69,7 @@ fn begin(vmcs01: &impl VmcsAccess, vmx: &VmxOperation, mode: HostMode) -> Option
         return None;
     }
     let info = InsnInfo(vmcs01.read(EXIT_INSTRUCTION_INFO));
-    // The place of RSP among the registers holds no encoding, so that Reg2 needs no look.
+    // The element of RSP among the registers holds no encoding, so Reg2 needs no check.
     if !info.is_register() || info.reg1() == RSP {
         return None;
     }

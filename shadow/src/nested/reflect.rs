@@ -20,10 +20,10 @@ use super::machine::{Invvpid, Machine, Stop, VmcsPair};
 use super::vcpu::{Running, SHARED_VPID02, VPID01, Vcpu};
 use super::{injection, shortcut};
 
-/// How the guest hypervisor sees the exit that vmcs02 took.
+/// How the exit that vmcs02 took appears to the guest hypervisor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reflected {
-    /// With everything that vmcs02 has of it.
+    /// With all exit information of vmcs02.
     AsTaken(ExitReason),
     /// With another reason and qualification.
     Changed {
@@ -70,14 +70,15 @@ pub fn nmi<M: Machine>(vcpu: &mut Vcpu<M>) {
     reflect_event(vcpu, NMI_INTERRUPTION, None);
 }
 
-/// The nested guest cannot go on after an exit of the host's own, for another processor has lowered VTPR below the TPR
-/// threshold meanwhile. It exits as it would at its next access to TPR (SDM 30.1.2 "TPR Virtualization").
+/// Reflects that the nested guest cannot go on after an exit that the host handled, because another processor has
+/// lowered VTPR below the TPR threshold meanwhile. The nested guest exits as it would at its next access to TPR (SDM
+/// 30.1.2 "TPR Virtualization").
 pub fn tpr_below_threshold<M: Machine>(vcpu: &mut Vcpu<M>) {
     reflect_without_exit(vcpu, ExitReason::TPR_BELOW_THRESHOLD, InterruptionInfo(0), None);
 }
 
-/// The nested guest cannot go on at all. An exit by a triple fault interrupts the delivery of no event (SDM 28.2.4
-/// "Information for VM Exits During Event Delivery").
+/// Reflects that the nested guest cannot go on at all. An exit by a triple fault interrupts the delivery of no event
+/// (SDM 28.2.4 "Information for VM Exits During Event Delivery").
 pub fn triple_fault<M: Machine>(vcpu: &mut Vcpu<M>) {
     let _ = injection::take_pending(vcpu);
     reflect_without_exit(vcpu, ExitReason::TRIPLE_FAULT, InterruptionInfo(0), None);
@@ -110,7 +111,7 @@ fn reflect_without_exit<M: Machine>(
     leave(vcpu, reason);
 }
 
-/// Leaves a nested guest that ran: its state goes to VMCS12, the guest hypervisor continues at its exit handler.
+/// Leaves a nested guest that ran. Its state goes to VMCS12, and the guest hypervisor continues at its exit handler.
 fn leave<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     vcpu.machine.count_reflected(reason);
     let by_nmi =
@@ -142,7 +143,7 @@ fn store_msrs<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), AreaError> {
     merge::store(&vcpu.memory, area, count, read)
 }
 
-/// An MSR of the nested guest that its exit has saved in vmcs02, so that the processor has the host's now.
+/// An MSR of the nested guest that its exit has saved in vmcs02, because the processor now holds the host's value.
 fn saved_msr(vmcs02: &impl VmcsAccess, msr: u32) -> Option<u64> {
     Some(match msr {
         IA32_SYSENTER_CS => u64::from(vmcs02.read(GUEST_SYSENTER_CS)),
@@ -157,7 +158,7 @@ fn saved_msr(vmcs02: &impl VmcsAccess, msr: u32) -> Option<u64> {
     })
 }
 
-/// The same for one that the exit may have given the guest hypervisor's value.
+/// An MSR of the nested guest into which its exit may have loaded the guest hypervisor's value.
 fn saved_passing_msr(machine: &impl Machine, vmcs02: &impl VmcsAccess, fields: &FieldSet, msr: u32) -> Option<u64> {
     let saved = |field: Field<u64>| fields.contains(field.id()).then(|| vmcs02.read(field));
     match msr {
@@ -165,7 +166,7 @@ fn saved_passing_msr(machine: &impl Machine, vmcs02: &impl VmcsAccess, fields: &
         IA32_INTERRUPT_SSP_TABLE_ADDR => saved(GUEST_SSP_TABLE),
         IA32_PKRS => saved(GUEST_PKRS),
         IA32_UINTR_MISC if fields.contains(GUEST_UINV.id()) => {
-            // UINV in bits 39:32; the rest is no part of the VMCS.
+            // UINV is in bits 39:32; the VMCS does not hold the rest.
             let rest = machine.read_msr(msr)? & !(0xff << 32);
             Some(rest | u64::from(vmcs02.read(GUEST_UINV)) << 32)
         }
@@ -181,7 +182,7 @@ pub fn reflect_refused_entry<M: Machine>(vcpu: &mut Vcpu<M>, error: GuestStateEr
     reflect_failed_entry(vcpu, ExitReason::ENTRY_FAILURE_GUEST_STATE, error.0);
 }
 
-/// Makes up for what the processor does about passing registers when it refuses an entry: vmcs01 loads them.
+/// Lets vmcs01 load the registers of [`passing`], as a processor that refuses an entry loads them.
 fn load_registers<M: Machine>(vcpu: &mut Vcpu<M>) {
     let (controls, values) = passing::after_refused_entry(&vcpu.vmx.vmcs12);
     if controls.is_empty() {
@@ -194,8 +195,8 @@ fn load_registers<M: Machine>(vcpu: &mut Vcpu<M>) {
     vcpu.nested.shortcut.entry = false;
 }
 
-/// Reflects an entry failure of the late kind (SDM 27.8): of the exit information only reason and qualification are
-/// written, and guest state is not saved.
+/// Reflects an entry failure of the late kind (SDM 27.8): only exit reason and qualification are written, and guest
+/// state is not saved.
 pub fn reflect_failed_entry<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason, qualification: u64) {
     let reason = reason.of_failed_entry();
     log::debug!("{reason:?}, qualification {qualification:#x}");
@@ -249,7 +250,7 @@ fn resume_guest_hypervisor<M: Machine>(vcpu: &mut Vcpu<M>, left: LeftBehind) {
         let (vmcs12, image) = (&vcpu.vmx.vmcs12, &vcpu.nested.host_image);
         load_host_state(vmcs01, vmcs12, image, &vcpu.offered, &vcpu.memory, &left)
     };
-    // VMCS12's controls may keep registers of the nested guest, or load others from its area.
+    // VMCS12's controls may keep registers of the nested guest, or load registers from its MSR area.
     vcpu.nested.kept.forget();
     let loaded = loaded.and_then(|()| load_host_msrs(vcpu));
     if let Err(reason) = loaded {
@@ -273,7 +274,7 @@ fn load_host_msrs<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), VmxAbort> {
 }
 
 /// A VMX abort: the processor is in shutdown state (SDM 28.7 "VMX Aborts"), and the machine stops with the reason.
-/// DEVIATION: the others of a bare machine may run on until its chipset makes a reset of it.
+/// DEVIATION: the other processors of a bare machine may run on until the chipset turns the shutdown into a reset.
 #[cold]
 pub fn abort<M: Machine>(vcpu: &mut Vcpu<M>, reason: VmxAbort) -> ! {
     write_abort_indicator(&vcpu.memory, vcpu.vmx.vmcs12.pointer, reason as u32);

@@ -1,8 +1,8 @@
 //! The short way: an exit and the VMRESUME after it, when neither VMCS12 nor a merged bitmap has changed since the last
 //! full merge.
 //!
-//! It only sets `exit_is_unsettled` in VMCS12. Code that reads VMCS12 calls `settle()` first. As long as the flag is
-//! set, what the last merge found is valid.
+//! Such an exit only sets `exit_is_unsettled` in VMCS12. Code that reads VMCS12 calls `settle()` first. As long as the
+//! flag is set, the last merge is valid.
 
 use crate::Vmcs12;
 use crate::controls::{Pin, Secondary};
@@ -14,11 +14,11 @@ use super::vcpu::{Shortcut, Vcpu};
 use super::write_traps;
 
 impl Shortcut {
-    /// For a VMCS12 that has just been merged; `entries_load` if its entries load or copy something that is no field of
-    /// vmcs02.
+    /// The shortcut for a VMCS12 that has just been merged. `entries_load` says whether its entries load or copy
+    /// something besides fields of vmcs02.
     pub fn after(vmcs12: &Vmcs12, entries_load: bool) -> Self {
-        // Without VPIDs each transition drops translations; with VMCS shadowing the linked region may change, and an
-        // exit may be the host's.
+        // Without VPIDs each transition drops translations; with VMCS shadowing the linked region may change, and the
+        // host may have to handle an exit.
         let either = vmcs12.has_secondary(Secondary::ENABLE_VPID) && !vmcs12.has_secondary(Secondary::VMCS_SHADOWING);
         // Without VMCS shadowing for the guest hypervisor an exit saves state in VMCS12. Without virtual NMIs the guest
         // hypervisor inherits the blocking.
@@ -32,8 +32,8 @@ impl Shortcut {
     }
 }
 
-/// The guest hypervisor gets an exit, whose information is in vmcs02 already. To be called if exits are short, no
-/// injection is displaced and no NMI is blocked.
+/// Gives the guest hypervisor an exit whose information is in vmcs02 already. To be called if [`Shortcut::exit`] is
+/// true, no injection is displaced and no NMI is blocked.
 #[inline(always)]
 pub fn leave<M: Machine>(vcpu: &mut Vcpu<M>) {
     vcpu.vmx.vmcs12.exit_is_unsettled = true;

@@ -1,4 +1,4 @@
-//! A logical processor as the guest hypervisor sees it: its registers, its VMCSs, its VMX operation.
+//! A logical processor of the guest hypervisor: its registers, its VMCSs, its VMX operation.
 
 use ept::nested::NestedPaging;
 use ept::violation::EptViolation;
@@ -48,10 +48,10 @@ impl Running {
 
 /// The VPID of the guest hypervisor.
 pub const VPID01: u16 = 1;
-/// The VPID of nested guests that have none of their own: without VPID12, or with one of the two highest.
+/// The VPID that nested guests share if they have no VPID12, or one of the two highest VPID12s.
 pub const SHARED_VPID02: u16 = u16::MAX;
 
-/// The VPID of nested guests with a VPID12; 0 is none.
+/// The VPID of nested guests with this VPID12; 0 stands for none.
 pub const fn vpid02(vpid12: u16) -> u16 {
     match vpid12 {
         0 | u16::MAX => SHARED_VPID02,
@@ -59,47 +59,47 @@ pub const fn vpid02(vpid12: u16) -> u16 {
     }
 }
 
-/// A VM-entry or VM-exit MSR area of the host's own that the processor works through.
+/// A VM-entry or VM-exit MSR area in the host's memory, which the processor loads from or stores to.
 #[derive(Debug)]
 pub struct MsrArea {
     /// The entries.
     pub entries: &'static mut [MsrEntry; MSR_AREA_ENTRIES],
-    /// Where they are.
+    /// Their address.
     pub address: Hpa,
 }
 
-/// A bitmap of the host's, merged from one of the guest hypervisor's.
+/// A bitmap in the host's memory, merged from a bitmap of the guest hypervisor.
 #[derive(Debug)]
 pub struct MergedBitmap {
     /// Its content.
     pub bytes: &'static mut [u8],
-    /// Where it is.
+    /// Its address.
     pub address: Hpa,
 }
 
-/// What the run loop does after it has looked at an exit of the guest hypervisor.
+/// What the run loop does after an exit of the guest hypervisor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Action {
-    /// Runs the guest again, where it is.
+    /// Runs the guest again at the same RIP.
     Resume,
-    /// Runs it after the instruction that exited.
+    /// Runs the guest after the instruction that exited.
     Advance,
-    /// Gives it an exception.
+    /// Gives the guest an exception.
     Inject(Fault),
 }
 
 /// Fields that an emulated access to CR0 or CR4 changes.
 pub(super) const UNDO_FIELDS: usize = 14;
 
-/// What the last emulated access to CR0 or CR4 changed. VM entry checks more of the result than the host does: then the
-/// access is undone.
+/// What the last emulated access to CR0 or CR4 changed. VM entry checks more of the result than the host does: if it
+/// fails, the access is undone.
 #[derive(Clone, Copy, Debug)]
 pub struct Undo {
     pub(super) before: [u64; UNDO_FIELDS],
     pub(super) after: [u64; UNDO_FIELDS],
 }
 
-/// VMCS12's values of the injection fields, as an exit leaves them.
+/// VMCS12's values of the injection fields, as an exit leaves the fields.
 #[derive(Clone, Copy, Debug)]
 pub struct Displaced {
     pub(super) info: u32,
@@ -107,23 +107,23 @@ pub struct Displaced {
     pub(super) instruction_length: u32,
 }
 
-/// What a transition may leave out, as the last full merge found. Both stand as long as VMCS12 is unchanged.
+/// Work that transitions may skip, as the last full merge found. Both flags are valid as long as VMCS12 is unchanged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Shortcut {
     /// Entries need no more than [`crate::merge::rewrite`].
     pub entry: bool,
-    /// Exits need no more than VMCS12's host state, and leave all else where it is.
+    /// Exits need no more than to load VMCS12's host state.
     pub exit: bool,
 }
 
-/// What the host keeps for VMCS shadowing of nested hypervisors.
+/// The host's state for VMCS shadowing of hypervisors that run as nested guests.
 #[derive(Debug)]
 pub struct NestedShadowing {
     /// The host's shadow VMCS.
     pub(super) shadow02: Hpa,
-    /// The region whose content it has.
+    /// The region whose content the host's shadow VMCS has.
     pub(super) content: Option<Gpa>,
-    /// vmcs02 is linked to it.
+    /// Whether vmcs02 is linked to the host's shadow VMCS.
     pub(super) is_linked: bool,
     /// Fields that the processor has and the guest hypervisor is not offered, in the format of a VMREAD bitmap.
     pub(super) hidden: &'static [u8],
@@ -131,16 +131,16 @@ pub struct NestedShadowing {
     pub(super) bitmaps: [[MergedBitmap; SLOTS]; 2],
 }
 
-/// EPT of the nested guest: what vmcs02 has, and the cache of EPT02s.
+/// EPT of the nested guest: the EPTP of vmcs02, and the cache of EPT02s.
 #[derive(Debug)]
 pub struct NestedEpt {
     /// vmcs02's EPTP.
     pub eptp02: Eptp02,
-    /// The EPT12 that this stands for; none if it is EPT01's.
+    /// The EPT12 that vmcs02's EPTP stands for; `None` if it is EPT01's.
     pub ept12: Option<Ept12>,
-    /// VMCS12 wants #VE for what EPT12 refuses.
+    /// VMCS12 enables #VE for violations of EPT12.
     pub converts_violations: bool,
-    /// VMCS12 has page-modification logging.
+    /// VMCS12 enables page-modification logging.
     pub logs_pages: bool,
     /// The EPT violation that was reflected last. If the guest hypervisor repairs EPT12, EPT02 gets the translation
     /// before the nested guest runs again.
@@ -150,7 +150,7 @@ pub struct NestedEpt {
 }
 
 impl NestedEpt {
-    /// vmcs02 has EPT01.
+    /// The state in which vmcs02 has EPT01.
     pub const fn new(ept01: Eptp01, cache: NestedPaging) -> Self {
         Self {
             eptp02: ept01.without_ept12(),
@@ -163,7 +163,7 @@ impl NestedEpt {
     }
 }
 
-/// MSR areas that take the place of VMCS12's.
+/// MSR areas that the processor uses in place of VMCS12's.
 #[derive(Debug)]
 pub struct MsrAreas {
     /// VM-entry MSR-load area of vmcs02.
@@ -181,41 +181,41 @@ impl MsrAreas {
     }
 }
 
-/// What vmcs01 and vmcs02 hold now of the things that the merge does not track by field.
+/// The state of vmcs01 and vmcs02 that the merge does not track by field.
 #[derive(Debug)]
 pub struct Nested {
-    /// What the next exit and the next entry may leave out.
+    /// The work that the next exit and the next entry may skip.
     pub shortcut: Shortcut,
     /// VMCS12's host state as vmcs01 gets it.
     pub host_image: HostImage,
-    /// What vmcs01 still has of it.
+    /// The parts of the image that vmcs01 still holds.
     pub kept: Kept,
-    /// An NMI waits until the nested guest exits by the monitor trap flag, which is the host's then. The injection
+    /// An NMI waits until the nested guest exits by the monitor trap flag, which the host has then set. The injection
     /// fields are displaced.
     pub nmi_waits: bool,
-    /// VMCS12's injection fields while vmcs02 has the host's.
+    /// VMCS12's injection fields while vmcs02's hold the host's values.
     pub displaced: Option<Displaced>,
-    /// EPT.
+    /// EPT of the nested guest.
     pub ept: NestedEpt,
     /// The VPID12 that vmcs02's VPID stands for; 0 is none.
     pub vpid12: u16,
     /// Merged MSR bitmaps, by the slot of the watched page that they were merged from.
     pub msr_bitmaps: [MergedBitmap; SLOTS],
-    /// The one that vmcs02 has.
+    /// The slot of the merged MSR bitmap that vmcs02 has.
     pub msr_bitmap_slot: usize,
     /// MSR areas.
     pub areas: MsrAreas,
-    /// VMCS shadowing of nested hypervisors, where it is offered.
+    /// VMCS shadowing of hypervisors that run as nested guests, if it is offered.
     pub shadowing: Option<&'static mut NestedShadowing>,
-    /// VMCS12's values of guest-state fields in which vmcs02 has registers that the nested guest inherits: an entry
-    /// that fails saves none.
+    /// VMCS12's values of the guest-state fields in which vmcs02 holds registers that the nested guest inherits: an
+    /// entry that fails saves no registers.
     pub displaced_registers: passing::Values,
-    /// vmcs01 loads passing registers, until the next VMLAUNCH or VMRESUME.
+    /// vmcs01 loads the registers of [`passing`], until the next VMLAUNCH or VMRESUME.
     pub loading_registers: bool,
 }
 
 impl Nested {
-    /// Before the first entry. vmcs02 has the first of the MSR bitmaps.
+    /// The state before the first entry. vmcs02 has the first of the MSR bitmaps.
     pub fn new(
         kept: Kept,
         ept: NestedEpt,
@@ -250,17 +250,17 @@ pub struct Vcpu<M: Machine> {
     pub vmcs: M::Vmcss,
     /// Which guest runs.
     pub running: Running,
-    /// What the processor has.
+    /// The processor's capabilities.
     pub caps: VmxCaps,
-    /// What the guest hypervisor is offered.
+    /// The capabilities that the guest hypervisor is offered.
     pub offered: VmxCaps,
-    /// The fields that go with that.
+    /// The fields that the guest hypervisor is offered.
     pub offered_fields: FieldSet,
     /// Fields that the guest hypervisor accesses in vmcs02 itself, by VMCS shadowing.
     pub live_fields: FieldSet,
     /// The offered fields by their encodings.
     pub field_table: &'static FieldTable,
-    /// Those of them that the short way of VMREAD and VMWRITE may handle.
+    /// The offered fields that the short way of VMREAD and VMWRITE may handle.
     pub quick_table: &'static FieldTable,
     /// The field sets of the synchronisation.
     pub sync_sets: SyncSets,
@@ -280,7 +280,7 @@ pub struct Vcpu<M: Machine> {
     pub undo: Option<Undo>,
     /// An INIT arrived in VMX root operation and waits for VM entry or VMXOFF.
     pub init_blocked: bool,
-    /// Everything else.
+    /// The rest of the processor and its surroundings.
     pub machine: M,
 }
 
@@ -311,7 +311,7 @@ impl<M: Machine> Vcpu<M> {
         if number == RSP { self.vmcs.vmcs01().read(GUEST_RSP) } else { self.registers[number] }
     }
 
-    /// Sets one.
+    /// Sets a general-purpose register of the guest hypervisor.
     #[inline]
     pub fn set_gpr(&mut self, number: usize, value: u64) {
         if number == RSP {
@@ -321,7 +321,7 @@ impl<M: Machine> Vcpu<M> {
         }
     }
 
-    /// EDX:EAX, as RDMSR, WRMSR and XSETBV have it.
+    /// EDX:EAX, as RDMSR, WRMSR and XSETBV use it.
     pub fn edx_eax(&self) -> u64 {
         self.registers[RDX] << 32 | self.registers[RAX] & 0xffff_ffff
     }
@@ -364,7 +364,8 @@ impl<M: Machine> Vcpu<M> {
         }
     }
 
-    /// A field of VMCS12 right after an exit of its nested guest, while vmcs02 is current anyway.
+    /// A field of VMCS12 right after an exit of its nested guest. Reads vmcs02, which is current then, if the field is
+    /// stale.
     #[inline]
     pub fn vmcs12_field<T: FieldValue>(&mut self, field: Field<T>) -> T {
         if self.vmx.vmcs12.stale.contains(field.id()) {
@@ -374,7 +375,7 @@ impl<M: Machine> Vcpu<M> {
         }
     }
 
-    /// Sets exit information, wherever the guest hypervisor will look for it.
+    /// Sets exit information where the guest hypervisor will read it: in vmcs02 or in VMCS12.
     #[inline]
     pub fn set_exit_info<T: FieldValue>(&mut self, field: Field<T>, value: T) {
         if self.vmx.vmcs12.live.contains(field.id()) {
@@ -384,20 +385,20 @@ impl<M: Machine> Vcpu<M> {
         }
     }
 
-    /// VMLAUNCH or VMRESUME is carried out: vmcs02 is entered next.
+    /// Notes that VMLAUNCH or VMRESUME is carried out: vmcs02 is entered next.
     #[inline(always)]
     pub fn begin_entry(&mut self) {
         self.running = Running::Entering;
     }
 
-    /// The processor has entered vmcs02 and left it again. VMCS12 is launched, if it was not.
+    /// Notes that the processor has entered vmcs02 and left it again. VMCS12 is launched from now on.
     #[inline(always)]
     pub fn entry_accepted(&mut self) {
         self.running = Running::NestedGuest;
         self.vmx.vmcs12.launch_state = LaunchState::Launched;
     }
 
-    /// The nested guest is left, or was not entered: the guest hypervisor runs next.
+    /// Notes that the nested guest is left, or was not entered: the guest hypervisor runs next.
     #[inline(always)]
     pub fn leave_to_hypervisor(&mut self) {
         self.running = Running::GuestHypervisor;
@@ -412,13 +413,13 @@ impl<M: Machine> Vcpu<M> {
         }
     }
 
-    /// The same for an instruction of the guest hypervisor that changes RFLAGS, but not TF.
+    /// Moves the guest hypervisor over an instruction that changes RFLAGS, but not TF.
     pub fn advance_with_flags(&mut self, change: impl FnOnce(u64) -> u64) {
         advance(self.vmcs.vmcs01(), change);
     }
 }
 
-/// Completes an instruction in software: RIP moves on, the instruction's shadow ends, and a single step traps.
+/// Completes an instruction in software: RIP moves on, blocking by STI or MOV SS ends, and a single step traps.
 #[inline(always)]
 fn advance(vmcs: &mut impl VmcsAccess, change_flags: impl FnOnce(u64) -> u64) {
     const BLOCKING_BY_STI_OR_MOV_SS: u32 = BLOCKING_BY_STI | BLOCKING_BY_MOV_SS;

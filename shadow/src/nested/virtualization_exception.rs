@@ -1,4 +1,5 @@
-//! #VE: an EPT violation that the nested guest gets instead of its hypervisor (SDM 26.5.7 "Virtualization Exceptions").
+//! #VE: an EPT violation that is delivered to the nested guest, not to its hypervisor (SDM 26.5.7 "Virtualization
+//! Exceptions").
 //!
 //! In vmcs02 the control is off, because a violation of EPT02 need not be one of EPT12: the host delivers the
 //! exception.
@@ -16,10 +17,10 @@ use super::machine::{Machine, VmcsPair};
 use super::vcpu::Vcpu;
 
 /// Delivers a violation whose entry of EPT12 does not suppress #VE, if the other conditions hold (SDM 26.5.7.2
-/// "Convertible EPT Violations that Cause Virtualization Exceptions"). Returns whether it did.
+/// "Convertible EPT Violations that Cause Virtualization Exceptions"). Returns whether #VE was delivered.
 #[cold]
 pub fn convert<M: Machine>(vcpu: &mut Vcpu<M>, address: NestedGpa, qualification: EptViolation) -> bool {
-    /// Offset of what the nested guest clears when it has looked at the area.
+    /// Offset of the word that the nested guest clears when it has read the area.
     const BUSY: u64 = 4;
     let area = Gpa(vcpu.vmx.vmcs12.get(VIRTUALIZATION_EXCEPTION_INFO));
     let vmcs02 = vcpu.vmcs.vmcs02();

@@ -14,7 +14,7 @@ use super::reflect::{Reflected, complete_instruction, reflect};
 use super::vcpu::Vcpu;
 use crate::registers::RAX;
 
-/// EPTP switching (SDM 26.5.6.3 "EPTP Switching"), or the exit that the guest hypervisor gets.
+/// Carries out EPTP switching (SDM 26.5.6.3 "EPTP Switching"), or reflects the exit.
 pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>) {
     const EPTP_SWITCHING: u32 = 0;
     let function = vcpu.registers[RAX] as u32;

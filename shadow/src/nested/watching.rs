@@ -1,5 +1,5 @@
-//! Pages that the host has merged are read-only in EPT01, and so in every EPT02, until a write to them
-//! ([`crate::watch`]).
+//! Watched pages, whose content the host has merged, are read-only in EPT01, and so in every EPT02, until a write to
+//! them ([`crate::watch`]).
 
 use ept::Gpa;
 
@@ -36,7 +36,8 @@ pub fn watch<M: Machine>(vcpu: &mut Vcpu<M>, kind: MergedAs, page: Gpa) -> usize
     slot
 }
 
-/// EPT01 permits less than before: what the processor has of it goes, in EPT02s and in its own caches.
+/// Called when EPT01 permits less than before: drops the translations derived from it, in EPT02s and in the processor's
+/// caches.
 pub fn drop_what_ept01_forbids<M: Machine>(vcpu: &mut Vcpu<M>, flush: u64) {
     drop_translations(vcpu, None);
     vcpu.machine.invept(Invept::Global);

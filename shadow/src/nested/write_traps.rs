@@ -1,8 +1,8 @@
 //! Traps on the instructions that write registers of the guest hypervisor which its nested guest's exits load: see
 //! [`crate::write_trap`].
 //!
-//! The guest hypervisor does not notice them. An instruction that is caught takes the trap away, and is executed again
-//! without it.
+//! The guest hypervisor does not notice the traps. The exit of a caught instruction removes the trap, and the
+//! instruction is executed again without it.
 
 use crate::VmxCaps;
 use crate::controls::{Control, Primary, Secondary};
@@ -14,16 +14,16 @@ use crate::write_trap::WriteTrap;
 use super::machine::{Machine, VmcsPair};
 use super::vcpu::{Action, Vcpu};
 
-/// What a caught instruction writes.
+/// The registers that a caught instruction writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TrappedWrite {
     /// DR7 or one of [`TRAPPED_MSRS`].
     Registers,
-    /// TR, LDTR, GDTR or IDTR; or it reads one of them.
+    /// TR, LDTR, GDTR or IDTR. Instructions that read one of them are caught too.
     Tables,
 }
 
-/// What the exits of a processor with these capabilities keep at first.
+/// The initial traps on a processor with these capabilities.
 pub fn kept_at_first(caps: &VmxCaps) -> Kept {
     let trap = |control| if caps.may_be_1(control) { WriteTrap::new() } else { WriteTrap::impossible() };
     Kept {
@@ -51,7 +51,7 @@ fn set_trap<M: Machine>(vcpu: &mut Vcpu<M>, what: TrappedWrite, set: bool) {
     }
 }
 
-/// Loads what no trap holds, and sets the traps that are due.
+/// Loads the registers that no trap protects, and sets the traps that are due.
 #[cold]
 pub fn load<M: Machine>(vcpu: &mut Vcpu<M>, registers_hold: bool, tables_hold: bool) {
     if !registers_hold {
@@ -68,12 +68,12 @@ pub fn load<M: Machine>(vcpu: &mut Vcpu<M>, registers_hold: bool, tables_hold: b
     }
 }
 
-/// Whether a WRMSR that exited was caught.
+/// Whether a trap made this WRMSR exit.
 pub fn has_caught<M: Machine>(vcpu: &Vcpu<M>, msr: u32) -> bool {
     vcpu.nested.kept.registers.is_set() && TRAPPED_MSRS.contains(&msr)
 }
 
-/// An instruction was caught.
+/// Handles the exit of a caught instruction.
 pub fn spring<M: Machine>(vcpu: &mut Vcpu<M>, what: TrappedWrite) -> Action {
     match what {
         TrappedWrite::Registers => vcpu.nested.kept.registers.sprung(),

@@ -1,4 +1,4 @@
-//! The machine without a host: its hypervisor's VMCSs are the processor's.
+//! The machine without a host: the processor uses the hypervisor's own VMCSs.
 
 use std::collections::BTreeMap;
 use std::vec::Vec;
@@ -100,7 +100,7 @@ impl Bare {
         Ok(&mut self.vmcss[current].0)
     }
 
-    /// VMsucceed, VMfailInvalid or VMfailValid (SDM 31.2).
+    /// An instruction that ends in VMsucceed, VMfailInvalid or VMfailValid (SDM 31.2).
     fn instruction(&mut self, act: impl FnOnce(&mut Self) -> Result<(), Option<InsnError>>) {
         let outcome = act(self);
         self.end(outcome);
@@ -304,7 +304,7 @@ impl Surroundings for Outside {
     }
 }
 
-/// SDM 28.5 "Loading Host State", for a host in 64-bit mode. `left` is what the guest has left in registers that are
+/// SDM 28.5 "Loading Host State", for a host in 64-bit mode. `left` holds the guest's values of the registers that are
 /// not loaded.
 fn load_host_state(words: &mut Words, vmcs: &FakeVmcs, left: &Words, failed: bool) {
     let exit = vmcs.read(EXIT_CONTROLS);
@@ -369,8 +369,8 @@ fn load_host_state(words: &mut Words, vmcs: &FakeVmcs, left: &Words, failed: boo
     set(GUEST_INTERRUPTIBILITY.id(), if blocked { BLOCKING_BY_NMI } else { 0 }.into());
 }
 
-/// What a hypervisor can observe of its registers. With a null selector a segment is unusable, and base, limit and
-/// rights are undefined, apart from the bases of FS and GS.
+/// The registers that a hypervisor can observe. With a null selector a segment is unusable, and base, limit and rights
+/// are undefined, apart from the bases of FS and GS.
 pub fn visible(word: impl Fn(FieldId) -> u64) -> Vec<(FieldId, u64)> {
     let mut all: Vec<FieldId> = [
         GUEST_CR0,

@@ -1,5 +1,5 @@
-//! Programs of a hypervisor, on a model of the bare machine and on the nested logic over the same model: both must look
-//! the same to it.
+//! Programs of a hypervisor, on a model of the bare machine and on the nested logic over the same model: the hypervisor
+//! must see no difference.
 
 mod bare;
 mod processor;
@@ -23,7 +23,7 @@ use crate::event::NMI_INTERRUPTION;
 use crate::fake::{Variant, hypervisor_registers, skylake_caps};
 use crate::fields::*;
 
-/// Whether the same was seen on both machines; if not, the first difference.
+/// Checks that the hypervisor saw the same on both machines; the error is the first difference.
 fn agree(stacked: &[Seen], bare: &[Seen]) -> Result<(), String> {
     for number in 0..stacked.len().max(bare.len()) {
         match (stacked.get(number), bare.get(number)) {
@@ -42,7 +42,7 @@ fn agree(stacked: &[Seen], bare: &[Seen]) -> Result<(), String> {
     Ok(())
 }
 
-/// Runs a program on both.
+/// Runs a program on both machines.
 fn compare(Program(ops): &Program, variant: Variant) -> Result<(), TestCaseError> {
     let words = hypervisor_registers();
     let mut bare = Bare::new(&skylake_caps().offered(&Policy::EVERYTHING), words, program::memory());
@@ -81,7 +81,7 @@ fn compare(Program(ops): &Program, variant: Variant) -> Result<(), TestCaseError
     Ok(())
 }
 
-/// The same 1,000 programs in each run, so that a failure is of the change at hand. `PROPTEST_CASES` and
+/// The same 1,000 programs in each run, so that a new failure comes from the change at hand. `PROPTEST_CASES` and
 /// `PROPTEST_RNG_SEED` explore others.
 fn config() -> ProptestConfig {
     let default = ProptestConfig::default();
@@ -112,8 +112,8 @@ proptest! {
     }
 }
 
-/// VM entries that fail save nothing. What vmcs02 got instead, for a register that the entry does not load, is no value
-/// of VMCS12's.
+/// VM entries that fail save nothing. For a register that the entry does not load, vmcs02 holds an inherited value,
+/// which must not reach VMCS12.
 #[test]
 fn a_failed_entry_leaves_a_register_that_it_would_inherit_as_the_last_exit_saved_it() {
     let set_pat = Guest { steps: vec![Step::Set(GUEST_PAT.id(), 0x0505_0505_0505_0505)], stack: None, nmi: false };
@@ -130,8 +130,7 @@ fn a_failed_entry_leaves_a_register_that_it_would_inherit_as_the_last_exit_saved
     }
 }
 
-/// An NMI that is being handled blocks the next one, also if NMIs exit: the guest hypervisor hears of the second one
-/// later.
+/// An NMI that is being handled blocks the next one, also if NMIs exit: the guest hypervisor gets the second one later.
 #[test]
 fn an_nmi_that_arrives_with_an_injected_one_waits_until_that_is_handled() {
     let pin = skylake_caps().pin.must_be_1 | Pin::NMI_EXITING.bits();

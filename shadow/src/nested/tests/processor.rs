@@ -24,44 +24,44 @@ use ept::Gpa;
 pub enum Step {
     /// Changes a register.
     Set(FieldId, u64),
-    /// Reads the first word of a page, or writes it.
+    /// Reads or writes the first word of a page.
     Touch { page: u64, write: Option<u64> },
     /// Executes RDMSR.
     Rdmsr(u32),
-    /// Does something that exits, whatever the controls.
+    /// Exits, whatever the controls.
     Exit(ExitReason, u64),
-    /// Meets an exception that exits.
+    /// Causes an exception that exits.
     Exception(u8),
-    /// Is there when an NMI arrives.
+    /// An NMI arrives.
     Nmi,
-    /// Is there when the host interrupts it, where there is one.
+    /// The host interrupts the guest, if there is a host.
     Kick,
 }
 
-/// A guest from one VM entry that its hypervisor asks for to the next exit that its hypervisor gets.
+/// A guest from a VM entry by its hypervisor to the next exit that the hypervisor gets.
 #[derive(Clone, Debug)]
 pub struct Guest {
-    /// What it does; HLT after that.
+    /// The guest's steps, followed by HLT.
     pub steps: Vec<Step>,
     /// The page that the delivery of an event writes to.
     pub stack: Option<u64>,
-    /// An NMI has arrived when it is entered.
+    /// Whether an NMI has arrived when the guest is entered.
     pub nmi: bool,
 }
 
 impl Guest {
-    /// Whether its NMI is to come before the entry: not if the host may have to help with the first instruction.
+    /// Whether the guest's NMI comes before the entry: not if the first instruction may cause an exit to the host.
     pub fn nmi_comes_before_entry(&self) -> bool {
         self.nmi && !matches!(self.steps.first(), Some(Step::Touch { .. }))
     }
 }
 
-/// What is seen from outside of the VMCS.
+/// An observation from outside the VMCS.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Seen {
     /// The hypervisor's instruction ended with this RFLAGS.
     Flags(u64),
-    /// It faulted.
+    /// The hypervisor's instruction faulted.
     Fault,
     /// VMREAD returned this.
     Value(FieldId, u64),
@@ -71,7 +71,7 @@ pub enum Seen {
     Event(u32, u32, u32),
     /// The guest reached this address at a page.
     Touched(u64, u64),
-    /// It read this there.
+    /// The guest read this word at the page.
     Word(u64),
     /// The guest read this from an MSR.
     Msr(u32, u64),
@@ -90,17 +90,17 @@ pub enum Untranslated {
     Misconfiguration,
 }
 
-/// What a guest runs into.
+/// The surroundings in which a guest runs.
 pub trait Surroundings {
     /// Whether a host can make the guest exit, and gets its NMIs first.
     const HAS_HOST: bool;
     /// The physical address of a page.
     fn translate(&mut self, vmcs: &FakeVmcs, page: u64, write: bool) -> Result<u64, Untranslated>;
-    /// What its physical addresses lead to.
+    /// The memory at the physical addresses.
     fn ram(&self) -> &Ram;
     /// Whether RDMSR exits by the MSR bitmap.
     fn intercepts_rdmsr(&self, vmcs: &FakeVmcs, msr: u32) -> bool;
-    /// What RDMSR returns.
+    /// The value that RDMSR returns.
     fn read_msr(&self, msr: u32) -> u64;
     /// The VM-entry MSR-load area.
     fn entry_load(&self, vmcs: &FakeVmcs) -> Vec<MsrEntry>;
@@ -139,12 +139,12 @@ pub struct Run<'a, S> {
     pub guest: &'a mut Guest,
     pub surroundings: &'a mut S,
     pub seen: &'a mut Vec<Seen>,
-    /// Whether the hypervisor has asked for this entry, so that what the guest begins with is to be seen.
+    /// Whether the hypervisor has asked for this entry. Then the guest's first registers are observed.
     pub is_first: bool,
     pub fields: FieldSet,
     /// The registers of the guest.
     pub words: &'a mut Words,
-    /// What the VMX-preemption timer has counted.
+    /// How far the VMX-preemption timer has counted.
     pub ticks: u64,
 }
 
@@ -203,7 +203,8 @@ impl<S: Surroundings> Run<'_, S> {
                 return self.exit(ExitReason::MONITOR_TRAP_FLAG, 0);
             }
             is_trapped = true;
-            // When it arrives is nobody's to say: after the first instruction, where the host lets that come first.
+            // The moment of the NMI is arbitrary: it comes after the first instruction, if the host executes that
+            // first.
             let is_late = core::mem::take(&mut is_late);
             if self.guest.nmi && !self.blocks_nmis() && !is_late {
                 self.guest.nmi = false;
@@ -250,7 +251,7 @@ impl<S: Surroundings> Run<'_, S> {
         }
     }
 
-    /// Whether NMIs wait: with virtual NMIs the state says something about those only.
+    /// Whether NMIs are blocked. With virtual NMIs the interruptibility state is about virtual NMIs only.
     fn blocks_nmis(&self) -> bool {
         let blocked = self.words[GUEST_INTERRUPTIBILITY.id().row()] & u64::from(BLOCKING_BY_NMI) != 0;
         blocked && !self.has_pin(Pin::VIRTUAL_NMIS)
@@ -286,7 +287,7 @@ impl<S: Surroundings> Run<'_, S> {
         }
     }
 
-    /// Delivers an event, which writes to the guest's stack. An NMI blocks others before that.
+    /// Delivers an event, which writes to the guest's stack. An NMI blocks further NMIs before the write.
     fn deliver(&mut self, info: InterruptionInfo) -> Result<(), Untranslated> {
         if info.is_nmi() {
             self.words[GUEST_INTERRUPTIBILITY.id().row()] |= u64::from(BLOCKING_BY_NMI);
@@ -362,7 +363,7 @@ impl<S: Surroundings> Run<'_, S> {
         self.vmcs.poke(EXIT_QUALIFICATION.id(), qualification);
     }
 
-    /// What every exit saves and clears.
+    /// Saves and clears the fields that every exit saves and clears.
     pub fn save(&mut self) {
         let exit = self.exit_controls();
         for id in registers(&self.fields) {

@@ -30,7 +30,7 @@ const EXIT_LOAD: u64 = 0x4_2000;
 const IA32_STAR: u32 = 0xc000_0081;
 const IA32_LSTAR: u32 = 0xc000_0082;
 
-/// One thing that the hypervisor does.
+/// One operation of the hypervisor.
 #[derive(Clone, Debug)]
 pub enum Op {
     /// VMWRITE.
@@ -47,17 +47,17 @@ pub enum Op {
     Store(u64, u64),
     /// INVEPT.
     Invept(Option<u64>),
-    /// Another instruction that writes a register.
+    /// Another instruction, which writes a register.
     Change(FieldId, u64),
-    /// The host drops what it has derived from EPT12s. No hypervisor notices.
+    /// The host drops what it has derived from EPT12s. No hypervisor can notice.
     HostFlush,
 }
 
-/// A program: what comes first, and then its operations.
+/// A program: the prologue, and then its operations.
 #[derive(Clone, Debug)]
 pub struct Program(pub Vec<Op>);
 
-/// Memory as all programs find it.
+/// The initial memory of all programs.
 pub fn memory() -> Ram {
     let ram = Ram::with_paging();
     let put = |at: u64, word: u64| ram.write_u64(Gpa(at), word);
@@ -123,7 +123,7 @@ fn exit() -> Vec<(FieldId, u64)> {
     .to_vec()
 }
 
-/// VM-entry controls of a 64-bit guest, with some more.
+/// VM-entry controls of a 64-bit guest, and `controls` besides.
 pub fn entry_controls(controls: EntryControls) -> u64 {
     let base = EntryControls::from_bits_retain(skylake_caps().entry.must_be_1) | EntryControls::IA32E_MODE_GUEST;
     (base | controls).bits().into()
@@ -169,7 +169,7 @@ fn template(ept: usize) -> Vec<(FieldId, u64)> {
     fields
 }
 
-/// What every program does first: two VMCSs, of which the first is current.
+/// The operations at the start of every program: they build two VMCSs and leave the first one current.
 pub fn prologue() -> Vec<Op> {
     [1, 0]
         .into_iter()
@@ -180,7 +180,7 @@ pub fn prologue() -> Vec<Op> {
         .collect()
 }
 
-/// VMWRITEs of values that mean something, some of them nothing good.
+/// VMWRITEs of meaningful values, some of them wrong.
 fn writes() -> Vec<(FieldId, u64)> {
     const NON_CANONICAL: u64 = 1 << 62;
     let mut all = [pin(), primary(), secondary(), exit(), entry()].concat();
@@ -247,7 +247,7 @@ fn injections() -> Vec<(FieldId, u64)> {
         .to_vec()
 }
 
-/// Values that leave a nested guest able to run, more often than [`writes`] does.
+/// Values with which a nested guest can run, more often than with those of [`writes`].
 fn good_writes() -> Vec<(FieldId, u64)> {
     template(0).into_iter().chain(template(1)).chain(injections().into_iter().take(4)).collect()
 }
@@ -264,8 +264,8 @@ fn changes() -> Vec<(FieldId, u64)> {
     ]
 }
 
-/// A page of the nested guest: few, so that programs come back to them. Without EPT12 the first two are the
-/// hypervisor's MSR bitmaps.
+/// A page of the nested guest. There are few pages, so that programs return to them. Without EPT12 the first two are
+/// the hypervisor's MSR bitmaps.
 fn page() -> impl Strategy<Value = u64> {
     select(vec![MSR_BITMAPS[0] >> 12, MSR_BITMAPS[1] >> 12, 0x30, 0x31, 0x32])
 }
@@ -348,7 +348,7 @@ fn phrase() -> impl Strategy<Value = Vec<Op>> {
     ]
 }
 
-/// Any program.
+/// Random programs.
 pub fn program() -> impl Strategy<Value = Program> {
     prop::collection::vec(phrase(), 1..40).prop_map(|phrases| Program(phrases.concat()))
 }

@@ -78,7 +78,7 @@ impl Stacked {
         }
     }
 
-    /// An instruction of the hypervisor that writes a register, with the exit that a trap makes of it.
+    /// An instruction of the hypervisor that writes a register. It exits if a trap is set.
     fn change(&mut self, id: FieldId, value: u64) {
         self.see_host_msrs();
         let vmcs01 = &self.machine.vcpu.vmcs.vmcs01;
@@ -132,7 +132,7 @@ impl Stacked {
         }
     }
 
-    /// What an entry of vmcs01 does to MSRs.
+    /// Records the MSRs that an entry of vmcs01 loads.
     fn see_host_msrs(&mut self) {
         let loaded = self.machine.load_host_msrs();
         self.seen.extend(loaded.into_iter().map(|entry| Seen::LoadedMsr(entry.index, entry.value)));
@@ -194,7 +194,7 @@ impl Stacked {
         blocked && !vmcs02.read(PIN_CONTROLS).contains(Pin::VIRTUAL_NMIS)
     }
 
-    /// An NMI is there when the hypervisor is about to run.
+    /// An NMI arrives when the hypervisor is about to run.
     fn interrupt_hypervisor(&mut self) {
         nmi::pass_on(&mut self.machine.vcpu);
         let vmcs01 = &mut self.machine.vcpu.vmcs.vmcs01;
@@ -206,11 +206,11 @@ impl Stacked {
         vmcs01.poke(ENTRY_INTERRUPTION_INFO.id(), 0);
     }
 
-    /// The entry of vmcs01 that follows an exit, seen before the hypervisor's first instruction.
+    /// The entry of vmcs01 after an exit, up to the hypervisor's first instruction.
     fn begin_hypervisor(&mut self) {
         self.see_host_msrs();
         if self.machine.vcpu.running == Running::GuestHypervisorLoadingMsrs {
-            // The hypervisor's next exit is for something that nesting has no part in.
+            // The hypervisor's next exit has nothing to do with nesting.
             let _ = handle_quickly(&mut self.machine.vcpu, ExitReason::CPUID);
         }
     }
