@@ -41,7 +41,7 @@ macro_rules! address {
                 self.0 & (size.bytes() - 1)
             }
 
-            /// The address so many bytes further on; `None` beyond 2^64.
+            /// The address `bytes` further on; `None` beyond 2^64.
             pub const fn checked_add(self, bytes: u64) -> Option<Self> {
                 match self.0.checked_add(bytes) {
                     Some(sum) => Some(Self(sum)),
@@ -97,7 +97,7 @@ macro_rules! address {
 }
 
 address! {
-    /// Host-physical address: what the processor's memory bus sees.
+    /// Host-physical address, as on the processor's memory bus.
     Hpa, "hpa"
 }
 address! {

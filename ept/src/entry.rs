@@ -5,7 +5,7 @@ use core::marker::PhantomData;
 use crate::addr::Address;
 use crate::{Hpa, PageSize};
 
-/// Access rights, each at its bit of an entry: bits 2:0, and bit 10 where fetches are controlled by mode.
+/// Access rights, each at its bit of an entry: bits 2:0, and bit 10 with mode-based execute control.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Rights(u64);
 
@@ -16,29 +16,29 @@ impl Rights {
     pub const READ: Self = Self(1);
     /// Data writes.
     pub const WRITE: Self = Self(2);
-    /// Instruction fetches; from supervisor-mode linear addresses only where fetches are controlled by mode.
+    /// Instruction fetches; with mode-based execute control, only those from supervisor-mode linear addresses.
     pub const EXECUTE: Self = Self(4);
-    /// Fetches from user-mode linear addresses, where they are controlled by mode.
+    /// Fetches from user-mode linear addresses, with mode-based execute control.
     pub const USER_EXECUTE: Self = Self(1 << 10);
     /// Reads, writes and fetches.
     pub const ALL: Self = Self(7);
 
-    /// From bits 2:0 of an exit qualification or of an entry; others are dropped.
+    /// The rights in bits 2:0 of an exit qualification or of an entry; other bits are dropped.
     pub const fn from_bits(bits: u64) -> Self {
         Self(bits & 7)
     }
 
-    /// As bits of an entry.
+    /// The rights as bits of an entry.
     pub const fn bits(self) -> u64 {
         self.0
     }
 
-    /// Rights in both.
+    /// Rights in both sets.
     pub const fn and(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
 
-    /// Rights in either.
+    /// Rights in either set.
     pub const fn or(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
@@ -64,12 +64,13 @@ impl ExecuteControl {
     /// Bit 2 decides for supervisor-mode linear addresses, bit 10 for user-mode ones.
     pub const BY_MODE: Self = Self(Rights::ALL.or(Rights::USER_EXECUTE));
 
-    /// All rights that there are.
+    /// All rights that an entry can grant.
     pub const fn all(self) -> Rights {
         self.0
     }
 
-    /// Restates rights from a table without this control: permission to fetch becomes permission in both modes.
+    /// Converts rights of a table without mode-based execute control: the right to fetch becomes the right in both
+    /// modes.
     pub const fn widen(self, uniform: Rights) -> Rights {
         const TO_USER: u32 = Rights::USER_EXECUTE.0.trailing_zeros() - Rights::EXECUTE.0.trailing_zeros();
         Rights(uniform.0 | uniform.0 << TO_USER & Rights::USER_EXECUTE.0 & self.0.0)
@@ -92,7 +93,7 @@ impl MemoryType {
     /// Write-back.
     pub const WRITE_BACK: Self = Self(6);
 
-    /// Whether the processor knows it.
+    /// Whether the SDM defines the memory type.
     pub const fn is_defined(self) -> bool {
         matches!(self.0, 0 | 1 | 4 | 5 | 6)
     }
@@ -106,12 +107,12 @@ impl Caching {
     const MASK: u64 = 0x78;
     const IGNORE_PAT: u64 = 1 << 6;
 
-    /// By a memory type, together with the guest's PAT.
+    /// Caching by a memory type, combined with the guest's PAT.
     pub const fn new(memory_type: MemoryType) -> Self {
         Self((memory_type.0 as u64 & 7) << 3)
     }
 
-    /// The memory type is final, whatever the guest's PAT says.
+    /// Caching by the memory type alone, whatever the guest's PAT says.
     pub const fn ignoring_pat(self) -> Self {
         Self(self.0 | Self::IGNORE_PAT)
     }
@@ -133,43 +134,43 @@ pub const ACCESSED: u64 = 1 << 8;
 pub const DIRTY: u64 = 1 << 9;
 /// Suppress #VE: an EPT violation that this entry ends causes a VM exit even with "EPT-violation #VE".
 pub const SUPPRESS_VE: u64 = 1 << 63;
-/// Bits that mean something only under controls that are not offered, and are ignored without them: verify guest
-/// paging, paging-write access, supervisor shadow stack, sub-page write permissions (SDM 29.3.2 "EPT Translation
-/// Mechanism"). EPT02 has none of them.
+/// Bits that have a meaning only under controls that are not offered, and that the processor ignores without them:
+/// verify guest paging, paging-write access, supervisor shadow stack, sub-page write permissions (SDM 29.3.2 "EPT
+/// Translation Mechanism"). EPT02 has none of them.
 pub const IGNORED: u64 = 1 << 57 | 1 << 58 | 1 << 60 | 1 << 61;
 
-/// An entry of any level, in tables that lead to addresses of `T`: the host's own unless another is named. Every 64-bit
+/// An entry of any level, in tables that lead to addresses of `T`: by default of the host's own tables. Every 64-bit
 /// value is representable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(transparent)]
 pub struct Entry<T = Hpa>(u64, PhantomData<T>);
 
 impl<T: Address> Entry<T> {
-    /// Nothing is mapped.
+    /// An entry that maps nothing.
     pub const NOT_PRESENT: Self = Self::from_bits(0);
 
     const LARGE: u64 = 1 << 7;
-    /// Bits that are a leaf's memory type and ignore-PAT, and reserved in a pointer to a table.
+    /// Bits 6:3: memory type and ignore-PAT of a leaf; reserved in a pointer to a table.
     const LOW_OF_TABLE: u64 = Caching::MASK;
     const ADDRESS: u64 = ((1 << 52) - 1) & !0xfff;
 
-    /// The entry that is this word in memory.
+    /// The entry of this word in memory.
     pub const fn from_bits(bits: u64) -> Self {
         Self(bits, PhantomData)
     }
 
-    /// As a word in memory.
+    /// The entry as a word in memory.
     pub const fn bits(self) -> u64 {
         self.0
     }
 
-    /// Points to a table and restricts nothing, whoever controls fetches.
+    /// A pointer to a table that restricts nothing, with or without mode-based execute control.
     #[inline]
     pub fn table(table: T) -> Self {
         Self::from_bits(table.raw() & Self::ADDRESS | ExecuteControl::BY_MODE.all().0)
     }
 
-    /// Maps a page.
+    /// An entry that maps a page.
     #[inline]
     pub fn leaf(page: T, size: PageSize, rights: Rights, caching: Caching) -> Self {
         let large = if matches!(size, PageSize::Size4K) { 0 } else { Self::LARGE };
@@ -187,7 +188,7 @@ impl<T: Address> Entry<T> {
         Rights(self.0 & execute.all().0)
     }
 
-    /// Whether a violation that it ends is to cause a VM exit in any case.
+    /// Whether a violation at this entry always causes a VM exit, never #VE.
     pub const fn suppresses_ve(self) -> bool {
         self.0 & SUPPRESS_VE != 0
     }
@@ -221,7 +222,7 @@ impl<T: Address> Entry<T> {
         }
         let readable = rights.contain(Rights::READ);
         let write_without_read = rights.contain(Rights::WRITE) && !readable;
-        // Nothing but fetches of one kind or the other.
+        // The entry grants fetches of one or both kinds, and nothing else.
         let execute_only = !readable && !features.execute_only;
         let reserved = self.0 & self.reserved(level, features) != 0;
         let bad_type = self.is_leaf(level) && !self.caching().memory_type().is_defined();
@@ -258,7 +259,7 @@ impl<T: Address> Entry<T> {
 
 /// Entries of the host's own tables.
 impl Entry<Hpa> {
-    /// It was unlinked, and its address is still here. The processor finds it not present.
+    /// Marks a pointer that was unlinked and keeps its address. For the processor such an entry is not present.
     const UNLINKED: u64 = 1 << 62;
 
     /// Whether any right is granted: bit 10 is a right or 0 here.
@@ -276,12 +277,12 @@ impl Entry<Hpa> {
         Self::from_bits(self.0 | ACCESSED | DIRTY)
     }
 
-    /// A pointer to a table that the processor is not to follow until the host has looked at the table.
+    /// This pointer to a table, unlinked: the processor does not follow it until the host has checked the table.
     pub const fn unlinked(self) -> Self {
         Self::from_bits(self.0 & Self::ADDRESS | Self::UNLINKED)
     }
 
-    /// Whether it is such a pointer.
+    /// Whether this is an unlinked pointer.
     pub const fn is_unlinked(self) -> bool {
         self.0 & Self::UNLINKED != 0
     }
@@ -292,7 +293,7 @@ impl Entry<Hpa> {
     }
 }
 
-/// What of EPT a processor has.
+/// The EPT features of a processor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Features {
     /// Physical-address width.
@@ -303,7 +304,7 @@ pub struct Features {
     pub page_2m: bool,
     /// 1-GiB pages.
     pub page_1g: bool,
-    /// The processor's EPT violations say whether the linear address is one of the user.
+    /// The processor's EPT violations say whether the linear address is a user-mode address.
     pub advanced_violation: bool,
 }
 
@@ -322,7 +323,7 @@ mod tests {
                 let expected = entry.rights(execute) == execute.all()
                     && !entry.is_leaf(level)
                     && !entry.is_misconfigured(level, &FEATURES, execute);
-                // Bit 7 of an entry above level 3 is reserved, at the others it makes a leaf.
+                // Bit 7 is reserved in an entry above level 3; at the other levels it makes a leaf.
                 assert_eq!(entry.is_open_table(&FEATURES, execute), expected, "{execute:?}, level {level}, bit {bit}");
             }
         }

@@ -7,18 +7,18 @@ use crate::addr::Address;
 use crate::{Gpa, Hpa, MemoryType, NestedGpa};
 
 /// An EPTP: the root of tables that lie in address space `T` and translate addresses of `F` to those of `T`. VM entry
-/// checks whether a guest's EPTP is valid; the methods here only take it apart.
+/// checks whether a guest's EPTP is valid; the methods here only read its parts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Eptp<F, T>(u64, PhantomData<(F, T)>);
 
-/// Of EPT01, the host's tables for the guest hypervisor.
+/// The EPTP of EPT01, the host's tables for the guest hypervisor.
 pub type Eptp01 = Eptp<Gpa, Hpa>;
 
-/// Of an EPT12, the guest hypervisor's tables for a nested guest.
+/// The EPTP of an EPT12, the guest hypervisor's tables for a nested guest.
 pub type Eptp12 = Eptp<NestedGpa, Gpa>;
 
-/// Of an EPT02, the host's tables for a nested guest.
+/// The EPTP of an EPT02, the host's tables for a nested guest.
 pub type Eptp02 = Eptp<NestedGpa, Hpa>;
 
 /// Number of levels of a table tree.
@@ -68,12 +68,12 @@ impl<F: Address, T: Address> Eptp<F, T> {
         T::from_raw(self.0 & Self::ADDRESS)
     }
 
-    /// From a VMCS field, or the operand of an INVEPT. Every value is representable.
+    /// The EPTP in a VMCS field, or in the operand of an INVEPT. Every value is representable.
     pub const fn from_bits(bits: u64) -> Self {
         Self(bits, PhantomData)
     }
 
-    /// As a VMCS field has it.
+    /// The EPTP as a VMCS field holds it.
     pub const fn bits(self) -> u64 {
         self.0
     }
@@ -88,21 +88,21 @@ impl<F: Address, T: Address> Eptp<F, T> {
         self.0 & Self::ACCESSED_DIRTY != 0
     }
 
-    /// Number of levels, from the page-walk length. VM entry lets no other length than those of 4 and 5 levels pass.
+    /// Number of levels, from the page-walk length. VM entry accepts only the lengths of 4 and 5 levels.
     #[inline]
     pub const fn levels(self) -> Levels {
         if self.0 >> 3 & 7 == Self::FIVE_LEVELS { Levels::Five } else { Levels::Four }
     }
 
-    /// Everything but address and flags: page-walk length, and write-back memory.
+    /// All bits but address and flags: page-walk length, and write-back memory.
     const fn attributes(levels: Levels) -> u64 {
         (levels.root() as u64 - 1) << 3 | MemoryType::WRITE_BACK.0 as u64
     }
 }
 
 impl Eptp01 {
-    /// Stands in for an EPT02 while the guest hypervisor uses no EPT: the nested guest's addresses are then the guest
-    /// hypervisor's.
+    /// EPT01 in the place of an EPT02, while the guest hypervisor uses no EPT: the nested guest's addresses are then
+    /// those of the guest hypervisor.
     pub const fn without_ept12(self) -> Eptp02 {
         Eptp::from_bits(self.0)
     }

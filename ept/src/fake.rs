@@ -12,7 +12,7 @@ use crate::{Entry, Gpa, Hpa};
 
 /// Memory for the host's tables, with a budget.
 ///
-/// Each use of a table that was not allocated, or was freed, panics.
+/// The use of a table that was not allocated, or was freed, panics.
 #[derive(Clone, Debug)]
 pub struct FakeTables {
     tables: BTreeMap<Hpa, [Entry; ENTRIES as usize]>,
@@ -23,13 +23,13 @@ pub struct FakeTables {
 impl FakeTables {
     const BASE: Hpa = Hpa(0x70_0000_0000);
 
-    /// Room for so many tables.
+    /// Room for `budget` tables.
     pub fn new(budget: u64) -> Self {
         let unused = (0..budget).rev().map(|page| Self::BASE + page * 4096).collect();
         Self { tables: BTreeMap::new(), unused, freed: BTreeMap::new() }
     }
 
-    /// How many are allocated.
+    /// The number of allocated tables.
     pub fn in_use(&self) -> usize {
         self.tables.len()
     }
@@ -78,7 +78,7 @@ impl FakeGuest {
     }
 }
 
-/// For tables of numbers in tests.
+/// Access to tables as words, for tests.
 #[cfg(test)]
 impl FakeGuest {
     pub(crate) fn set_word(&mut self, table: u64, index: u64, word: u64) {

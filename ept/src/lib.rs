@@ -10,12 +10,12 @@
 //!
 //! # Invariants
 //!
-//! * An EPT02 entry never grants what EPT12 and EPT01 together do not: rights are intersected, pages are the smaller of
-//!   both.
-//! * An EPT12 entry is read once per walk; what was checked is what is used.
-//! * Memory is bounded: tables come from a pool of fixed size, and running out drops cached translations, nothing else.
-//!   [`nested::NestedPaging`] takes [`HEAP_BYTES`](nested::NestedPaging::HEAP_BYTES) of the heap when it is made, and no
-//!   more later.
+//! * An EPT02 entry grants no access that EPT12 or EPT01 refuses: rights are intersected, and the page has the smaller
+//!   of both sizes.
+//! * An EPT12 entry is read once per walk: the checked value is the one that is used.
+//! * Memory is bounded: tables come from a pool of fixed size, and when they run out, only cached translations are
+//!   dropped. [`nested::NestedPaging`] takes [`HEAP_BYTES`](nested::NestedPaging::HEAP_BYTES) of the heap when it is
+//!   made, and no more later.
 //! * A table that a processor may have in its paging-structure caches is given back only together with a
 //!   [`Dropped`](nested::Dropped) that says so.
 //!
@@ -25,7 +25,7 @@
 //! # Example
 //!
 //! A guest hypervisor runs a nested guest with an EPT of its own. The host composes it with EPT01, page by page, as the
-//! nested guest touches them.
+//! nested guest accesses pages.
 //!
 //! ```
 //! use ept::fake::{FakeGuest, FakeTables};
@@ -47,21 +47,21 @@
 //!     Entry::leaf(Hpa(address.0 + (4 << 30)), size, Rights::ALL, WRITE_BACK)
 //! })?;
 //!
-//! // EPT12, in the guest hypervisor's memory: the nested guest's first 2 MiB are its second ones.
+//! // EPT12, in the guest hypervisor's memory: the nested guest's first 2 MiB are the guest hypervisor's second 2 MiB.
 //! let mut guest = FakeGuest::default();
 //! guest.set(Gpa(0x1000), 0, Entry::table(Gpa(0x2000)));
 //! guest.set(Gpa(0x2000), 0, Entry::table(Gpa(0x3000)));
 //! guest.set(Gpa(0x3000), 0, Entry::leaf(Gpa(2 << 20), PageSize::Size2M, Rights::ALL, WRITE_BACK));
 //! let ept12 = Ept12 { eptp: Eptp12::new(Gpa(0x1000), Levels::Four), execute: ExecuteControl::UNIFORM };
 //!
-//! // The nested guest is about to run: this is its EPTP, of an EPT02 that is still empty.
+//! // The nested guest is about to run, on an EPT02 that is still empty.
 //! let features =
 //!     Features { physical_bits: 40, execute_only: true, page_2m: true, page_1g: true, advanced_violation: false };
 //! let mut nested = NestedPaging::new(features);
 //! let (eptp02, dropped) = nested.activate(&mut tables, ept12)?;
 //! assert_eq!(dropped, Dropped::Nothing);
 //!
-//! // It reads an address: an EPT violation, which the host repairs.
+//! // The nested guest reads an address: an EPT violation, which the host repairs.
 //! let address = NestedGpa(0x1234);
 //! let read = EptViolation::READ | EptViolation::LINEAR_ADDRESS_IS_VALID | EptViolation::IS_TRANSLATION;
 //! let mut context = Context { tables: &mut tables, guest: &mut guest, ept01 };
@@ -70,12 +70,12 @@
 //! let mapping = lookup(&tables, eptp02, address).ok_or("not mapped")?;
 //! assert_eq!((mapping.leaf.address(), mapping.size), (Hpa((4 << 30) + (2 << 20)), PageSize::Size2M));
 //!
-//! // The guest hypervisor takes the page away and executes INVEPT. What the processor still caches has to go as well.
+//! // The guest hypervisor unmaps the page and executes INVEPT. The processor's cached translations must be dropped too.
 //! guest.set(Gpa(0x3000), 0, Entry::NOT_PRESENT);
 //! assert_eq!(nested.invalidate(&mut tables, ept12.eptp), Dropped::One(eptp02));
 //! assert_eq!(lookup(&tables, eptp02, address), None);
 //!
-//! // From now on the violation is the guest hypervisor's to see.
+//! // From now on the guest hypervisor gets the violation.
 //! let mut context = Context { tables: &mut tables, guest: &mut guest, ept01 };
 //! let (fill, _) = nested.fill(&mut context, ept12, address, read, Extent::Page)?;
 //! assert_eq!(fill, Fill::Violation { qualification: read, suppresses_ve: false });

@@ -20,7 +20,7 @@ impl fmt::Display for OutOfTables {
 
 impl core::error::Error for OutOfTables {}
 
-/// Why a page was not mapped.
+/// Why a page could not be mapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MapError {
     /// A table is needed, and none is left.
@@ -69,9 +69,9 @@ pub(crate) const fn page_size(level: u32) -> PageSize {
 pub struct LeafTable {
     /// The table that has the leaf.
     pub table: Hpa,
-    /// It was made for this page.
+    /// Whether the table was made for this page.
     pub is_new: bool,
-    /// The page took the place of tables, which were given back. A processor may have their addresses in its
+    /// Whether the page replaced tables, which were given back. A processor may have their addresses in its
     /// paging-structure caches: INVEPT must follow before a guest runs on this root again.
     pub replaced_tables: bool,
 }
@@ -80,11 +80,11 @@ fn root_table<F: Address>(root: Eptp<F, Hpa>) -> (Hpa, u32) {
     (root.root(), root.levels().root())
 }
 
-/// Maps the page of `size` that holds `address`. What was mapped there before is replaced, tables included.
+/// Maps the page of `size` that holds `address`. An earlier mapping there is replaced, tables included.
 ///
 /// # Errors
 ///
-/// As [`MapError`] says. Tables that were made on the way stay, empty.
+/// As [`MapError`] says. Tables that were made on the way stay, and are empty.
 pub fn map_page<F: Address>(
     memory: &mut impl TableMemory,
     root: Eptp<F, Hpa>,
@@ -120,12 +120,12 @@ pub fn map_page<F: Address>(
     Ok(LeafTable { table, is_new, replaced_tables })
 }
 
-/// Changes the rights of one 4-KiB page, splitting the large page that it may be part of. A page that is not mapped
-/// stays so.
+/// Changes the rights of one 4-KiB page, splitting a large page that it is part of. A page that is not mapped stays
+/// unmapped.
 ///
 /// # Errors
 ///
-/// A large page is to be split, and no table is left. The page keeps its rights.
+/// A large page must be split, and no table is left. The page keeps its rights.
 pub fn set_rights<F: Address>(
     memory: &mut impl TableMemory,
     root: Eptp<F, Hpa>,
@@ -168,7 +168,7 @@ fn split(memory: &mut impl TableMemory, table: Hpa, at: u64, level: u32, leaf: E
 ///
 /// # Errors
 ///
-/// As [`MapError`] says. What was mapped until then stays.
+/// As [`MapError`] says. Pages that were mapped until then stay mapped.
 pub fn map_range<F: Address>(
     memory: &mut impl TableMemory,
     root: Eptp<F, Hpa>,
@@ -197,7 +197,7 @@ pub struct Mapping {
     pub size: PageSize,
 }
 
-/// What an address is mapped to.
+/// The mapping of an address.
 #[inline]
 pub fn lookup<F: Address>(memory: &impl TableMemory, root: Eptp<F, Hpa>, address: F) -> Option<Mapping> {
     if !root.levels().reach(address) {

@@ -15,13 +15,13 @@ use crate::violation::EptViolation;
 use crate::walk::{Ept12, GuestTables, Refusal, Translation, WalkError, walk, walk_unusual};
 use crate::{Entry, Eptp01, Eptp02, ExecuteControl, Gpa, Hpa, NestedGpa, PageSize, Rights};
 
-/// How many EPT02s are kept.
+/// The most EPT02s that are kept.
 pub const ROOTS: usize = Roots::MOST;
 
-/// What became of a violation of EPT02.
+/// The outcome of a violation of EPT02.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fill {
-    /// EPT02 has the translation now, or EPT12 was just being changed: the nested guest tries again.
+    /// EPT02 has the translation now, or EPT12 changed during the walk: the nested guest repeats the access.
     Mapped,
     /// EPT12 forbids the access: an EPT violation for the guest hypervisor.
     Violation {
@@ -32,7 +32,7 @@ pub enum Fill {
     },
     /// EPT12 is misconfigured: an EPT misconfiguration for the guest hypervisor.
     Misconfiguration,
-    /// EPT12 permits it, but EPT01 does not permit it at the address that it leads to.
+    /// EPT12 permits the access, but EPT01 does not permit it at this address, to which EPT12 translates.
     Ept01Forbids(Gpa),
 }
 
@@ -41,11 +41,11 @@ pub enum Fill {
 #[must_use = "the processor still caches what was dropped"]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Dropped {
-    /// Nothing was cached.
+    /// No translations.
     Nothing,
-    /// Those of one EPT02.
+    /// Translations of one EPT02.
     One(Eptp02),
-    /// Those of several.
+    /// Translations of several EPT02s.
     All,
 }
 
@@ -64,7 +64,7 @@ impl Dropped {
 pub enum FillError {
     /// The table budget does not suffice for this one translation.
     OutOfTables,
-    /// The EPT02 has too few levels for the address; it has as many as the EPT12, in which the walk finds this first.
+    /// The EPT02 has too few levels for the address. It has as many as the EPT12, so the walk of EPT12 fails before.
     OutOfReach,
     /// The EPT12 has no EPT02: it was not activated, or its EPT02 has made room for another one since.
     NotActive,
@@ -96,9 +96,9 @@ impl From<MapError> for FillError {
 pub struct Counters {
     /// Times that tables were given back because the budget was spent.
     pub reclaims: u64,
-    /// Translations that were still true when they were needed after an INVEPT, or true with other attributes.
+    /// Translations that were still true when they were needed after an INVEPT, perhaps with other attributes.
     pub kept: u64,
-    /// Translations and whole tables that were not.
+    /// Translations and whole tables that were no longer true.
     pub dropped: u64,
 }
 
@@ -116,28 +116,28 @@ pub struct Context<'a, T, G> {
 /// How much a fill puts into EPT02.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Extent {
-    /// The translation that is missing. For a page that the guest hypervisor has just mapped: its neighbours are
-    /// probably not mapped yet.
+    /// Only the missing translation. For a page that the guest hypervisor has just mapped: its neighbours are probably
+    /// not mapped yet.
     Page,
-    /// If that needs a new page table, all translations of that table. For a page that the guest hypervisor mapped some
-    /// time ago.
+    /// If the translation needs a new page table, all translations of that table. For a page that the guest hypervisor
+    /// mapped some time ago.
     Table,
 }
 
-/// The cache.
+/// The cache of EPT02s.
 #[derive(Debug)]
 pub struct NestedPaging {
     roots: Roots,
-    /// The one that was activated last.
+    /// The root that was activated last.
     active: Option<Root>,
     features: Features,
     recent: Option<Recent>,
-    /// What the caller has not been told of yet.
+    /// Drops that the caller has not been told of yet.
     dropped: Dropped,
     counters: Counters,
 }
 
-/// The table that got the last 4-KiB page: neighbours are touched one after the other.
+/// The table that got the last 4-KiB page. Guests access neighbouring pages one after the other.
 #[derive(Clone, Copy, Debug)]
 struct Recent {
     eptp02: Eptp02,
@@ -150,10 +150,10 @@ impl NestedPaging {
     /// The most tables that one translation needs, roots included: with fewer, nothing can be cached.
     pub const LEAST_TABLES: usize = 5;
 
-    /// What each takes from the heap when it is made. It takes no more later.
+    /// The bytes that each cache takes from the heap when it is made. It takes no more later.
     pub const HEAP_BYTES: usize = Roots::HEAP_BYTES;
 
-    /// Nothing cached. `features` are those offered to the guest hypervisor.
+    /// An empty cache. `features` are those offered to the guest hypervisor.
     pub fn new(features: Features) -> Self {
         let counters = Counters { reclaims: 0, kept: 0, dropped: 0 };
         Self { roots: Roots::new(), active: None, features, recent: None, dropped: Dropped::Nothing, counters }
@@ -183,14 +183,14 @@ impl NestedPaging {
                 None => _ = self.give_back(tables, None)?,
             }
         };
-        // With the same flag in EPT02 the processor treats accesses to guest paging structures as EPT12's owner
-        // expects.
+        // EPT02's EPTP has the same accessed-and-dirty enable bit, so that accesses to guest paging structures count as
+        // writes exactly if the guest hypervisor expects that.
         let eptp02 = ept12.eptp.with_root(table);
         self.active = Some(self.roots.insert(ept12, eptp02));
         Ok((eptp02, self.take_dropped()))
     }
 
-    /// What has been dropped since the caller was told last.
+    /// The drops since the caller was told last.
     #[inline]
     fn take_dropped(&mut self) -> Dropped {
         mem::replace(&mut self.dropped, Dropped::Nothing)
@@ -202,7 +202,7 @@ impl NestedPaging {
         self.active.filter(|active| active.ept12 == ept12).or_else(|| self.roots.find(ept12))
     }
 
-    /// Repairs a violation of the EPT02 of `ept12`, if it is the host's to repair.
+    /// Repairs a violation of the EPT02 of `ept12`, unless the guest hypervisor must get it.
     ///
     /// # Errors
     ///
@@ -251,8 +251,8 @@ impl NestedPaging {
         Ok((Fill::Mapped, self.take_dropped()))
     }
 
-    /// An EPT violation ends what is cached for its address, without INVEPT (SDM 29.4.3.1 "Operations that Invalidate
-    /// Cached Mappings").
+    /// Drops the translation of an address. An EPT violation invalidates cached mappings of its address, without INVEPT
+    /// (SDM 29.4.3.1 "Operations that Invalidate Cached Mappings").
     fn forget(&mut self, tables: &mut impl TableMemory, ept12: Ept12, address: NestedGpa) {
         if let Some(root) = self.root(ept12) {
             unmap(tables, root.eptp02, address);
@@ -307,19 +307,19 @@ impl NestedPaging {
         Ok(())
     }
 
-    /// Gives tables back because there are no more: those of the root that was used least recently, or, if no other is
-    /// left than `needed`, all but the root table of that.
+    /// Gives tables back when none is left: those of the least recently used root other than `needed`. If there is no
+    /// other, all tables of `needed` but its root table.
     ///
     /// # Errors
     ///
-    /// There is nothing to give back.
+    /// There is no table to give back.
     #[cold]
     pub fn reclaim(&mut self, tables: &mut impl TableMemory, needed: Option<Eptp02>) -> Result<Dropped, OutOfTables> {
         self.give_back(tables, needed)?;
         Ok(self.take_dropped())
     }
 
-    /// As [`Self::reclaim`], for a caller within. Returns whose tables it gave back.
+    /// As [`Self::reclaim`], for callers in this module. Returns the EPT02 whose tables were given back.
     #[cold]
     fn give_back(&mut self, tables: &mut impl TableMemory, needed: Option<Eptp02>) -> Result<Eptp02, OutOfTables> {
         self.counters.reclaims += 1;
@@ -345,13 +345,13 @@ impl NestedPaging {
     }
 }
 
-/// Whether EPT01, which does not control fetches by mode, permits an access.
+/// Whether EPT01, which does not use mode-based execute control, permits an access.
 fn permits(below: &Mapping, access: Rights) -> bool {
     ExecuteControl::BY_MODE.widen(below.leaf.rights(ExecuteControl::UNIFORM)).contain(access)
 }
 
-/// The leaf of EPT02 for an address: rights of both, the smaller page but no larger one than `largest`, EPT12's memory
-/// type (with EPT on, a processor looks at no MTRR).
+/// The leaf of EPT02 for an address: the rights that both tables grant, the smaller page size but at most `largest`,
+/// and EPT12's memory type (with EPT on, a processor ignores the MTRRs).
 #[inline]
 fn compose(
     above: &Translation,
@@ -365,11 +365,11 @@ fn compose(
     let hpa = below.leaf.address().align_down(below.size) + gpa.offset_in(below.size);
     let rights = above.rights.and(execute.widen(below.leaf.rights(ExecuteControl::UNIFORM)));
     let leaf = Entry::leaf(hpa.align_down(size), size, rights, above.caching);
-    // A page is writable here only if it is dirty in EPT12, so that the processor has no flag to set.
+    // A page is writable in EPT02 only if it is dirty in EPT12, so that the processor has no flag to set.
     (leaf.with_dirty(), size)
 }
 
-/// Gives back all tables below a root; whether there was one.
+/// Gives back all tables below a root. Returns whether there was one.
 fn empty(tables: &mut impl TableMemory, eptp02: Eptp02) -> bool {
     let (root, level) = (eptp02.root(), eptp02.levels().root());
     let mut any = false;

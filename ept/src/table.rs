@@ -1,4 +1,4 @@
-//! Where the host's tables live.
+//! The memory of the host's tables.
 
 use crate::addr::Address;
 use crate::{Entry, Hpa};
@@ -16,7 +16,7 @@ pub trait TableMemory {
     /// Sets an entry, in one store: the processor may be walking the table.
     fn write(&mut self, table: Hpa, index: u64, entry: Entry);
     /// Index of the first entry of a table, from `from` on, that is not zero; [`ENTRIES`] if there is none. Tables are
-    /// mostly empty: who can look at several entries at once should.
+    /// mostly empty, so an implementation should test several entries at once if it can.
     fn next_used(&self, table: Hpa, from: u64) -> u64 {
         (from..ENTRIES).find(|&at| self.read(table, at) != Entry::NOT_PRESENT).unwrap_or(ENTRIES)
     }
@@ -32,7 +32,8 @@ pub fn index(address: impl Address, level: u32) -> u64 {
     address.raw() >> (12 + 9 * (level - 1)) & (ENTRIES - 1)
 }
 
-/// Indices of the entries of a table that are not zero, of each when its turn comes: entries may be written on the way.
+/// Calls `act` for each entry of a table that is not zero. Each entry is read when its turn comes, so `act` may write
+/// entries.
 pub(crate) fn for_each_used<T: TableMemory>(memory: &mut T, table: Hpa, mut act: impl FnMut(&mut T, u64, Entry)) {
     let mut at = memory.next_used(table, 0);
     while at < ENTRIES {

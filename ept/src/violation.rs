@@ -5,8 +5,8 @@ use bitflags::bitflags;
 use crate::Rights;
 use crate::entry::{ExecuteControl, Features};
 
-/// The qualification. Bits 11:9 mean something only where [`Self::LINEAR_ADDRESS_IS_VALID`] and
-/// [`Self::IS_TRANSLATION`] are both set, and the processor reports advanced information (IA32_VMX_EPT_VPID_CAP\[22\]).
+/// The qualification. Bits 11:9 are defined only if [`Self::LINEAR_ADDRESS_IS_VALID`] and [`Self::IS_TRANSLATION`] are
+/// both set, and the processor reports advanced information (IA32_VMX_EPT_VPID_CAP\[22\]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(transparent)]
 pub struct EptViolation(pub u64);
@@ -22,11 +22,12 @@ bitflags! {
         const FETCH = 1 << 2;
         /// The guest-physical address is readable.
         const READABLE = 1 << 3;
-        /// It is writeable.
+        /// The guest-physical address is writable.
         const WRITABLE = 1 << 4;
-        /// It is executable; with mode-based execute control, from supervisor-mode linear addresses.
+        /// The guest-physical address is executable; with mode-based execute control, from supervisor-mode linear
+        /// addresses.
         const EXECUTABLE = 1 << 5;
-        /// It is executable from user-mode linear addresses, with mode-based execute control.
+        /// With mode-based execute control, the guest-physical address is executable from user-mode linear addresses.
         const USER_EXECUTABLE = 1 << 6;
         /// The guest-linear address is valid.
         const LINEAR_ADDRESS_IS_VALID = 1 << 7;
@@ -34,9 +35,9 @@ bitflags! {
         const IS_TRANSLATION = 1 << 8;
         /// Advanced: the linear address is a user-mode one.
         const USER_ADDRESS = 1 << 9;
-        /// Advanced: it translates to a writable page.
+        /// Advanced: the linear address translates to a writable page.
         const WRITABLE_PAGE = 1 << 10;
-        /// Advanced: it translates to an execute-disable page.
+        /// Advanced: the linear address translates to an execute-disable page.
         const EXECUTE_DISABLE_PAGE = 1 << 11;
         /// NMI unblocking due to IRET. Exit qualifications of other reasons have this bit as well.
         const NMI_UNBLOCKING = 1 << 12;
@@ -44,20 +45,20 @@ bitflags! {
         const SHADOW_STACK_ACCESS = 1 << 13;
         /// The guest-physical address has supervisor shadow-stack rights (bit 60 of its EPT entry).
         const SHADOW_STACK_RIGHTS = 1 << 14;
-        /// Guest-paging verification caused it.
+        /// Guest-paging verification caused the violation.
         const GUEST_PAGING_VERIFICATION = 1 << 15;
-        /// Asynchronous to instruction execution.
+        /// The access was asynchronous to instruction execution.
         const ASYNCHRONOUS = 1 << 16;
     }
 }
 
 impl EptViolation {
     const RIGHTS_SHIFT: u32 = 3;
-    /// What the translation permits.
+    /// The accesses that the translation permits.
     const PERMITTED: Self = Self::READABLE.union(Self::WRITABLE).union(Self::EXECUTABLE).union(Self::USER_EXECUTABLE);
 
-    /// The rights that the access needs. Where fetches are controlled by mode and nothing tells which mode it was,
-    /// there are two answers, of which one is right: what the translation permits already was not refused.
+    /// The rights that the access needs. With mode-based execute control the mode of a fetch may be unknown. Then there
+    /// are two candidates, of which one is right; a right that the translation grants already was not the missing one.
     pub const fn needs(self, execute: ExecuteControl, features: &Features) -> (Rights, Option<Rights>) {
         let data = Rights::from_bits(self.0);
         if !self.contains(Self::FETCH) || !execute.all().contain(Rights::USER_EXECUTE) {
@@ -73,12 +74,12 @@ impl EptViolation {
         }
     }
 
-    /// Whether the translation permits another access, so that it exists.
+    /// Whether the translation permits any access, and so exists.
     pub const fn permits_something(self) -> bool {
         self.intersects(Self::PERMITTED)
     }
 
-    /// The same access, against other tables that permit `rights`.
+    /// The qualification of the same access to other tables, which permit `rights`.
     pub const fn against(self, rights: Rights) -> Self {
         let permitted = (rights.bits() & Rights::ALL.bits()) << Self::RIGHTS_SHIFT;
         let user = if rights.contain(Rights::USER_EXECUTE) { Self::USER_EXECUTABLE.0 } else { 0 };

@@ -7,21 +7,21 @@ use crate::map::page_size;
 use crate::table::index;
 use crate::{Entry, Eptp12, Gpa, Levels, NestedGpa, PageSize, Rights};
 
-/// The guest hypervisor's memory, for its tables: words, as its memory has them.
+/// The guest hypervisor's memory, as a source of table entries.
 pub trait GuestTables {
     /// Reads an entry in one access.
     fn read(&self, entry: Gpa) -> u64;
-    /// Sets flags in an entry that was read as `seen`, in one access. One that has changed since is left alone, and the
-    /// answer is false.
+    /// Sets flags in an entry that was read as `seen`, in one access. Returns false, and leaves the entry alone, if it
+    /// has changed since.
     fn set_flags(&mut self, entry: Gpa, seen: u64, flags: u64) -> bool;
 }
 
-/// A guest hypervisor's EPT as VMCS12 uses it. What tells one from another needs an EPT02 of its own.
+/// A guest hypervisor's EPT as VMCS12 uses it. EPT12s that differ in a field have different EPT02s.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ept12 {
-    /// Where it is.
+    /// Its EPTP.
     pub eptp: Eptp12,
-    /// What its execute permissions mean.
+    /// The meaning of its execute permissions.
     pub execute: ExecuteControl,
 }
 
@@ -32,15 +32,15 @@ pub struct Translation {
     pub page: Gpa,
     /// Its size.
     pub size: PageSize,
-    /// Rights that all levels grant. A page whose dirty flag is still to be set is not writable in it.
+    /// Rights that all levels grant. They exclude writes if the page's dirty flag is still clear.
     pub rights: Rights,
     /// How the page is cached.
     pub caching: Caching,
 }
 
 impl Translation {
-    /// By a leaf at `level`, below entries that grant `rights` together with it, for an access that sets the dirty flag
-    /// if it is a write.
+    /// The translation by a leaf at `level`. `rights` are those that the leaf and the entries above it grant. The
+    /// access sets the dirty flag if it is a write.
     #[inline(always)]
     pub(crate) fn new(leaf: Entry<Gpa>, level: u32, rights: Rights, eptp: Eptp12, access: Rights) -> Self {
         let is_dirty = !eptp.has_flags() || leaf.is_dirty() || access.contain(Rights::WRITE);
@@ -54,14 +54,14 @@ impl Translation {
     }
 }
 
-/// Why there is none.
+/// Why a walk finds no translation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WalkError {
     /// EPT violation.
     Violation(Refusal),
     /// EPT misconfiguration.
     Misconfiguration,
-    /// An entry changed while its flags were to be set: the access has to be tried again.
+    /// An entry changed before its flags could be set: the access must be repeated.
     Changed,
 }
 
@@ -87,7 +87,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// Nothing is mapped, and this entry says so.
+    /// The refusal by an entry that is not present.
     const fn not_present(entry: Entry<Gpa>) -> WalkError {
         WalkError::Violation(Self { rights: Rights::NONE, suppresses_ve: entry.suppresses_ve() })
     }
@@ -97,7 +97,7 @@ impl Refusal {
 ///
 /// # Errors
 ///
-/// The tables do not permit the access, or are misconfigured; or the access has to be tried again.
+/// The tables do not permit the access, or are misconfigured; or the access must be repeated.
 #[inline]
 pub fn walk(
     tables: &mut impl GuestTables,
@@ -106,8 +106,7 @@ pub fn walk(
     address: NestedGpa,
     access: Rights,
 ) -> Result<Translation, WalkError> {
-    // A number of levels that the compiler knows makes a loop that it unrolls, and a mask that it knows makes cheaper
-    // tests.
+    // With a constant number of levels the compiler unrolls the loop; with a constant mask its tests are cheaper.
     const USUAL: ExecuteControl = ExecuteControl::UNIFORM;
     if ept12.eptp.levels() == Levels::Four && ept12.execute == USUAL {
         return walk_levels::<4>(tables, Ept12 { execute: USUAL, ..ept12 }, features, address, access);
@@ -115,7 +114,7 @@ pub fn walk(
     walk_unusual(tables, ept12, features, address, access)
 }
 
-/// The same, for what is rare.
+/// [`walk`] for the rare cases: 5 levels, or mode-based execute control.
 #[inline(never)]
 pub(crate) fn walk_unusual(
     tables: &mut impl GuestTables,
@@ -185,7 +184,7 @@ fn walk_levels<const LEVELS: usize>(
     Ok(Translation::new(leaf, level, rights, eptp, access))
 }
 
-/// Sets the accessed flags of the entries of a path, whose first is the leaf, and the dirty flag of that for a write.
+/// Sets the accessed flags of the entries of a path, whose first is the leaf, and for a write the leaf's dirty flag.
 /// Stops at an entry that has changed since.
 #[inline(never)]
 fn set_flags(tables: &mut impl GuestTables, path: &[(Gpa, u64)], write: bool) -> bool {

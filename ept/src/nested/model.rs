@@ -1,7 +1,6 @@
-//! Random programs against a model: what a processor whose EPT02 is filled by [`NestedPaging`] finds is what EPT12 over
-//! EPT01 says, now or, for what no invalidation has ended yet, at the time of an earlier access (SDM 29.4.3
-//! "Invalidating Cached Translation Information"). And no table that the processor may still have in its
-//! paging-structure caches is given back.
+//! Random programs against a model. A processor whose EPT02 is filled by [`NestedPaging`] finds the translations of
+//! EPT12 over EPT01, or those of an earlier access that no invalidation has ended yet (SDM 29.4.3 "Invalidating Cached
+//! Translation Information"). No table that the processor may still have in its paging-structure caches is given back.
 
 use super::*;
 use crate::fake::{FakeGuest, FakeTables};
@@ -15,14 +14,15 @@ const FEATURES: Features =
     Features { physical_bits: 40, execute_only: true, page_2m: true, page_1g: true, advanced_violation: false };
 /// Where EPT01 puts the guest hypervisor's memory, so that a mix-up of addresses shows.
 const OFFSET: u64 = 1 << 36;
-/// EPT01 has a page table here, with one page that may only be read; elsewhere pages of 2 MiB; nothing beyond 2 GiB.
+/// EPT01 has a page table at this address, with one read-only page. Elsewhere it has pages of 2 MiB, and beyond 2 GiB
+/// none.
 const SPLIT: u64 = 4 << 20;
 const READ_ONLY: u64 = SPLIT + 0x2000;
 const END: u64 = 2 << 30;
 /// Accessed and dirty.
 const FLAGS: u64 = 3 << 8;
 
-/// EPT12s: two roots, each with and without flags, and with fetches controlled by mode.
+/// EPT12s: two roots, each with and without flags, and with mode-based execute control.
 const EPT12S: usize = 6;
 
 fn ept12(number: usize, levels: Levels) -> Ept12 {
@@ -34,7 +34,8 @@ fn ept12(number: usize, levels: Levels) -> Ept12 {
     }
 }
 
-/// The tables that random entries point to, one page each from here on: a few, so that programs meet themselves.
+/// The first of the tables that random entries point to, one page each. They are few, so that a program uses a table
+/// again.
 const TABLES: u64 = 0x1000;
 const TABLE_COUNT: u64 = 8;
 
@@ -83,7 +84,7 @@ fn entry() -> impl Strategy<Value = u64> {
     ]
 }
 
-/// A GiB of the nested guest's is one page, and then tables again.
+/// A GiB of the nested guest becomes one page, and then tables again.
 fn regrouping() -> impl Strategy<Value = Step> {
     let above = (0_u64..2, prop_oneof![Just((1 << 30) | 0x4b7_u64), Just(0x4407)])
         .prop_map(|(index, entry)| Step::Edit { table: 0x3000, index, entry });
@@ -114,7 +115,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What one access found.
+/// The outcome of one access.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Found {
     /// A byte of memory, by a mapping with these attributes.
@@ -123,13 +124,13 @@ enum Found {
         memory_type: MemoryType,
         ignore_pat: bool,
     },
-    /// A violation for the guest hypervisor, with what it is told of rights.
+    /// A violation for the guest hypervisor, with the rights that it reports.
     Violation {
         rights: u64,
         suppresses_ve: bool,
     },
     Misconfiguration,
-    /// EPT01 does not permit it.
+    /// EPT01 does not permit the access.
     Nobody,
 }
 
@@ -139,21 +140,22 @@ struct Machine {
     ept01: Eptp01,
     nested: NestedPaging,
     levels: Levels,
-    /// The guest hypervisor's tables since the last invalidation of each of the two roots, and from which time on they
-    /// were so.
+    /// For each of the two roots, the states of the guest hypervisor's tables since the last invalidation, each with
+    /// the time at which it began.
     history: [Vec<(u64, FakeGuest)>; 2],
-    /// The time of the last violation of a page: nothing older may be used for it.
+    /// The time of the last violation of a page: no older translation of the page may be used.
     refused: BTreeMap<(usize, u64), u64>,
     /// The processor's paging-structure caches.
     cached: BTreeMap<CachedEntry, CachedTable>,
     time: u64,
 }
 
-/// What an entry of the paging-structure caches is found by: the EPTP, the level of the table that it leads to, and
-/// the bits of the address above what that table translates.
+/// The tag of an entry of the paging-structure caches: the EPTP, the level of the table that the entry leads to, and
+/// the address bits above those that the table translates.
 type CachedEntry = (u64, u32, u64);
 
-/// Where an entry of the paging-structure caches leads, and how many times that table had been given back by then.
+/// The table that an entry of the paging-structure caches leads to, and how many times that table had been given back
+/// by then.
 type CachedTable = (Hpa, u64);
 
 const fn cached_entry(eptp02: Eptp02, level: u32, address: u64) -> CachedEntry {
@@ -177,7 +179,7 @@ impl Machine {
             map_range(&mut tables, ept01, Gpa(start)..Gpa(end), largest, leaf).unwrap();
         }
         let mut guest = FakeGuest::default();
-        // Something to begin with: both roots lead to the same tables, of which the last two are edited most.
+        // The initial tables: both roots lead to the same tables, of which the last two are edited most.
         let chain = [(0x1000, 0x3407), (0x2000, 0x3407), (0x3000, 0x4407), (0x4000, 0x5407), (0x5000, 0x6437)];
         for (table, entry) in chain {
             guest.set_word(table, 0, entry);
@@ -230,7 +232,7 @@ impl Machine {
         Ok(())
     }
 
-    /// The processor on EPT02: exits until the access succeeds or is somebody else's.
+    /// An access of the processor on EPT02: it exits until the access succeeds, or until the host cannot repair it.
     fn access(&mut self, ept12: Ept12, address: u64, access: Rights) -> Found {
         let (eptp02, dropped) = self.nested.activate(&mut self.tables, ept12).unwrap();
         self.flush(dropped);
@@ -264,7 +266,7 @@ impl Machine {
         panic!("{access:?} at {address:#x} does not end");
     }
 
-    /// What `guest` and EPT01 say, one after the other, by the words of the SDM: nothing of the code under test.
+    /// The outcome by `guest` and then EPT01, as the SDM describes it, without the code under test.
     fn expected(&self, guest: &FakeGuest, ept12: Ept12, address: u64, access: Rights) -> Found {
         let (mut table, mut rights) = (ept12.eptp.root().0, 0x407_u64);
         let mask = if ept12.execute == ExecuteControl::BY_MODE { 0x407 } else { 7 };
@@ -345,14 +347,15 @@ impl Machine {
         }
         if found != expected {
             let since = self.refused.get(&(number, address >> 12)).copied().unwrap_or(0);
-            // The tables were so until the next edit.
+            // Each state of the tables lasts until the next edit.
             let ends = history.iter().skip(1).map(|(time, _)| *time).chain([u64::MAX]);
             let was_so = |((_, guest), end): (&(u64, FakeGuest), u64)| {
                 end > since && self.expected(guest, ept12, address, access) == found
             };
             let explained = match found {
                 Found::Memory { .. } => history.iter().zip(ends).any(was_so),
-                // The processor has not said in which mode it fetched; when EPT01 permits it, it says more.
+                // The exit does not say in which mode the processor fetched. If EPT01 permits the fetch, a further exit
+                // may tell the mode.
                 Found::Nobody if access.bits() & Rights::EXECUTE.or(Rights::USER_EXECUTE).bits() != 0 => {
                     [Rights::EXECUTE, Rights::USER_EXECUTE]
                         .iter()
@@ -368,7 +371,7 @@ impl Machine {
         Ok(())
     }
 
-    /// No table was edited since the last invalidation: every entry that the access used says so.
+    /// If no table was edited since the last invalidation, every entry that the access used has its flags set.
     fn check_flags(&self, ept12: Ept12, address: u64, access: Rights) -> Result<(), TestCaseError> {
         let (mut table, mut level) = (ept12.eptp.root().0, self.levels.root());
         loop {

@@ -1,10 +1,10 @@
-//! INVEPT keeps what is still true.
+//! INVEPT that keeps the translations that are still true.
 //!
-//! It only unlinks the tables below the root: an unlinked table is not present for the processor and not forgotten by
-//! the host. The first violation below an unlinked table walks EPT02 and EPT12 side by side, composes what the table
-//! holds anew from the one table of EPT12 that it comes from, and links it again, with the tables below it unlinked. So
-//! an INVEPT costs a look at the root, and then one exit for each 2 MiB that are used again, not one for each page. A
-//! page that has lost its accessed flag goes: the processor would set it again.
+//! INVEPT only unlinks the tables below the root: an unlinked table is not present for the processor, but the host
+//! still knows it. The first violation below an unlinked table walks EPT02 and EPT12 side by side, composes the table's
+//! entries anew from the table of EPT12 that they come from, and links the table again, with the tables below it
+//! unlinked. So an INVEPT costs a pass over the root table, and then one exit for each 2 MiB that are used again, not
+//! one for each page. A page that has lost its accessed flag is dropped: its next access must set the flag again.
 
 use super::roots::Root;
 use super::{Context, Dropped, NestedPaging, compose};
@@ -15,14 +15,14 @@ use crate::walk::{GuestTables, Translation};
 use crate::{Entry, Eptp12, Gpa, Hpa, NestedGpa, PageSize, Rights};
 
 impl NestedPaging {
-    /// INVEPT, single-context: by address bits, whatever the EPTP's flags.
+    /// INVEPT, single-context: for the EPTP's address bits, whatever its flags are.
     pub fn invalidate(&mut self, tables: &mut impl TableMemory, eptp12: Eptp12) -> Dropped {
         self.forget_recent();
         let unlinked = unlink(tables, self.roots.at(eptp12.root()));
         self.take_dropped().and(unlinked)
     }
 
-    /// INVEPT, global; or EPT01 has changed.
+    /// INVEPT, global. Also for a change of EPT01.
     pub fn invalidate_all(&mut self, tables: &mut impl TableMemory) -> Dropped {
         self.forget_recent();
         let unlinked = unlink(tables, self.roots.iter());
@@ -45,9 +45,9 @@ fn unlink<'a>(tables: &mut impl TableMemory, roots: impl Iterator<Item = &'a Roo
 /// Which entries of a table are composed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Entries {
-    /// Those that have a translation already.
+    /// Entries that have a translation already.
     Cached,
-    /// All for which EPT12 has one.
+    /// All entries for which EPT12 has a translation.
     All,
 }
 
@@ -56,7 +56,7 @@ enum Entries {
 enum Source {
     /// A table of EPT12, below entries that grant these rights.
     Table(Gpa, Rights),
-    /// One page of EPT12 that is larger than those of EPT01.
+    /// One page of EPT12 that is larger than the pages of EPT01.
     Page(Translation),
 }
 
@@ -65,13 +65,14 @@ pub(super) struct Resync<'a, 'b, T, G> {
     context: &'a mut Context<'b, T, G>,
     features: Features,
     root: Root,
-    /// What EPT01 maps the last address to, and the first byte of that page: the next address is often on it.
+    /// EPT01's mapping of the last address, and the first byte of that page: the next address is often on the same
+    /// page.
     below: Option<(Gpa, Mapping)>,
     /// Translations that were still true.
     pub kept: u64,
-    /// Translations and tables that were not.
+    /// Translations and tables that were no longer true.
     pub dropped: u64,
-    /// Some of these tables may be in paging-structure caches: they were given back.
+    /// Whether tables were given back that may be in paging-structure caches.
     pub gave_tables_back: bool,
 }
 
@@ -111,7 +112,7 @@ impl<'a, 'b, T: TableMemory, G: GuestTables> Resync<'a, 'b, T, G> {
         }
     }
 
-    /// Fills a page table with all that EPT12 has for it, now that the first page of it was wanted.
+    /// Fills a page table with all translations that EPT12 has for it, after an access to its first page.
     pub fn populate(&mut self, table: Hpa, address: NestedGpa) {
         let mut source = self.whole();
         for level in (2..=self.root.eptp02.levels().root()).rev() {
@@ -152,7 +153,7 @@ impl<'a, 'b, T: TableMemory, G: GuestTables> Resync<'a, 'b, T, G> {
         }
     }
 
-    /// What EPT12 has behind an entry of a table, if an access would find it without setting a flag.
+    /// The table or page that an entry of EPT12 leads to, if an access would use the entry without setting a flag.
     #[inline]
     fn source(&self, source: Source, level: u32, at: u64) -> Option<Source> {
         let Source::Table(table, above) = source else { return Some(source) };

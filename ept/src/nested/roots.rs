@@ -1,7 +1,7 @@
-//! Which EPT02s there are: found by the address of their EPT12, as INVEPT finds them.
+//! The existing EPT02s, by the address of their EPT12, which is how INVEPT names them.
 //!
 //! The hash table gets its memory once. It is never more than half full, so that it makes room for a new root by
-//! putting the others in order, and not by growing.
+//! rehashing in place, not by growing.
 
 use core::hash::BuildHasher;
 
@@ -18,7 +18,7 @@ pub(super) struct Root {
     last_used: u64,
 }
 
-/// All of them.
+/// All EPT02s.
 #[derive(Debug)]
 pub(super) struct Roots {
     table: HashTable<Root>,
@@ -27,11 +27,11 @@ pub(super) struct Roots {
 }
 
 impl Roots {
-    /// The most that are kept.
+    /// The most EPT02s that are kept.
     pub const MOST: usize = 256;
     const CAPACITY: usize = 2 * Self::MOST;
-    /// What the table takes from the heap: a place for each root and a byte beside it, in a power of two of which at
-    /// most seven eighths are used, and the bytes of one more group.
+    /// The bytes that the hash table takes from the heap: a place and a control byte for each root, their number a
+    /// power of two of which at most seven eighths are used, and the control bytes of one more group.
     pub const HEAP_BYTES: usize = (Self::CAPACITY * 8 / 7).next_power_of_two() * (size_of::<Root>() + 1) + 64;
 
     pub fn new() -> Self {
@@ -42,7 +42,7 @@ impl Roots {
         self.hasher.hash_one(ept12_root.0)
     }
 
-    /// The root for an EPT12, which is the last one used from now on.
+    /// The root for an EPT12, which becomes the most recently used one.
     pub fn take_into_use(&mut self, ept12: Ept12) -> Option<Root> {
         self.clock += 1;
         let hash = self.hash(ept12.eptp.root());
@@ -56,7 +56,7 @@ impl Roots {
         self.table.find(self.hash(ept12.eptp.root()), |root| root.ept12 == ept12).copied()
     }
 
-    /// Those whose EPT12 is at an address, whatever the flags of its EPTP.
+    /// The roots whose EPT12 is at an address, whatever the flags of its EPTP.
     pub fn at(&self, ept12_root: Gpa) -> impl Iterator<Item = &Root> {
         self.table.iter_hash(self.hash(ept12_root)).filter(move |root| root.ept12.eptp.root() == ept12_root)
     }
@@ -69,7 +69,7 @@ impl Roots {
         self.table.len() == Self::MOST
     }
 
-    /// Adds the root of an EPT12 that has none. There is room for it.
+    /// Adds the root of an EPT12 that has none. The caller has made room.
     pub fn insert(&mut self, ept12: Ept12, eptp02: Eptp02) -> Root {
         debug_assert!(!self.is_full(), "one more EPT02 than there is room for");
         let root = Root { ept12, eptp02, last_used: self.clock };
@@ -79,7 +79,7 @@ impl Roots {
         root
     }
 
-    /// Removes the one that was used least recently, but not `needed`.
+    /// Removes the least recently used root other than `needed`.
     pub fn remove_oldest(&mut self, needed: Option<Eptp02>) -> Option<Root> {
         let others = self.table.iter().filter(|root| Some(root.eptp02) != needed);
         let oldest = *others.min_by_key(|root| root.last_used)?;

@@ -148,7 +148,7 @@ fn invept_keeps_what_is_still_true_when_it_is_used_again() {
     assert_eq!(machine.translate(eptp02, 0), None, "nothing of its GiB was used yet");
     assert_eq!(machine.fill(0x40_0000, READ).0, Fill::Mapped);
     assert_eq!(machine.translate(eptp02, 0), Some((0x1_0000_0000, PageSize::Size2M)));
-    // A table above that is gone takes along what is below it, and a large page that is a table now goes.
+    // A table that is gone takes the tables below it along. A large page that is a table now is dropped.
     machine.guest.set_word(0x2000, 0, 0x3007);
     machine.guest.set_word(0x3000, 0, 0x5007);
     machine.guest.set_word(0x5000, 2, 0xd037);
@@ -201,7 +201,7 @@ fn tables_that_a_large_page_replaces_are_given_back_only_together_with_an_invali
     let eptp02 = machine.activate(EPT12);
     assert_eq!(machine.fill(1 << 30, READ), (Fill::Mapped, Dropped::Nothing));
     let in_use = machine.tables.in_use();
-    // Without INVEPT: a processor may use the page table that it has cached for as long as it likes.
+    // Without INVEPT, a processor may use a cached page table for any time.
     machine.guest.set_word(0x2000, 1, 0xb7);
     assert_eq!(machine.fill((1 << 30) + 0x1000, READ), (Fill::Mapped, Dropped::One(eptp02)));
     assert!(machine.tables.in_use() < in_use);
@@ -213,7 +213,7 @@ fn tables_whose_source_is_gone_are_given_back_only_together_with_an_invalidation
     let eptp02 = machine.activate(EPT12);
     machine.guest.set_word(0x4000, 1, 0xa037);
     assert_eq!(machine.fill(1 << 30, READ).0, Fill::Mapped);
-    // The page tables' place in EPT12 becomes a page that EPT01 has in smaller ones.
+    // In EPT12 a page takes the place of the page tables; EPT01 maps its memory by smaller pages.
     machine.guest.set_word(0x2000, 1, 0x3000);
     let Machine { tables, guest, ept01, nested } = &mut machine;
     let mut context = Context { tables, guest, ept01: *ept01 };
@@ -329,8 +329,8 @@ fn a_neighbour_goes_into_the_table_of_the_page_before_it_until_that_is_freed() {
     assert_eq!(machine.fill(first, READ).0, Fill::Mapped);
     assert_eq!(machine.fill(second, READ).0, Fill::Mapped);
     assert_eq!(machine.translate(eptp02, second), Some((0x1_0000_a000, PageSize::Size4K)));
-    // The freed tables are handed out again for something else: nothing may be written to them as if they were still of
-    // EPT02.
+    // The freed tables are handed out again for something else: nothing may be written to them as if they still
+    // belonged to EPT02.
     machine.guest.set_word(0x3000, 0, 0);
     assert_eq!(machine.invept(0x1000), Dropped::One(eptp02));
     machine.guest.set_word(0x3000, 0, 0x4007);
