@@ -9,7 +9,8 @@ fn main() {
         // The target's default is a position-independent executable; the boot code is linked for one address.
         "--no-pie",
         "-znorelro",
-        // Keeps file offsets as tight as the pages in memory, so that the multiboot header is within the file's first 8 KiB.
+        // Packs file offsets as tightly as pages in memory, so that the multiboot header is within the file's first 8
+        // KiB.
         "-zmax-page-size=4096",
         "--build-id=none",
     ] {

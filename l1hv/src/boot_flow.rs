@@ -1,5 +1,5 @@
-//! From the boot code's call to the guest's first instruction, step by step; each step that fails is a stop that says
-//! why.
+//! From the boot code's call to the guest's first instruction, step by step. A step that fails stops the machine and
+//! says why.
 
 use boot::acpi;
 use boot::cmdline::Options;
@@ -13,7 +13,7 @@ use crate::host::{HostSetup, check_processor, stop_host_memory};
 use crate::startup;
 use crate::stop::{StopReason, stop};
 
-/// Boots: `magic` and `info` are what the loader left in EAX and EBX.
+/// Boots: `magic` and `info` are the loader's values of EAX and EBX.
 pub fn run(magic: u32, info: u32) -> ! {
     crate::log::init();
     let segments = gdt::init();

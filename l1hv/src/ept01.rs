@@ -1,7 +1,7 @@
-//! EPT01: identity, with one scratch page behind the host's region. All processors share it.
+//! EPT01: an identity map, except that the host's region leads to one scratch page. All processors share it.
 //!
-//! Whoever changes it holds its lock, for a few stores; walks take none. It only grows: no table of it is ever given
-//! back.
+//! Code that changes EPT01 holds its lock, for a few stores; walks take no lock. EPT01 only grows: none of its tables
+//! is ever given back.
 
 use boot::memory_map::{MemoryMap, RegionKind};
 use ept::map::{MapError, Mapping, OutOfTables, lookup, map_page, map_range, set_rights};
@@ -21,21 +21,21 @@ pub struct Ept01 {
     writer: Mutex<()>,
 }
 
-/// The right to change EPT01, and what goes with it: which pages are watched.
+/// The right to change EPT01, and the list of watched pages, which belongs to it.
 pub struct Writer<'a> {
     ept01: &'a Ept01,
     _exclusive: spin::MutexGuard<'a, ()>,
 }
 
-/// What gives the entries that map addresses to themselves.
+/// A function that returns entries that map addresses to themselves.
 fn identity(memory_type: MemoryType) -> impl Fn(Gpa, PageSize) -> Entry {
     move |address, size| Entry::leaf(Hpa(address.0), size, Rights::ALL, Caching::new(memory_type))
 }
 
 impl Ept01 {
-    /// Memory write-back and devices uncacheable. `scratch` is plain memory without another use, all ones until a guest
-    /// writes to it: whatever the guest hypervisor does to the host's region reaches nothing of the host's, causes no
-    /// exit and costs one table for each 2 MiB.
+    /// Maps memory write-back and devices uncacheable. `scratch` is memory without another use, all ones until a guest
+    /// writes to it. The guest hypervisor's accesses to the host's region go to `scratch`, so they cannot affect the
+    /// host and cause no exit; this costs one table for each 2 MiB.
     ///
     /// # Errors
     ///
@@ -69,12 +69,12 @@ impl Ept01 {
         Ok(Self { area, root, writer: Mutex::new(()) })
     }
 
-    /// Its EPTP.
+    /// The EPTP of EPT01.
     pub const fn root(&self) -> Eptp01 {
         self.root
     }
 
-    /// Whether an address is mapped and read-only: the page is watched.
+    /// Whether an address is mapped and read-only: then its page is watched.
     pub fn is_protected(&self, address: Gpa) -> bool {
         self.lookup(address).is_some_and(|mapping| !mapping.leaf.rights(ExecuteControl::UNIFORM).contain(Rights::WRITE))
     }
@@ -101,12 +101,12 @@ impl Writer<'_> {
 
     /// Makes a page that was read-only writable again.
     pub fn permit_writes(&self, page: Gpa) {
-        // It has been mapped by a table of its own since it was protected, so there is nothing to split.
+        // Protecting the page has split the large page, so this needs no new table.
         let _ = set_rights(&mut self.ept01.area.without_room(), self.ept01.root, page, Rights::ALL);
     }
 
-    /// Maps the large page around an address that is not mapped yet: devices with 64-bit windows, or nothing at all.
-    /// Returns whether there was something to do.
+    /// Maps the large page around an address that is not mapped yet: of a device with a 64-bit window, or of nothing at
+    /// all. Returns whether the address was not mapped.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What the boot finds out and hands on, and the checks and stops that its steps share.
+//! The results of the boot, and the checks and stops that its steps share.
 
 use boot::acpi::Processors;
 use boot::cmdline::Options;
@@ -25,7 +25,7 @@ pub struct HostSetup<'a> {
     pub guest_ram: GuestRam,
     /// Selectors and bases for the host-state area.
     pub segments: HostSegments,
-    /// How the guest begins.
+    /// The guest's initial state.
     pub entry: GuestEntry,
     /// The machine's processors, the boot processor first.
     pub apic_ids: Processors,
@@ -33,8 +33,8 @@ pub struct HostSetup<'a> {
     pub tables: HostTables,
 }
 
-/// Checks that the processor has what the host needs, and switches VMX on in IA32_FEATURE_CONTROL where the firmware
-/// left that open.
+/// Checks that the processor has what the host needs, and enables VMX in IA32_FEATURE_CONTROL if the firmware left the
+/// MSR unlocked.
 pub fn check_processor() {
     let refuse = |why: Unsupported| -> ! { stop(StopReason::new(why.kind(), format_args!("{why}"))) };
     match cpu::vmx_support().check() {

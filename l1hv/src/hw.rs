@@ -1,4 +1,4 @@
-//! The seams of `shadow` and `ept`, on the real machine.
+//! The traits of `shadow` and `ept`, implemented on the real machine.
 
 use core::fmt;
 
@@ -24,23 +24,23 @@ use crate::shadow_fields::ShadowFields;
 use crate::stop::{StopReason, stop, stop_internal};
 use crate::tables::TablePool;
 
-/// A logical processor of the guest hypervisor's, on a real one.
+/// A logical processor of the guest hypervisor, on a real one.
 pub type Vcpu = nested::Vcpu<Hardware>;
 
-/// The real processor, and what of the host a virtual cpu refers to.
+/// The real processor, and the parts of the host that a virtual cpu refers to.
 #[derive(Debug)]
 pub struct Hardware {
     /// EPT01.
     pub ept01: &'static Ept01,
-    /// What this processor shows the others, counters included.
+    /// The part of this processor that the others see, counters included.
     pub processor: &'static Processor,
-    /// What CPUID tells the guest hypervisor.
+    /// The guest hypervisor's view of CPUID.
     pub cpuid: &'static CpuidView,
     /// The fields that the guest hypervisor accesses without an exit.
     pub shadow_fields: &'static ShadowFields,
     /// Whether a guest may have the counters printed: the option `stats`.
     pub prints_stats: bool,
-    /// What a triple fault does: the option `triple-fault`.
+    /// The effect of a triple fault: the option `triple-fault`.
     pub on_triple_fault: TripleFault,
     /// Whether VMCALL may be a hypercall: the option `hypercalls`.
     pub takes_hypercalls: bool,
@@ -99,7 +99,7 @@ impl Machine for Hardware {
         let protection = if !wanted {
             Protection::Impossible
         } else if was_protected {
-            // What protected it first has asked for a flush already.
+            // The code that protected the page first has requested a flush already.
             Protection::Already(processor::last_flush())
         } else if writer.protect(tables, page).is_err() {
             Protection::Impossible
@@ -233,7 +233,7 @@ impl GuestMemory for GuestPhysical {
 
     fn write(&self, to: Gpa, from: &[u8]) {
         self.ram.write(Hpa(to.0), from);
-        // What the host writes does not meet EPT01.
+        // The host's writes do not go through EPT01.
         let end = to.0.saturating_add(from.len() as u64);
         for page in (to.align_down(PageSize::Size4K).0..end).step_by(PAGE_BYTES as usize) {
             self.unwatch(Gpa(page));

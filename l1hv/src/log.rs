@@ -1,7 +1,7 @@
 //! The host's log: lines like `[l1hv INFO] text` on the emulators' debug console, or on COM1 where there is none.
 //!
-//! The guest hypervisor owns COM1 later, so the host prefers the debug console and never uses both. Nothing here waits
-//! for ever: a UART that does not take a byte within a bounded time loses it.
+//! The guest hypervisor owns COM1 later, so the host prefers the debug console and never uses both. No wait is
+//! unbounded: a byte that the UART does not accept in time is lost.
 
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
@@ -11,7 +11,7 @@ use spin::Mutex;
 
 use crate::arch::port::Port;
 
-/// Where the bytes go. A `u8` in [`SINK`], because it is written before there is anything to lock.
+/// The device that gets the bytes. [`SINK`] holds it as an atomic `u8`, because it is set before locks are of use.
 const SINK_NONE: u8 = 0;
 const SINK_DEBUG_CONSOLE: u8 = 1;
 const SINK_COM1: u8 = 2;
@@ -21,7 +21,7 @@ static SINK: AtomicU8 = AtomicU8::new(SINK_NONE);
 /// Polls of the line status register before a byte is given up: some 100 ms on a real bus, four characters at 300 baud.
 const UART_POLLS: u32 = 100_000;
 
-/// Finds the device and installs the logger at level info. Comes first of all.
+/// Finds the device and installs the logger at level info. To be called before anything else.
 pub fn init() {
     let sink = if Port::DEBUG_CONSOLE.read() == protocol::DEBUG_PORT as u8 {
         SINK_DEBUG_CONSOLE
@@ -36,11 +36,10 @@ pub fn init() {
     log::set_max_level(LevelFilter::Info);
 }
 
-/// The processor that writes a line.
+/// The lock of the processor that writes a line.
 static LINE: Mutex<()> = Mutex::new(());
 
-/// Attempts to be the one to write, before two lines may as well mix: a processor that stopped while it wrote must not
-/// hold the others.
+/// Attempts to take the lock before lines may mix: a processor that stopped while it wrote must not block the others.
 const LOCK_ATTEMPTS: u32 = 10_000_000;
 
 /// Writes without a level and without a prefix, whatever the level is.
@@ -53,10 +52,10 @@ pub fn write_line(line: fmt::Arguments<'_>) {
     let _ = sink.write_char('\n');
 }
 
-/// Warnings that are left for what a guest, or the machine below, can do again and again.
+/// Warnings that are left for events that a guest, or the machine below, can repeat at will.
 static WARNINGS_LEFT: AtomicU32 = AtomicU32::new(64);
 
-/// A warning of what a guest, or the machine below, can do again and again: the first ones are logged.
+/// Warns of an event that a guest, or the machine below, can repeat at will: only the first warnings are logged.
 #[cold]
 pub fn warn_of_repeatable(line: fmt::Arguments<'_>) {
     let left = WARNINGS_LEFT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
@@ -114,7 +113,7 @@ mod uart {
     const EIGHT_N_ONE: u8 = 0x03;
     const TRANSMITTER_EMPTY: u8 = 1 << 5;
 
-    /// Sets the UART up; false where there is none.
+    /// Sets the UART up. Returns false if there is none.
     pub fn init() -> bool {
         SCRATCH.write(0x5a);
         if SCRATCH.read() != 0x5a {

@@ -6,9 +6,9 @@
 //! ```
 //!
 //! Invariants:
-//! * Unsafe code only under [`arch`] and in the page allocator.
+//! * Unsafe code is under [`arch`], in the allocators of [`mem`], and in one function of [`setup`].
 //! * Interrupts are off whenever the host runs.
-//! * Whatever goes wrong ends in [`stop`]: one line, then a status that the runner sees.
+//! * Every failure ends in [`stop`]: one line, then a status that the runner sees.
 //!
 //! SDM references are to the Intel 64 and IA-32 Architectures Software Developer's Manual, edition 085 (October 2024).
 #![no_std]
@@ -33,7 +33,7 @@ mod stop;
 mod tables;
 mod vmcs_setup;
 
-/// The boot code calls this in long mode with what the loader left in EAX and EBX.
+/// The boot code calls this in long mode with the loader's values of EAX and EBX.
 #[allow(unsafe_code, reason = "the assembly names it")]
 // SAFETY: no other symbol has this name.
 #[unsafe(no_mangle)]

@@ -11,7 +11,7 @@ static PANICKING: AtomicBool = AtomicBool::new(false);
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
     if PANICKING.swap(true, Ordering::Relaxed) {
-        // The first panic's own message panicked: nothing more can be said.
+        // Formatting the first panic's message panicked: no message can be given.
         cpu::halt_forever();
     }
     match info.location() {

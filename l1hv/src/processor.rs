@@ -1,11 +1,12 @@
-//! What a processor shows the others, and how it gets their attention.
+//! The part of a processor that the others see, and the requests that processors send each other.
 //!
-//! Everything else belongs to one processor alone ([`crate::hw::Vcpu`]), so that the way of a nested exit takes no
-//! lock. What has to be told another processor is a bit among its requests, which it looks at before each VM entry. If
-//! it may be running a guest, an INIT makes it exit: that is an exit in every guest, and waits while the host runs.
+//! All other state belongs to one processor alone ([`crate::hw::Vcpu`]), so that a nested exit takes no lock. A request
+//! to another processor is a bit that this processor tests before each VM entry. If the processor may be running a
+//! guest, an INIT makes it exit: an INIT causes an exit of every guest, and waits while the host runs.
 //!
-//! DEVIATION: an INIT of the guest hypervisor's that arrives in the same instant as the host's own is taken for that
-//! and lost. The host sends one only when it has just begun to watch a page ([`shadow::watch`]).
+//! DEVIATION: an INIT of the guest hypervisor that arrives at the same time as the host's own is mistaken for it and
+//! lost. The host sends an INIT only when it has just begun to watch a page ([`shadow::watch`]), or to stop the
+//! machine.
 
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
 
@@ -19,34 +20,35 @@ use ept::Gpa;
 use shadow::watch::{MergedAs, ProcessorWritten, WatchedPages};
 
 bitflags! {
-    /// What a processor is asked to do before its next VM entry.
+    /// What a processor must do before its next VM entry.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub struct Requests: u32 {
         /// An NMI arrived while the host ran: the guest gets it.
         const NMI = 1 << 0;
-        /// EPT01 permits less than before: what is derived from it must go.
+        /// EPT01 permits less than before: translations derived from it must be dropped.
         const FLUSH = 1 << 1;
         /// The machine has stopped.
         const STOP = 1 << 2;
     }
 }
 
-/// One processor. The base of GS in the host is the address of its own.
+/// One processor. In the host, the base of GS is the address of the current processor's `Processor`.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Processor {
-    /// [`Requests`]. VM entry looks at them, and so does the handler of NMIs: first, for the assembly.
+    /// [`Requests`]. VM entry tests them, and the handler of NMIs sets one. The field comes first, because assembly
+    /// accesses it.
     pub requests: AtomicU32,
-    /// The address of this.
+    /// The address of this `Processor`.
     this: AtomicPtr<Self>,
     apic_id: u32,
-    /// An INIT of the host's is on its way, or has arrived and not been taken.
+    /// The host has sent an INIT that is not handled yet.
     is_kicked: AtomicBool,
-    /// The guest has not started it, so that it runs nothing and INIT does nothing to it.
+    /// The guest has not started this processor, so it runs no guest code and INIT has no effect on it.
     waits_for_sipi: AtomicBool,
-    /// The last flush of all processors that it has taken part in.
+    /// The last flush of all processors in which this one has taken part.
     flushed: AtomicU64,
-    /// Pages that it has merged, by what they were merged as.
+    /// Pages that this processor has merged, by [`MergedAs`].
     pub watched: [WatchedPages; MergedAs::COUNT],
     /// Pages that it writes to without an EPT in the way.
     pub written: ProcessorWritten,
@@ -54,10 +56,10 @@ pub struct Processor {
     pub stats: Stats,
 }
 
-/// All of them, the boot processor first.
+/// All processors, the boot processor first.
 static ALL: Once<&'static [Processor]> = Once::new();
 
-/// The number of the last flush that was asked for.
+/// The number of the last requested flush.
 static FLUSHES: AtomicU64 = AtomicU64::new(0);
 
 /// All processors of the machine; none before [`publish`].
@@ -86,7 +88,7 @@ impl Processor {
         }
     }
 
-    /// Where its own address is in it.
+    /// The offset of the field that holds its own address.
     pub const THIS: usize = core::mem::offset_of!(Self, this);
 
     /// Its local APIC's id.
@@ -101,45 +103,45 @@ impl Processor {
         address.addr() as u64
     }
 
-    /// Asks it for something that it cannot overlook: it does that before it enters a guest the next time.
+    /// Makes a request, which the processor carries out before it enters a guest the next time.
     pub fn request(&self, what: Requests) {
         self.requests.fetch_or(what.bits(), Ordering::SeqCst);
     }
 
-    /// What was asked for since the last time.
+    /// The requests since the last call.
     pub fn take_requests(&self) -> Requests {
         Requests::from_bits_retain(self.requests.swap(0, Ordering::SeqCst))
     }
 
-    /// Asks it for something, and makes it exit if it runs a guest.
+    /// Makes a request, and makes the processor exit if it runs a guest.
     fn request_now(&self, what: Requests) {
         self.request(what);
-        // One INIT at a time: a second one could arrive when the first has been taken, and be taken for the guest's.
+        // One INIT at a time: a second one could arrive after the first was handled, and be mistaken for the guest's.
         let is_first = || !self.is_kicked.swap(true, Ordering::SeqCst);
         if !self.waits_for_sipi.load(Ordering::SeqCst) && is_first() && !apic::send(self.apic_id, Ipi::Init) {
-            // The guest has disabled this processor's APIC. The request is seen whenever the other one exits.
+            // The guest has disabled this processor's APIC. The other processor sees the request at its next exit.
             self.is_kicked.store(false, Ordering::SeqCst);
         }
     }
 
-    /// Whether an INIT that was an exit is the host's own; it has done its work then.
+    /// Whether the INIT that caused an exit is the host's own; such an INIT needs no further handling.
     pub fn take_kick(&self) -> bool {
         self.is_kicked.swap(false, Ordering::SeqCst)
     }
 
-    /// The guest has put it into the wait-for-SIPI state, or ends that.
+    /// Notes that the guest has put the processor into the wait-for-SIPI state, or has started it.
     pub fn set_waits_for_sipi(&self, waits: bool) {
         self.waits_for_sipi.store(waits, Ordering::SeqCst);
-        // Requests that were made without an INIT are seen now.
+        // From here on the processor sees requests that were made without an INIT.
         fence(Ordering::SeqCst);
     }
 
-    /// Whether the guest has not started it.
+    /// Whether the guest has not started this processor.
     pub fn waits_for_sipi(&self) -> bool {
         self.waits_for_sipi.load(Ordering::Relaxed)
     }
 
-    /// It has dropped everything derived from EPT01 after flush `number` was asked for.
+    /// Notes that this processor has dropped all translations derived from EPT01 since flush `number` was requested.
     pub fn note_flush(&self, number: u64) {
         self.flushed.store(number, Ordering::SeqCst);
     }
@@ -148,8 +150,8 @@ impl Processor {
         self.flushed.load(Ordering::SeqCst) >= number || self.waits_for_sipi.load(Ordering::SeqCst)
     }
 
-    /// Asks all others to drop what is derived from EPT01, and returns the number of that flush. Nobody waits:
-    /// [`all_have_flushed`] tells.
+    /// Requests that all other processors drop translations derived from EPT01. Returns the number of this flush,
+    /// without waiting for it: [`all_have_flushed`] tells when it is complete.
     pub fn request_flush_of_others(&self) -> u64 {
         let number = FLUSHES.fetch_add(1, Ordering::SeqCst) + 1;
         self.others().for_each(|other| other.request_now(Requests::FLUSH));
@@ -165,17 +167,17 @@ fn others_than(apic_id: u32) -> impl Iterator<Item = &'static Processor> {
     all().iter().filter(move |processor| processor.apic_id != apic_id)
 }
 
-/// Stops all others than the one that this runs on.
+/// Stops all processors but the one that executes this.
 pub fn stop_others() {
     others_than(cpu::apic_id()).for_each(|other| other.request_now(Requests::STOP));
 }
 
-/// The number of the last flush that was asked for.
+/// The number of the last requested flush.
 pub fn last_flush() -> u64 {
     FLUSHES.load(Ordering::SeqCst)
 }
 
-/// Whether no processor uses anything older than flush `number`.
+/// Whether no processor uses a translation from before flush `number`.
 pub fn all_have_flushed(number: u64) -> bool {
     all().iter().all(|processor| processor.has_flushed(number))
 }

@@ -1,4 +1,4 @@
-//! The loop: enter, look at the exit, do what its handler says.
+//! The run loop: enters a guest, handles its exit, and acts as the handler says.
 
 use shadow::event::inject_fault;
 use shadow::exit::ExitReason;
@@ -20,7 +20,7 @@ pub fn run(vcpu: &mut Vcpu) -> ! {
     }
 }
 
-/// One entry and what its exit asks for.
+/// One entry, and the handling of its exit.
 #[inline]
 fn step(vcpu: &mut Vcpu) {
     if vcpu.running.is_nested() { step_nested_guest(vcpu) } else { step_guest_hypervisor(vcpu) }
@@ -60,7 +60,7 @@ fn step_nested_guest(vcpu: &mut Vcpu) {
     nested::handle(vcpu, reason);
 }
 
-/// A fault for the guest hypervisor, at the instruction that exited.
+/// Injects a fault into the guest hypervisor, at the instruction that exited.
 fn inject(vcpu: &mut Vcpu, fault: Fault) {
     if let Fault::Page { address, .. } = fault {
         set_cr2(address);
@@ -73,7 +73,7 @@ fn not_entered(vcpu: &mut Vcpu, why: NotEntered) {
     if why.is_requested() { attend(vcpu) } else { handle_vmfail(vcpu) }
 }
 
-/// Does what the processor was asked for.
+/// Carries out the requests to this processor.
 fn attend(vcpu: &mut Vcpu) {
     let requests = vcpu.machine.processor.take_requests();
     if requests.contains(Requests::STOP) {

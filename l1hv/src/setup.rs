@@ -1,4 +1,5 @@
-//! Everything that the run loops work with, allocated once: what all processors share, and what each has of its own.
+//! Everything that the run loops work with, allocated once: state that all processors share, and state of each
+//! processor.
 
 use boot::cmdline::{Options, TripleFault};
 use boot::guest::GuestEntry;
@@ -40,7 +41,7 @@ use crate::stop::{StopReason, stop};
 use crate::tables::{TableArea, TablePool};
 use crate::vmcs_setup;
 
-/// What all virtual cpus have in common.
+/// The state that all virtual cpus share.
 #[derive(Debug)]
 pub struct Shared {
     caps: VmxCaps,
@@ -58,22 +59,23 @@ pub struct Shared {
     ept01: Ept01,
 }
 
-/// Allocates what is shared, and then the memory of one virtual cpu after the other.
+/// Allocates the shared state, and then the memory of one virtual cpu after the other.
 #[derive(Debug)]
 pub struct VcpuBuilder {
-    /// What is shared.
+    /// The shared state.
     pub shared: &'static Shared,
     /// The processors, the boot processor first.
     pub processors: &'static [Processor],
     allocator: PhysAllocator,
     tables: TableArea,
-    /// For how many of them memory has been handed out.
+    /// The number of processors for which memory has been handed out.
     handed_out: usize,
     boot: Option<VcpuMemory>,
 }
 
 impl VcpuBuilder {
-    /// For as many processors; each needs `pages_to_start` beside its memory.
+    /// The builder for the processors of `setup`. Each of them but the boot processor needs `pages_to_start` besides
+    /// its memory.
     pub fn new(setup: &HostSetup<'_>, mut allocator: PhysAllocator, pages_to_start: u64) -> Self {
         let HostSetup { options, host_region, memory_map, guest_ram, apic_ids, .. } = setup;
         let processors = apic_ids.len();
@@ -86,7 +88,7 @@ impl VcpuBuilder {
         let offered = caps.offered(&Policy { withheld, ..Policy::EVERYTHING });
         let scratch_page = pages(&mut allocator, 1);
         let scratch = scratch_page.phys();
-        // A read of a bus without a device gives ones.
+        // The page reads as ones, as a bus without a device does.
         scratch_page.into_bytes().fill(0xff);
         let msr_bitmaps01 = [&[][..], &TRAPPED_MSRS].map(|trapped| {
             let page = pages(&mut allocator, 1);
@@ -144,13 +146,13 @@ impl VcpuBuilder {
         })
     }
 
-    /// Other pages.
+    /// Pages for another use.
     pub fn pages(&mut self, count: u64) -> HostPages {
         pages(&mut self.allocator, count)
     }
 }
 
-/// What one processor's virtual cpu is made from.
+/// The memory of one processor's virtual cpu.
 #[derive(Debug)]
 pub struct VcpuMemory {
     pages: VcpuPages,
@@ -202,7 +204,7 @@ impl VcpuPages {
     }
 }
 
-/// How a processor begins.
+/// How a guest's processor begins.
 #[derive(Debug)]
 pub enum Start {
     /// The boot processor runs the guest's image.
@@ -218,13 +220,13 @@ impl Shared {
     }
 }
 
-/// Whether this processor has just the VMX of the one that `shared` was made on. The pages are as for
+/// Whether this processor has the same VMX capabilities as the one that made `shared`. The pages are as for
 /// [`read_capabilities`].
 pub fn capabilities_agree(shared: &Shared, regions: [HostPages; 2]) -> bool {
     read_capabilities(regions) == shared.caps
 }
 
-/// Enters VMX operation and builds the virtual cpu of the processor that this runs on.
+/// Enters VMX operation, and builds the virtual cpu of the processor that executes this.
 pub fn build(
     shared: &'static Shared,
     memory: VcpuMemory,
@@ -318,8 +320,8 @@ fn set_host_state(vcpu: &mut Vcpu, segments: &HostSegments) {
     }
 }
 
-/// What the guest hypervisor may access without an exit, and where the vmcs01s' VMREAD and VMWRITE bitmaps are.
-/// Reflecting an exit that vmcs02 did not take needs VMWRITE to exit information.
+/// The fields that the guest hypervisor may access without an exit, and the addresses of the vmcs01s' VMREAD and
+/// VMWRITE bitmaps. To reflect an exit that vmcs02 did not take, the host must be able to VMWRITE exit information.
 fn shadow_fields(
     allocator: &mut PhysAllocator,
     options: &Options<'_>,
@@ -372,7 +374,7 @@ fn stop_without_field(id: FieldId) -> ! {
     stop(StopReason::new(StopKind::NoVmxFeature, message))
 }
 
-/// VMCS shadowing for hypervisors that are nested guests.
+/// VMCS shadowing for hypervisors that run as nested guests.
 fn build_shadowing(pages: ShadowingPages, vmcs: &mut Vmcss, offered: &FieldTable) -> &'static mut NestedShadowing {
     let shadow02 = vmcs.add_shadow02(pages.shadow02);
     let hidden = pages.hidden.into_bytes();
@@ -391,8 +393,8 @@ fn merged_bitmap(pages: HostPages) -> MergedBitmap {
     MergedBitmap { address: pages.phys(), bytes: pages.into_bytes() }
 }
 
-/// What VMX of this processor has, by its capability MSRs and by its VMREAD, for which it enters VMX operation with two
-/// regions.
+/// The VMX capabilities of this processor, by its capability MSRs and by VMREAD. To try VMREAD, it enters VMX operation
+/// with the two regions.
 fn read_capabilities([vmxon, vmcs]: [HostPages; 2]) -> VmxCaps {
     let caps = VmxCaps::read(read_capability, on_behalf::physical_address_bits(), on_behalf::linear_address_bits());
     let known = on_behalf::known_fields(vmxon, vmcs, &caps);

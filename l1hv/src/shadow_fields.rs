@@ -31,13 +31,13 @@ pub struct AccessCounters {
 }
 
 impl AccessCounters {
-    /// Nothing was accessed yet.
+    /// Counters at 0.
     pub const fn new() -> Self {
         Self { reads: AtomicU64::new(0), writes: AtomicU64::new(0) }
     }
 }
 
-/// Permissions and the bitmaps that say the same.
+/// Permissions, and the bitmaps that express them.
 #[derive(Debug)]
 struct Granted {
     permissions: Permissions,
@@ -45,22 +45,22 @@ struct Granted {
     bitmaps: [&'static mut [u8]; 2],
 }
 
-/// Permissions and what goes with them: one set for all processors.
+/// The fields' permissions, tables and counters, one set for all processors.
 #[derive(Debug)]
 pub struct ShadowFields {
     granted: Mutex<Granted>,
-    /// The fields whose values are in vmcs02 only: those of which something can be granted.
+    /// The fields whose values are in vmcs02 only. Access can be granted to these.
     pub live: FieldSet,
     /// The fields that are offered.
     pub table: &'static FieldTable,
-    /// Those of them that the short way of VMREAD and VMWRITE may handle: none while accesses are counted.
+    /// The offered fields that the short way of VMREAD and VMWRITE may handle: none while accesses are counted.
     pub quick_table: &'static FieldTable,
-    /// Counts, if that was asked for: then every access exits, whatever is granted.
+    /// Counters, if the option asks for them: then every access exits, whatever is granted.
     profile: Option<&'static Profile>,
 }
 
 impl ShadowFields {
-    /// The permissions take effect with the first VM entry; while there is a `profile`, none does.
+    /// The permissions take effect with the first VM entry. With a `profile`, no permission takes effect.
     pub fn new(
         permissions: Permissions,
         [table, quick_table]: [&'static FieldTable; 2],
@@ -78,17 +78,17 @@ impl ShadowFields {
         Self { granted, live, table, quick_table, profile }
     }
 
-    /// What is granted of a field, and the most that can be.
+    /// The access granted to a field, and the most that can be granted.
     pub fn access(&self, id: FieldId) -> (Access, Access) {
         let granted = self.granted.lock();
         (granted.permissions.get(id), granted.permissions.most(id))
     }
 
-    /// Grants just `wanted` of a field, from the next VM entry of each processor on.
+    /// Grants exactly the access `wanted` to a field, from the next VM entry of each processor on.
     ///
     /// # Errors
     ///
-    /// Some of it cannot be granted; nothing has changed then.
+    /// Part of `wanted` cannot be granted. Then nothing changes.
     pub fn set(&self, id: FieldId, wanted: Access) -> Result<(), Denied> {
         let Granted { permissions, bitmaps: [vmread, vmwrite] } = &mut *self.granted.lock();
         permissions.set(id, wanted)?;
@@ -98,7 +98,7 @@ impl ShadowFields {
         Ok(())
     }
 
-    /// Counts an access, where accesses are counted.
+    /// Counts an access, if accesses are counted.
     pub fn count(&self, encoding: u64, access: Access) {
         let Some(profile) = &self.profile else { return };
         let field = u32::try_from(encoding).ok().and_then(|encoding| self.table.find(Encoding(encoding)));
@@ -109,7 +109,7 @@ impl ShadowFields {
         }
     }
 
-    /// The accesses to a field so far, where they are counted.
+    /// The accesses to a field so far, if accesses are counted.
     pub fn accesses(&self, id: FieldId) -> Option<Accesses> {
         let AccessCounters { reads, writes } = &self.profile?[id.row()];
         Some(Accesses { reads: reads.load(Ordering::Relaxed), writes: writes.load(Ordering::Relaxed) })

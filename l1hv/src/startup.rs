@@ -22,13 +22,13 @@ use crate::stop::{StopReason, stop, stop_internal};
 
 /// The stack of a processor other than the boot processor.
 const STACK_PAGES: u64 = 32;
-/// All that a processor needs to start beside its memory: a stack, its descriptor tables, and two regions to ask for
-/// its VMCS fields with.
+/// Pages that a processor needs to start besides its memory: a stack, its descriptor tables, and two regions for
+/// finding out its VMCS fields.
 const PAGES_TO_START: u64 = STACK_PAGES + gdt::AREA_PAGES + 2;
 
-/// The machine's processors by their APIC ids, the one that this runs on first.
+/// The APIC ids of the machine's processors, that of the executing processor first.
 ///
-/// A guest on a machine whose tables are unusable finds no more processors in them than the host does.
+/// If the machine's tables are unusable, a guest finds no more processors in them than the host does.
 pub fn find_processors(acpi_rsdp: Option<u64>) -> Processors {
     let own = cpu::apic_id();
     let mut found = Processors::new();
@@ -43,7 +43,7 @@ pub fn find_processors(acpi_rsdp: Option<u64>) -> Processors {
     found
 }
 
-/// Takes over from the boot and never comes back.
+/// Takes over from the boot and never returns.
 pub fn launch(setup: HostSetup<'_>, allocator: PhysAllocator) -> ! {
     let mut builder = VcpuBuilder::new(&setup, allocator, PAGES_TO_START);
     let HostSetup { segments, entry, .. } = setup;
@@ -63,7 +63,7 @@ pub fn launch(setup: HostSetup<'_>, allocator: PhysAllocator) -> ! {
     run::run(vcpu)
 }
 
-/// What a processor that starts is to become.
+/// The parts that a starting processor needs.
 struct StartingProcessor {
     processor: &'static Processor,
     area: HostPages,
@@ -72,9 +72,9 @@ struct StartingProcessor {
     memory: VcpuMemory,
 }
 
-/// The one for the processor that starts next.
+/// The parts for the processor that starts next.
 static NEXT: Mutex<Option<StartingProcessor>> = Mutex::new(None);
-/// It runs its guest from now on.
+/// Whether the processor that was started last is about to run its guest.
 static IS_READY: AtomicBool = AtomicBool::new(false);
 
 /// Starts one processor after the other (SDM Volume 3A, 10.4.4.1 "Typical BSP Initialization Sequence").
@@ -127,7 +127,7 @@ fn send(processor: &Processor, ipi: Ipi) {
     }
 }
 
-/// A guest would start it outside the host.
+/// Stops, because a guest could start this processor outside the host's control.
 fn stop_without(processor: &Processor) -> ! {
     let message = format_args!(
         "the processor with APIC id {} does not start: disable it in the firmware's settings",
@@ -136,7 +136,7 @@ fn stop_without(processor: &Processor) -> ! {
     stop(StopReason::new(StopKind::Processors, message))
 }
 
-/// Where a processor arrives that [`start`] has started.
+/// A processor that [`start`] has started arrives here.
 extern "sysv64" fn arrive() -> ! {
     let Some(StartingProcessor { processor, area, regions, shared, memory }) = NEXT.lock().take() else {
         cpu::halt_forever()

@@ -1,4 +1,4 @@
-//! What is counted: exits by reason at each level, and where those of nested guests went.
+//! Counters: exits by reason at each level, and the exits of nested guests that were reflected.
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -9,11 +9,11 @@ use shadow::exit::ExitReason;
 
 use crate::tables::TablePool;
 
-/// Reasons counted apart: a power of two, so that counting needs no check; the SDM's are fewer.
+/// Counters of reasons: a power of two, so that counting needs no bounds check. The SDM defines fewer reasons.
 const REASONS: usize = 128;
 const _: () = assert!(ExitReason::BASIC_COUNT <= REASONS);
 
-/// The counters of one processor, which is the only one to change them.
+/// The counters of one processor, which alone changes them.
 #[derive(Debug)]
 pub struct Stats {
     guest_hypervisor: [AtomicU64; REASONS],
@@ -21,7 +21,7 @@ pub struct Stats {
     reflected: [AtomicU64; REASONS],
 }
 
-/// No other processor counts here, so that this need not be one step.
+/// Increments without an atomic read-modify-write, as no other processor counts here.
 #[inline(always)]
 fn increment(counter: &AtomicU64) {
     counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
@@ -33,7 +33,7 @@ fn slot(reason: ExitReason) -> usize {
 }
 
 impl Stats {
-    /// All zero.
+    /// Counters at 0.
     pub const fn new() -> Self {
         let zeros = [const { AtomicU64::new(0) }; REASONS];
         Self {
@@ -55,7 +55,7 @@ impl Stats {
         increment(&self.nested[slot(reason)]);
     }
 
-    /// Counts an exit that the guest hypervisor got.
+    /// Counts an exit that was reflected to the guest hypervisor.
     #[inline]
     pub fn reflect(&self, reason: ExitReason) {
         increment(&self.reflected[slot(reason)]);
@@ -73,8 +73,8 @@ fn sums<'a>(all: impl Iterator<Item = &'a Stats>, reasons: Range<usize>) -> [u64
     sums
 }
 
-/// Writes the counters of all processors to the log, a line for each reason that occurred, and what this processor has
-/// of tables. The runner reads these lines.
+/// Writes the counters of all processors to the log, a line for each reason that occurred, and the use of tables by
+/// this processor. The runner reads these lines.
 pub fn print<'a>(all: impl Iterator<Item = &'a Stats> + Clone, tables: &TablePool, paging: &NestedPaging) {
     let write = |reason: &str, [guest_hypervisor, nested, reflected]: [u64; 3]| {
         let row = Row { reason, guest_hypervisor, nested, reflected };

@@ -24,8 +24,8 @@ impl<'a> StopReason<'a> {
     }
 }
 
-/// Stops the machine: says the reason, then tries each emulator's way out, then halts for ever, which is all that a
-/// real machine offers.
+/// Stops the machine: says the reason, then tries each emulator's way to exit, then halts for ever, which is the only
+/// way on a real machine.
 pub fn stop(reason: StopReason<'_>) -> ! {
     log::write_line(format_args!("{LINE_PREFIX}{}: {}", reason.kind.name(), reason.message));
     processor::stop_others();
@@ -36,7 +36,7 @@ pub fn stop(reason: StopReason<'_>) -> ! {
     cpu::halt_forever()
 }
 
-/// Resets the machine: by the chipset, or else by the keyboard controller. Comes back where neither does it.
+/// Resets the machine by the chipset, or else by the keyboard controller. Returns if neither resets it.
 pub fn reset_machine() {
     const RESET_CPU: u8 = 1 << 2;
     const SYSTEM_RESET: u8 = 1 << 1;

@@ -1,7 +1,7 @@
 //! The tables of EPT01 and of all EPT02s: one area in the host's region, of which each processor owns a part.
 //!
-//! A processor allocates only from its own part, so that no lock is taken. It reads tables of the others' where these
-//! belong to EPT01.
+//! A processor allocates only from its own part, so that no lock is taken. It reads tables in the others' parts only if
+//! they belong to EPT01.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -25,18 +25,18 @@ impl TableArea {
         Self { base: pages.phys(), tables: pages.into_shared_tables() }
     }
 
-    /// How many there are.
+    /// The number of tables.
     pub const fn len(&self) -> usize {
         self.tables.len()
     }
 
-    /// Part `part` of `parts` of the same size. Each is to be taken once.
+    /// Part `part` of `parts` parts of the same size. Each part may be taken once only.
     pub fn pool(self, part: usize, parts: usize) -> TablePool {
         let count = self.len() / parts;
         TablePool::new(self, part * count, count)
     }
 
-    /// For changes of tables that need no new one.
+    /// A pool without tables, for changes that need no new table.
     pub fn without_room(self) -> TablePool {
         TablePool::new(self, 0, 0)
     }
@@ -48,7 +48,7 @@ impl TableArea {
     /// An entry of a table.
     #[inline]
     pub fn read(&self, table: Hpa, index: u64) -> Entry {
-        // What the entry leads to was written before it.
+        // Acquire: the entry's table was written before the entry.
         Entry::from_bits(self.tables[self.number(table)][index as usize].load(Ordering::Acquire))
     }
 
@@ -57,7 +57,7 @@ impl TableArea {
         self.tables[self.number(table)][index as usize].store(entry.bits(), Ordering::Release);
     }
 
-    /// Several entries at a time.
+    /// Tests several entries at a time.
     fn next_used(&self, table: Hpa, from: usize) -> usize {
         const TOGETHER: usize = 8;
         let words = &self.tables[self.number(table)];
@@ -89,11 +89,11 @@ pub struct TablePool {
     /// Tables from this one on, and before `end`, were never handed out.
     fresh: usize,
     end: usize,
-    /// The first table of the list of those given back; its first word is the number of the next.
+    /// The first table of the list of free tables. A free table's first word is the number of the next one.
     free: Option<usize>,
     /// Tables handed out and not given back.
     in_use: usize,
-    /// The most that there were of these.
+    /// The most tables that were ever in use.
     most_in_use: usize,
 }
 
@@ -104,17 +104,17 @@ impl TablePool {
         Self { area, budget: count, fresh: first, end: first + count, free: None, in_use: 0, most_in_use: 0 }
     }
 
-    /// How many tables there are: the budget.
+    /// The budget: the number of tables in the pool.
     pub const fn budget(&self) -> usize {
         self.budget
     }
 
-    /// How many are in use.
+    /// The number of tables in use.
     pub const fn in_use(&self) -> usize {
         self.in_use
     }
 
-    /// The most that were ever in use.
+    /// The most tables that were ever in use.
     pub const fn most_in_use(&self) -> usize {
         self.most_in_use
     }

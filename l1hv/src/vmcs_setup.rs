@@ -16,8 +16,8 @@ use crate::stop::{StopReason, stop};
 use shadow::nested::control_registers::Masks;
 use shadow::nested::{SHARED_VPID02, VPID01};
 
-/// A control word with what the host wants. The boot has named each control that is known to be missing on some
-/// machine; this names the others, and those whose fields are missing.
+/// A control word with the bits that the host wants. The boot's checks name the controls that some machines are known
+/// to lack; a stop here names any other control, or one whose field is missing.
 fn choose<W: CapabilityWord>(caps: &VmxCaps, on: W, off: W) -> W {
     caps.choose(on, off).unwrap_or_else(|conflict| {
         let message =
@@ -26,19 +26,19 @@ fn choose<W: CapabilityWord>(caps: &VmxCaps, on: W, off: W) -> W {
     })
 }
 
-/// Controls of vmcs01: pass-through, with what nesting needs.
+/// Controls of vmcs01: pass-through, and the exits that nesting needs.
 pub fn controls01(vmcs01: &mut impl VmcsAccess, caps: &VmxCaps, ept01: Eptp01, msr_bitmap01: Hpa) {
     let wanted = Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST | Secondary::ENABLE_VPID;
-    // Instructions that are #UD in a guest unless a control says otherwise; `shadow::cpuid` withholds those whose
-    // controls are missing here.
+    // Controls of instructions that cause #UD in a guest unless the control is 1. `shadow::cpuid` withholds the
+    // instructions whose controls the processor lacks.
     let pass_through = Secondary::ENABLE_RDTSCP
         | Secondary::ENABLE_INVPCID
         | Secondary::ENABLE_XSAVES
         | Secondary::ENABLE_USER_WAIT_AND_PAUSE;
     let secondary = wanted | pass_through & Secondary::from_bits_retain(caps.secondary.may_be_1);
     let primary = Primary::USE_MSR_BITMAPS | Primary::ACTIVATE_SECONDARY;
-    // Exits that a processor makes by default, for hypervisors of its first generation; one without the TRUE capability
-    // MSRs always.
+    // Exits that a processor causes by default, for compatibility with the first generation. A processor without the
+    // TRUE capability MSRs always causes them.
     let cr3_exits = Primary::CR3_LOAD_EXITING | Primary::CR3_STORE_EXITING;
     let cr3_exits = cr3_exits - Primary::from_bits_retain(caps.primary.must_be_1);
     vmcs01.write(PIN_CONTROLS, choose(caps, Pin::empty(), Pin::empty()));
@@ -70,7 +70,7 @@ pub fn constants02(vmcs02: &mut impl VmcsAccess, caps: &VmxCaps, ept01: Eptp01, 
     }
 }
 
-/// What does not depend on how a processor begins, as it is after power-up.
+/// Writes the state that does not depend on how a processor begins: the values after power-up.
 pub fn power_up01(vmcs01: &mut impl VmcsAccess, masks: Masks) {
     FORCED_CR0.set_mask(vmcs01, CR0_ET, masks.cr0);
     FORCED_CR4.set_mask(vmcs01, 0, masks.cr4);
@@ -79,7 +79,7 @@ pub fn power_up01(vmcs01: &mut impl VmcsAccess, masks: Masks) {
     vmcs01.write(GUEST_RFLAGS, 2);
 }
 
-/// How the guest hypervisor begins on the boot processor: flat segments, interrupts off.
+/// Writes the guest hypervisor's initial state on the boot processor: flat segments, interrupts off.
 pub fn guest_state01(vmcs01: &mut impl VmcsAccess, registers: &mut GuestRegisters, entry: GuestEntry, masks: Masks) {
     let (cr0, cr3, cr4, efer, code) = match entry {
         GuestEntry::Linux64 { cr3, .. } => {
@@ -112,7 +112,7 @@ pub fn guest_state01(vmcs01: &mut impl VmcsAccess, registers: &mut GuestRegister
     }
 }
 
-/// __BOOT_CS and __BOOT_DS of the Linux boot protocol; multiboot leaves the selectors open.
+/// Writes the segments: __BOOT_CS and __BOOT_DS of the Linux boot protocol. Multiboot does not specify the selectors.
 fn segments(vmcs01: &mut impl VmcsAccess, code: u32) {
     const BOOT_CS: u16 = 0x10;
     const BOOT_DS: u16 = 0x18;
@@ -129,13 +129,13 @@ fn segments(vmcs01: &mut impl VmcsAccess, code: u32) {
     set(&GUEST_LDTR, 0, 0xffff, access_rights::UNUSABLE);
 }
 
-/// Where vmcs01's VM-entry MSR-load area is, for when it has entries.
+/// Writes the address of vmcs01's VM-entry MSR-load area, which is used once it has entries.
 pub fn load_area01(vmcs01: &mut impl VmcsAccess, address: Hpa) {
     vmcs01.write(ENTRY_MSR_LOAD_ADDRESS, address.0);
     vmcs01.write(ENTRY_MSR_LOAD_COUNT, 0);
 }
 
-/// The VMREAD and VMWRITE bitmaps, for when VMCS shadowing is on.
+/// Writes the addresses of the VMREAD and VMWRITE bitmaps, which are used once VMCS shadowing is on.
 pub fn bitmaps01(vmcs01: &mut impl VmcsAccess, caps: &VmxCaps, [vmread, vmwrite]: [Hpa; 2]) {
     if caps.has_secondary(Secondary::VMCS_SHADOWING) {
         vmcs01.write(VMREAD_BITMAP, vmread.0);

@@ -1,6 +1,6 @@
-//! The local APIC. It is the guest's; the host sends an IPI now and then, and does to it what an INIT would have done.
+//! The local APIC. It belongs to the guest. The host sends an IPI now and then, and resets the APIC as an INIT would.
 //!
-//! DEVIATION: what the guest reads of the interrupt command register afterwards is the host's command, but for the high
+//! DEVIATION: afterwards the guest reads the host's command from the interrupt command register, except for the high
 //! half in xAPIC mode.
 
 use ept::Hpa;
@@ -11,8 +11,8 @@ use super::phys;
 
 const IA32_TSC_DEADLINE: u32 = 0x6e0;
 
-/// Offsets of registers of the xAPIC (SDM Volume 3A, Table 12-1 "Local APIC Register Address Map"). An x2APIC has them
-/// as MSRs, one for each 16 bytes from 800H on.
+/// Offsets of registers of the xAPIC (SDM Volume 3A, Table 12-1 "Local APIC Register Address Map"). In an x2APIC they
+/// are MSRs, one for each 16 bytes, from 800H on.
 const ID: u32 = 0x20;
 const TASK_PRIORITY: u32 = 0x80;
 const EOI: u32 = 0xb0;
@@ -33,9 +33,9 @@ const DELIVERY_PENDING: u32 = 1 << 12;
 /// An IPI to one processor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ipi {
-    /// INIT. In VMX root operation it waits for the next VM entry, in non-root operation it is a VM exit.
+    /// INIT. In VMX root operation it waits for the next VM entry; in non-root operation it causes a VM exit.
     Init,
-    /// Start at the page of this number.
+    /// SIPI: start at the page of this number.
     Startup(u8),
 }
 
@@ -49,16 +49,16 @@ impl Ipi {
     }
 }
 
-/// The APIC as its owner has set it up.
+/// The APIC in the mode that the guest has chosen.
 #[derive(Clone, Copy)]
 enum Apic {
     X2,
-    /// Where its registers are.
+    /// The address of its registers.
     X1(Hpa),
 }
 
 impl Apic {
-    /// `None` if it is disabled, or where the host cannot reach it.
+    /// This processor's APIC. `None` if it is disabled, or at an address that the host cannot reach.
     fn current() -> Option<Self> {
         const ENABLE: u64 = 1 << 11;
         const X2APIC: u64 = 1 << 10;
@@ -75,16 +75,16 @@ impl Apic {
     fn read(self, register: u32) -> u32 {
         match self {
             Self::X2 => msr::try_read(Self::msr(register)).unwrap_or(0) as u32,
-            // SAFETY: the page is the APIC's, whose registers are dwords.
+            // SAFETY: the page is that of the APIC, whose registers are dwords.
             Self::X1(base) => unsafe { Self::at(base, register).read_volatile() },
         }
     }
 
-    /// Writes a register whose value reaches no memory: all but the ICR.
+    /// Writes a register other than the ICR: its value has no effect on memory.
     fn write(self, register: u32, value: u32) {
         match self {
-            // An x2APIC lacks some registers; then there is nothing to write.
-            // SAFETY: the APIC's registers are nothing that the host relies on.
+            // An x2APIC lacks some registers; then there is nothing to write. SAFETY: the host does not rely on the
+            // APIC's registers.
             Self::X2 => _ = unsafe { msr::try_write(Self::msr(register), value.into()) },
             // SAFETY: as for `read`.
             Self::X1(base) => unsafe { Self::at(base, register).write_volatile(value) },
@@ -106,8 +106,8 @@ pub fn send(destination: u32, ipi: Ipi) -> bool {
     match apic {
         Apic::X2 => {
             let command = u64::from(destination) << 32 | u64::from(ipi.command());
-            // SAFETY: an INIT does nothing to a processor in VMX operation but make it exit; outside it, only those are
-            // sent IPIs that the host starts.
+            // SAFETY: a processor in VMX operation exits for an INIT, without another effect. Outside VMX operation,
+            // only processors that the host starts get IPIs.
             unsafe { msr::try_write(Apic::msr(ICR_LOW), command) }.is_ok()
         }
         Apic::X1(_) => {
@@ -117,14 +117,14 @@ pub fn send(destination: u32, ipi: Ipi) -> bool {
             apic.write(ICR_HIGH, u32::from(id) << 24);
             apic.write(ICR_LOW, ipi.command());
             await_delivery(apic);
-            // The guest may have been about to use it.
+            // The guest may have been about to send an IPI with its value of the high half.
             apic.write(ICR_HIGH, high);
             true
         }
     }
 }
 
-/// Waits until the last IPI is on its way: at once on every processor with VMX, but nothing here waits for ever.
+/// Waits until the last IPI is sent, which takes no time on a processor with VMX. The wait is bounded in any case.
 fn await_delivery(apic: Apic) {
     const POLLS: u32 = 10_000;
     _ = (0..POLLS).find(|_| apic.read(ICR_LOW) & DELIVERY_PENDING == 0);
@@ -141,8 +141,8 @@ pub fn send_init_to_self() -> bool {
     send(id, Ipi::Init)
 }
 
-/// What an INIT does to the APIC (SDM Volume 3A, 12.4.7.3 "Local APIC State After an INIT Reset (“Wait-for-SIPI”
-/// State)"): a VM exit takes that away from it. DEVIATION: interrupts that have been requested stay so.
+/// Resets the APIC as an INIT does (SDM Volume 3A, 12.4.7.3 "Local APIC State After an INIT Reset (“Wait-for-SIPI”
+/// State)"): an INIT that causes a VM exit does not reset the APIC. DEVIATION: requested interrupts stay requested.
 pub fn reset() {
     const IN_SERVICE_WORDS: u32 = 8;
     const VECTORS: u32 = 256;

@@ -24,10 +24,11 @@ pub fn halt_forever() -> ! {
 ///
 /// # Safety
 ///
-/// CR4.OSXSAVE is set. The host itself uses no extended state, so any value that the processor takes is fine for it.
+/// CR4.OSXSAVE is set. The host itself uses no extended state, so any value that the processor accepts is fine.
 pub unsafe fn try_xsetbv(register: u32, value: u64) -> Result<(), GpFault> {
     let fault: u8;
-    // SAFETY: the caller's promise, and a general-protection exception lands after the instruction.
+    // SAFETY: the caller's promise; execution resumes after the instruction if it raises a general-protection
+    // exception.
     unsafe {
         asm!(
             fallible!("xsetbv"),
@@ -42,7 +43,7 @@ pub unsafe fn try_xsetbv(register: u32, value: u64) -> Result<(), GpFault> {
     if fault == 0 { Ok(()) } else { Err(GpFault) }
 }
 
-/// PKRU of a guest: a processor that the guest's CR4.PKE says to have it.
+/// PKRU of a guest that has set CR4.PKE, so the processor has PKRU.
 pub fn pkru() -> u32 {
     const CR4_PKE: u64 = 1 << 22;
     let pkru: u32;
@@ -67,7 +68,7 @@ pub fn pkru() -> u32 {
     pkru
 }
 
-/// The address of the page that a page fault was about.
+/// CR2: the address that caused the last page fault.
 pub fn cr2() -> u64 {
     let value: u64;
     // SAFETY: reading CR2 has no effect.
@@ -93,7 +94,7 @@ pub fn apic_id() -> u32 {
     if has_topology { __cpuid(TOPOLOGY).edx } else { __cpuid(1).ebx >> 24 }
 }
 
-/// Reads what [`VmxSupport::check`] needs to know.
+/// Reads the processor's properties that [`VmxSupport::check`] checks.
 pub fn vmx_support() -> VmxSupport {
     const EFER_NXE: u64 = 1 << 11;
     let vmx = __cpuid(1).ecx & 1 << 5 != 0;
@@ -111,7 +112,7 @@ pub fn vmx_support() -> VmxSupport {
     }
 }
 
-/// Locks IA32_FEATURE_CONTROL with VMX outside SMX enabled, where the firmware left it unlocked.
+/// Writes IA32_FEATURE_CONTROL, which the firmware left unlocked: `value` enables VMX outside SMX and locks the MSR.
 pub fn lock_feature_control(value: u64) -> Result<(), GpFault> {
     // SAFETY: the register enables VMX and changes nothing that runs now.
     unsafe { msr::try_write(IA32_FEATURE_CONTROL, value) }

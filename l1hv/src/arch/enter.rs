@@ -6,15 +6,15 @@ use core::ops::{Index, IndexMut};
 
 use crate::processor::Processor;
 
-/// General-purpose registers of the guest that runs, and where the host's stack was at VM entry.
+/// General-purpose registers of the guest that runs, and the host's RSP at VM entry.
 ///
-/// The VMCSs' host RSP points to [`Self::host_rsp`], so that the exit can push the registers right into their places
-/// and the host RSP field never changes.
+/// The VMCSs' host RSP points to [`Self::host_rsp`], so that the exit can push the registers directly into their
+/// elements and the host RSP field never changes.
 #[derive(Debug)]
 #[repr(C, align(16))]
 pub struct GuestRegisters {
-    /// By register number: RAX, RCX, RDX, RBX, (RSP: in the VMCS), RBP, RSI, RDI, R8 to R15. The place of RSP holds all
-    /// ones.
+    /// By register number: RAX, RCX, RDX, RBX, (RSP: in the VMCS), RBP, RSI, RDI, R8 to R15. The element of RSP holds
+    /// all ones.
     gpr: [u64; 16],
     host_rsp: u64,
 }
@@ -32,7 +32,7 @@ impl GuestRegisters {
         self.gpr = Self::ZERO;
     }
 
-    /// What goes into the host RSP field.
+    /// The value for the host RSP field.
     pub fn exit_stack(&self) -> u64 {
         (&raw const self.host_rsp).addr() as u64
     }
@@ -54,29 +54,29 @@ impl IndexMut<usize> for GuestRegisters {
     }
 }
 
-/// What goes into the host RIP field.
+/// The value for the host RIP field.
 pub fn exit_address() -> u64 {
     vm_exit as *const () as u64
 }
 
-/// What [`enter`] returns when the guest ran, or when the entry failed late: there is an exit reason.
+/// [`enter`] returns this if the guest ran, or if the entry failed late: the VMCS has an exit reason.
 const EXITED: u32 = 0;
-/// VMfail.
+/// [`enter`] returns this after VMfail.
 const REFUSED: u32 = 1;
-/// The processor has requests to look at first.
+/// [`enter`] returns this if the processor must handle requests before the entry.
 pub const REQUESTED: u32 = 2;
 
 /// Runs the guest of the current VMCS until its next exit.
 ///
 /// # Safety
 ///
-/// The current VMCS has its host state set to come back here with this very `registers`, and its guest state and
-/// controls confine the guest to what is not the host's.
+/// The current VMCS's host state leads back here with these `registers`, and its guest state and controls keep the
+/// guest out of the host's memory.
 #[inline(always)]
 pub unsafe fn enter(registers: &mut GuestRegisters, launched: bool) -> u32 {
     let how;
-    // SAFETY: the caller's promise. What a guest does to the registers is declared, or undone by `vm_entry` and
-    // `vm_exit`.
+    // SAFETY: the caller's promise. The guest's changes of registers are declared as clobbers, or `vm_entry` and
+    // `vm_exit` undo them.
     unsafe {
         asm!(
             "call {vm_entry}",
@@ -97,15 +97,15 @@ unsafe extern "C" {
     static vm_not_entered: u8;
 }
 
-/// Where execution goes on if an NMI arrives at `rip`: between the look at the requests and the VM entry, its own
-/// request would be overlooked.
+/// Where execution continues after an NMI at `rip`. An NMI between the test of the requests and the VM entry cancels
+/// the entry, which would otherwise miss the NMI's own request.
 pub fn landing_after_nmi(rip: u64) -> u64 {
     let address = |symbol: *const u8| symbol.addr() as u64;
     let entry = address(&raw const vm_entry_begin)..address(&raw const vm_entry_end);
     if entry.contains(&rip) { address(&raw const vm_not_entered) } else { rip }
 }
 
-/// RDI: the registers; SIL: whether to resume. Saves the two registers that inline assembly cannot declare.
+/// RDI: the registers; SIL: whether to execute VMRESUME. Saves the two registers that inline assembly cannot declare.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn vm_entry() {
     naked_asm!(
@@ -149,7 +149,7 @@ unsafe extern "sysv64" fn vm_entry() {
     )
 }
 
-/// Where the processor arrives after an exit, with RSP at `GuestRegisters::host_rsp`.
+/// The processor continues here after a VM exit, with RSP at `GuestRegisters::host_rsp`.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn vm_exit() {
     naked_asm!(

@@ -1,10 +1,10 @@
-//! Instructions that may fault on purpose, and where the exception handler resumes them.
+//! Instructions that are allowed to fault, and the addresses at which the exception handler resumes.
 //!
 //! [`fallible!`] wraps one such instruction: it records the instruction's address and the address after it in the
 //! linker section `.fixup`. The handler of #GP looks there, continues after the instruction and sets CF in the
 //! interrupted RFLAGS, so the instruction itself must not change CF.
 
-/// The text of an `asm!` template: `$instruction`, with CF afterwards telling whether it raised a general-protection
+/// The text of an `asm!` template: `$instruction`, after which CF says whether it raised a general-protection
 /// exception.
 macro_rules! fallible {
     ($instruction:literal) => {
@@ -35,7 +35,7 @@ unsafe extern "C" {
     static __fixup_end: Fixup;
 }
 
-/// Where execution goes on after a fault at `rip`, if the fault was foreseen.
+/// The address at which execution continues after a fault at `rip`, if the fault is foreseen.
 pub fn landing(rip: u64) -> Option<u64> {
     let start = &raw const __fixup_start;
     let bytes = (&raw const __fixup_end).addr() - start.addr();

@@ -15,7 +15,7 @@ use super::idt::{self, InterruptStack};
 use crate::mem::{HostPages, PAGE_BYTES};
 use crate::processor::Processor;
 
-/// What the VMCS's host-state area takes: after a VM exit the processor runs with these again.
+/// Values for the VMCS's host-state area, which the processor loads at every VM exit.
 #[derive(Clone, Copy, Debug)]
 pub struct HostSegments {
     /// Selector of the 64-bit code segment.
@@ -50,18 +50,18 @@ impl Tables {
     }
 }
 
-/// What one processor needs of its own.
+/// The tables and stacks of one processor.
 struct Area {
     tables: Tables,
     stacks: [Stack; InterruptStack::COUNT],
 }
 
-/// Pages that [`init_on`] takes.
+/// The number of pages that [`init_on`] needs.
 pub const AREA_PAGES: u64 = (size_of::<Area>() as u64).div_ceil(PAGE_BYTES);
 
 struct AreaCell(UnsafeCell<Area>);
 
-// SAFETY: only the boot processor uses it; its Rust code only in `init`.
+// SAFETY: only the boot processor uses the area, and its Rust code accesses it only in `init`.
 unsafe impl Sync for AreaCell {}
 
 static BOOT_AREA: AreaCell = AreaCell(UnsafeCell::new(Area {
@@ -69,7 +69,7 @@ static BOOT_AREA: AreaCell = AreaCell(UnsafeCell::new(Area {
     stacks: [const { Stack([0; INTERRUPT_STACK_BYTES]) }; InterruptStack::COUNT],
 }));
 
-/// What the boot processor is before it knows the others. It only counts NMIs.
+/// The boot processor's `Processor` until all processors are known. It only counts NMIs.
 static BOOT_PROCESSOR: Processor = Processor::new(0);
 
 /// Loads the boot processor's own GDT, TSS and IDT in place of the boot code's. Called once.
@@ -79,7 +79,7 @@ pub fn init() -> HostSegments {
     load(area, &BOOT_PROCESSOR, Idt::Fill)
 }
 
-/// The boot processor gets its place among all.
+/// Gives the boot processor its final `Processor` among all processors.
 pub fn move_boot_processor(segments: HostSegments, processor: &'static Processor) -> HostSegments {
     processor.request(BOOT_PROCESSOR.take_requests());
     let gs_base = processor.address();
@@ -91,7 +91,7 @@ pub fn move_boot_processor(segments: HostSegments, processor: &'static Processor
 pub fn init_on(area: HostPages, processor: &'static Processor) -> HostSegments {
     assert!(area.bytes() >= size_of::<Area>() as u64, "area too small");
     let place = area.as_mut_ptr().cast::<Area>();
-    // SAFETY: the pages are owned, large enough and zeroed, which stacks may be.
+    // SAFETY: the pages are owned, large enough, and zeroed, which is a valid content of stacks.
     let area = unsafe {
         (&raw mut (*place).tables).write(Tables::new());
         &mut *place
@@ -99,7 +99,7 @@ pub fn init_on(area: HostPages, processor: &'static Processor) -> HostSegments {
     load(area, processor, Idt::IsFilled)
 }
 
-/// Whether the gates that all processors share are there.
+/// Whether the gates, which all processors share, are still to be filled.
 enum Idt {
     Fill,
     IsFilled,

@@ -1,4 +1,4 @@
-//! The host-state area of a VMCS: where a VM exit goes on.
+//! The host-state area of a VMCS: the state that a VM exit loads.
 
 use core::arch::x86_64::__cpuid;
 
@@ -12,14 +12,14 @@ use super::vmx::CurrentVmcs;
 /// The PAT at reset: the host's pages use only its first entry, write-back.
 pub const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
 
-/// Writes all of it, from what is so on this processor.
+/// Writes the whole area, from the present state of this processor.
 ///
 /// # Safety
 ///
-/// [`super::on_behalf::run_guest`] gets these very registers, at this place, whenever it runs the guest of this VMCS.
+/// [`super::on_behalf::run_guest`] gets these registers, at this address, whenever it runs the guest of this VMCS.
 pub unsafe fn write(vmcs: &mut CurrentVmcs, segments: &HostSegments, registers: &GuestRegisters) {
     let xsave = __cpuid(1).ecx & 1 << 26 != 0;
-    // XSETBV on the guest's behalf needs OSXSAVE.
+    // The host executes XSETBV on the guest's behalf, which needs OSXSAVE.
     let osxsave = if xsave { Cr4Flags::OSXSAVE.bits() } else { 0 };
     let (table, flags) = Cr3::read_raw();
     let cr3 = table.start_address().as_u64() | u64::from(flags);
@@ -49,8 +49,8 @@ pub unsafe fn write(vmcs: &mut CurrentVmcs, segments: &HostSegments, registers: 
         (HOST_EFER, Efer::read_raw()),
         (HOST_PAT, PAT_AT_RESET),
     ];
-    // SAFETY: the control registers, tables and bases are those of this very moment; the stack and the address lead to
-    // `vm_exit` with the registers that the caller promises.
+    // SAFETY: the control registers, tables and bases are those that the host uses now; RSP and RIP lead to `vm_exit`
+    // with the registers that the caller promises.
     unsafe {
         selectors.into_iter().for_each(|(field, selector)| vmcs.set_host_state(field, selector));
         words.into_iter().for_each(|(field, word)| vmcs.set_host_state(field, word));

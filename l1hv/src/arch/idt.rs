@@ -69,7 +69,7 @@ pub enum InterruptStack {
 }
 
 impl InterruptStack {
-    /// How many there are.
+    /// The number of stacks.
     pub const COUNT: usize = 3;
 }
 
@@ -130,11 +130,11 @@ extern "sysv64" fn handle(frame: &mut ExceptionFrame) {
     }
 }
 
-/// The processor that this runs on.
+/// The processor that executes this.
 fn this_processor() -> &'static Processor {
     let address: *const Processor;
-    // SAFETY: the base of GS in the host is a `Processor` that lives for ever, which has its own address in the second
-    // quadword.
+    // SAFETY: in the host the base of GS is the address of a `Processor` that lives for ever and that holds its own
+    // address in the second quadword.
     unsafe {
         asm!("mov {}, gs:[{this}]", out(reg) address, this = const Processor::THIS, options(nostack, preserves_flags, readonly));
         &*address

@@ -1,4 +1,4 @@
-//! What only x86-64 instructions can do. The only unsafe code of the host is here.
+//! Everything that needs x86-64 instructions, and nearly all unsafe code of the host.
 #![allow(unsafe_code, reason = "privileged instructions, descriptor tables and raw physical memory")]
 
 pub mod apic;

@@ -8,11 +8,11 @@ use super::fixup::fallible;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GpFault;
 
-/// Reads an MSR; `None` if the processor has none of this number.
+/// Reads an MSR; `None` if the processor has no MSR of this number.
 pub fn try_read(msr: u32) -> Option<u64> {
     let (low, high): (u32, u32);
     let fault: u8;
-    // SAFETY: reading an MSR has no effect on memory, and an exception lands after the instruction.
+    // SAFETY: reading an MSR has no effect on memory, and execution resumes after the instruction if it faults.
     unsafe {
         asm!(
             fallible!("rdmsr"),
@@ -31,10 +31,10 @@ pub fn try_read(msr: u32) -> Option<u64> {
 ///
 /// # Safety
 ///
-/// If the processor takes the value, the change keeps what the host relies on: paging, segments, its own code.
+/// If the processor accepts the value, the change does not affect the host's paging, segments or code.
 pub unsafe fn try_write(msr: u32, value: u64) -> Result<(), GpFault> {
     let fault: u8;
-    // SAFETY: the caller's promise, and an exception lands after the instruction.
+    // SAFETY: the caller's promise; execution resumes after the instruction if it faults.
     unsafe {
         asm!(
             fallible!("wrmsr"),

@@ -1,8 +1,8 @@
 //! Instructions that the host executes on a guest's behalf.
 //!
-//! They are safe to call: what they change belongs to the guests, because the host has no use for it. It runs with
-//! interrupts off, on page tables, descriptor tables and an EFER that every VM exit restores, and uses no extended
-//! state, no debug register and no performance counter.
+//! They are safe to call: they change only state that the host does not use. The host runs with interrupts off, on page
+//! tables, descriptor tables and an EFER that every VM exit restores, and uses no extended state, no debug register and
+//! no performance counter.
 
 use core::arch::asm;
 use core::arch::x86_64::{__cpuid, __cpuid_count};
@@ -16,13 +16,13 @@ use super::enter::{GuestRegisters, REQUESTED, enter};
 use super::msr::{self, GpFault};
 use super::{cpu, vmx};
 
-/// The guest did not run: what [`enter`] says about that. A word, so that looking at it costs nothing where the guest
-/// did run.
+/// The result of [`enter`] if the guest did not run. It stays the word that [`enter`] returns, so that it costs no
+/// further test if the guest ran.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NotEntered(NonZeroU32);
 
 impl NotEntered {
-    /// There are requests to look at first. Otherwise the processor refused the current VMCS with VMfail.
+    /// Whether requests must be handled first. Otherwise the processor refused the current VMCS with VMfail.
     pub const fn is_requested(self) -> bool {
         self.0.get() == REQUESTED
     }
@@ -32,7 +32,7 @@ impl NotEntered {
 #[inline(always)]
 pub fn run_guest(registers: &mut GuestRegisters, vmcs: &vmx::Vmcss) -> Result<(), NotEntered> {
     // SAFETY: both VMCSs got their host state from `host_state::write`, whose caller has promised these registers, and
-    // nothing else can write to it. EPT01 and every EPT02 derived from it leave the host's memory out, which confines
+    // no other code can write to it. EPT01 and every EPT02 derived from it do not map the host's memory, which confines
     // the guest.
     match NonZeroU32::new(unsafe { enter(registers, vmcs.is_launched()) }) {
         None => Ok(()),
@@ -40,26 +40,26 @@ pub fn run_guest(registers: &mut GuestRegisters, vmcs: &vmx::Vmcss) -> Result<()
     }
 }
 
-/// XSETBV for a guest hypervisor, whose XCR0 is the machine's.
+/// XSETBV for a guest hypervisor: its XCR0 is that of the machine.
 pub fn xsetbv(register: u32, value: u64) -> Result<(), GpFault> {
-    // SAFETY: CR4.OSXSAVE is set in the host state if the processor has XSAVE, and without XSAVE no XSETBV exits.
+    // SAFETY: the host state sets CR4.OSXSAVE if the processor has XSAVE, and without XSAVE no XSETBV exits.
     unsafe { cpu::try_xsetbv(register, value) }
 }
 
-/// WRMSR for a guest. The caller has kept back those of `shadow::msr::host_owns` that the host needs.
+/// WRMSR for a guest. The caller does not pass MSRs of `shadow::msr::host_owns` that the host needs.
 pub fn wrmsr(number: u32, value: u64) -> Result<(), GpFault> {
     // SAFETY: the MSRs that the host relies on are EFER, FS_BASE, GS_BASE and SYSENTER_*, which every exit restores
-    // from the host state, and the VMX MSRs and IA32_APIC_BASE, which `write_for_guest` keeps back or checks.
+    // from the host state, and the VMX MSRs and IA32_APIC_BASE, which `write_for_guest` refuses or checks.
     unsafe { msr::try_write(number, value) }
 }
 
 /// WBINVD.
 pub fn write_back_caches() {
-    // SAFETY: changes no data.
+    // SAFETY: WBINVD changes no data.
     unsafe { asm!("wbinvd", options(nostack, preserves_flags)) };
 }
 
-/// Sets CR2, which no VMCS field holds: the host has no page faults of its own to lose.
+/// Sets CR2, for which the VMCS has no field. The host has no page faults, so it needs no CR2 of its own.
 pub fn set_cr2(address: u64) {
     // SAFETY: CR2 only informs page-fault handlers.
     unsafe { asm!("mov cr2, {}", in(reg) address, options(nomem, nostack, preserves_flags)) };

@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use boot::phys::{OutOfRange, PhysMemory};
 use ept::Hpa;
 
-/// Where the direct map of all physical memory begins.
+/// The first address of the direct map of all physical memory.
 pub const DIRECT_MAP_BASE: u64 = 0xFFFF_8000_0000_0000;
 
 /// The end of the boot code's direct map.
@@ -20,7 +20,8 @@ pub(super) fn set_direct_map_end(end: Hpa) {
     MAP_END.store(end.0, Ordering::Relaxed);
 }
 
-/// The direct map's address of a physical address. Only an address: what may be done with it is the caller's to know.
+/// The direct map's address of a physical address. The address carries no right to access: the caller must know what is
+/// there.
 pub const fn phys_to_virt(hpa: Hpa) -> *mut u8 {
     ptr::with_exposed_provenance_mut((DIRECT_MAP_BASE + hpa.0) as usize)
 }
@@ -44,9 +45,8 @@ impl PhysMemory for BootMemory {
         if !reachable(address, buffer.len(), &(0..0)) {
             return Err(OutOfRange { address, length: buffer.len() as u64 });
         }
-        // SAFETY: the direct map covers the range. `buffer` is of the host's own memory, so the two could only be the
-        // same if a loader's structure claimed to lie there: the bytes would be nonsense, and `copy` allows the
-        // overlap.
+        // SAFETY: the direct map covers the range. `buffer` is in the host's own memory, so the two overlap only if a
+        // loader's structure claims to lie there: the bytes would be nonsense, but `copy` allows the overlap.
         unsafe { ptr::copy(phys_to_virt(Hpa(address)), buffer.as_mut_ptr(), buffer.len()) };
         Ok(())
     }
@@ -56,7 +56,7 @@ impl PhysMemory for BootMemory {
 ///
 /// # Safety
 ///
-/// Both ranges are within the direct map, and the destination holds nothing of the host's.
+/// Both ranges are within the direct map, and the destination holds no data of the host.
 pub unsafe fn copy(from: Hpa, to: Hpa, length: u64) {
     // SAFETY: the caller's promise.
     unsafe { ptr::copy(phys_to_virt(from), phys_to_virt(to), length as usize) };
@@ -72,11 +72,11 @@ pub unsafe fn slice(range: Range<u64>) -> &'static [u8] {
     unsafe { core::slice::from_raw_parts(phys_to_virt(Hpa(range.start)), (range.end - range.start) as usize) }
 }
 
-/// All of physical memory but the host's region: what the guest hypervisor owns.
+/// All of physical memory but the host's region. The guest hypervisor owns it.
 ///
-/// Accesses that touch the host's region, or memory that the direct map does not cover, reach nothing: they read as
-/// ones and writes are dropped, as on a bus without a device. The guest may change this memory at any time, so there
-/// are only copies.
+/// Accesses that touch the host's region, or memory that the direct map does not cover, have no effect: reads give ones
+/// and writes are dropped, as on a bus without a device. The guest may change this memory at any time, so it is
+/// accessed by copying only.
 #[derive(Clone, Debug)]
 pub struct GuestRam {
     hole: Range<u64>,
@@ -87,7 +87,7 @@ impl GuestRam {
     ///
     /// # Safety
     ///
-    /// Everything of the host's lies within `hole`.
+    /// All of the host's memory lies within `hole`.
     pub(super) const unsafe fn new(hole: Range<Hpa>) -> Self {
         Self { hole: hole.start.0..hole.end.0 }
     }
@@ -133,11 +133,11 @@ impl GuestRam {
         }
     }
 
-    /// Replaces eight bytes that are still `seen`, in one locked access; `hpa` is a multiple of eight. Returns whether
-    /// they were; where no memory is, the write is dropped and that is as good.
+    /// Replaces eight bytes if they equal `seen`, in one locked access; `hpa` is a multiple of eight. Returns whether
+    /// they did. Where no memory is, the write is dropped, and counts as done.
     pub fn compare_exchange_u64(&self, hpa: Hpa, seen: u64, new: u64) -> bool {
         let Some(word) = self.word(hpa) else { return true };
-        // SAFETY: mapped, aligned and not the host's; guests write to it only from outside the abstract machine.
+        // SAFETY: mapped, aligned and not the host's; guests write to it only from outside Rust's abstract machine.
         let word = unsafe { AtomicU64::from_ptr(word) };
         word.compare_exchange(seen, new, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }

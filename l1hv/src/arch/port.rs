@@ -2,7 +2,7 @@
 
 use core::arch::asm;
 
-/// A port that the host may read and write without consequence for its own memory.
+/// A port that the host can read and write without an effect on its own memory.
 ///
 /// The list is closed on purpose: a DMA engine or the chipset's configuration ports could be made to overwrite the
 /// host.
@@ -21,7 +21,7 @@ impl Port {
     pub const TIMER_2: Self = Self(0x42);
     /// Command register of the interval timer.
     pub const TIMER_COMMAND: Self = Self(0x43);
-    /// The gate and the output of that counter.
+    /// The gate and the output of counter 2.
     pub const SYSTEM_CONTROL: Self = Self(0x61);
 
     /// The chipset's reset control register.

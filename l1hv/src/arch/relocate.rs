@@ -1,5 +1,5 @@
-//! Moves the running image into the host's region, without its noticing: the virtual addresses stay, what backs them
-//! changes.
+//! Moves the running image into the host's region. Its virtual addresses stay the same; the physical pages behind them
+//! change.
 
 use core::arch::naked_asm;
 use core::ops::Range;
@@ -9,7 +9,7 @@ use ept::Hpa;
 
 use super::phys;
 
-/// Where the image is linked: this plus the physical address at which the loader puts it.
+/// The difference between the image's linked addresses and the physical addresses at which the loader puts it.
 const VIRTUAL_BASE: u64 = 0xFFFF_FFFF_8000_0000;
 
 // The linker script's marks. Only their addresses mean anything.
@@ -41,7 +41,7 @@ pub struct ImagePart {
     pub access: Access,
 }
 
-/// Where the image's first byte is in physical memory.
+/// The physical address of the image's first byte.
 static IMAGE_PHYS: AtomicU64 = AtomicU64::new(0);
 
 fn mark(symbol: *const u8) -> u64 {
@@ -74,7 +74,7 @@ pub fn image_parts() -> [ImagePart; 4] {
     ]
 }
 
-/// Copies the image, the running stack included, to `target` and goes on there under the tables at `cr3`.
+/// Copies the image, the running stack included, to `target` and continues there with the page tables at `cr3`.
 ///
 /// # Safety
 ///
@@ -83,15 +83,15 @@ pub fn image_parts() -> [ImagePart; 4] {
 /// physical addresses any more.
 pub unsafe fn relocate(target: Hpa, cr3: Hpa, direct_map_end: Hpa) {
     let image = image();
-    // Before the copy, so that the copy has them.
+    // These stores come before the copy, so that the copy contains them.
     IMAGE_PHYS.store(target.0, Ordering::SeqCst);
     phys::set_direct_map_end(direct_map_end);
     // SAFETY: the caller's promise.
     unsafe { copy_and_switch(phys::phys_to_virt(target), image.start, image.end - image.start, cr3.0) };
 }
 
-/// Between the copy and the switch only registers change, so that the copy is what ran. The return address is read from
-/// the copy.
+/// Between the copy and the switch only registers change, so the copy equals the running image. The return address is
+/// read from the copy.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn copy_and_switch(target: *mut u8, image: u64, bytes: u64, cr3: u64) {
     naked_asm!("mov rax, rcx", "mov rcx, rdx", "rep movsb", "mov cr3, rax", "ret")

@@ -1,7 +1,6 @@
 //! Taking the machine over from the boot loader: the host's region, the move into it, the modules, the guest's image.
 //!
-//! [`BootInfo`] is the one source of what memory is free. It comes from the loader and is trusted, as the loader itself
-//! is.
+//! [`BootInfo`] alone says which memory is free. It comes from the loader, which the host trusts.
 
 use core::ops::Range;
 
@@ -44,19 +43,19 @@ impl From<OutOfHostMemory> for TakeoverError {
     }
 }
 
-/// The machine after the takeover: the host runs in its region, all else is the guest's.
+/// The machine after the takeover: the host runs in its region, and the rest belongs to the guest.
 pub struct Takeover {
     /// The host's memory.
     pub region: HostRegion,
-    /// What of it is free.
+    /// The free pages of the host's memory.
     pub allocator: PhysAllocator,
-    /// Everything else.
+    /// All other memory.
     pub guest_ram: GuestRam,
     /// The machine's memory, with the host's region reserved.
     pub memory_map: MemoryMap,
     /// The host's page tables.
     pub tables: HostTables,
-    /// Where the modules are now, in the loader's order.
+    /// The modules' present addresses, in the loader's order.
     modules: ArrayVec<Range<u64>, MAX_MODULES>,
 }
 
@@ -83,13 +82,12 @@ pub fn take_over(
     let mut allocator = unsafe { PhysAllocator::new(region) };
     let tables = move_host(&mut allocator, &memory_map)?;
     let modules = stage_modules(boot_info, &memory_map, region)?;
-    // SAFETY: the region holds all that is the host's: the image, its stack and tables, and what the allocator hands
-    // out.
+    // SAFETY: the region holds all of the host's memory: the image, its stack and tables, and the allocator's pages.
     let guest_ram = unsafe { GuestRam::new(region.range()) };
     Ok(Takeover { region, allocator, guest_ram, memory_map, tables, modules })
 }
 
-/// The direct map reaches to the end of memory, and over the devices below 4 GiB.
+/// The end of the direct map, which covers all memory, and the devices below 4 GiB.
 fn wanted_direct_map_end(map: &MemoryMap) -> Hpa {
     const FOUR_GIB: u64 = 1 << 32;
     Hpa(map.memory_end().max(FOUR_GIB).next_multiple_of(PageSize::Size1G.bytes()))
@@ -124,7 +122,7 @@ fn stage_modules(
 }
 
 impl Takeover {
-    /// Puts the guest's image and what it needs into its memory; returns how it begins.
+    /// Copies the guest's image and its boot data into its memory. Returns the guest's initial state.
     ///
     /// # Errors
     ///

@@ -11,10 +11,10 @@ const OUTPUT: u8 = 1 << 5;
 /// Counter 2, both bytes, mode 0: the output rises at the end of the count.
 const COMMAND: u8 = 0b1011_0000;
 
-/// Polls before the timer is taken for absent: some seconds.
+/// Polls until the timer is assumed to be absent: some seconds.
 const POLLS: u32 = 5_000_000;
 
-/// Waits so many milliseconds, at most 50.
+/// Waits for at most 50 milliseconds.
 pub fn wait_milliseconds(milliseconds: u16) {
     debug_assert!(milliseconds <= 50, "the counter has 16 bits");
     let [low, high] = ((HERTZ / 1000 * u32::from(milliseconds)) as u16).to_le_bytes();

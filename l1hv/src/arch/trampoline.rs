@@ -1,4 +1,4 @@
-//! The way of the other processors from their start into the image.
+//! The code that takes the other processors from their start into the image.
 
 use boot::entry::{TrampolineParameters, trampoline};
 use ept::Hpa;
@@ -8,16 +8,16 @@ use x86_64::registers::control::{Cr0, Cr3, Cr4, Efer, EferFlags};
 use super::cpu;
 use crate::mem::{GuestRam, HostPages, PAGE_BYTES};
 
-/// Where the processors are to come to.
+/// The processors' destination.
 struct Destination {
-    /// For CR3, in place of the tables that map the trampoline.
+    /// The value for CR3, in place of the tables that map the trampoline.
     cr3: u64,
     arrive: extern "sysv64" fn() -> !,
 }
 
 static DESTINATION: Once<Destination> = Once::new();
 
-/// The page with the trampoline. What was there before comes back when this goes.
+/// The page with the trampoline. Dropping this restores the page's former content.
 pub struct TrampolinePage<'a> {
     page: Hpa,
     ram: &'a GuestRam,
@@ -26,8 +26,8 @@ pub struct TrampolinePage<'a> {
 }
 
 impl<'a> TrampolinePage<'a> {
-    /// Puts the trampoline into `page`, below 1 MiB, which the tables at `cr3` map to itself. The processors come to
-    /// `arrive`, with the tables that this one has now. Called once.
+    /// Puts the trampoline into `page`, below 1 MiB, which the tables at `cr3` map to itself. The processors go to
+    /// `arrive`, with the page tables that this processor uses now. Called once.
     pub fn install(ram: &'a GuestRam, page: Hpa, cr3: Hpa, arrive: extern "sysv64" fn() -> !) -> Self {
         let mut saved = [0; PAGE_BYTES as usize];
         ram.read(page, &mut saved);
@@ -38,12 +38,12 @@ impl<'a> TrampolinePage<'a> {
         Self { page, ram, saved, cr3 }
     }
 
-    /// What a SIPI has to say.
+    /// The vector of the SIPI that starts a processor here.
     pub const fn vector(&self) -> u8 {
         (self.page.0 / PAGE_BYTES) as u8
     }
 
-    /// The next processor arrives on this stack.
+    /// Sets the stack of the next processor.
     pub fn prepare(&self, stack: &HostPages) {
         let parameters = TrampolineParameters {
             stack: stack.as_mut_ptr().addr() as u64 + stack.bytes(),
@@ -51,7 +51,7 @@ impl<'a> TrampolinePage<'a> {
             cr0: Cr0::read_raw() as u32,
             cr3: self.cr3.0 as u32,
             cr4: Cr4::read_raw() as u32,
-            // LMA is the processor's to set.
+            // The processor sets LMA itself.
             efer: (Efer::read() - EferFlags::LONG_MODE_ACTIVE).bits() as u32,
         };
         let bytes = parameters.to_bytes();
@@ -65,10 +65,11 @@ impl Drop for TrampolinePage<'_> {
     }
 }
 
-/// Where the trampoline goes to, on the processor's own stack.
+/// The trampoline jumps here, on the processor's own stack.
 extern "sysv64" fn enter() -> ! {
     let Some(Destination { cr3, arrive }) = DESTINATION.get() else { cpu::halt_forever() };
-    // SAFETY: the tables of the boot processor, which map everything that the trampoline's do but its page.
+    // SAFETY: these are the boot processor's tables, which map everything that the trampoline's tables map but the
+    // trampoline's page.
     unsafe { core::arch::asm!("mov cr3, {}", in(reg) *cr3, options(nostack, preserves_flags)) };
     arrive()
 }

@@ -1,4 +1,4 @@
-//! The VMX instructions, and which VMCS is current.
+//! The VMX instructions, and the record of which VMCS is current.
 
 use core::arch::asm;
 use core::marker::PhantomData;
@@ -14,7 +14,7 @@ use shadow::{FieldId, FieldSet, VmxCaps};
 use crate::mem::HostPages;
 use crate::stop::stop_internal;
 
-/// A VMX instruction whose operand is the address of a region and whose failure is a defect of ours.
+/// A VMX instruction whose operand is the address of a region, and whose failure is a defect of the host.
 macro_rules! instruction_on_region {
     ($instruction:literal, $region:expr) => {{
         let region: Hpa = $region;
@@ -48,7 +48,7 @@ macro_rules! invalidate {
 enum Which {
     Vmcs01,
     Vmcs02,
-    /// Either, or none: the next access loads the one that it wants.
+    /// Either, or none: the next access loads the VMCS that it needs.
     Unknown,
 }
 
@@ -56,8 +56,8 @@ enum Which {
 /// VMCLEAR.
 ///
 /// With VMCS shadowing, vmcs02 changes form: an ordinary VMCS while the nested guest runs, a shadow VMCS, linked to
-/// vmcs01, while the guest hypervisor does. What that reads and writes then is vmcs02 itself, and there is nothing to
-/// copy.
+/// vmcs01, while the guest hypervisor runs. So the guest hypervisor reads and writes vmcs02 itself, and nothing is
+/// copied.
 #[derive(Debug)]
 pub struct Vmcss {
     access: CurrentVmcs,
@@ -67,22 +67,21 @@ pub struct Vmcss {
     launched: [bool; 2],
     /// vmcs02 becomes a shadow VMCS whenever vmcs01 becomes current.
     vmcs02_shadows: bool,
-    /// It is one now.
+    /// vmcs02 is a shadow VMCS now.
     is_shadow: bool,
     /// The shadow VMCS that vmcs02 can be linked to; only [`VmcsPair::access_shadow02`] makes it current.
     shadow02: Option<Hpa>,
 }
 
-/// Access to the VMCS that is current. It is lent out of [`Vmcss`], so that nothing switches to another VMCS meanwhile.
-/// Only [`Self::set_host_state`] writes to the host-state area: from there a VM exit goes on.
+/// Access to the current VMCS. [`Vmcss`] lends it out, so that no code can switch to another VMCS meanwhile. Only
+/// [`Self::set_host_state`] writes to the host-state area, which decides where a VM exit continues.
 #[derive(Debug)]
 pub struct CurrentVmcs {
-    // Not `Send`: current on this processor.
+    // Not `Send`: the VMCS is current on this processor only.
     _not_send: PhantomData<*const ()>,
 }
 
-/// Access to the shadow VMCS that is current. Its host-state area is data like the rest, as no VM entry takes a shadow
-/// VMCS.
+/// Access to the current VMCS if it is shadow02. Its host-state area is mere data, as no VM entry uses a shadow VMCS.
 #[derive(Debug)]
 pub struct ShadowVmcs(CurrentVmcs);
 
@@ -130,19 +129,19 @@ impl Vmcss {
         }
     }
 
-    /// The guest hypervisor runs next.
+    /// To be called before the guest hypervisor runs.
     #[inline(always)]
     pub fn make_vmcs01_current(&mut self) {
         self.vmcs01();
     }
 
-    /// The nested guest runs next.
+    /// To be called before the nested guest runs.
     #[inline(always)]
     pub fn make_vmcs02_current(&mut self) {
         self.vmcs02();
     }
 
-    /// The one that a guest has just run on.
+    /// The VMCS of the guest that has just run.
     #[inline(always)]
     pub fn current(&mut self) -> &mut CurrentVmcs {
         debug_assert!(self.current != Which::Unknown);
@@ -182,7 +181,8 @@ impl Vmcss {
         self.current = which;
     }
 
-    /// Turns vmcs02 into a shadow VMCS or back. VMCLEAR first: the processor may keep an active VMCS on the chip.
+    /// Turns vmcs02 into a shadow VMCS or back. VMCLEAR comes first, as the processor may keep parts of an active VMCS
+    /// on the chip.
     #[inline]
     fn change_form(&mut self, shadow: bool) {
         let region = self.regions[1];
@@ -201,7 +201,7 @@ impl Vmcss {
         self.launched.get(self.current as usize).is_some_and(|&launched| launched)
     }
 
-    /// vmcs01 was entered: it is launched.
+    /// Notes that vmcs01 was entered, so it is launched.
     #[inline]
     pub fn note_entry_of_vmcs01(&mut self) {
         self.launched[Which::Vmcs01 as usize] = true;
@@ -232,7 +232,7 @@ impl VmcsPair for Vmcss {
         self.visit(self.regions[1], access)
     }
 
-    /// VMCLEAR at the end: what was written must be in the region when a VM entry links it.
+    /// VMCLEAR comes last: the written fields must be in the region when a VM entry uses it as a linked VMCS.
     fn access_shadow02<T>(&mut self, access: impl FnOnce(&mut ShadowVmcs) -> T) -> T {
         let Some(region) = self.shadow02 else { stop_internal!("there is no shadow VMCS for vmcs02") };
         let result = self.visit(region, |_| access(&mut ShadowVmcs(CurrentVmcs::new())));
@@ -241,7 +241,7 @@ impl VmcsPair for Vmcss {
         result
     }
 
-    /// Takes effect when vmcs01 becomes current the next time.
+    /// Takes effect the next time that vmcs01 becomes current.
     fn set_vmcs02_shadows(&mut self, shadows: bool) {
         self.vmcs02_shadows = shadows;
         self.current = Which::Unknown;
@@ -271,7 +271,7 @@ fn field_failed(instruction: &str, id: FieldId) -> ! {
 ///
 /// # Safety
 ///
-/// A VMCS is current. If the encoding is of the host-state area, a VM exit to what is written is sound.
+/// A VMCS is current. If the encoding is one of the host-state area, a VM exit to the written state is sound.
 #[inline(always)]
 unsafe fn vmwrite(id: FieldId, encoding: Encoding, value: u64) {
     // SAFETY: the caller's promise.
@@ -287,15 +287,15 @@ unsafe fn vmwrite(id: FieldId, encoding: Encoding, value: u64) {
     }
 }
 
-/// Where VMREAD jumps to when it fails: an instruction with outputs cannot name a label in Rust.
+/// A failed VMREAD jumps here: in Rust, inline assembly with outputs cannot jump to a label.
 #[cold]
 extern "sysv64" fn vmread_failed(encoding: u64) -> ! {
     stop_internal!("VMREAD of {encoding:#x} failed")
 }
 
 impl CurrentVmcs {
-    /// Whether the processor has a field of this encoding. It is the one to ask: it may have fields that no table of
-    /// ours knows.
+    /// Whether the processor has a field of this encoding. Only the processor itself knows: it may have fields that are
+    /// not in the field table.
     pub fn has_encoding(&self, encoding: Encoding) -> bool {
         let failed: u8;
         // SAFETY: a VMCS is current. VMREAD writes nothing but its operand, which is not used.
@@ -317,7 +317,8 @@ impl VmcsAccess for CurrentVmcs {
     #[inline(always)]
     fn read_raw(&self, id: FieldId) -> u64 {
         let value: u64;
-        // SAFETY: a VMCS is current. VMREAD writes nothing but its operand; if it fails, nothing comes back here.
+        // SAFETY: a VMCS is current. VMREAD writes nothing but its operand; after a failure execution does not return
+        // here.
         unsafe {
             asm!(
                 "vmread {value}, {encoding}",
@@ -338,8 +339,8 @@ impl VmcsAccess for CurrentVmcs {
 
     #[inline(always)]
     fn write_raw(&mut self, id: FieldId, value: u64) {
-        // SAFETY: a VMCS is current, and a VM exit goes where it went before. What the field makes of a guest is the
-        // business of the one who enters it.
+        // SAFETY: a VMCS is current, and the write leaves the host-state area alone. The code that enters a guest
+        // answers for the fields that affect the guest.
         unsafe { vmwrite(id, id.encoding_but_host_state(), value) };
     }
 
@@ -372,7 +373,7 @@ impl VmcsAccess for ShadowVmcs {
     }
 }
 
-/// Enters VMX operation. CR0 and CR4 get the bits that it fixes.
+/// Enters VMX operation. Sets the bits of CR0 and CR4 that VMX operation fixes to 1.
 ///
 /// # Safety
 ///
@@ -380,8 +381,7 @@ impl VmcsAccess for ShadowVmcs {
 pub unsafe fn vmxon(region: Hpa, revision: u32, cr0_fixed0: u64, cr4_fixed0: u64) {
     use x86_64::registers::control::{Cr0, Cr4, Cr4Flags};
     let word = super::phys::phys_to_virt(region).cast::<u32>();
-    // SAFETY: the fixed bits are those that the processor demands (NE, PE, PG; VMXE), and the host runs with all of
-    // them well.
+    // SAFETY: the processor demands the fixed bits (NE, PE, PG; VMXE), and the host works with all of them set.
     unsafe {
         word.write_volatile(revision);
         Cr0::write_raw(Cr0::read_raw() | cr0_fixed0);
@@ -390,7 +390,7 @@ pub unsafe fn vmxon(region: Hpa, revision: u32, cr0_fixed0: u64, cr4_fixed0: u64
     }
 }
 
-/// The fields that VMREAD knows, asked one by one in a VMX operation of its own.
+/// The fields that VMREAD knows, tried one by one in VMX operation that is entered and left for this.
 ///
 /// # Safety
 ///
@@ -408,7 +408,7 @@ pub unsafe fn known_fields(region: Hpa, vmcs: Hpa, caps: &VmxCaps) -> FieldSet {
     }
     let current = CurrentVmcs::new();
     let known = FieldId::all().filter(|id| current.has_encoding(id.encoding())).fold(FieldSet::EMPTY, FieldSet::with);
-    // SAFETY: nothing refers to the VMCS any more, nor to VMX operation.
+    // SAFETY: no code uses the VMCS or VMX operation any more.
     unsafe {
         instruction_on_region!("vmclear", vmcs);
         asm!("vmxoff", options(nostack));

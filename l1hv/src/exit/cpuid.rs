@@ -1,4 +1,4 @@
-//! CPUID: the machine's answers, as far as [`shadow::cpuid`] lets them through.
+//! CPUID: the machine's answers, filtered by [`shadow::cpuid`].
 
 use protocol::statistics;
 use shadow::fields::*;
@@ -11,7 +11,7 @@ use crate::hw::Vcpu;
 use crate::processor;
 use crate::stats;
 
-/// Answers.
+/// Handles CPUID.
 pub fn handle(vcpu: &mut Vcpu) -> Action {
     let (leaf, subleaf) = (vcpu.registers[RAX] as u32, vcpu.ecx());
     if leaf == statistics::LEAF && subleaf == statistics::SUBLEAF && vcpu.machine.prints_stats {

@@ -1,5 +1,5 @@
-//! Hypercalls, as [`protocol::hypercall`] describes them, where the option `hypercalls` allows them. Everything else is
-//! VMCALL as the bare processor has it.
+//! Hypercalls, as [`protocol::hypercall`] describes them, if the option `hypercalls` allows them. Any other VMCALL
+//! behaves as on the bare processor.
 
 use protocol::hypercall::{GET_ACCESS, GET_COUNTS, SET_ACCESS, SIGNATURE, Status, VERSION};
 use shadow::FieldId;
@@ -10,10 +10,10 @@ use shadow::registers::{RAX, RBX, RDX};
 
 use crate::hw::Vcpu;
 
-/// Of the interface.
+/// The version of the interface.
 const VERSION_NUMBER: u64 = 1;
 
-/// How a hypercall ends whose access is denied.
+/// The status of a hypercall whose access is denied.
 const fn status(denied: Denied) -> Status {
     match denied {
         Denied::NoShadowing => Status::NoShadowing,
@@ -28,7 +28,7 @@ pub fn is_meant(vcpu: &mut Vcpu) -> bool {
     vcpu.machine.takes_hypercalls && vcpu.registers[RAX] as u32 == SIGNATURE && vcpu.cpl() == 0
 }
 
-/// Carries it out.
+/// Carries out a hypercall.
 pub fn handle(vcpu: &mut Vcpu) -> Action {
     let outcome = match vcpu.ecx() {
         VERSION => version(vcpu),

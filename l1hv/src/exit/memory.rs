@@ -9,7 +9,8 @@ use shadow::nested::{Action, VmcsPair, WatchedMemory, map_beyond};
 
 use crate::hw::Vcpu;
 
-/// Maps what was missing. EPT01 permits everything that it maps, except writes to a page that the host watches.
+/// Maps the missing address. EPT01 permits every access to addresses that it maps, except writes to a page that the
+/// host watches.
 pub fn ept_violation(vcpu: &mut Vcpu) -> Action {
     let vmcs01 = vcpu.vmcs.vmcs01();
     let address = Gpa(vmcs01.read(GUEST_PHYSICAL_ADDRESS));

@@ -1,4 +1,4 @@
-//! Exits of the guest hypervisor, one family a file.
+//! Exits of the guest hypervisor, one file for each family.
 
 mod cpuid;
 mod hypercall;
@@ -22,7 +22,7 @@ use crate::arch::on_behalf;
 use crate::hw::Vcpu;
 use crate::stop::{StopReason, reset_machine, stop};
 
-/// Handles an exit of the guest hypervisor. Apart from the run loop, whose registers are for the short way.
+/// Handles an exit of the guest hypervisor. A function of its own, as the run loop's registers serve the short way.
 #[inline(never)]
 pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
     if reason.is_entry_failure() {
@@ -46,7 +46,7 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
         ExitReason::WRMSR => guest_msr::wrmsr(vcpu),
         ExitReason::XSETBV => xsetbv(vcpu),
         ExitReason::EPT_VIOLATION => memory::ept_violation(vcpu),
-        // Neither is offered; on a processor without them both are #UD.
+        // Neither instruction is offered; on a processor without them both cause #UD.
         ExitReason::GETSEC | ExitReason::VMFUNC => Action::Inject(Fault::InvalidOpcode),
         ExitReason::INVD => invd(),
         ExitReason::INIT => reset::init(vcpu),
@@ -72,8 +72,8 @@ fn vmxoff(vcpu: &mut Vcpu) -> Action {
 }
 
 /// XSETBV exits whatever the controls say. The host uses no extended state, so the guest hypervisor's XCR0 is the
-/// machine's. Its fault at a privilege level other than 0 comes before the exit (SDM 26.1.1 "Relative Priority of
-/// Faults and VM Exits"), but not in every emulation of a processor.
+/// machine's. At a privilege level other than 0 it faults before it exits (SDM 26.1.1 "Relative Priority of Faults and
+/// VM Exits"), but not in every emulation of a processor.
 fn xsetbv(vcpu: &mut Vcpu) -> Action {
     if vcpu.cpl() != 0 {
         return Action::Inject(Fault::GeneralProtection);
@@ -103,7 +103,7 @@ fn task_switch(vcpu: &mut Vcpu) -> ! {
     shut_down(vcpu, why, "run it without task gates and 32-bit tasks")
 }
 
-/// The processor is in shutdown state, of which the chipset makes a reset.
+/// The guest's processor is in shutdown state, which the chipset turns into a reset.
 #[cold]
 fn shut_down(vcpu: &mut Vcpu, why: fmt::Arguments<'_>, advice: &str) -> ! {
     let vmcs01 = vcpu.vmcs.vmcs01();
@@ -123,9 +123,9 @@ fn entry_failed_late(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
     Action::Inject(refused(vcpu, format_args!("{reason:?}, qualification {qualification:#x}")))
 }
 
-/// The processor refuses to enter vmcs01. If an access to a control register that the host emulated has just made it
-/// so, the processor would have refused the access itself: the fault is returned, and nothing has changed. Otherwise it
-/// is as if an event could not be delivered.
+/// The processor refuses to enter vmcs01. If the host has just emulated an access to a control register, that access is
+/// at fault, and the processor itself would have refused it: the access is undone, and its fault is returned. Otherwise
+/// the processor shuts down, as if an event could not be delivered.
 #[cold]
 pub fn refused(vcpu: &mut Vcpu, why: fmt::Arguments<'_>) -> Fault {
     if control_registers::undo(vcpu) {
@@ -137,8 +137,8 @@ pub fn refused(vcpu: &mut Vcpu, why: fmt::Arguments<'_>) -> Fault {
     shut_down(vcpu, format_args!("has a state that the processor refuses ({why})"), "look there for what led to it")
 }
 
-/// An exit that no control asks for and that no processor with known features makes: of an instruction, which is
-/// undefined then, or of an event, which nobody waits for.
+/// An exit that no control asks for and that no processor with known features causes. An instruction that exits so is
+/// undefined for the guest; an event is ignored.
 #[cold]
 fn nobody_asked_for(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
     let vmcs01 = vcpu.vmcs.vmcs01();

@@ -21,13 +21,14 @@ pub fn init(vcpu: &mut Vcpu) -> Action {
         return Action::Resume;
     }
     vcpu.init_blocked = true;
-    // The next VM entry has to look at it, and the short way does not.
+    // The next VM entry must deliver the INIT, which the short way does not do.
     vcpu.vmx.vmcs12.settle();
     deliver_blocked_init(vcpu);
     Action::Resume
 }
 
-/// Outside VMX operation a bootstrap processor begins again at the reset vector, another one waits for a SIPI.
+/// Delivers a blocked INIT outside VMX operation: the bootstrap processor begins again at the reset vector, another
+/// processor waits for a SIPI.
 pub fn deliver_blocked_init(vcpu: &mut Vcpu) {
     const BOOTSTRAP: u64 = 1 << 8;
     if vcpu.vmx.vmxon_region.is_some() || !core::mem::take(&mut vcpu.init_blocked) {
@@ -43,7 +44,7 @@ pub fn deliver_blocked_init(vcpu: &mut Vcpu) {
     }
 }
 
-/// What a processor that the guest has not started yet does.
+/// Resets a processor that the guest has not started yet, and makes it wait for a SIPI.
 pub fn wait_for_start(vcpu: &mut Vcpu) {
     reset_registers(vcpu);
     wait_for_sipi(vcpu);
@@ -54,7 +55,7 @@ fn wait_for_sipi(vcpu: &mut Vcpu) {
     vcpu.machine.processor.set_waits_for_sipi(true);
 }
 
-/// SIPI: begins in real mode at the page that the vector names.
+/// SIPI: the processor begins in real mode at the page that the vector names.
 pub fn startup(vcpu: &mut Vcpu) -> Action {
     let vmcs01 = vcpu.vmcs.vmcs01();
     let vector = vmcs01.read(EXIT_QUALIFICATION) as u8;

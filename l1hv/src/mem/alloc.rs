@@ -1,4 +1,4 @@
-//! Pages of the host's region, handed out once at boot and never taken back.
+//! Pages of the host's region, handed out at boot and never given back.
 #![allow(unsafe_code, reason = "turns raw physical pages into owned memory")]
 
 use core::ptr;
@@ -29,7 +29,7 @@ impl PhysAllocator {
     ///
     /// # Safety
     ///
-    /// The region is memory within the direct map that nothing else uses, now or later.
+    /// The region is memory within the direct map that no other code uses, now or later.
     pub unsafe fn new(region: HostRegion) -> Self {
         Self { next: region.start.0, end: region.end.0 }
     }
@@ -38,7 +38,7 @@ impl PhysAllocator {
     ///
     /// # Errors
     ///
-    /// Fewer are left.
+    /// Fewer pages are left.
     pub fn alloc_pages(&mut self, count: u64) -> Result<HostPages, OutOfHostMemory> {
         let free_pages = self.free_pages();
         if count > free_pages {
@@ -57,7 +57,7 @@ impl PhysAllocator {
     }
 }
 
-/// Contiguous pages with one owner, who keeps them for ever.
+/// Contiguous pages with one owner, which keeps them for ever.
 #[derive(Debug)]
 #[must_use = "pages cannot be given back"]
 pub struct HostPages {

@@ -15,7 +15,7 @@ use ept::Hpa;
 /// Bytes in a page.
 pub const PAGE_BYTES: u64 = 4096;
 
-/// The physical memory that is the host's and that EPT01 leaves out: one piece, aligned to 2 MiB at both ends.
+/// The host's physical memory, which EPT01 does not map: one piece, aligned to 2 MiB at both ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HostRegion {
     /// First byte.

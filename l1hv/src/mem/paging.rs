@@ -23,10 +23,10 @@ const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-/// What one entry of the top table spans.
+/// The bytes that one entry of the top table maps.
 const TOP_ENTRY_BYTES: u64 = 512 << 30;
 
-/// Tables under construction, all in one piece of memory, so that following an entry is indexing.
+/// Tables under construction. They are in one piece of memory, so that an entry leads to its table by an index.
 struct Tables {
     base: Hpa,
     tables: &'static mut [[u64; 512]],
@@ -54,7 +54,7 @@ impl Tables {
         child
     }
 
-    /// A top table that maps what the first one does.
+    /// A top table with the same mappings as the first one.
     fn copy_of_root(&mut self) -> usize {
         let copy = self.used;
         self.used += 1;
@@ -67,7 +67,7 @@ impl Tables {
         self.map_from(0, virt, phys, size, flags);
     }
 
-    /// The same below another top table.
+    /// Maps one page below another top table.
     fn map_from(&mut self, root: usize, virt: u64, phys: Hpa, size: PageSize, flags: u64) {
         let index = |shift: u32| (virt >> shift & 511) as usize;
         let large = if size == PageSize::Size4K { 0 } else { LARGE };
@@ -88,7 +88,7 @@ fn tables_needed(direct_map_end: Hpa, direct_page: PageSize, image_bytes: u64) -
     let pds = if direct_page == PageSize::Size1G { 0 } else { direct_map_end.0.div_ceil(PageSize::Size1G.bytes()) };
     // The image: a PDPT, a page directory, and page tables of 2 MiB each, the first and the last of them in part.
     let image = 2 + image_bytes / PageSize::Size2M.bytes() + 2;
-    // The other top table, and the way down to one page of 2 MiB.
+    // The other top table, and the tables above one page of 2 MiB.
     let start = 3;
     1 + pdpts + pds + image + start
 }
@@ -96,14 +96,14 @@ fn tables_needed(direct_map_end: Hpa, direct_page: PageSize, image_bytes: u64) -
 /// The roots of the host's tables.
 #[derive(Clone, Copy, Debug)]
 pub struct HostTables {
-    /// What the host runs on.
+    /// The root that the host runs on.
     pub root: Hpa,
-    /// The same, and the low 2 MiB mapped to themselves: what a processor starts on.
+    /// The root that a processor starts on: the same mappings, and the low 2 MiB mapped to themselves.
     pub start_root: Hpa,
 }
 
 /// Builds the host's tables: the direct map up to `direct_map_end` (a multiple of 1 GiB), and `parts` of the image,
-/// whose first part is backed by `image_start` and the others by what follows it at the same distances.
+/// whose first part is at physical address `image_start` and the others after it at the same distances.
 ///
 /// # Errors
 ///
