@@ -4,27 +4,27 @@ use core::fmt;
 
 use log::LevelFilter;
 
-/// What the command line asks for.
+/// The options of the command line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Options<'a> {
     /// The least important messages that are logged: `log=error|warn|info|debug|trace`.
     pub log: LevelFilter,
-    /// Whether exit statistics are printed at the end: `stats`.
+    /// Whether a guest may have exit statistics printed: `stats`.
     pub stats: bool,
-    /// Whether the processor's VMCS shadowing is used, if it has it: `vmcs-shadowing=on|off`.
+    /// Whether VMCS shadowing is used, if the processor has it: `vmcs-shadowing=on|off`.
     pub vmcs_shadowing: bool,
     /// Memory kept for the host instead of the computed default, in MiB: `host-memory=MIB`.
     pub host_memory_mib: Option<u32>,
-    /// The most tables that the EPTs of the machine and of all nested guests may have, if not all that there is memory
-    /// for: `ept-tables=COUNT`.
+    /// The most tables that the EPTs of the machine and of all nested guests may have, instead of as many as memory
+    /// allows: `ept-tables=COUNT`.
     pub ept_tables: Option<u32>,
-    /// Changes to what the guest hypervisor accesses in its VMCS without an exit: `shadow=FIELD:ACCESS,...`.
+    /// Changes to the fields that the guest hypervisor accesses in its VMCS without an exit: `shadow=FIELD:ACCESS,...`.
     pub shadow: &'a str,
-    /// Whether accesses to VMCS fields are counted, for which all of them exit: `profile`.
+    /// Whether accesses to VMCS fields are counted, which makes all of them exit: `profile`.
     pub profile: bool,
-    /// What a triple fault of the guest hypervisor does: `triple-fault=reset|stop`.
+    /// The effect of a triple fault of the guest hypervisor: `triple-fault=reset|stop`.
     pub triple_fault: TripleFault,
-    /// Whether the guest's kernel may ask the host for something: `hypercalls`.
+    /// Whether the guest's kernel may make hypercalls: `hypercalls`.
     pub hypercalls: bool,
 }
 
@@ -44,10 +44,10 @@ impl Default for Options<'_> {
     }
 }
 
-/// What a triple fault of the guest hypervisor does.
+/// The effect of a triple fault of the guest hypervisor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TripleFault {
-    /// It resets the machine, as a PC's chipset makes of it: guests use it to restart.
+    /// It resets the machine, as on a PC: guests use it to restart.
     Reset,
     /// It stops the machine with a message that says where it happened.
     Stop,
@@ -62,11 +62,11 @@ pub const EPT_TABLES: core::ops::RangeInclusive<u32> = 16..=262_144;
 /// How an option is recognised and applied.
 enum Apply {
     Flag(for<'a> fn(&mut Options<'a>)),
-    /// The function says whether it took the value; the text says which values there are.
+    /// The function says whether it accepted the value; the text lists the values.
     Value(for<'a> fn(&mut Options<'a>, &'a str) -> bool, &'static str),
 }
 
-/// All options. One row each: the error messages and the parser read the same table.
+/// All options, one row each, for the parser and the error messages.
 const TABLE: [(&str, Apply); 9] = [
     ("log", Apply::Value(set_log, "error, warn, info, debug or trace")),
     ("stats", Apply::Flag(|options| options.stats = true)),
@@ -114,24 +114,24 @@ fn set_ept_tables(options: &mut Options<'_>, value: &str) -> bool {
     options.ept_tables.is_some()
 }
 
-/// What the list says is for those to judge who know the fields.
+/// Accepts any list: the code that knows the fields checks it later.
 fn set_shadow<'a>(options: &mut Options<'a>, value: &'a str) -> bool {
     options.shadow = value;
     !value.is_empty()
 }
 
-/// What is wrong with the command line.
+/// Why the command line cannot be parsed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OptionError<'a> {
     /// No such option.
     Unknown(&'a str),
     /// A flag was given a value.
     UnwantedValue(&'a str),
-    /// The option needs a value, or not this one.
+    /// The option has no value but needs one, or has one that it does not accept.
     BadValue {
         /// The word as given.
         word: &'a str,
-        /// The values that there are.
+        /// The values that the option accepts.
         expected: &'static str,
     },
 }

@@ -1,12 +1,12 @@
-//! Where the host's region and the modules go.
+//! The places of the host's region and of the modules.
 //!
 //! ```text
 //!   0        1 MiB                                                       4 GiB at most
 //!   |  low   |  free for the guest           | modules | host region | modules that were here, ACPI |
 //! ```
 //!
-//! The loader may have put modules anywhere, also where the guest's image must go. Moving them up to just below the
-//! host's region leaves all low memory free, and the guest's Linux can use an initrd where it then is.
+//! The loader may have put modules anywhere, also where the guest's image must be. Moving them up to just below the
+//! host's region leaves all low memory free, and a Linux guest can use an initrd at its new place.
 
 use core::fmt;
 use core::ops::Range;
@@ -18,7 +18,7 @@ use crate::multiboot::MAX_MODULES;
 
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
-/// The host's region is aligned to the page size that EPT01 leaves out of its map with.
+/// The host's region is aligned to 2 MiB, so that EPT01 can leave it out without splitting large pages.
 const REGION_ALIGN: u64 = 2 * MIB;
 const FOUR_GIB: u64 = 1 << 32;
 
@@ -78,20 +78,20 @@ pub fn host_region_bytes(map: &MemoryMap, processors: usize, host_memory_mib: Op
 ///
 /// # Errors
 ///
-/// There is none.
+/// There is no such range.
 pub fn host_region(map: &MemoryMap, bytes: u64, taken: &[Range<u64>]) -> Result<Range<u64>, LayoutError> {
     map.find_highest(bytes, REGION_ALIGN, MIB..FOUR_GIB, taken)
         .ok_or(LayoutError::NoHostRegion { bytes, usable_bytes: map.usable_bytes() })
 }
 
-/// One move of the staging; source and destination may overlap.
+/// The move of one module; source and destination may overlap.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Move {
     /// The module's place in the loader's list.
     pub module: usize,
-    /// Where it lies.
+    /// The address of its first byte before the move.
     pub from: u64,
-    /// Where it goes.
+    /// The address of its first byte after the move.
     pub to: u64,
     /// Its size in bytes.
     pub length: u64,
@@ -99,8 +99,8 @@ pub struct Move {
 
 /// Plans moves of all modules that lie below `limit`, the start of the host's region, to pages directly below it.
 ///
-/// Done in the returned order, no move destroys a module that is still to be moved: the highest module goes first, each
-/// goes upward, and never below the end of the next lower one.
+/// In the returned order, no move destroys a module that is still to be moved: the highest module is moved first, and
+/// each is moved upward, or to the end of the next lower one at the lowest.
 ///
 /// # Errors
 ///

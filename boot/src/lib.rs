@@ -1,4 +1,4 @@
-//! From power-on to the guest's first instruction, as far as it can be decided without touching the machine.
+//! The decisions between power-on and the guest's first instruction that need no access to the machine.
 //!
 //! ```text
 //!   entry (assembly) -> multiboot -> cmdline, memory_map -> layout -> acpi -> guest -> LoadPlan, GuestEntry
@@ -30,7 +30,7 @@ pub mod memory_map;
 pub mod multiboot;
 pub mod phys;
 
-/// Why the machine stops that an error of this crate ends.
+/// The reasons for which errors of this crate stop the machine.
 pub use protocol::stop;
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
-//! Whether the processor is one that the host can run on.
+//! Checks that the host can run on the processor.
 
 use core::fmt;
 
 use crate::stop::StopKind;
 
-/// What the processor says about VMX; the MSRs are zero where they do not exist.
+/// What the processor reports about VMX. MSRs that do not exist are zero.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct VmxSupport {
     /// CPUID.1:ECX.VMX\[bit 5\].
@@ -40,10 +40,10 @@ const ENABLE_EPT: u64 = allowed_1(1);
 const ENABLE_VPID: u64 = allowed_1(5);
 const UNRESTRICTED_GUEST: u64 = allowed_1(7);
 
-/// Picks the capability MSR of a control word.
+/// Selects the capability MSR of a control word.
 type Word = fn(&VmxSupport) -> u64;
 
-/// The controls without which the host does not run, beside those that have kinds of their own: word, bit and name.
+/// The controls that the host needs, besides those whose absence has a stop kind of its own: word, bit and name.
 const CONTROLS: [(Word, u32, &str); 12] = [
     (|vmx| vmx.primary_controls, 27, "the monitor trap flag"),
     (|vmx| vmx.primary_controls, 28, "MSR bitmaps"),
@@ -59,8 +59,8 @@ const CONTROLS: [(Word, u32, &str); 12] = [
     (|vmx| vmx.entry_controls, 15, "IA32_EFER loaded by VM entries"),
 ];
 
-/// The features of INVVPID that the host uses in IA32_VMX_EPT_VPID_CAP, with their names. The guest hypervisor is
-/// offered those of the others that there are.
+/// The features of INVVPID in IA32_VMX_EPT_VPID_CAP that the host uses, with their names. Of the other features, the
+/// guest hypervisor is offered those that the processor has.
 const VPID_FEATURES: [(u64, &str); 2] = [(1 << 32, "INVVPID"), (1 << 41, "single-context INVVPID")];
 
 /// The features of IA32_VMX_EPT_VPID_CAP that the host uses, with their names. SDM Vol. 3D, A.10 "VPID and EPT
@@ -77,7 +77,7 @@ const EPT_FEATURES: [(u64, &str); 6] = [
 /// Why the host cannot run here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Unsupported {
-    /// No VMX at all.
+    /// No VMX.
     NoVmx,
     /// IA32_FEATURE_CONTROL is locked without VMX outside SMX.
     VmxLocked,

@@ -1,4 +1,4 @@
-//! The machine's memory map: sanitised once, then asked for free space.
+//! The machine's memory map: sanitised once, then searched for free space.
 //!
 //! Firmware maps come unsorted, overlapping and unaligned. [`MemoryMap::sanitize`] turns them into sorted regions
 //! without overlap; where two claims disagree, the less usable kind wins, as in Linux's `e820__update_table`.
@@ -13,7 +13,7 @@ pub const MAX_REGIONS: usize = 128;
 
 /// What a region is for, with the numbers of ACPI 6.5, 15.1 "INT 15H, E820H"; multiboot 1 uses the same.
 ///
-/// Open, because firmware invents kinds; a greater number is less usable.
+/// A newtype, not an enum, because firmware uses kinds of its own. A greater number is less usable.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RegionKind(pub u32);
 
@@ -50,7 +50,7 @@ pub struct Region {
     pub start: u64,
     /// The byte after the last.
     pub end: u64,
-    /// What it is for.
+    /// The use of the region.
     pub kind: RegionKind,
 }
 
@@ -66,14 +66,14 @@ impl fmt::Display for TooManyRegions {
 
 impl core::error::Error for TooManyRegions {}
 
-/// Sorted regions without overlap; what no region covers is not memory.
+/// Sorted regions without overlap. An address in no region is not memory.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct MemoryMap {
     regions: ArrayVec<Region, MAX_REGIONS>,
 }
 
 impl MemoryMap {
-    /// Makes a map of whatever the firmware says.
+    /// Makes a map of the firmware's claims.
     ///
     /// # Errors
     ///
@@ -104,7 +104,7 @@ impl MemoryMap {
         Ok(map)
     }
 
-    /// Adds a region above all others, joining it to the last where they touch and agree.
+    /// Adds a region above all others. Joins it to the last one if they are adjacent and of the same kind.
     fn append(&mut self, region: Region) -> Result<(), TooManyRegions> {
         match self.regions.last_mut() {
             Some(last) if last.end == region.start && last.kind == region.kind => last.end = region.end,
@@ -118,7 +118,7 @@ impl MemoryMap {
         &self.regions
     }
 
-    /// Takes `range` out of the usable memory; a new map, because it may not fit.
+    /// A new map without `range` in the usable memory.
     ///
     /// # Errors
     ///
@@ -144,7 +144,7 @@ impl MemoryMap {
         self.usable().map(|range| range.end - range.start).sum()
     }
 
-    /// The end of the highest memory of any kind that is memory: usable or ACPI's.
+    /// The end of the highest memory, usable or ACPI's.
     pub fn memory_end(&self) -> u64 {
         let memory = |region: &&Region| {
             matches!(region.kind, RegionKind::USABLE | RegionKind::ACPI_TABLES | RegionKind::ACPI_NVS)
@@ -273,7 +273,7 @@ mod tests {
         }
     }
 
-    /// What a list of claims says about one address.
+    /// The kind of one address by a list of claims.
     fn kind_at(claims: &[Region], address: u64) -> Option<RegionKind> {
         claims.iter().filter(|claim| (claim.start..claim.end).contains(&address)).map(|claim| claim.kind).max()
     }

@@ -1,7 +1,7 @@
-//! What a multiboot 1 loader passes: command line, modules, memory map.
+//! The information that a multiboot 1 loader passes: command line, modules, memory map.
 //!
-//! Reference: Multiboot Specification version 0.6.96, 3.3 "Boot information format". Everything is copied out of the
-//! loader's structures at once, because they lie in memory that becomes the guest's.
+//! Reference: Multiboot Specification version 0.6.96, 3.3 "Boot information format". All of it is copied out of the
+//! loader's structures at the start, because they lie in memory that becomes the guest's.
 
 use core::fmt;
 use core::ops::Range;
@@ -11,16 +11,16 @@ use arrayvec::ArrayVec;
 use crate::memory_map::{MemoryMap, Region, RegionKind, TooManyRegions};
 use crate::phys::{OutOfRange, PhysMemory};
 
-/// What the loader leaves in EAX.
+/// The value that the loader leaves in EAX.
 pub const LOADER_MAGIC: u32 = 0x2BAD_B002;
 
-/// The most modules that are taken: the guest's image and what belongs to it.
+/// The most modules: the guest's image and the modules that belong to it.
 pub const MAX_MODULES: usize = 32;
 
 /// The most bytes of all strings together.
 const STRING_BYTES: usize = 8192;
 
-/// The flags of the information structure that are used here, and also in the one that the guest gets.
+/// The flags of the information structure that this parser uses. The structure for the guest uses them too.
 pub(crate) mod info_flags {
     pub const MEMORY: u32 = 1 << 0;
     pub const COMMAND_LINE: u32 = 1 << 2;
@@ -45,7 +45,7 @@ pub(crate) mod info_offset {
 /// Why the loader's information is unusable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BootInfoError {
-    /// EAX holds something else than [`LOADER_MAGIC`].
+    /// EAX does not hold [`LOADER_MAGIC`].
     NotMultiboot(u32),
     /// A structure is not in memory.
     OutOfRange(OutOfRange),
@@ -57,7 +57,7 @@ pub enum BootInfoError {
     TooManyRegions,
     /// More than [`MAX_MODULES`] modules.
     TooManyModules(u32),
-    /// A module ends before it starts.
+    /// A module ends before it starts, or does not start on a page.
     BadModule {
         /// Its place in the loader's list.
         index: usize,
@@ -116,7 +116,7 @@ pub struct Module {
     string: StringRange,
 }
 
-/// All that the loader said.
+/// The loader's information.
 #[derive(Debug)]
 pub struct BootInfo {
     strings: ArrayVec<u8, STRING_BYTES>,
@@ -133,7 +133,7 @@ impl BootInfo {
     ///
     /// # Errors
     ///
-    /// `magic` is not a multiboot loader's, or something in the structures makes no sense.
+    /// `magic` is not that of a multiboot loader, or a structure is damaged.
     pub fn parse(memory: &impl PhysMemory, magic: u32, info: u32) -> Result<Self, BootInfoError> {
         if magic != LOADER_MAGIC {
             return Err(BootInfoError::NotMultiboot(magic));
@@ -182,8 +182,8 @@ impl BootInfo {
         self.arguments(&module.string)
     }
 
-    /// GRUB 2 passes the words after the file name; GRUB Legacy and QEMU put the file name first, and so does who wants
-    /// that of GRUB 2 and writes an absolute name as the first word.
+    /// The words after the file's name. GRUB Legacy and QEMU put the file's name first. GRUB 2 passes only the words
+    /// that follow the name in its configuration, of which the first may be an absolute file name again.
     fn arguments(&self, string: &StringRange) -> &[u8] {
         let string = self.strings[string.clone()].trim_ascii();
         let loader = self.loader_name();
@@ -251,7 +251,7 @@ impl<M: PhysMemory> Reader<'_, M> {
         let mut claims = ArrayVec::<Region, { crate::memory_map::MAX_REGIONS }>::new();
         let mut entry = start;
         while entry < end {
-            /// Base, length and kind; the size field before them does not count itself.
+            /// Bytes of base, length and kind. The size field before them does not count itself.
             const ENTRY_BYTES: u32 = 20;
             let size = self.memory.read_u32(entry)?;
             if size < ENTRY_BYTES || entry + 4 + u64::from(size) > end {

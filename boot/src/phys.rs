@@ -5,9 +5,9 @@ use core::fmt;
 /// A structure claims to lie where there is no memory to read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OutOfRange {
-    /// Where.
+    /// The first address.
     pub address: u64,
-    /// How many bytes.
+    /// The number of bytes.
     pub length: u64,
 }
 
@@ -19,7 +19,7 @@ impl fmt::Display for OutOfRange {
 
 impl core::error::Error for OutOfRange {}
 
-/// Physical memory that can be copied from.
+/// Physical memory from which bytes can be copied.
 pub trait PhysMemory {
     /// Fills `buffer` from physical `address`.
     ///
@@ -51,7 +51,7 @@ pub trait PhysMemory {
     }
 }
 
-/// A piece of memory for tests: `bytes` at physical `base`, nothing elsewhere.
+/// Memory for tests: `bytes` at physical `base`, and nothing elsewhere.
 #[cfg(test)]
 #[derive(Clone, Debug)]
 pub(crate) struct FakePhys {

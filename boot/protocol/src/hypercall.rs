@@ -1,4 +1,4 @@
-//! Hypercalls: VMCALL at CPL 0 with [`SIGNATURE`] in EAX, where l1hv's option `hypercalls` allows them.
+//! Hypercalls: VMCALL at CPL 0 with [`SIGNATURE`] in EAX, if l1hv's option `hypercalls` allows them.
 //!
 //! | ECX | in | out, if RAX is [`Status::Success`] |
 //! |---|---|---|
@@ -21,21 +21,21 @@ pub const GET_ACCESS: u32 = 2;
 /// Ask how many accesses exited.
 pub const GET_COUNTS: u32 = 3;
 
-/// How a hypercall ends.
+/// The outcome of a hypercall.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u64)]
 pub enum Status {
-    /// As asked.
+    /// The hypercall was carried out.
     Success = 0,
     /// No function has this number.
     NoSuchFunction = 1,
     /// The encoding names no field that is offered.
     NoSuchField = 2,
-    /// The field's value in vmcs02 is the host's.
+    /// Access cannot be granted: the field's value in vmcs02 is the host's.
     NotTheGuests = 3,
     /// The field is read-only.
     ReadOnly = 4,
-    /// Bits of EBX that mean nothing.
+    /// EBX has bits without a meaning.
     BadAccess = 5,
     /// There is no VMCS shadowing.
     NoShadowing = 6,

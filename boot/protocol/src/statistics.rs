@@ -1,5 +1,5 @@
-//! Statistics: CPUID with [`LEAF`] and [`SUBLEAF`] makes an l1hv with the option `stats` write them to its log. A
-//! processor answers the leaf like every other that it does not have, and so does l1hv.
+//! Statistics: CPUID with [`LEAF`] and [`SUBLEAF`] makes an l1hv with the option `stats` write them to its log. The
+//! answer is that of any leaf that the processor does not have.
 
 use core::fmt;
 
@@ -9,20 +9,20 @@ pub const LEAF: u32 = crate::SIGNATURE;
 /// ECX.
 pub const SUBLEAF: u32 = 1;
 
-/// Begins each line.
+/// The beginning of each line.
 pub const LINE_PREFIX: &str = "[l1hv STATS] ";
 
-/// Begins each line of a profile, which follows with the option `profile`: `FIELD READS WRITES GRANTED MOST`, the last
-/// two of `none`, `r`, `w` and `rw`.
+/// The beginning of each line of a profile, which follows with the option `profile`: `FIELD READS WRITES GRANTED MOST`.
+/// The last two are each one of `none`, `r`, `w` and `rw`.
 pub const PROFILE_PREFIX: &str = "[l1hv PROFILE] ";
 
 /// [`Row::reason`] of the sum of all reasons.
 pub const TOTAL: &str = "total";
 
-/// The names of a [`Row`]'s parts, as a line of their own.
+/// The names of a [`Row`]'s parts, for a heading line.
 pub const HEADING: &str = "reason guest-hypervisor nested reflected";
 
-/// Exits of one reason, as one line says them after [`LINE_PREFIX`].
+/// Exits of one reason, as a line lists them after [`LINE_PREFIX`].
 ///
 /// ```
 /// use protocol::statistics::Row;
@@ -39,7 +39,7 @@ pub struct Row<'a> {
     pub guest_hypervisor: u64,
     /// Exits of nested guests.
     pub nested: u64,
-    /// Of the latter, those that the guest hypervisor got.
+    /// Exits of nested guests that were reflected to the guest hypervisor.
     pub reflected: u64,
 }
 

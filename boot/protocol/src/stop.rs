@@ -1,6 +1,6 @@
-//! Why l1hv stops: a closed list, and the one line that says it.
+//! Why l1hv stops: a closed list of reasons, and the line that gives one.
 
-/// How the line begins; the kind's name, a colon, a space and the message follow.
+/// The beginning of the line; the kind's name, a colon, a space and the message follow.
 pub const LINE_PREFIX: &str = "l1hv: stop: ";
 
 /// The kind and the message of a stop, from a line of the log.
@@ -16,8 +16,8 @@ pub fn parse(line: &str) -> Option<(&str, &str)> {
     Some((kind.trim(), message.trim()))
 }
 
-/// The kind of the reason. Its [name](StopKind::name) is what the line says, its [status](StopKind::status) what the
-/// machine exits with.
+/// The kind of the reason. The line gives its [name](StopKind::name), and the machine exits with its
+/// [status](StopKind::status).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum StopKind {
     /// The processor has no 64-bit mode.
@@ -42,7 +42,7 @@ pub enum StopKind {
     BadBootInfo,
     /// The boot loader passed no module.
     NoGuestImage,
-    /// The guest's image, or what belongs to it, cannot be loaded.
+    /// The guest's image, or one of its modules, cannot be loaded.
     BadImage,
     /// The host's command line has an option or a value that does not exist.
     BadOption,
@@ -101,8 +101,8 @@ impl StopKind {
         }
     }
 
-    /// What goes to [`EXIT_PORT`](crate::EXIT_PORT); QEMU then exits with `status << 1 | 1`, so it stays below 128. It
-    /// starts at 16, above what guests use.
+    /// The value written to [`EXIT_PORT`](crate::EXIT_PORT). QEMU then exits with `status << 1 | 1`, so it stays below
+    /// 128. It starts at 16, above what guests use.
     pub const fn status(self) -> u32 {
         16 + self as u32
     }

@@ -1,4 +1,4 @@
-//! The MADT, ACPI's list of interrupt controllers and with them of processors.
+//! The MADT: ACPI's list of interrupt controllers, and so of processors.
 
 use super::{Processors, TableError, add, read_u8};
 use crate::phys::{OutOfRange, PhysMemory};
@@ -7,7 +7,7 @@ use crate::phys::{OutOfRange, PhysMemory};
 const TABLE_LENGTH: u64 = 4;
 /// Size of any table's header.
 const TABLE_HEADER_BYTES: u64 = 36;
-/// No sane table is longer; damaged lengths are.
+/// The longest plausible table: a greater length is damaged.
 const MAX_TABLE_BYTES: u32 = 1 << 20;
 
 /// Offset of the MADT's first entry.
@@ -47,7 +47,7 @@ fn table_length(memory: &impl PhysMemory, table: u64) -> Result<u32, OutOfRange>
     Ok(length)
 }
 
-/// The processor that the entry at `entry` is about, if it is about an enabled one.
+/// The processor that the entry at `entry` describes, if it describes an enabled one.
 fn processor(memory: &impl PhysMemory, entry: u64, kind: u8, length: u8) -> Result<Option<u32>, TableError> {
     const LOCAL_APIC: u8 = 0;
     const LOCAL_X2APIC: u8 = 9;

@@ -19,11 +19,11 @@ pub type Processors = ArrayVec<u32, MAX_PROCESSORS>;
 /// Why a table is unusable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TableError {
-    /// It claims to lie where there is no memory.
+    /// The table claims to lie where there is no memory.
     OutOfRange(OutOfRange),
     /// An entry is too short, or reaches beyond the table.
     BadEntry(u64),
-    /// It has too many processors.
+    /// The table has too many processors.
     TooManyProcessors,
 }
 
@@ -45,7 +45,7 @@ impl fmt::Display for TableError {
 
 impl core::error::Error for TableError {}
 
-/// The machine's enabled processors, from the table that is newer; `None` if there is none of them.
+/// The machine's enabled processors, from the MADT or else from the MP table; `None` if there is neither.
 ///
 /// # Errors
 ///
@@ -61,7 +61,7 @@ pub fn processors(memory: &impl PhysMemory, rsdp: Option<u64>) -> Result<Option<
     }
 }
 
-/// Adds a processor, if it is not in the list yet: one with a small id may have an entry of either kind.
+/// Adds a processor, unless it is in the list already: a processor with a small id may have entries of both kinds.
 fn add(processors: &mut Processors, apic_id: u32) -> Result<(), TableError> {
     if processors.contains(&apic_id) {
         return Ok(());
@@ -88,12 +88,14 @@ fn sums_to_zero(memory: &impl PhysMemory, address: u64, length: u64) -> bool {
         .is_ok_and(|sum| sum == 0)
 }
 
-/// Where firmware leaves its entry points: the extended BIOS data area's first KiB and the BIOS's ROM.
+/// The areas in which firmware leaves its entry points: the first KiB of the extended BIOS data area, and the BIOS's
+/// ROM.
 fn search_areas(memory: &impl PhysMemory, rom_start: u64) -> [core::ops::Range<u64>; 2] {
     const EBDA_SEGMENT: u64 = 0x40e;
     const ROM_END: u64 = 0x10_0000;
     const KIB: u64 = 1024;
-    // Absent in a machine without a BIOS; then the word is usually zero, and address 0 holds nothing of interest.
+    // A machine without a BIOS has no such area. Then the word is usually zero, and a search at address 0 finds
+    // nothing.
     let ebda = u64::from(read_u16(memory, EBDA_SEGMENT).unwrap_or(0)) << 4;
     [ebda..ebda + KIB, rom_start..ROM_END]
 }

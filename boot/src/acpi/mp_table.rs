@@ -1,9 +1,9 @@
-//! The MP configuration table, which a guest reads where it finds no ACPI.
+//! The MP configuration table, which a guest reads if it finds no ACPI tables.
 
 use super::{Processors, TableError, add, find_structure, read_u8, read_u16, search_areas};
 use crate::phys::PhysMemory;
 
-/// The end of base memory, where old firmware has the floating pointer instead of the extended BIOS data area.
+/// The end of base memory. Old firmware puts the floating pointer there instead of in the extended BIOS data area.
 const BASE_MEMORY_LAST_KIB: core::ops::Range<u64> = 0x9_fc00..0xa_0000;
 
 /// Offsets within the table.

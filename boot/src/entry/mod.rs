@@ -36,7 +36,7 @@ unsafe extern "C" {
     static trampoline_end: u8;
 }
 
-/// What a processor needs on its way from real mode into the image: the end of the [`trampoline`].
+/// The parameters of a processor on its way from real mode into the image: the end of the [`trampoline`].
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct TrampolineParameters {
@@ -55,7 +55,7 @@ pub struct TrampolineParameters {
 }
 
 impl TrampolineParameters {
-    /// Their bytes, as the trampoline reads them.
+    /// The parameters as bytes, as the trampoline reads them.
     pub fn to_bytes(&self) -> [u8; size_of::<Self>()] {
         let mut bytes = [0; size_of::<Self>()];
         let (wide, narrow) = bytes.split_at_mut(16);
@@ -69,7 +69,7 @@ impl TrampolineParameters {
     }
 }
 
-/// The code that a SIPI starts, for any page below 1 MiB, and the parameters behind it, which are zero here.
+/// The code that a SIPI starts, for any page below 1 MiB, followed by the parameters, which are zero here.
 pub fn trampoline() -> &'static [u8] {
     let (start, end) = (&raw const trampoline_start, &raw const trampoline_end);
     let parameters = (&raw const trampoline_parameters).addr();

@@ -1,11 +1,13 @@
 // From a multiboot 1 loader (32-bit protected mode, flat, paging off) to long mode and `l1hv_main(magic, info)`.
 //
-// Everything is linked at VIRTUAL_BASE + its physical address, so code that runs before paging subtracts VIRTUAL_BASE from each symbol.
+// Everything is linked at VIRTUAL_BASE + its physical address, so code that runs before paging subtracts VIRTUAL_BASE
+// from each symbol.
 
 .set VIRTUAL_BASE, 0xFFFFFFFF80000000
 
 .set MULTIBOOT_MAGIC, 0x1BADB002
-// Page-aligned modules, memory information, and the address fields below. The address fields are what lets `qemu -kernel` load a 64-bit ELF.
+// Page-aligned modules, memory information, and the address fields below. `qemu -kernel` loads a 64-bit ELF only by the
+// address fields.
 .set MULTIBOOT_FLAGS, (1 << 0) | (1 << 1) | (1 << 16)
 
 .set CR0_PE, 1 << 0
@@ -106,7 +108,7 @@ _start:
     lgdt early_gdt_pointer - VIRTUAL_BASE
     ljmpl $0x08, $(long_mode - VIRTUAL_BASE)
 
-// No 64-bit mode: say so on the log device, end the machine, halt. The words are those of `protocol::stop`.
+// No 64-bit mode: report it on the log device, end the machine, halt. The line has the form of `protocol::stop`.
 no_long_mode:
     movl $(no_long_mode_text - VIRTUAL_BASE), %esi
     movw ${debug_port}, %dx
@@ -120,7 +122,7 @@ no_long_mode:
     jz 6f
     cmpw ${debug_port}, %dx
     je 5f
-    movl $100000, %ecx                  // a UART that is not there must not hold us
+    movl $100000, %ecx                  // the wait for an absent UART must end
 4:  movw $0x3fd, %dx
     inb %dx, %al
     testb $0x20, %al                    // transmitter holding register empty

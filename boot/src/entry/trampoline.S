@@ -1,7 +1,8 @@
-// From the real mode in which a SIPI starts a processor, at the beginning of a page below 1 MiB, to 64-bit code of the image.
+// From the real mode in which a SIPI starts a processor, at the beginning of a page below 1 MiB, to 64-bit code of the
+// image.
 //
-// The code is copied to that page, and its parameters to behind it. Paging, with tables that map the page to itself, and long mode are
-// entered in one step.
+// The code is copied to that page, followed by its parameters. One write to CR0 enables paging, with tables that map
+// the page to itself, and enters long mode.
 
 .section .rodata.trampoline, "a"
 .balign 16
@@ -14,7 +15,7 @@ trampoline_start:
     movw %bx, %ds
     movzwl %bx, %ebx
     shll $4, %ebx                       // the page's address
-    // Addresses that only the page's place decides: the GDT's, and where 64-bit code begins.
+    // Two addresses depend on the page: that of the GDT, and that of the 64-bit code.
     leal (trampoline_gdt - trampoline_start)(%ebx), %eax
     movl %eax, trampoline_gdt_base - trampoline_start
     leal (trampoline_long - trampoline_start)(%ebx), %eax

@@ -10,7 +10,8 @@ use crate::memory_map::{MemoryMap, overlap};
 use crate::multiboot::MAX_MODULES;
 
 const PAGE: u64 = 4096;
-/// Where generated structures may go: above what firmware and real-mode code use, below the extended BIOS data area.
+/// The memory for generated structures: above the memory that firmware and real-mode code use, below the extended BIOS
+/// data area.
 const LOW_MEMORY: Range<u64> = 0x1_0000..0x9_f000;
 const FOUR_GIB: u64 = 1 << 32;
 
@@ -19,7 +20,7 @@ pub(crate) struct PlanBuilder<'a> {
     map: &'a MemoryMap,
     copies: ArrayVec<PlannedCopy<'a>, MAX_COPIES>,
     zeros: ArrayVec<Range<u64>, MAX_ZEROS>,
-    /// The modules, and every destination so far.
+    /// The ranges of the modules, and of every destination so far.
     taken: ArrayVec<Range<u64>, { MAX_MODULES + MAX_COPIES + MAX_ZEROS }>,
 }
 
@@ -38,7 +39,7 @@ impl<'a> PlanBuilder<'a> {
         self.taken.try_push(range).map_err(|_| LoadError::TooManyParts)
     }
 
-    /// Whether `range` is usable memory that nothing has taken.
+    /// Whether `range` is usable memory that is not taken.
     pub fn is_free(&self, range: &Range<u64>) -> bool {
         range.end <= FOUR_GIB && self.map.is_usable(range) && !self.taken.iter().any(|taken| overlap(taken, range))
     }

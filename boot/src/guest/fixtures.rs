@@ -1,4 +1,4 @@
-//! What the loaders' tests share.
+//! Helpers that the loaders' tests share.
 
 use super::*;
 use crate::memory_map::{Region, RegionKind, overlap};
@@ -23,7 +23,7 @@ pub(crate) fn input<'a>(
     GuestInput { image, modules, memory_map, loader_name: b"GRUB 2.06", acpi_rsdp: None }
 }
 
-/// Holds a plan against [`LoadPlan`]'s promises.
+/// Checks a plan against [`LoadPlan`]'s promises.
 pub(crate) fn check_plan(plan: &LoadPlan<'_>, map: &MemoryMap, modules: &[GuestModule<'_>]) {
     let copies = plan.copies.iter().map(|copy| copy.to.0..copy.to.0 + copy.bytes.len() as u64);
     let destinations: Vec<_> = copies.chain(plan.zeros.iter().cloned()).collect();

@@ -1,7 +1,6 @@
 //! Linux bzImages, started at the 64-bit entry of the boot protocol.
 //!
-//! Reference: the kernel's Documentation/arch/x86/boot.rst, "64-bit Boot Protocol", and zero-page.rst. What the kernel
-//! gets:
+//! Reference: the kernel's Documentation/arch/x86/boot.rst, "64-bit Boot Protocol", and zero-page.rst. The kernel gets:
 //!
 //! ```text
 //!   low memory    zero page · page tables (identity, 4 GiB) · GDT · command line · stack
@@ -53,7 +52,7 @@ const UNDEFINED_LOADER: u8 = 0xff;
 const SECTOR: usize = 512;
 /// The last byte that a setup header may reach in the zero page.
 const SETUP_HEADER_END: usize = 0x290;
-/// Where the 64-bit entry is within the kernel.
+/// The offset of the 64-bit entry within the kernel.
 const ENTRY_64: u64 = 0x200;
 
 const STACK_BYTES: u64 = PAGE;
@@ -125,7 +124,8 @@ impl<'a> SetupHeader<'a> {
         })
     }
 
-    /// What follows the real-mode code. Its size is in paragraphs, so the last one may be cut short.
+    /// The protected-mode kernel, which follows the real-mode code. Its size is in paragraphs, and the last paragraph
+    /// may be cut short.
     fn kernel(file: &[u8], setup_sects: u8, syssize: u32) -> Result<&[u8], LoadError> {
         const PARAGRAPH: usize = 16;
         let truncated = LoadError::Truncated("kernel");
@@ -174,7 +174,7 @@ pub(crate) fn plan<'a>(input: &GuestInput<'a>, scratch: &'a mut [u8]) -> Result<
     let (stack, _) = low.alloc(STACK_BYTES, 16)?;
     let gdt_base = build_gdt(&mut low)?;
     let command_line = low.string(arguments)?;
-    // The zero page is at the block's start, and only now is its last field known.
+    // The zero page is at the block's start. Its last field is known only now.
     low.put(zero_page, offset::CMD_LINE_PTR, &(command_line as u32).to_le_bytes());
     let entry = GuestEntry::Linux64 {
         cr3: Gpa(cr3),
@@ -187,7 +187,7 @@ pub(crate) fn plan<'a>(input: &GuestInput<'a>, scratch: &'a mut [u8]) -> Result<
     builder.finish(low, entry)
 }
 
-/// Decides where the initrd is. Empty without modules.
+/// Decides the address of the initrd. The range is empty without modules.
 fn place_initrd<'a>(
     builder: &mut PlanBuilder<'a>,
     modules: &[GuestModule<'a>],
@@ -236,8 +236,8 @@ fn fill_zero_page(
     }
 }
 
-/// The screen as the firmware leaves it for a boot loader: 80x25 text on a VGA. Without it the kernel takes the screen
-/// for absent.
+/// The screen as the firmware leaves it for a boot loader: 80x25 text on a VGA. Without this the kernel assumes that
+/// there is no screen.
 fn put_text_screen(put: &mut impl FnMut(usize, &[u8])) {
     const ORIG_VIDEO_MODE: usize = offset::SCREEN_INFO + 0x06;
     const ORIG_VIDEO_COLS: usize = offset::SCREEN_INFO + 0x07;

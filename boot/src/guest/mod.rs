@@ -1,7 +1,7 @@
-//! Guest images: what must be where in memory, and how the guest begins.
+//! Guest images: their place in memory, and the state in which the guest begins.
 //!
-//! A loader reads the staged modules and returns a [`LoadPlan`]; nothing is written until the whole plan stands.
-//! Structures that the guest's boot protocol wants in low memory are composed in a scratch buffer of the host and
+//! A loader reads the staged modules and returns a [`LoadPlan`]; nothing is written until the whole plan is complete.
+//! Structures that the guest's boot protocol requires in low memory are composed in a scratch buffer of the host and
 //! copied like the rest.
 
 mod builder;
@@ -24,10 +24,10 @@ pub(crate) use builder::{LowBlock, PlanBuilder};
 pub const MAX_COPIES: usize = 64;
 /// The most ranges that a plan zeroes.
 pub const MAX_ZEROS: usize = 32;
-/// The size of the scratch buffer that [`plan`] wants.
+/// The size of the scratch buffer that [`plan`] needs.
 pub const SCRATCH_BYTES: usize = 64 * 1024;
 
-/// A module where it is staged.
+/// A staged module.
 #[derive(Clone, Copy, Debug)]
 pub struct GuestModule<'a> {
     /// Physical address of its first byte; on a page.
@@ -36,7 +36,7 @@ pub struct GuestModule<'a> {
     pub bytes: &'a [u8],
     /// The string that the loader passed with it.
     pub string: &'a [u8],
-    /// The string without the file's name, should the loader have put that first.
+    /// The string without the file's name, if the loader put that first.
     pub arguments: &'a [u8],
 }
 
@@ -47,22 +47,22 @@ impl GuestModule<'_> {
     }
 }
 
-/// What a loader works with.
+/// The input of a loader.
 #[derive(Clone, Copy, Debug)]
 pub struct GuestInput<'a> {
     /// The guest's image.
     pub image: GuestModule<'a>,
-    /// What goes with it: initrds, or the image's own modules.
+    /// The modules of the image: initrds, or those of a multiboot image.
     pub modules: &'a [GuestModule<'a>],
     /// The machine's memory with the host's region reserved.
     pub memory_map: &'a MemoryMap,
     /// The name of the loader that the strings come from.
     pub loader_name: &'a [u8],
-    /// The physical address of ACPI's root pointer, where one was found.
+    /// The physical address of ACPI's root pointer, if one was found.
     pub acpi_rsdp: Option<u64>,
 }
 
-/// The state in which the guest begins. What is not named is as after a reset, with interrupts off.
+/// The state in which the guest begins. The rest of the state is as after a reset, with interrupts off.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum GuestEntry {
     /// The 64-bit entry of the Linux boot protocol: long mode with paging, CS 0x10 and DS, ES, SS 0x18 of the GDT.
@@ -100,16 +100,16 @@ pub struct PlannedCopy<'a> {
     pub bytes: &'a [u8],
 }
 
-/// What to write to the guest's memory, and how the guest begins.
+/// The writes to the guest's memory, and the state in which the guest begins.
 ///
-/// All destinations are usable memory below 4 GiB, none overlaps another or any module.
+/// All destinations are usable memory below 4 GiB. None overlaps another, or a module.
 #[derive(Debug)]
 pub struct LoadPlan<'a> {
     /// The copies, in any order.
     pub copies: ArrayVec<PlannedCopy<'a>, MAX_COPIES>,
     /// The ranges to be zeroed, in any order.
     pub zeros: ArrayVec<Range<u64>, MAX_ZEROS>,
-    /// How the guest begins.
+    /// The state in which the guest begins.
     pub entry: GuestEntry,
 }
 
@@ -120,7 +120,7 @@ pub enum LoadError {
     UnknownFormat,
     /// The file ends before what the named part needs.
     Truncated(&'static str),
-    /// A field has a value that makes no sense or that this loader does not support; the text says which, and what to
+    /// A field has a value that is impossible or that this loader does not support. The text says which, and what to
     /// do.
     Unsupported(&'static str),
     /// The image has more parts than a plan holds.
@@ -139,9 +139,9 @@ pub enum LoadError {
         /// How much.
         bytes: u64,
     },
-    /// The command line is longer than the guest takes.
+    /// The command line is longer than the guest accepts.
     CommandLineTooLong {
-        /// The most that it takes.
+        /// The longest that the guest accepts.
         limit: u64,
     },
 }
@@ -181,7 +181,7 @@ impl fmt::Display for LoadError {
 
 impl core::error::Error for LoadError {}
 
-/// What an image's own header says it is.
+/// The format of an image, by its header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ImageFormat {
     /// A Linux bzImage.
@@ -191,7 +191,7 @@ pub enum ImageFormat {
 }
 
 impl ImageFormat {
-    /// So many bytes of an image's beginning tell its format.
+    /// The number of bytes at an image's beginning that determine its format.
     pub const HEAD_BYTES: usize = multiboot::SEARCH_BYTES;
 
     /// The format of the image that begins with `head`, if it is a known one.

@@ -3,7 +3,7 @@
 //! Reference: Multiboot Specification version 0.6.96, 3.1 "OS image format" to 3.4. Images with address fields are
 //! copied as one piece; others are ELF, 32-bit or 64-bit, loaded by their program headers' physical addresses and
 //! always entered in 32-bit mode. Modules stay where they are staged, on pages. All strings, the loader's name too, are
-//! those of the loader that loaded l1hv: whether they begin with the file's name is that loader's way.
+//! those of the loader that loaded l1hv, which decides whether they begin with the file's name.
 
 use super::{GuestEntry, GuestInput, LoadError, LoadPlan, LowBlock, PlanBuilder, word};
 use crate::memory_map::MemoryMap;
@@ -13,7 +13,7 @@ const HEADER_MAGIC: u32 = 0x1BAD_B002;
 /// The header lies within this many bytes, on a multiple of four.
 pub(super) const SEARCH_BYTES: usize = 8192;
 /// Flags 0 to 15 are demands that a loader must meet or refuse. Page-aligned modules and memory information are always
-/// given.
+/// provided.
 const FLAGS_MET: u32 = 1 << 0 | 1 << 1;
 const FLAG_VIDEO: u32 = 1 << 2;
 const FLAGS_REQUIRED: u32 = 0xffff;
@@ -23,7 +23,7 @@ const INFO_BYTES: u64 = 120;
 const MODULE_BYTES: u64 = 16;
 const MAP_ENTRY_BYTES: u64 = 24;
 
-/// A multiboot header and where in the file it is.
+/// A multiboot header, and its offset in the file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Header {
     offset: usize,
@@ -31,7 +31,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// Searches the file's beginning.
+    /// Searches the file's beginning for a header.
     pub fn find(file: &[u8]) -> Option<Self> {
         (0..file.len().min(SEARCH_BYTES)).step_by(4).find_map(|offset| {
             let [magic, flags, checksum] = [0, 4, 8].map(|field| long(file, offset + field));
@@ -45,7 +45,7 @@ impl Header {
         long(file, self.offset + field).ok_or(LoadError::Truncated("multiboot header"))
     }
 
-    /// Refuses demands that cannot be met. A wish for text mode is met: it is what the firmware left.
+    /// Refuses demands that cannot be met. A demand for text mode is met: the firmware left the screen so.
     fn check_demands(&self, file: &[u8]) -> Result<(), LoadError> {
         const MODE_TYPE: usize = 32;
         const MODE_TEXT: u32 = 1;
@@ -104,7 +104,7 @@ fn load_segment<'a>(
     builder.zero(start + bytes.len() as u64..range.end)
 }
 
-/// An image whose header says where its bytes go.
+/// Loads an image whose header gives the addresses of its bytes.
 fn load_by_addresses<'a>(builder: &mut PlanBuilder<'a>, header: &Header, file: &'a [u8]) -> Result<u32, LoadError> {
     let [header_address, load, load_end, bss_end, entry] = [12, 16, 20, 24, 28].map(|field| header.field(file, field));
     let (header_address, load, load_end) = (header_address?, load?, load_end?);
@@ -130,7 +130,7 @@ fn load_by_addresses<'a>(builder: &mut PlanBuilder<'a>, header: &Header, file: &
     entry
 }
 
-/// A loadable segment's program header, or an ELF header, in either class: the same fields at other offsets and widths.
+/// Reads ELF headers and program headers of either class: the fields are the same, at other offsets and widths.
 struct ElfReader<'a> {
     file: &'a [u8],
     is_64: bool,
@@ -172,8 +172,8 @@ impl<'a> ElfReader<'a> {
     }
 }
 
-/// An ELF image, by its program headers. The entry is a virtual address; the segment that holds it gives the physical
-/// one.
+/// Loads an ELF image by its program headers. The entry is a virtual address; the segment that contains it gives the
+/// physical one.
 fn load_elf<'a>(builder: &mut PlanBuilder<'a>, file: &'a [u8]) -> Result<u32, LoadError> {
     const PT_LOAD: u32 = 1;
     let truncated = LoadError::Truncated("segments");

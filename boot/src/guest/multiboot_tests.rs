@@ -14,7 +14,7 @@ fn header(flags: u32, fields: &[u32]) -> Vec<u8> {
     [HEADER_MAGIC, flags, checksum].iter().chain(fields).flat_map(|word| word.to_le_bytes()).collect()
 }
 
-/// 16 KiB whose header sends all from its own place on to 1 MiB, with `bss` bytes of zeros behind.
+/// An image of 16 KiB. Its header loads all bytes from the header on at 1 MiB, followed by `bss` bytes of zeros.
 fn flat_image(bss: u32) -> Vec<u8> {
     let load = MIB as u32;
     let end = load + 0x4000 - HEADER_AT as u32;
@@ -80,7 +80,7 @@ fn elf_images_of_both_classes_are_loaded_by_physical_address_and_entered_there()
     }
 }
 
-/// The plan's low memory as a loader's information, read by our own parser: what l1hv inside l1hv gets.
+/// Our own parser reads the plan's low memory as a loader's information, as an l1hv inside l1hv does.
 #[test]
 fn the_information_that_the_guest_gets_is_what_our_own_parser_reads() {
     let (file, map) = (flat_image(0), machine().with_reserved(50 * MIB..52 * MIB).unwrap());
