@@ -238,6 +238,7 @@ pub fn build(
     let VcpuMemory { pages, tables } = memory;
     let VcpuPages { vmxon, vmcs01, vmcs02, shadowing, .. } = pages;
     let revision = caps.basic as u32 & 0x7fff_ffff;
+    on_behalf::stop_tracing();
     let mut vmcs = on_behalf::start_vmx(vmxon, vmcs01, vmcs02, revision, caps);
     let ept01 = shared.ept01.root();
     let cache = NestedPaging::new(nested_features(caps, offered));

@@ -126,8 +126,9 @@ leaves! {
     0x1e, ANY, WHOLE;
     /// Topology with more levels.
     0x1f, ANY, WHOLE;
-    /// Performance monitoring, more of it.
-    0x23, ANY, WHOLE;
+    /// Performance monitoring, more of it. EAX says which subleaves there are.
+    0x23, 0..=0, [0b1111, ALL, ALL, ALL];
+    0x23, 1..=3, WHOLE;
     /// AVX10.
     0x24, ANY, WHOLE;
     /// The highest extended leaf, limited to the last one here.
@@ -161,7 +162,12 @@ macro_rules! features {
 use Presence::{Enabled, With, Withheld};
 
 features! {
-    /// GETSEC always exits, and the host then injects #UD.
+    /// Where branches and events are recorded in memory, the processor stores by linear address: also while the host
+    /// runs, by way of its page tables (shadow/src/msr/held.rs).
+    DTES64: (0x01, 0) ECX 2, Withheld;
+    DS_CPL: (0x01, 0) ECX 4, Withheld;
+    DEBUG_STORE: (0x01, 0) EDX 21, Withheld;
+    /// GETSEC always exits, and is #UD then.
     SMX: (0x01, 0) ECX 6, Withheld;
     OSXSAVE: (0x01, 0) ECX 27, Enabled(CR4_OSXSAVE);
     /// "There is a hypervisor below": only the host may talk to it.
@@ -173,7 +179,9 @@ features! {
     INTEL_PT: (0x07, 0) EBX 25, Withheld;
     OSPKE: (0x07, 0) ECX 4, Enabled(CR4_PKE);
     WAITPKG: (0x07, 0) ECX 5, With(Control::Secondary(Secondary::ENABLE_USER_WAIT_AND_PAUSE));
-    /// The host has no code that keeps the wrapping keys of the guest hypervisor and of its nested guests apart.
+    /// Encryption with several keys gives memory of the host a second address for each key.
+    TOTAL_MEMORY_ENCRYPTION: (0x07, 0) ECX 13, Withheld;
+    /// Nobody would keep the wrapping keys of the guest hypervisor and of its nested guests apart.
     KEY_LOCKER: (0x07, 0) ECX 23, Withheld;
     SGX_LAUNCH_CONFIGURATION: (0x07, 0) ECX 30, Withheld;
     SGX_KEYS: (0x07, 0) EDX 1, Withheld;
@@ -308,13 +316,15 @@ mod tests {
 
     #[test]
     fn what_is_withheld_is_absent_and_the_bits_beside_it_come_through() {
-        assert_eq!(answer(1, 0, 0)[ECX], !bits([6, 16, 27, 31]));
+        assert_eq!(answer(1, 0, 0)[ECX], !bits([2, 4, 6, 16, 27, 31]));
+        assert_eq!(answer(1, 0, 0)[EDX], !bits([10, 20, 21, 30]));
         assert_eq!(answer(7, 0, 0)[EBX], !bits([2, 22, 25]));
         assert_eq!(answer(7, 1, 0)[EBX], bits([0, 3]));
         for leaf in [0x12, 0x14, 0x19, 0x1b, 0x1c, 0x20, 0x21] {
             assert_eq!(answer(leaf, 0, 0), [0; 4], "{leaf:x}");
         }
         assert_eq!((answer(0xd, 8, 0), answer(0xd, 15, 0), answer(7, 3, 0)), ([0; 4], [0; 4], [0; 4]));
+        assert_eq!((answer(0x23, 0, 0)[EAX], answer(0x23, 4, 0), answer(0x23, 5, 0)), (0b1111, [0; 4], [0; 4]));
         let feedback = answer(6, 0, 0);
         assert_eq!((feedback[EAX] & bits([19, 23]), feedback[ECX] & 0xff00, feedback[EDX]), (0, 0, 0));
     }

@@ -1,10 +1,11 @@
-//! MSR numbers used here, by their SDM names (Volume 4).
+//! MSR numbers used here, by their SDM names (Volume 4), and the MSRs that are not left to guests.
+
+mod held;
+
+pub use held::{CLEARED_AT_START, Held, held, misc_enable_shown, misc_enable_written, perf_capabilities_shown};
 
 /// IA32_TIME_STAMP_COUNTER.
 pub const IA32_TSC: u32 = 0x10;
-/// The first numbers of MSR_KVM_WALL_CLOCK and MSR_KVM_SYSTEM_TIME: KVM writes a clock to the address that software
-/// puts in them.
-pub const KVM_CLOCKS: core::ops::RangeInclusive<u32> = 0x11..=0x12;
 /// IA32_APIC_BASE.
 pub const IA32_APIC_BASE: u32 = 0x1b;
 /// IA32_FEATURE_CONTROL.
@@ -21,10 +22,16 @@ pub const IA32_SYSENTER_CS: u32 = 0x174;
 pub const IA32_SYSENTER_ESP: u32 = 0x175;
 /// IA32_SYSENTER_EIP.
 pub const IA32_SYSENTER_EIP: u32 = 0x176;
+/// IA32_MISC_ENABLE.
+pub const IA32_MISC_ENABLE: u32 = 0x1a0;
 /// IA32_DEBUGCTL.
 pub const IA32_DEBUGCTL: u32 = 0x1d9;
 /// IA32_PAT.
 pub const IA32_PAT: u32 = 0x277;
+/// IA32_PERF_CAPABILITIES.
+pub const IA32_PERF_CAPABILITIES: u32 = 0x345;
+/// IA32_PEBS_ENABLE.
+pub const IA32_PEBS_ENABLE: u32 = 0x3f1;
 /// IA32_VMX_BASIC.
 pub const IA32_VMX_BASIC: u32 = 0x480;
 /// IA32_VMX_PINBASED_CTLS.
@@ -65,6 +72,8 @@ pub const IA32_VMX_VMFUNC: u32 = 0x491;
 pub const IA32_VMX_PROCBASED_CTLS3: u32 = 0x492;
 /// IA32_VMX_EXIT_CTLS2.
 pub const IA32_VMX_EXIT_CTLS2: u32 = 0x493;
+/// IA32_RTIT_CTL.
+pub const IA32_RTIT_CTL: u32 = 0x570;
 /// IA32_S_CET.
 pub const IA32_S_CET: u32 = 0x6a2;
 /// IA32_INTERRUPT_SSP_TABLE_ADDR.
@@ -73,6 +82,8 @@ pub const IA32_INTERRUPT_SSP_TABLE_ADDR: u32 = 0x6a8;
 pub const IA32_PKRS: u32 = 0x6e1;
 /// IA32_UINTR_MISC.
 pub const IA32_UINTR_MISC: u32 = 0x988;
+/// IA32_LBR_CTL.
+pub const IA32_LBR_CTL: u32 = 0x14ce;
 /// IA32_EFER.
 pub const IA32_EFER: u32 = 0xc000_0080;
 /// IA32_FS_BASE.
@@ -92,19 +103,15 @@ pub enum Access {
     Write,
 }
 
-/// Whether the host emulates this access, for the guest hypervisor and for nested guests alike. Everything else passes
-/// through.
+/// Whether the host looks at this access of the guest hypervisor's or a nested guest's: [`held`] says what it does.
+/// Everything else passes through.
+#[inline(always)]
 pub const fn host_owns(msr: u32, access: Access) -> bool {
-    match msr {
-        // A hypervisor below would write a clock into the host's memory; no processor with VMX has MSRs there.
-        0x11..=0x12 => true,
-        IA32_FEATURE_CONTROL | IA32_SMM_MONITOR_CTL => true,
-        IA32_VMX_BASIC..=IA32_VMX_EXIT_CTLS2 => true,
-        // The APIC page must not be moved over the host's memory; microcode is the machine owner's business, not a
-        // guest's.
-        IA32_APIC_BASE | IA32_BIOS_UPDT_TRIG => matches!(access, Access::Write),
-        _ => false,
-    }
+    let set = match access {
+        Access::Read => &held::HELD_READS,
+        Access::Write => &held::HELD_WRITES,
+    };
+    msr < held::LOWER_RANGE && set[(msr / u64::BITS) as usize] >> (msr % u64::BITS) & 1 != 0
 }
 
 /// Size in bytes of the MSR bitmaps (SDM 25.6.9 "MSR-Bitmap Address").
@@ -170,15 +177,13 @@ mod tests {
     }
 
     #[test]
-    fn the_host_intercepts_vmx_capabilities_and_little_else() {
+    fn the_host_intercepts_vmx_capabilities_and_leaves_what_entries_and_exits_switch() {
         let set =
             |msr, access| bitmap_bit(msr, access).is_some_and(|(byte, bit)| HOST_INTERCEPTS[byte] >> bit & 1 != 0);
         assert!(VMX_CAPABILITIES.into_iter().all(|msr| set(msr, Access::Read) && set(msr, Access::Write)));
         assert!(set(IA32_FEATURE_CONTROL, Access::Read));
         assert!(!set(IA32_EFER, Access::Write) && !set(IA32_TSC, Access::Write));
         assert!(!set(IA32_APIC_BASE, Access::Read) && set(IA32_APIC_BASE, Access::Write));
-        assert_eq!(HOST_INTERCEPTS.iter().map(|b| b.count_ones()).sum::<u32>(), 2 * 20 + 2 * 2 + 2 + 2 * 2);
-        assert!(KVM_CLOCKS.into_iter().all(|msr| set(msr, Access::Read) && set(msr, Access::Write)));
         for msr in [0x4000_0000, 0x4000_0073, 0x4b56_4d01, 0x2000, 0xbfff_ffff, 0xc000_2000, 0xc001_0015, u32::MAX] {
             assert!(is_outside_ranges(msr), "{msr:x}");
         }

@@ -151,4 +151,20 @@ mod tests {
         assert_eq!(go(ExitReason::WRMSR, IA32_FEATURE_CONTROL), Route::Reflect);
         assert_eq!(go(ExitReason::RDMSR, IA32_FEATURE_CONTROL), Route::HostMsr);
     }
+
+    #[test]
+    fn an_msr_that_is_held_is_the_hosts_however_much_the_bitmap_lets_through() {
+        let memory = FakeMemory::new(0x2000);
+        let mut vmcs12 = Vmcs12::new(Gpa(0), &skylake_caps());
+        vmcs12.set(PRIMARY_CONTROLS, Primary::USE_MSR_BITMAPS);
+        vmcs12.set(MSR_BITMAP, 0x1000);
+        for msr in 0..0x2000 {
+            for (reason, access) in [(ExitReason::RDMSR, Access::Read), (ExitReason::WRMSR, Access::Write)] {
+                let expected = if host_owns(msr, access) { Route::HostMsr } else { Route::Reflect };
+                assert_eq!(route(reason, msr.into(), &vmcs12, &memory), expected, "{msr:x} {access:?}");
+                let always = is_always_reflected(reason, msr.into());
+                assert_eq!(always, expected == Route::Reflect, "{msr:x} {access:?}");
+            }
+        }
+    }
 }

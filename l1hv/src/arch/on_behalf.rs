@@ -8,6 +8,7 @@ use core::arch::asm;
 use core::arch::x86_64::{__cpuid, __cpuid_count};
 use core::num::NonZeroU32;
 
+use shadow::msr::CLEARED_AT_START;
 use shadow::{FieldSet, VmxCaps};
 
 use crate::mem::HostPages;
@@ -46,11 +47,22 @@ pub fn xsetbv(register: u32, value: u64) -> Result<(), GpFault> {
     unsafe { cpu::try_xsetbv(register, value) }
 }
 
-/// WRMSR for a guest. The caller does not pass MSRs of `shadow::msr::host_owns` that the host needs.
+/// WRMSR for a guest. The caller has kept back or changed what `shadow::msr::held` lists.
 pub fn wrmsr(number: u32, value: u64) -> Result<(), GpFault> {
-    // SAFETY: the MSRs that the host relies on are EFER, FS_BASE, GS_BASE and SYSENTER_*, which every exit restores
-    // from the host state, and the VMX MSRs and IA32_APIC_BASE, which `write_for_guest` refuses or checks.
+    // SAFETY: the list has the MSRs that reach memory past EPT, and those that change how the host runs. Every exit
+    // restores the others that the host relies on, EFER, FS_BASE, GS_BASE and SYSENTER_*, from the host state.
     unsafe { msr::try_write(number, value) }
+}
+
+/// Ends what the firmware may have left on: recording of branches and events by the processor.
+pub fn stop_tracing() {
+    for number in CLEARED_AT_START {
+        if msr::try_read(number).is_some_and(|value| value != 0) {
+            log::info!("MSR {number:#x}: the firmware left tracing on, which ends now");
+            // SAFETY: the MSR makes the processor store to memory, as nothing here asks for.
+            _ = unsafe { msr::try_write(number, 0) };
+        }
+    }
 }
 
 /// WBINVD.

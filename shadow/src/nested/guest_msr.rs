@@ -1,5 +1,5 @@
-//! The MSRs that the host keeps to itself, for the guest hypervisor and for nested guests alike:
-//! [`crate::msr::host_owns`] lists them.
+//! The MSRs that the host keeps to itself, for the guest hypervisor and for nested guests alike: [`crate::msr::held`]
+//! lists them.
 
 use crate::VmxCaps;
 use crate::msr::*;
@@ -43,8 +43,10 @@ pub fn wrmsr<M: Machine>(vcpu: &mut Vcpu<M>) -> Action {
 pub fn read_for_guest(machine: &impl Machine, offered: &VmxCaps, msr: u32) -> Result<u64, Fault> {
     let value = match msr {
         IA32_FEATURE_CONTROL => Some(FEATURE_CONTROL),
+        IA32_MISC_ENABLE => machine.read_msr(msr).map(misc_enable_shown),
+        IA32_PERF_CAPABILITIES => machine.read_msr(msr).map(perf_capabilities_shown),
         _ if VMX_CAPABILITIES.contains(&msr) => offered.msr(msr),
-        _ if is_outside_ranges(msr) || KVM_CLOCKS.contains(&msr) => None,
+        _ if is_outside_ranges(msr) || held(msr) == Some(Held::Absent) => None,
         _ => machine.read_msr(msr),
     };
     value.ok_or(Fault::GeneralProtection)
@@ -56,17 +58,55 @@ pub fn read_for_guest(machine: &impl Machine, offered: &VmxCaps, msr: u32) -> Re
 ///
 /// #GP(0).
 pub fn write_for_guest<M: Machine>(vcpu: &Vcpu<M>, msr: u32, value: u64) -> Result<(), Fault> {
-    match msr {
-        // The MSR is locked, or for the dual-monitor treatment, which is not offered.
-        IA32_FEATURE_CONTROL | IA32_SMM_MONITOR_CTL => Err(Fault::GeneralProtection),
-        _ if VMX_CAPABILITIES.contains(&msr) => Err(Fault::GeneralProtection),
-        // MSRs of a hypervisor below are not for guests of the host.
-        _ if is_outside_ranges(msr) || KVM_CLOCKS.contains(&msr) => Err(Fault::GeneralProtection),
-        // DEVIATION: a microcode update does nothing, as under every hypervisor; the guest reads the old revision.
-        IA32_BIOS_UPDT_TRIG => Ok(()),
-        // DEVIATION: software on the bare machine may move the APIC over any memory; a guest may not move it over the
-        // host's.
-        IA32_APIC_BASE if vcpu.memory.is_host(Gpa(value & !0xfff)) => Err(Fault::GeneralProtection),
-        _ => vcpu.machine.write_msr(msr, value).ok_or(Fault::GeneralProtection),
+    let machine = &vcpu.machine;
+    let value = match msr {
+        // Locked, or read-only, or only for the dual-monitor treatment, which is not offered.
+        IA32_FEATURE_CONTROL | IA32_SMM_MONITOR_CTL => None,
+        _ if VMX_CAPABILITIES.contains(&msr) => None,
+        // What a hypervisor below has there is not for guests of l1hv.
+        _ if is_outside_ranges(msr) || matches!(held(msr), Some(Held::Absent | Held::Locked)) => None,
+        // DEVIATION: an update does nothing, as under every hypervisor; a guest that looks finds the old revision.
+        IA32_BIOS_UPDT_TRIG => return Ok(()),
+        // DEVIATION: the bare machine lets its owner switch execute-disable off; the host's page tables need it.
+        IA32_MISC_ENABLE => machine.read_msr(msr).and_then(|current| misc_enable_written(value, current)),
+        // DEVIATION: the bare machine lets its owner move the APIC over any memory; over the host's it may not.
+        IA32_APIC_BASE if vcpu.memory.is_host(Gpa(value & !0xfff)) => None,
+        _ => Some(value),
+    };
+    value.and_then(|value| machine.write_msr(msr, value)).ok_or(Fault::GeneralProtection)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{FakeMachine, Ram, Variant, hypervisor_registers};
+
+    #[test]
+    fn an_msr_that_is_held_reaches_the_processor_only_as_its_row_says() {
+        let ram = Ram::with_paging();
+        let machine = FakeMachine::new(&hypervisor_registers(), ram, Variant { shadowing: true, tables: 64 });
+        let vcpu = &machine.vcpu;
+        let read = |msr| read_for_guest(&vcpu.machine, &vcpu.offered, msr);
+        let written = |msr, value| {
+            let outcome = write_for_guest(vcpu, msr, value);
+            (outcome.is_ok(), vcpu.machine.msrs.borrow().get(&msr).copied())
+        };
+        for msr in 0..0x2000 {
+            let is_capability = VMX_CAPABILITIES.contains(&msr);
+            match held(msr) {
+                Some(Held::Absent) => {
+                    assert_eq!((read(msr).is_err(), written(msr, 1)), (true, (false, None)), "{msr:x}");
+                }
+                Some(Held::Locked) => assert_eq!((read(msr), written(msr, 1)), (Ok(0), (false, None)), "{msr:x}"),
+                Some(_) if is_capability => assert_eq!(written(msr, 1), (false, None), "{msr:x}"),
+                None => assert_eq!(written(msr, 1), (true, Some(1)), "{msr:x}"),
+                Some(_) => (),
+            }
+        }
+        assert_eq!(written(IA32_MISC_ENABLE, 1 << 34 | 1), (false, None));
+        assert_eq!(written(IA32_MISC_ENABLE, 1), (true, Some(1)));
+        assert_eq!(read(IA32_MISC_ENABLE), Ok(1 | 3 << 11));
+        assert_eq!(written(IA32_BIOS_UPDT_TRIG, 1), (true, None));
+        assert!(!written(IA32_FEATURE_CONTROL, 1).0 && !written(IA32_SMM_MONITOR_CTL, 1).0);
     }
 }

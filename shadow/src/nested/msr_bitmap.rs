@@ -81,3 +81,19 @@ const fn host_words<const COUNT: usize>() -> [(usize, u64); COUNT] {
     }
     words
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::FakeMemory;
+
+    #[test]
+    fn a_bitmap_that_lets_everything_through_keeps_the_intercepts_of_the_host() {
+        let (memory, mut merged) = (FakeMemory::new(0x3000), [0xff; BITMAP_BYTES]);
+        copy(&memory, Gpa(0x1000), &mut merged);
+        assert_eq!(merged, HOST_INTERCEPTS);
+        memory.write(Gpa(0x1000), &[0xff; BITMAP_BYTES]);
+        copy(&memory, Gpa(0x1000), &mut merged);
+        assert_eq!(merged, [0xff; BITMAP_BYTES]);
+    }
+}

@@ -25,6 +25,17 @@ impl fmt::Display for Read {
 const OF_HYPERVISORS: [u32; 10] =
     [0x11, 0x12, 0x2000, 0x4000_0000, 0x4000_0073, 0x4b56_4d00, 0x4b56_4d01, 0xbfff_ffff, 0xc000_2000, 0xc001_0015];
 
+/// MSRs by which the processor would store to memory, past EPT, or that change the host's instructions or memory: of
+/// trace hub, encryption, voltage, PEBS, Intel PT, DS area, Key Locker, LBRs, hardware feedback.
+const WITHHELD: [u32; 27] = [
+    0x80, 0x87, 0x150, 0x3f1, 0x3f2, 0x3f4, 0x3f5, 0x560, 0x561, 0x570, 0x571, 0x572, 0x580, 0x587, 0x600, 0x981,
+    0x982, 0x983, 0x984, 0x990, 0xd91, 0x14ce, 0x17d0, 0x17d1, 0x17d4, 0x1903, 0x1983,
+];
+
+/// IA32_MISC_ENABLE, and its bit that takes execute-disable away.
+const IA32_MISC_ENABLE: u32 = 0x1a0;
+const XD_BIT_DISABLE: u64 = 1 << 34;
+
 /// One case for reading and one for writing each MSR; one for each leaf of CPUID.
 pub fn run(suite: &mut Suite) {
     for msr in (0x480..=0x493).chain([IA32_FEATURE_CONTROL]) {
@@ -38,6 +49,15 @@ pub fn run(suite: &mut Suite) {
         suite.case(format_args!("hypervisors-read-{msr:#x}"), Read(rdmsr(msr)));
         suite.case(format_args!("hypervisors-write-{msr:#x}"), wrmsr(msr, 0));
     }
+    for msr in WITHHELD {
+        suite.case(format_args!("withheld-read-{msr:#x}"), Read(rdmsr(msr)));
+        suite.case(format_args!("withheld-write-{msr:#x}"), wrmsr(msr, 0));
+    }
+    let misc_enable = rdmsr(IA32_MISC_ENABLE).unwrap_or(0);
+    suite.case("misc-enable-write-back", wrmsr(IA32_MISC_ENABLE, misc_enable));
+    suite.case("misc-enable-without-execute-disable", wrmsr(IA32_MISC_ENABLE, misc_enable | XD_BIT_DISABLE));
+    suite.case("misc-enable-reads", Read(rdmsr(IA32_MISC_ENABLE).map(|value| value & XD_BIT_DISABLE)));
+    let _ = wrmsr(IA32_MISC_ENABLE, misc_enable);
     let beyond = [0x4000_0000, 0x4000_0001, 0x4000_0100, 0x7fff_ffff, 0xc000_0000, u32::MAX];
     for leaf in (0..0x30).chain(0x8000_0000..0x8000_0010).chain(beyond) {
         let subleaves = if leaf == 0xd { 20 } else { 4 };
