@@ -19,6 +19,8 @@ pub struct Ept01 {
     area: TableArea,
     root: Eptp01,
     writer: Mutex<()>,
+    /// Addresses from this one on are never mapped.
+    limit: Gpa,
 }
 
 /// The right to change EPT01, and the list of watched pages, which belongs to it.
@@ -33,9 +35,9 @@ fn identity(memory_type: MemoryType) -> impl Fn(Gpa, PageSize) -> Entry {
 }
 
 impl Ept01 {
-    /// Maps memory write-back and devices uncacheable. `scratch` is memory without another use, all ones until a guest
-    /// writes to it. The guest hypervisor's accesses to the host's region go to `scratch`, so they cannot affect the
-    /// host and cause no exit; this costs one table for each 2 MiB.
+    /// Memory write-back and devices uncacheable. `scratch` is plain memory without another use, all ones until a guest
+    /// writes to it: whatever the guest hypervisor does to the host's region reaches nothing of the host's, causes no
+    /// exit and costs one table for each 2 MiB. Nothing is mapped from `limit` on, the end of what guests can address.
     ///
     /// # Errors
     ///
@@ -47,13 +49,15 @@ impl Ept01 {
         map: &MemoryMap,
         hole: HostRegion,
         scratch: Hpa,
-    ) -> Result<Self, MapError> {
+        limit: Gpa,
+    ) -> Result<Self, OutOfTables> {
         const LOW_END: u64 = 1 << 32;
         let root = Eptp01::new(pool.allocate().ok_or(OutOfTables)?, Levels::Four);
         let mut next = 0;
-        let end = map.memory_end().max(LOW_END).next_multiple_of(PageSize::Size2M.bytes());
+        let end = map.memory_end().min(limit.0).max(LOW_END).next_multiple_of(PageSize::Size2M.bytes());
         for region in map.regions() {
-            let (start, stop) = (region.start.next_multiple_of(PAGE_BYTES), region.end & !(PAGE_BYTES - 1));
+            let (start, stop) =
+                (region.start.next_multiple_of(PAGE_BYTES), region.end.min(limit.0) & !(PAGE_BYTES - 1));
             let is_memory = region.kind != RegionKind::RESERVED;
             if !is_memory || start >= stop || start < next {
                 continue;
@@ -66,7 +70,12 @@ impl Ept01 {
         map_range(pool, root, Gpa(hole.start.0)..Gpa(hole.end.0), PageSize::Size4K, |_, size| {
             Entry::leaf(scratch, size, Rights::ALL, Caching::new(MemoryType::WRITE_BACK))
         })?;
-        Ok(Self { area, root, writer: Mutex::new(()) })
+        Ok(Self { area, root, writer: Mutex::new(()), limit })
+    }
+
+    /// Where the addresses end that guests can have.
+    pub const fn limit(&self) -> Gpa {
+        self.limit
     }
 
     /// The EPTP of EPT01.
@@ -112,7 +121,7 @@ impl Writer<'_> {
     ///
     /// `pool` has too few tables.
     pub fn map_beyond(&self, pool: &mut TablePool, address: Gpa) -> Result<bool, OutOfTables> {
-        if self.ept01.lookup(address).is_some() {
+        if address >= self.ept01.limit || self.ept01.lookup(address).is_some() {
             return Ok(false);
         }
         let size = PageSize::Size2M;

@@ -241,7 +241,8 @@ impl GuestMemory for GuestPhysical {
     }
 
     fn translate(&self, address: Gpa) -> Hpa {
-        if self.is_host(address) { self.scratch + address.0 % PAGE_BYTES } else { Hpa(address.0) }
+        let is_beyond = address >= self.ept01.limit();
+        if is_beyond || self.is_host(address) { self.scratch + address.0 % PAGE_BYTES } else { Hpa(address.0) }
     }
 
     fn read_u64(&self, from: Gpa) -> u64 {

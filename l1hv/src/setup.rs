@@ -6,8 +6,8 @@ use boot::guest::GuestEntry;
 use boot::stop::StopKind;
 use ept::entry::Features;
 use ept::nested::NestedPaging;
-use ept::{Hpa, PageSize};
-use shadow::caps::{Policy, ept_vpid};
+use ept::{Gpa, Hpa, PageSize};
+use shadow::caps::ept_vpid;
 use shadow::check::HostMode;
 use shadow::controls::{Control, Secondary};
 use shadow::cpuid::CpuidView;
@@ -111,7 +111,8 @@ impl VcpuBuilder {
         let tables = TableArea::new(pages(&mut allocator, table_pages));
         let mut pool = tables.pool(0, processors);
         let largest = if caps.ept_vpid & ept_vpid::PAGE_1G != 0 { PageSize::Size1G } else { PageSize::Size2M };
-        let ept01 = match Ept01::build(tables, &mut pool, largest, memory_map, *host_region, scratch) {
+        let limit = Gpa(1 << caps.physical_bits);
+        let ept01 = match Ept01::build(tables, &mut pool, largest, memory_map, *host_region, scratch, limit) {
             Ok(ept01) if pool.budget() - pool.in_use() >= NestedPaging::LEAST_TABLES => ept01,
             _ => stop_few_tables(table_pages),
         };

@@ -68,6 +68,15 @@ impl Policy<'_> {
     pub const EVERYTHING: Self = Self { revision: 0x4c31_4856, withheld: &[] };
 }
 
+/// The width of physical addresses that guests can have, of the processor's `CPUID.80000008H:EAX[7:0]`: EPT01 has four
+/// levels, and no address bit may choose a key of memory encryption, for with another key the host's memory has another
+/// address (IA32_TME_ACTIVATE\[35:32\], SDM Volume 4, Table 2-2 "IA-32 Architectural MSRs").
+pub const fn usable_physical_bits(width: u32, tme_activate: u64) -> u32 {
+    const EPT01_BITS: u32 = 48;
+    let without_keys = width.saturating_sub((tme_activate >> 32 & 0xf) as u32);
+    if without_keys < EPT01_BITS { without_keys } else { EPT01_BITS }
+}
+
 /// A processor's VMX capabilities.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct VmxCaps {
@@ -101,7 +110,7 @@ pub struct VmxCaps {
     pub ept_vpid: u64,
     /// IA32_VMX_VMFUNC.
     pub vmfunc: u64,
-    /// Physical-address width, from CPUID 0x80000008.
+    /// Physical-address width, as [`usable_physical_bits`] says.
     pub physical_bits: u32,
     /// Linear-address width: 57 with 5-level paging, else 48.
     pub linear_bits: u32,
@@ -523,6 +532,15 @@ mod tests {
         assert_eq!(offered.vmfunc, named::<VmFunctions>());
         assert_eq!(offered.basic, 0x01fd_1000_0000_0000 | u64::from(Policy::EVERYTHING.revision));
         assert_eq!(offered.misc, 0x6fff_01ff & !(1 << 28) & !(0x7f << 9));
+    }
+
+    #[test]
+    fn addresses_of_guests_have_no_bits_that_choose_a_key_or_that_ept01_does_not_reach() {
+        assert_eq!(usable_physical_bits(40, 0), 40);
+        assert_eq!(usable_physical_bits(52, 0), 48);
+        assert_eq!(usable_physical_bits(46, 6 << 32 | 3), 40);
+        assert_eq!(usable_physical_bits(52, 6 << 32 | 3), 46);
+        assert_eq!(usable_physical_bits(52, u64::MAX), 37);
     }
 
     #[test]

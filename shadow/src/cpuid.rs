@@ -143,7 +143,7 @@ leaves! {
     0x8000_0006, ANY, [0, 0, ALL, 0];
     /// Invariant TSC.
     0x8000_0007, ANY, [0, 0, 0, bits([8])];
-    /// Widths of addresses; WBNOINVD.
+    /// Widths of addresses, the physical one cut down to what guests can have; WBNOINVD.
     0x8000_0008, ANY, [ALL, bits([9]), 0, 0];
 }
 
@@ -218,6 +218,8 @@ const HIGHEST_BASIC: u32 = 0x24;
 /// The first extended leaf, and the highest one here.
 const EXTENDED: u32 = 0x8000_0000;
 const HIGHEST_EXTENDED: u32 = 0x8000_0008;
+/// The leaf of the widths of addresses.
+const WIDTHS: u32 = 0x8000_0008;
 /// The highest subleaf of leaf 7 here.
 const HIGHEST_OF_7: u32 = 2;
 
@@ -226,6 +228,7 @@ const HIGHEST_OF_7: u32 = 2;
 pub struct CpuidView {
     highest_basic: u32,
     highest_extended: u32,
+    physical_bits: u32,
     passes: [Answer; ROWS.len()],
 }
 
@@ -242,7 +245,12 @@ impl CpuidView {
         });
         let [basic, ..] = cpuid(0, 0);
         let [extended, ..] = cpuid(EXTENDED, 0);
-        Self { highest_basic: basic.min(HIGHEST_BASIC), highest_extended: extended.min(HIGHEST_EXTENDED), passes }
+        Self {
+            highest_basic: basic.min(HIGHEST_BASIC),
+            highest_extended: extended.min(HIGHEST_EXTENDED),
+            physical_bits: caps.physical_bits,
+            passes,
+        }
     }
 
     /// The answer to a guest hypervisor with this CR4.
@@ -262,6 +270,7 @@ impl CpuidView {
             (0, _) => answer[EAX] = self.highest_basic,
             (1, _) | (7, 0) => enabled(leaf, cr4, &mut answer),
             (EXTENDED, _) => answer[EAX] = self.highest_extended,
+            (WIDTHS, _) => answer[EAX] = answer[EAX] & !0xff | self.physical_bits.min(answer[EAX] & 0xff),
             _ => (),
         }
         if (leaf, subleaf) == (7, 0) {
@@ -363,6 +372,15 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_width_of_physical_addresses_is_the_one_that_guests_can_have() {
+        let widths = |leaf, _| [if leaf == WIDTHS { 0x3934 } else { WIDTHS }, 0, 0, 0];
+        let answer = |physical_bits| {
+            CpuidView::new(&VmxCaps { physical_bits, ..skylake_caps() }, widths).answer(WIDTHS, 0, 0, widths)[EAX]
+        };
+        assert_eq!((answer(46), answer(52)), (0x392e, 0x3934));
+    }
+
     proptest! {
         #[test]
         fn no_bit_comes_from_anywhere_but_the_processor_or_cr4(leaf: u32, subleaf in 0..64_u32, cr4: u64, word: u32) {
@@ -372,8 +390,8 @@ mod tests {
                 let answer = view.answer(leaf, subleaf, cr4, processor);
                 let of_cr4 = bits([4, 27]);
                 if leaf != 0 && leaf != EXTENDED {
-                    // EAX of leaf 7 is a number.
-                    let words = &answer[usize::from(leaf == 7)..];
+                    // EAX of these leaves has numbers.
+                    let words = &answer[usize::from(leaf == 7 || leaf == WIDTHS)..];
                     prop_assert!(words.iter().all(|register| register & !word & !of_cr4 == 0), "{leaf:x}");
                 }
             }

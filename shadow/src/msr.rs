@@ -80,6 +80,8 @@ pub const IA32_S_CET: u32 = 0x6a2;
 pub const IA32_INTERRUPT_SSP_TABLE_ADDR: u32 = 0x6a8;
 /// IA32_PKRS.
 pub const IA32_PKRS: u32 = 0x6e1;
+/// IA32_TME_ACTIVATE.
+pub const IA32_TME_ACTIVATE: u32 = 0x982;
 /// IA32_UINTR_MISC.
 pub const IA32_UINTR_MISC: u32 = 0x988;
 /// IA32_LBR_CTL.

@@ -8,7 +8,8 @@ use core::arch::asm;
 use core::arch::x86_64::{__cpuid, __cpuid_count};
 use core::num::NonZeroU32;
 
-use shadow::msr::CLEARED_AT_START;
+use shadow::caps::usable_physical_bits;
+use shadow::msr::{CLEARED_AT_START, IA32_TME_ACTIVATE};
 use shadow::{FieldSet, VmxCaps};
 
 use crate::mem::HostPages;
@@ -93,9 +94,11 @@ pub fn known_fields(vmxon: HostPages, vmcs: HostPages, caps: &VmxCaps) -> FieldS
     unsafe { vmx::known_fields(vmxon.phys(), vmcs.phys(), caps) }
 }
 
-/// `CPUID.80000008H:EAX[7:0]`: the width of physical addresses.
+/// The width of physical addresses that guests can have.
 pub fn physical_address_bits() -> u32 {
-    __cpuid(0x8000_0008).eax & 0xff
+    let has_encryption = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).ecx >> 13 & 1 != 0;
+    let tme_activate = if has_encryption { msr::try_read(IA32_TME_ACTIVATE) } else { None };
+    usable_physical_bits(__cpuid(0x8000_0008).eax & 0xff, tme_activate.unwrap_or(0))
 }
 
 /// The width of linear addresses that the processor supports: 57 with 5-level paging, `CPUID.07H:ECX[16]`.

@@ -21,6 +21,7 @@
 //!
 //! Everything here is generic over a [`Machine`]: l1hv has the real one, the tests a model of a processor.
 
+mod beyond;
 pub mod control_registers;
 mod dispatch;
 mod entry;
@@ -58,6 +59,7 @@ use crate::registers::RCX;
 use crate::vmcs12::LaunchState;
 use crate::watch::MergedAs;
 
+pub use beyond::fault as fault_beyond_width;
 pub use dispatch::handle_failed_entry;
 pub use machine::{Invept, Invvpid, Machine, Protection, Stop, VmcsPair, WatchedMemory};
 pub use nested_ept::map_beyond;

@@ -13,12 +13,13 @@ use ept::walk::Ept12;
 use ept::{Eptp02, Eptp12, ExecuteControl, Gpa, NestedGpa};
 
 use super::ept12_memory::{Ept12Memory, Ept12Unflagged};
-use super::injection;
+use super::fault::raise;
 use super::machine::{Invept, Machine, Stop, VmcsPair, WatchedMemory};
 use super::page_log::Logged;
-use super::reflect::{Reflected, reflect};
+use super::reflect::{Reflected, reflect, triple_fault};
 use super::vcpu::Vcpu;
 use super::virtualization_exception;
+use super::{beyond, injection};
 
 /// The fields of VMCS12 that decide which EPT12 its nested guest has.
 const SOURCE: FieldSet = FieldSet::of(&[PRIMARY_CONTROLS.id(), SECONDARY_CONTROLS.id(), EPT_POINTER.id()]);
@@ -66,7 +67,13 @@ pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>) {
     let address = NestedGpa(vmcs02.read(GUEST_PHYSICAL_ADDRESS));
     let qualification = EptViolation(vmcs02.read(EXIT_QUALIFICATION));
     let Some(ept12) = vcpu.nested.ept.ept12 else {
-        // vmcs02 runs on EPT01 itself.
+        // On EPT01 itself.
+        if !vcpu.caps.is_physical(address.0) {
+            return match beyond::fault(vcpu.vmcs.vmcs02()) {
+                Some(fault) => raise(vcpu, fault),
+                None => triple_fault(vcpu),
+            };
+        }
         permit(vcpu, Gpa(address.0));
         return repaired(vcpu, qualification);
     };
@@ -156,7 +163,7 @@ fn handle_and_log<M: Machine>(vcpu: &mut Vcpu<M>, ept12: Ept12, address: NestedG
     handle_filled(vcpu, filled, address, qualification);
 }
 
-/// Makes EPT01 permit an access: EPT01 does not map the address yet, or its page is watched for writes.
+/// EPT01 does not permit an access by way of an address that EPT12 gives, or of one without EPT12: it lacks the address, or it watches the page for a write.
 fn permit<M: Machine>(vcpu: &mut Vcpu<M>, gpa: Gpa) {
     vcpu.memory.unwatch(gpa);
     map_beyond(vcpu, gpa);

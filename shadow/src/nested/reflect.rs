@@ -50,10 +50,18 @@ pub fn reflect<M: Machine>(vcpu: &mut Vcpu<M>, exit: Reflected) {
 }
 
 /// Reflects a fault that an instruction raised which the host emulated. RFLAGS.RF is saved as delivering the fault
-/// would have saved it (SDM 28.3.3 "Saving RIP, RSP, RFLAGS, and SSP").
-pub fn reflect_fault<M: Machine>(vcpu: &mut Vcpu<M>, info: InterruptionInfo, error_code: Option<u32>) {
-    set_resume_flag(vcpu.vmcs.vmcs02());
-    reflect_event(vcpu, info, error_code);
+/// would have saved it (SDM
+/// 28.3.3 "Saving RIP, RSP, RFLAGS, and SSP").
+pub fn reflect_fault<M: Machine>(
+    vcpu: &mut Vcpu<M>,
+    info: InterruptionInfo,
+    error_code: Option<u32>,
+    qualification: u64,
+) {
+    let vmcs02 = vcpu.vmcs.vmcs02();
+    let rflags = vmcs02.read(GUEST_RFLAGS);
+    vmcs02.write(GUEST_RFLAGS, rflags | RFLAGS_RF);
+    reflect_without_exit(vcpu, ExitReason::EXCEPTION_OR_NMI, qualification, info, error_code);
 }
 
 /// The host has executed an instruction of the nested guest. With the monitor trap flag the nested guest exits after it
@@ -67,38 +75,35 @@ pub fn complete_instruction<M: Machine>(vcpu: &mut Vcpu<M>) {
 
 /// Reflects an NMI that arrived while the host ran, after the nested guest did.
 pub fn nmi<M: Machine>(vcpu: &mut Vcpu<M>) {
-    reflect_event(vcpu, NMI_INTERRUPTION, None);
+    reflect_without_exit(vcpu, ExitReason::EXCEPTION_OR_NMI, 0, NMI_INTERRUPTION, None);
 }
 
 /// Reflects that the nested guest cannot go on after an exit that the host handled, because another processor has
 /// lowered VTPR below the TPR threshold meanwhile. The nested guest exits as it would at its next access to TPR (SDM
 /// 30.1.2 "TPR Virtualization").
 pub fn tpr_below_threshold<M: Machine>(vcpu: &mut Vcpu<M>) {
-    reflect_without_exit(vcpu, ExitReason::TPR_BELOW_THRESHOLD, InterruptionInfo(0), None);
+    reflect_without_exit(vcpu, ExitReason::TPR_BELOW_THRESHOLD, 0, InterruptionInfo(0), None);
 }
 
 /// Reflects that the nested guest cannot go on at all. An exit by a triple fault interrupts the delivery of no event
 /// (SDM 28.2.4 "Information for VM Exits During Event Delivery").
 pub fn triple_fault<M: Machine>(vcpu: &mut Vcpu<M>) {
     let _ = injection::take_pending(vcpu);
-    reflect_without_exit(vcpu, ExitReason::TRIPLE_FAULT, InterruptionInfo(0), None);
-}
-
-fn reflect_event<M: Machine>(vcpu: &mut Vcpu<M>, info: InterruptionInfo, error_code: Option<u32>) {
-    reflect_without_exit(vcpu, ExitReason::EXCEPTION_OR_NMI, info, error_code);
+    reflect_without_exit(vcpu, ExitReason::TRIPLE_FAULT, 0, InterruptionInfo(0), None);
 }
 
 /// Reflects an exit that vmcs02 did not take.
 fn reflect_without_exit<M: Machine>(
     vcpu: &mut Vcpu<M>,
     reason: ExitReason,
+    qualification: u64,
     info: InterruptionInfo,
     error_code: Option<u32>,
 ) {
     // An event that was to be injected on an entry that does not come is one whose delivery this exit interrupts.
     let pending = injection::take_pending(vcpu);
     vcpu.set_exit_info(EXIT_REASON, reason.0);
-    vcpu.set_exit_info(EXIT_QUALIFICATION, 0);
+    vcpu.set_exit_info(EXIT_QUALIFICATION, qualification);
     vcpu.set_exit_info(EXIT_INTERRUPTION_INFO, info.0);
     vcpu.set_exit_info(EXIT_INTERRUPTION_ERROR_CODE, error_code.unwrap_or(0));
     vcpu.set_exit_info(IDT_VECTORING_INFO, if pending.info.is_valid() { pending.info.0 } else { 0 });

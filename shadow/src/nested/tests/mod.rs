@@ -2,6 +2,7 @@
 //! must see no difference.
 
 mod bare;
+mod host_made;
 mod processor;
 mod program;
 mod stacked;

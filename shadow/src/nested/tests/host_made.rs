@@ -1,0 +1,81 @@
+//! Exits of a nested guest that no bare machine has: what the guest hypervisor hears of them.
+
+use super::program::{self, Op};
+use crate::controls::Secondary;
+use crate::exit::{ExitReason, InterruptionInfo};
+use crate::fake::{FakeMachine, Variant, hypervisor_registers};
+use crate::fields::*;
+use crate::hw::{GuestMemory, VmcsAccess};
+use crate::nested::Running;
+use ept::Gpa;
+use ept::violation::EptViolation;
+use std::vec;
+use std::vec::Vec;
+
+/// A nested guest that is being entered, with these fields beside those of the programs' prologue.
+fn entered(fields: &[(FieldId, u64)]) -> FakeMachine {
+    let variant = Variant { shadowing: false, tables: 400 };
+    let mut machine = FakeMachine::new(&hypervisor_registers(), program::memory(), variant);
+    let writes = fields.iter().map(|&(id, value)| Op::Write(id, value));
+    for op in program::prologue().into_iter().chain(writes) {
+        match op {
+            Op::Write(id, value) => machine.vmwrite(id, value).unwrap(),
+            Op::Load(number) => machine.vmptrld(program::VMCS_REGIONS[number]).unwrap(),
+            Op::Store(at, word) => machine.vcpu.memory.write_u64(Gpa(at), word),
+            _ => (),
+        }
+    }
+    machine.exit(ExitReason::VMLAUNCH, 0).unwrap();
+    assert_eq!(machine.vcpu.running, Running::Entering);
+    machine
+}
+
+fn read(machine: &mut FakeMachine, fields: &[FieldId]) -> Vec<u64> {
+    fields.iter().map(|&id| machine.vmread(id).unwrap()).collect()
+}
+
+/// Without EPT12, the nested guest's physical addresses are the guest hypervisor's, which end where EPT01 does.
+#[test]
+fn an_address_beyond_the_width_is_a_page_fault_of_a_nested_guest_without_ept() {
+    const RESERVED_WRITE: u64 = 0b1011;
+    let exception =
+        [EXIT_REASON.id(), EXIT_INTERRUPTION_INFO.id(), EXIT_INTERRUPTION_ERROR_CODE.id(), EXIT_QUALIFICATION.id()];
+    let write = EptViolation::LINEAR_ADDRESS_IS_VALID | EptViolation::IS_TRANSLATION | EptViolation::WRITE;
+    let mask = (PAGE_FAULT_ERROR_CODE_MASK.id(), 0b1000);
+    for (bitmap, matches, exits) in [(1 << 14, 0b1000, true), (1 << 14, 0, false), (0, 0, true), (0, 0b1000, false)] {
+        let mut machine = entered(&[
+            (SECONDARY_CONTROLS.id(), Secondary::ENABLE_VPID.bits().into()),
+            (EXCEPTION_BITMAP.id(), bitmap),
+            mask,
+            (PAGE_FAULT_ERROR_CODE_MATCH.id(), matches),
+        ]);
+        let vmcs02 = &mut machine.vcpu.vmcs.vmcs02;
+        vmcs02.poke(GUEST_PHYSICAL_ADDRESS.id(), 1 << 47);
+        vmcs02.poke(GUEST_LINEAR_ADDRESS.id(), 0x7777);
+        machine.nested_exit(ExitReason::EPT_VIOLATION, write.0);
+        let info = if exits {
+            assert_eq!(machine.vcpu.running, Running::GuestHypervisor);
+            let seen = read(&mut machine, &exception);
+            assert_eq!([seen[0], seen[2], seen[3]], [0, RESERVED_WRITE, 0x7777]);
+            seen[1] as u32
+        } else {
+            assert_eq!(machine.vcpu.running, Running::NestedGuest);
+            let vmcs02 = &machine.vcpu.vmcs.vmcs02;
+            assert_eq!(u64::from(vmcs02.read(ENTRY_EXCEPTION_ERROR_CODE)), RESERVED_WRITE);
+            vmcs02.read(ENTRY_INTERRUPTION_INFO)
+        };
+        assert_eq!(InterruptionInfo(info).vector(), 14);
+        assert!(InterruptionInfo(info).is_valid());
+    }
+}
+
+/// Were the fault delivered, the exit would come again and again.
+#[test]
+fn an_address_beyond_the_width_in_the_delivery_of_an_exception_is_a_triple_fault() {
+    let mut machine = entered(&[(SECONDARY_CONTROLS.id(), 0)]);
+    let vmcs02 = &mut machine.vcpu.vmcs.vmcs02;
+    vmcs02.poke(GUEST_PHYSICAL_ADDRESS.id(), 1 << 47);
+    vmcs02.poke(IDT_VECTORING_INFO.id(), 0x8000_0b0e);
+    machine.nested_exit(ExitReason::EPT_VIOLATION, EptViolation::LINEAR_ADDRESS_IS_VALID.0);
+    assert_eq!(read(&mut machine, &[EXIT_REASON.id()]), vec![u64::from(ExitReason::TRIPLE_FAULT.0)]);
+}
