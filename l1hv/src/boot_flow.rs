@@ -35,7 +35,7 @@ pub fn run(magic: u32, info: u32) -> ! {
     }
     check_processor();
     let acpi_rsdp = acpi::find_rsdp(&BootMemory);
-    let apic_ids = startup::find_processors(acpi_rsdp);
+    let apic_ids = startup::find_processors(acpi_rsdp, &boot_info);
     let mut machine = match take_over(&boot_info, apic_ids.len(), options.host_memory_mib) {
         Ok(machine) => machine,
         Err(error) => stop_takeover(&error),

@@ -3,7 +3,10 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use boot::acpi::{self, Processors};
+use arrayvec::ArrayVec;
+use boot::acpi::{self, Processors, TableError};
+use boot::entry::ROLL_CALL_MOST;
+use boot::multiboot::{BootInfo, MAX_MODULES};
 use boot::stop::StopKind;
 use ept::Hpa;
 use spin::Mutex;
@@ -12,7 +15,7 @@ use crate::arch::apic::{self, Ipi};
 use crate::arch::phys::BootMemory;
 use crate::arch::timer::wait_milliseconds;
 use crate::arch::trampoline::TrampolinePage;
-use crate::arch::{cpu, gdt};
+use crate::arch::{cpu, gdt, roll_call};
 use crate::host::{HostSetup, check_processor};
 use crate::mem::{HostPages, PAGE_BYTES, PhysAllocator};
 use crate::processor::{self, Processor};
@@ -26,21 +29,51 @@ const STACK_PAGES: u64 = 32;
 /// finding out its VMCS fields.
 const PAGES_TO_START: u64 = STACK_PAGES + gdt::AREA_PAGES + 2;
 
-/// The APIC ids of the machine's processors, that of the executing processor first.
-///
-/// If the machine's tables are unusable, a guest finds no more processors in them than the host does.
-pub fn find_processors(acpi_rsdp: Option<u64>) -> Processors {
+/// Where a SIPI can start a processor.
+const LOW_MEMORY: core::ops::Range<u64> = 0x1000..0xa_0000;
+
+/// The machine's processors by their APIC ids, the one that this runs on first: those that the firmware lists, and those
+/// that answer. A guest can start both kinds, and would start those outside the host that the host does not hold.
+pub fn find_processors(acpi_rsdp: Option<u64>, boot_info: &BootInfo) -> Processors {
     let own = cpu::apic_id();
-    let mut found = Processors::new();
-    found.push(own);
-    match acpi::processors(&BootMemory, acpi_rsdp) {
-        Ok(listed) => {
-            let others = listed.unwrap_or_default();
-            let _ = others.into_iter().filter(|&id| id != own).try_for_each(|id| found.try_push(id));
-        }
-        Err(error) => log::warn!("the firmware's list of processors is unusable: {error}: l1hv runs on one"),
+    let listed = acpi::processors(&BootMemory, acpi_rsdp);
+    let answered = call_roll(boot_info);
+    if !matches!(listed, Ok(Some(_))) && answered.is_none() && cpu::is_one_of_several() {
+        stop_unless_held(format_args!(
+            "the firmware's list of processors is missing or unusable, and nothing else tells which there are"
+        ));
     }
-    found
+    let listed = match listed {
+        Ok(listed) => listed.unwrap_or_default(),
+        Err(error @ TableError::TooManyProcessors) => stop_unless_held(format_args!("{error}")),
+        Err(error) => {
+            log::warn!("the firmware's list of processors is unusable: {error}: l1hv holds those that answer");
+            Processors::new()
+        }
+    };
+    let answered = answered.unwrap_or_default();
+    for id in answered.iter().filter(|id| !listed.contains(id)) {
+        log::warn!("the processor with APIC id {id} is in no list of the firmware's: l1hv holds it, too");
+    }
+    acpi::union(own, &listed, answered).unwrap_or_else(|error| stop_unless_held(format_args!("{error}")))
+}
+
+/// The other processors, as they say themselves. `None` if they cannot be asked.
+fn call_roll(boot_info: &BootInfo) -> Option<Processors> {
+    let modules: ArrayVec<_, MAX_MODULES> = boot_info.modules.iter().map(|module| module.range.clone()).collect();
+    let page = boot_info.memory_map.find_highest(PAGE_BYTES, PAGE_BYTES, LOW_MEMORY, &modules)?;
+    let found = roll_call::call(Hpa(page.start))?;
+    let ids = &found.ids[..ROLL_CALL_MOST.min(found.come as usize)];
+    log::debug!("{} other processors answer", found.come);
+    let listed = Processors::try_from(ids);
+    Some(listed.unwrap_or_else(|_| stop_unless_held(format_args!("{} processors answer", found.come))))
+}
+
+fn stop_unless_held(why: core::fmt::Arguments<'_>) -> ! {
+    let message = format_args!(
+        "{why}, so that a guest could start one outside l1hv: disable processors in the firmware's settings"
+    );
+    stop(StopReason::new(StopKind::Processors, message))
 }
 
 /// Takes over from the boot and never returns.
@@ -79,7 +112,6 @@ static IS_READY: AtomicBool = AtomicBool::new(false);
 
 /// Starts one processor after the other (SDM Volume 3A, 10.4.4.1 "Typical BSP Initialization Sequence").
 fn start(others: &'static [Processor], builder: &mut VcpuBuilder, setup: &HostSetup<'_>) {
-    const LOW_MEMORY: core::ops::Range<u64> = 0x1000..0xa_0000;
     const START_TIMEOUT_MILLISECONDS: u16 = 1000;
     if !builder.shared.can_wait_for_sipi() {
         let message = format_args!(

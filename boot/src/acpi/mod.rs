@@ -38,7 +38,7 @@ impl fmt::Display for TableError {
         match self {
             Self::OutOfRange(error) => write!(f, "{error}"),
             Self::BadEntry(address) => write!(f, "the entry at {address:#x} is damaged"),
-            Self::TooManyProcessors => write!(f, "it has more than {MAX_PROCESSORS} processors"),
+            Self::TooManyProcessors => write!(f, "there are more than {MAX_PROCESSORS} processors"),
         }
     }
 }
@@ -61,7 +61,20 @@ pub fn processors(memory: &impl PhysMemory, rsdp: Option<u64>) -> Result<Option<
     }
 }
 
-/// Adds a processor, unless it is in the list already: a processor with a small id may have entries of both kinds.
+/// All processors that there may be: the one that asks, those of the firmware's list, and those that have answered. None
+/// of them twice.
+///
+/// # Errors
+///
+/// There are too many.
+pub fn union(own: u32, listed: &[u32], answered: impl IntoIterator<Item = u32>) -> Result<Processors, TableError> {
+    let mut all = Processors::new();
+    let mut ids = core::iter::once(own).chain(listed.iter().copied()).chain(answered);
+    ids.try_for_each(|id| add(&mut all, id))?;
+    Ok(all)
+}
+
+/// Adds a processor, if it is not in the list yet: one with a small id may have an entry of either kind.
 fn add(processors: &mut Processors, apic_id: u32) -> Result<(), TableError> {
     if processors.contains(&apic_id) {
         return Ok(());

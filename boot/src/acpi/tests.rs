@@ -135,6 +135,15 @@ fn a_madt_with_too_many_processors_is_an_error() {
 }
 
 #[test]
+fn a_processor_is_held_whether_it_is_listed_or_answers() {
+    assert_eq!(union(3, &[0, 3, 1], [1, 3, 7]).unwrap()[..], [3, 0, 1, 7]);
+    assert_eq!(union(0, &[], [0]).unwrap()[..], [0]);
+    let most = MAX_PROCESSORS as u32;
+    assert_eq!(union(0, &[], 1..most).unwrap().len(), MAX_PROCESSORS);
+    assert_eq!(union(0, &[], 1..=most), Err(TableError::TooManyProcessors));
+}
+
+#[test]
 fn a_madt_entry_of_length_zero_is_an_error_instead_of_a_loop() {
     let mut memory = four_processors();
     memory.bytes[MADT as usize + 44 + 8 + 1] = 0;

@@ -30,6 +30,17 @@ static SHUTDOWN_TEXT: [u8; 8] = *protocol::SHUTDOWN_TEXT;
 
 global_asm!(include_str!("trampoline.S"), options(att_syntax));
 
+global_asm!(include_str!("roll_call.S"), most = const ROLL_CALL_MOST, options(att_syntax));
+
+/// The most processors that a roll call can list; it counts more.
+pub const ROLL_CALL_MOST: usize = 512;
+
+unsafe extern "C" {
+    static roll_call_start: u8;
+    static roll_call_list: u8;
+    static roll_call_end: u8;
+}
+
 unsafe extern "C" {
     static trampoline_start: u8;
     static trampoline_parameters: u8;
@@ -76,4 +87,26 @@ pub fn trampoline() -> &'static [u8] {
     debug_assert_eq!(end.addr() - parameters, size_of::<TrampolineParameters>());
     // SAFETY: the symbols enclose constant bytes of the image.
     unsafe { core::slice::from_raw_parts(start, end.addr() - start.addr()) }
+}
+
+/// What the processors of a roll call write.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct RollCallList {
+    /// How many have come.
+    pub come: u32,
+    /// How many of them have entered their id.
+    pub entered: u32,
+    /// APIC ids, in the order of coming.
+    pub ids: [u32; ROLL_CALL_MOST],
+}
+
+/// The code that a SIPI starts to count processors, for any page below 1 MiB, with an empty [`RollCallList`] at its
+/// end, and the offset of that.
+pub fn roll_call() -> (&'static [u8], usize) {
+    let (start, end) = (&raw const roll_call_start, &raw const roll_call_end);
+    let list = (&raw const roll_call_list).addr() - start.addr();
+    debug_assert_eq!(end.addr() - start.addr() - list, size_of::<RollCallList>());
+    // SAFETY: the symbols enclose constant bytes of the image.
+    (unsafe { core::slice::from_raw_parts(start, end.addr() - start.addr()) }, list)
 }

@@ -124,7 +124,25 @@ pub fn send(destination: u32, ipi: Ipi) -> bool {
     }
 }
 
-/// Waits until the last IPI is sent, which takes no time on a processor with VMX. The wait is bounded in any case.
+/// Sends an IPI to all other processors, whoever they are. Returns whether this processor's APIC can do that. Only for
+/// before the other processors are in VMX operation.
+pub fn send_to_all_others(ipi: Ipi) -> bool {
+    const ALL_EXCLUDING_SELF: u32 = 3 << 18;
+    let command = ipi.command() | ALL_EXCLUDING_SELF;
+    match Apic::current() {
+        None => false,
+        // SAFETY: the other processors run nothing that the host relies on.
+        Some(Apic::X2) => unsafe { msr::try_write(Apic::msr(ICR_LOW), command.into()) }.is_ok(),
+        Some(apic) => {
+            await_delivery(apic);
+            apic.write(ICR_LOW, command);
+            await_delivery(apic);
+            true
+        }
+    }
+}
+
+/// Waits until the last IPI is on its way: at once on every processor with VMX, but nothing here waits for ever.
 fn await_delivery(apic: Apic) {
     const POLLS: u32 = 10_000;
     _ = (0..POLLS).find(|_| apic.read(ICR_LOW) & DELIVERY_PENDING == 0);

@@ -94,7 +94,13 @@ pub fn apic_id() -> u32 {
     if has_topology { __cpuid(TOPOLOGY).edx } else { __cpuid(1).ebx >> 24 }
 }
 
-/// Reads the processor's properties that [`VmxSupport::check`] checks.
+/// Whether the processor says that it is one of several: CPUID.01H:EDX\[28\] and EBX\[23:16\].
+pub fn is_one_of_several() -> bool {
+    let answer = __cpuid(1);
+    answer.edx >> 28 & 1 != 0 && answer.ebx >> 16 & 0xff > 1
+}
+
+/// Reads what [`VmxSupport::check`] needs to know.
 pub fn vmx_support() -> VmxSupport {
     const EFER_NXE: u64 = 1 << 11;
     let vmx = __cpuid(1).ecx & 1 << 5 != 0;

@@ -13,6 +13,7 @@ pub mod on_behalf;
 pub mod phys;
 pub mod port;
 pub mod relocate;
+pub mod roll_call;
 pub mod takeover;
 pub mod timer;
 pub mod trampoline;

@@ -8,6 +8,7 @@ mod cli;
 mod context;
 mod cost;
 mod images;
+mod madt;
 mod memory;
 mod nesting;
 mod processors;

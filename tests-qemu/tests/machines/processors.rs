@@ -6,6 +6,7 @@ use tests_qemu::conformance::{Explained, Report};
 use tests_qemu::machine::{Boot, Machine, Module};
 
 use crate::context::{Context, Finished, Test};
+use crate::madt;
 
 const PROCESSORS: u32 = 4;
 
@@ -13,6 +14,7 @@ pub fn tests() -> Vec<Test> {
     vec![
         Test { name: "vmcs_regions_that_another_processor_scribbles_on_do_not_stop_the_host", run: scribble },
         Test { name: "a_processor_that_the_guest_has_started_finds_what_the_first_one_finds", run: on_another },
+        Test { name: "a_processor_that_the_firmware_does_not_list_is_held", run: unlisted },
         Test { name: "what_processors_share_is_edited_in_x2apic_mode_as_on_the_bare_machine", run: x2apic },
     ]
 }
@@ -46,6 +48,25 @@ fn on_another(context: &Context, name: &str) -> Result<()> {
 /// The host sends INITs of its own when it begins to watch an MSR bitmap: by MSR in this mode.
 fn x2apic(context: &Context, name: &str) -> Result<()> {
     both(context, name, "x2apic only=smp-migration")
+}
+
+/// A list without the second processor, and one that is damaged before it. The guest starts it all the same, and finds
+/// there what l1hv shows.
+fn unlisted(context: &Context, name: &str) -> Result<()> {
+    const NO_ENTRY: [u8; 2] = [0, 0];
+    let first = madt::local_apic(0);
+    let short = madt::file(context, "madt-of-one", &first)?;
+    let damaged = madt::file(context, "damaged-madt", &[&first[..], &NO_ENTRY].concat())?;
+    for (table, warning) in [(short, "APIC id 1 is in no list"), (damaged, "list of processors is unusable")] {
+        let image = Module::with_args(&context.programs.conformance, "on=1 only=caps");
+        let boot = under_l1hv(context)(image);
+        let finished = context.run(&Machine { cpus: 2, madt: Some(table), ..context.bochs(name, boot) })?;
+        finished.must_shut_down()?;
+        finished.debug_must_say(warning)?;
+        finished.debug_must_say("the guest hypervisor starts on 2 processors")?;
+        finished.debug_must_say("C caps/withheld-read-0x600 #13(0x0)")?;
+    }
+    Ok(())
 }
 
 /// The image on the bare machine and under l1hv: no case differs.

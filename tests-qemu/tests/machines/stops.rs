@@ -9,6 +9,7 @@ use tests_qemu::linux;
 use tests_qemu::machine::{BOCHS, Boot, DEFAULT_IPS, FirmwareVmx, Machine, Module, Outcome, QEMU_TCG};
 
 use crate::context::{Context, Test};
+use crate::madt;
 
 pub fn tests() -> Vec<Test> {
     vec![
@@ -18,6 +19,7 @@ pub fn tests() -> Vec<Test> {
         Test { name: "a_processor_without_ept_is_named_as_the_reason", run: no_ept },
         Test { name: "a_processor_without_unrestricted_guest_is_named_as_the_reason", run: no_unrestricted_guest },
         Test { name: "a_processor_that_does_not_start_is_named_as_the_reason", run: no_start },
+        Test { name: "more_processors_than_there_is_room_for_are_named_as_the_reason", run: too_many_processors },
         Test { name: "no_guest_image_is_named_as_the_reason", run: no_guest_image },
         Test { name: "a_file_that_is_no_image_is_named_as_the_reason", run: not_an_image },
         Test { name: "a_truncated_kernel_is_named_as_the_reason", run: truncated_kernel },
@@ -72,19 +74,16 @@ fn no_unrestricted_guest(context: &Context, name: &str) -> Result<()> {
 
 /// The firmware's list has a processor that the machine does not have.
 fn no_start(context: &Context, name: &str) -> Result<()> {
-    let local_apic = |id: u8| [0, 8, id, id, 1, 0, 0, 0];
-    let io_apic = [1, 12, 1, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0];
-    let mut madt = [0; 44].to_vec();
-    madt[..4].copy_from_slice(b"APIC");
-    madt[8] = 1;
-    madt[36..40].copy_from_slice(&0xfee0_0000_u32.to_le_bytes());
-    madt.extend(local_apic(0).into_iter().chain(local_apic(7)).chain(io_apic));
-    let length = madt.len() as u32;
-    madt[4..8].copy_from_slice(&length.to_le_bytes());
-    madt[9] = madt.iter().fold(0_u8, |sum, byte| sum.wrapping_sub(*byte));
-    let table = file(context, "madt-with-one-too-many", &madt)?;
+    let table = madt::file(context, "madt-with-one-too-many", &[0, 7].map(madt::local_apic).concat())?;
     let machine = Machine { madt: Some(table), ..context.bochs(name, boot(context)) };
     context.run(&machine)?.must_stop("processors", "APIC id 7 does not start")
+}
+
+/// The guest would start those for which there is no room.
+fn too_many_processors(context: &Context, name: &str) -> Result<()> {
+    let table = madt::file(context, "madt-of-257", &(0..257).flat_map(madt::local_x2apic).collect::<Vec<_>>())?;
+    let machine = Machine { madt: Some(table), ..context.bochs(name, boot(context)) };
+    context.run(&machine)?.must_stop("processors", "more than 256 processors")
 }
 
 fn no_guest_image(context: &Context, name: &str) -> Result<()> {
