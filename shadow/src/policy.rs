@@ -26,7 +26,9 @@ pub enum Route {
     /// VMREAD or VMWRITE under VMCS shadowing: for a field that is not offered, perhaps only the host's bitmap made it
     /// exit.
     ShadowedField,
-    /// INIT: the host itself may have sent it, to interrupt this processor.
+    /// An instruction that the processor has and that the guest hypervisor is told it lacks: undefined.
+    Undefined,
+    /// INIT: the host may have sent it itself, to get this processor's attention.
     Init,
 }
 
@@ -53,6 +55,12 @@ pub fn route(reason: ExitReason, rcx: u64, vmcs12: &Vmcs12, memory: &impl GuestM
         ExitReason::EPT_VIOLATION | ExitReason::EPT_MISCONFIGURATION => Route::NestedPaging,
         ExitReason::VMFUNC => Route::VmFunction,
         ExitReason::INIT => Route::Init,
+        ExitReason::SEAMCALL
+        | ExitReason::TDCALL
+        | ExitReason::URDMSR
+        | ExitReason::UWRMSR
+        | ExitReason::RDMSR_IMMEDIATE
+        | ExitReason::WRMSRNS_IMMEDIATE => Route::Undefined,
         ExitReason::RDMSR if is_hosts_msr(vmcs12, memory, rcx as u32, Access::Read) => Route::HostMsr,
         ExitReason::WRMSR if is_hosts_msr(vmcs12, memory, rcx as u32, Access::Write) => Route::HostMsr,
         ExitReason::VMREAD | ExitReason::VMWRITE if vmcs12.has_secondary(Secondary::VMCS_SHADOWING) => {

@@ -270,16 +270,16 @@ basic_exit_reasons! {
     ENQCMDS_PASID = 73, Displacement, Memory, [LENGTH], Any(Secondary::PASID_TRANSLATION), Reflect;
     BUS_LOCK = 74, None, None, [], Any(Secondary::BUS_LOCK_DETECTION), Reflect;
     INSTRUCTION_TIMEOUT = 75, InstructionTimeout, None, [], Any(Secondary::INSTRUCTION_TIMEOUT), Reflect;
-    SEAMCALL = 76, None, None, [LENGTH], OtherMode, Reflect;
-    TDCALL = 77, None, None, [LENGTH], OtherMode, Reflect;
+    SEAMCALL = 76, None, None, [LENGTH], OtherMode, Undefined;
+    TDCALL = 77, None, None, [LENGTH], OtherMode, Undefined;
     RDMSRLIST = 78, MsrIndex, None, [LENGTH], All(Tertiary::ENABLE_MSR_LIST), Reflect;
     WRMSRLIST = 79, MsrIndex, None, [LENGTH], All(Tertiary::ENABLE_MSR_LIST), Reflect;
-    // Reasons of extensions that are newer than edition 085: user-level MSR accesses, and MSR accesses with an
-    // immediate operand.
-    URDMSR = 80, MsrIndex, None, [LENGTH], Unless(Primary::USE_MSR_BITMAPS), Reflect;
-    UWRMSR = 81, MsrIndex, None, [LENGTH], Unless(Primary::USE_MSR_BITMAPS), Reflect;
-    RDMSR_IMMEDIATE = 84, MsrIndex, Registers, [LENGTH], Unless(Primary::USE_MSR_BITMAPS), Reflect;
-    WRMSRNS_IMMEDIATE = 85, MsrIndex, Registers, [LENGTH], Unless(Primary::USE_MSR_BITMAPS), Reflect;
+    // Of extensions that are newer than edition 085: user-level MSR accesses, and MSR accesses with an immediate
+    // operand. The guest hypervisor is told that the processor has none of them (`crate::cpuid`).
+    URDMSR = 80, MsrIndex, None, [LENGTH], Unless(Primary::USE_MSR_BITMAPS), Undefined;
+    UWRMSR = 81, MsrIndex, None, [LENGTH], Unless(Primary::USE_MSR_BITMAPS), Undefined;
+    RDMSR_IMMEDIATE = 84, MsrIndex, Registers, [LENGTH], Unless(Primary::USE_MSR_BITMAPS), Undefined;
+    WRMSRNS_IMMEDIATE = 85, MsrIndex, Registers, [LENGTH], Unless(Primary::USE_MSR_BITMAPS), Undefined;
 }
 
 impl ExitReason {

@@ -64,6 +64,8 @@ const ROWS: &[Row] = &[
     range(0x11, 0x12, Absent),
     // The APIC page must not lie over the host's memory.
     one(IA32_APIC_BASE, Written),
+    // IA32_USER_MSR_CTL: user-level MSR accesses are withheld.
+    one(0x1c, Absent),
     one(IA32_FEATURE_CONTROL, Emulated),
     // An update comes from memory, and is the machine owner's business.
     one(IA32_BIOS_UPDT_TRIG, Written),

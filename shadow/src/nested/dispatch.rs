@@ -6,7 +6,7 @@ use crate::controls::{Primary, Secondary};
 use crate::exit::ExitReason;
 use crate::fields::*;
 use crate::hw::VmcsAccess;
-use crate::outcome::{InsnError, rflags_fail_valid};
+use crate::outcome::{Fault, InsnError, rflags_fail_valid};
 use crate::policy::{Route, route};
 use crate::vmcs12::Vmcs12;
 
@@ -49,6 +49,7 @@ pub fn handle_at_length<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
         Route::HostMsr => host_msr(vcpu, reason),
         Route::VmFunction => vm_function::handle(vcpu),
         Route::ShadowedField => nested_shadowing::handle(vcpu, reason),
+        Route::Undefined => raise(vcpu, Fault::InvalidOpcode),
         Route::Init if vcpu.machine.take_kick() => (),
         Route::Init => reflect(vcpu, Reflected::AsTaken(reason)),
     }

@@ -6,7 +6,7 @@ use crate::exit::{ExitReason, InterruptionInfo};
 use crate::fake::{FakeMachine, Variant, hypervisor_registers};
 use crate::fields::*;
 use crate::hw::{GuestMemory, VmcsAccess};
-use crate::nested::Running;
+use crate::nested::{Running, VmcsPair};
 use ept::Gpa;
 use ept::violation::EptViolation;
 use std::vec;
@@ -78,4 +78,21 @@ fn an_address_beyond_the_width_in_the_delivery_of_an_exception_is_a_triple_fault
     vmcs02.poke(IDT_VECTORING_INFO.id(), 0x8000_0b0e);
     machine.nested_exit(ExitReason::EPT_VIOLATION, EptViolation::LINEAR_ADDRESS_IS_VALID.0);
     assert_eq!(read(&mut machine, &[EXIT_REASON.id()]), vec![u64::from(ExitReason::TRIPLE_FAULT.0)]);
+}
+
+/// The guest hypervisor is told that the processor lacks these instructions, whatever its bitmap says of the MSR.
+#[test]
+fn an_instruction_that_the_guest_hypervisor_is_told_of_not_is_undefined_in_its_nested_guest() {
+    const UD: u8 = 6;
+    for number in [76, 77, 80, 81, 84, 85] {
+        let mut machine = entered(&[]);
+        machine.nested_exit(ExitReason(number), 0x174);
+        assert_eq!(machine.vcpu.running, Running::NestedGuest, "{number}");
+        let info = InterruptionInfo(machine.vcpu.vmcs.vmcs02().read(ENTRY_INTERRUPTION_INFO));
+        assert!(info.is_valid() && info.vector() == UD, "{number}");
+        let mut machine = entered(&[(EXCEPTION_BITMAP.id(), 1 << UD)]);
+        machine.nested_exit(ExitReason(number), 0x174);
+        let seen = read(&mut machine, &[EXIT_REASON.id(), EXIT_INTERRUPTION_INFO.id()]);
+        assert_eq!((seen[0], InterruptionInfo(seen[1] as u32).vector()), (0, UD), "{number}");
+    }
 }
