@@ -216,14 +216,6 @@ impl WatchedMemory for GuestPhysical {
     fn is_host(&self, address: Gpa) -> bool {
         self.hole.range().contains(&Hpa(address.0))
     }
-
-    fn compare_exchange_u64(&self, at: Gpa, seen: u64, new: u64) -> bool {
-        let is_replaced = self.ram.compare_exchange_u64(Hpa(at.0), seen, new);
-        if is_replaced {
-            self.unwatch(at);
-        }
-        is_replaced
-    }
 }
 
 impl GuestMemory for GuestPhysical {
@@ -238,6 +230,12 @@ impl GuestMemory for GuestPhysical {
         for page in (to.align_down(PageSize::Size4K).0..end).step_by(PAGE_BYTES as usize) {
             self.unwatch(Gpa(page));
         }
+    }
+
+    fn compare_exchange_u64(&self, at: Gpa, seen: u64, new: u64) -> bool {
+        let is_done = self.ram.compare_exchange_u64(Hpa(at.0), seen, new);
+        self.unwatch(at);
+        is_done
     }
 
     fn translate(&self, address: Gpa) -> Hpa {

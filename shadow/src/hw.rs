@@ -41,8 +41,9 @@ pub trait GuestMemory {
     fn read(&self, from: Gpa, to: &mut [u8]);
     /// Copies bytes in.
     fn write(&self, to: Gpa, from: &[u8]);
-    /// The address that EPT01 translates to. For an address in the host's memory, it is that of a page whose content
-    /// does not matter.
+    /// Replaces eight aligned bytes in one access if they are `seen`. Returns whether they were.
+    fn compare_exchange_u64(&self, at: Gpa, seen: u64, new: u64) -> bool;
+    /// Where EPT01 puts an address: an address in the host's memory comes out as that of a page of no consequence.
     fn translate(&self, address: Gpa) -> Hpa;
 
     /// Reads eight bytes in one access.

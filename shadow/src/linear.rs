@@ -65,15 +65,28 @@ impl Paging {
         Layout { levels, index_bits: if wide { 9 } else { 10 }, wide }
     }
 
-    /// Translates the address of a byte. Accessed and dirty flags are set as the processor sets them.
+    /// Translates the address of a byte. Accessed and dirty flags are set as the processor sets them. An entry that
+    /// another processor changes meanwhile keeps that change, and the walk begins anew.
     ///
     /// # Errors
     ///
-    /// The page fault, or the general-protection fault of an address that is not canonical.
+    /// The page fault, or the general-protection fault of an address that is not canonical. DEVIATION: a page fault,
+    /// too, where entries change again and again, as from a translation that another processor has just taken away.
     pub fn translate(&self, memory: &impl GuestMemory, linear: u64, access: Access) -> Result<Gpa, Fault> {
+        const MOST_WALKS: usize = 16;
         if self.cr0 & CR0_PG == 0 {
             return Ok(Gpa(linear & 0xffff_ffff));
         }
+        for _ in 0..MOST_WALKS {
+            if let Some(translated) = self.walk(memory, linear, access)? {
+                return Ok(translated);
+            }
+        }
+        Err(self.fault(linear, access, 0))
+    }
+
+    /// Walks the tables once. Nothing if an entry whose flags were to be set has changed since it was read.
+    fn walk(&self, memory: &impl GuestMemory, linear: u64, access: Access) -> Result<Option<Gpa>, Fault> {
         let layout = self.layout();
         let mut rights = WRITABLE | USER;
         let mut table = match layout.levels {
@@ -101,11 +114,11 @@ impl Paging {
                 self.check_key(linear, access, rights, entry)?;
                 self.check_rights(linear, access, rights)?;
                 let dirty = if matches!(access, Access::Write) { DIRTY } else { 0 };
-                set_flags(memory, &layout, at, entry, ACCESSED | dirty);
-                return Ok(self.page_address(&layout, level, entry, shift, linear));
+                let are_set = set_flags(memory, &layout, at, entry, ACCESSED | dirty);
+                return Ok(are_set.then(|| self.page_address(&layout, level, entry, shift, linear)));
             }
-            if !is_pdpte {
-                set_flags(memory, &layout, at, entry, ACCESSED);
+            if !is_pdpte && !set_flags(memory, &layout, at, entry, ACCESSED) {
+                return Ok(None);
             }
             table = if layout.wide { entry & self.address_bits() } else { entry & 0xffff_f000 };
         }
@@ -224,20 +237,28 @@ fn bytes_in_page(linear: u64) -> usize {
     4096 - (linear & 0xfff) as usize
 }
 
-fn set_flags(memory: &impl GuestMemory, layout: &Layout, at: Gpa, entry: u64, flags: u64) {
-    if entry & flags != flags {
-        if layout.wide {
-            memory.write_u64(at, entry | flags);
-        } else {
-            memory.write_u32(at, (entry | flags) as u32);
-        }
+/// Sets flags in an entry that was read as `entry`. Returns whether they are set; not if the entry has changed.
+fn set_flags(memory: &impl GuestMemory, layout: &Layout, at: Gpa, entry: u64, flags: u64) -> bool {
+    if entry & flags == flags {
+        return true;
     }
+    if layout.wide {
+        return memory.compare_exchange_u64(at, entry, entry | flags);
+    }
+    // The other half of the word is another entry.
+    let word_at = Gpa(at.0 & !7);
+    let shift = 8 * (at.0 & 7);
+    let word = memory.read_u64(word_at);
+    word >> shift & 0xffff_ffff == entry && memory.compare_exchange_u64(word_at, word, word | flags << shift)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fake::FakeMemory;
+    use ept::Hpa;
+    use std::cell::RefCell;
+    use std::vec::Vec;
 
     const LONG: Paging = Paging {
         cr0: CR0_PG | CR0_WP | 1,
@@ -270,6 +291,61 @@ mod tests {
         assert_eq!(memory.read_u64(Gpa(0x1000)), 0x2027);
         assert_eq!(LONG.translate(&memory, 0x20_1234, Access::Read), Ok(Gpa(0x1234)));
         assert_eq!(memory.read_u64(Gpa(0x3008)), 0xa3);
+    }
+
+    /// Memory in which an entry changes right after it was read.
+    struct Racing {
+        memory: FakeMemory,
+        at: Gpa,
+        /// What it changes to; at last, to itself.
+        values: RefCell<Vec<u64>>,
+    }
+
+    impl GuestMemory for Racing {
+        fn read(&self, from: Gpa, to: &mut [u8]) {
+            self.memory.read(from, to);
+            if from == self.at
+                && let Some(value) = self.values.borrow_mut().pop()
+            {
+                self.memory.write_u64(from, value);
+            }
+        }
+
+        fn write(&self, to: Gpa, from: &[u8]) {
+            self.memory.write(to, from);
+        }
+
+        fn compare_exchange_u64(&self, at: Gpa, seen: u64, new: u64) -> bool {
+            self.memory.compare_exchange_u64(at, seen, new)
+        }
+
+        fn translate(&self, address: Gpa) -> Hpa {
+            self.memory.translate(address)
+        }
+    }
+
+    #[test]
+    fn an_entry_that_another_processor_clears_during_the_walk_stays_clear() {
+        let racing = |values| Racing { memory: tables(), at: Gpa(0x4000), values: RefCell::new(values) };
+        let cleared = racing(std::vec![0]);
+        let fault = Err(Fault::Page { address: 0x123, error_code: 2 });
+        assert_eq!(LONG.translate(&cleared, 0x123, Access::Write), fault);
+        assert_eq!(cleared.memory.read_u64(Gpa(0x4000)), 0);
+        let moved = racing(std::vec![0x7007]);
+        assert_eq!(LONG.translate(&moved, 0x123, Access::Write), Ok(Gpa(0x7123)));
+        assert_eq!(moved.memory.read_u64(Gpa(0x4000)), 0x7067);
+        let restless = racing((0..1000).map(|number| number << 12 | 7).collect());
+        assert_eq!(LONG.translate(&restless, 0x123, Access::Write), fault);
+    }
+
+    #[test]
+    fn an_entry_of_four_bytes_gets_its_flags_and_its_neighbour_none() {
+        let memory = FakeMemory::new(0x10000);
+        memory.write_u32(Gpa(0x1000), 0x2003);
+        memory.write_u64(Gpa(0x2000), 0x7003 << 32 | 0x6003);
+        let legacy = Paging { cr4: CR4_PSE, efer: 0, ..LONG };
+        assert_eq!(legacy.translate(&memory, 0x1234, Access::Write), Ok(Gpa(0x7234)));
+        assert_eq!((memory.read_u64(Gpa(0x2000)), memory.read_u32(Gpa(0x1000))), (0x7063 << 32 | 0x6003, 0x2023));
     }
 
     #[test]

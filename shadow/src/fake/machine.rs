@@ -172,6 +172,11 @@ impl GuestMemory for FakeWatchedMemory {
         self.ram.write(to, from);
     }
 
+    fn compare_exchange_u64(&self, at: Gpa, seen: u64, new: u64) -> bool {
+        self.unwatch(at);
+        self.ram.compare_exchange_u64(at, seen, new)
+    }
+
     fn translate(&self, address: Gpa) -> Hpa {
         Hpa(address.0)
     }
@@ -197,15 +202,6 @@ impl WatchedMemory for FakeWatchedMemory {
 
     fn is_host(&self, _: Gpa) -> bool {
         false
-    }
-
-    fn compare_exchange_u64(&self, at: Gpa, seen: u64, new: u64) -> bool {
-        let is_seen = self.ram.read_u64(at) == seen;
-        if is_seen {
-            self.unwatch(at);
-            self.ram.write_u64(at, new);
-        }
-        is_seen
     }
 }
 

@@ -51,6 +51,14 @@ impl GuestMemory for Ram {
         }
     }
 
+    fn compare_exchange_u64(&self, at: Gpa, seen: u64, new: u64) -> bool {
+        let is_seen = self.read_u64(at) == seen;
+        if is_seen {
+            self.write_u64(at, new);
+        }
+        is_seen
+    }
+
     fn translate(&self, address: Gpa) -> Hpa {
         Hpa(address.0)
     }

@@ -3,12 +3,12 @@
 use ept::Gpa;
 use ept::walk::GuestTables;
 
-use super::machine::WatchedMemory;
+use crate::hw::GuestMemory;
 
 /// EPT12, read through EPT01.
 pub struct Ept12Memory<'a, Memory>(pub &'a Memory);
 
-impl<Memory: WatchedMemory> GuestTables for Ept12Memory<'_, Memory> {
+impl<Memory: GuestMemory> GuestTables for Ept12Memory<'_, Memory> {
     fn read(&self, entry: Gpa) -> u64 {
         self.0.read_u64(entry)
     }
@@ -22,7 +22,7 @@ impl<Memory: WatchedMemory> GuestTables for Ept12Memory<'_, Memory> {
 /// are still clear.
 pub struct Ept12Unflagged<'a, Memory>(pub Ept12Memory<'a, Memory>);
 
-impl<Memory: WatchedMemory> GuestTables for Ept12Unflagged<'_, Memory> {
+impl<Memory: GuestMemory> GuestTables for Ept12Unflagged<'_, Memory> {
     fn read(&self, entry: Gpa) -> u64 {
         self.0.read(entry)
     }

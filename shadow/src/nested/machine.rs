@@ -50,8 +50,6 @@ pub trait WatchedMemory: GuestMemory {
     fn leave_unwatched(&self, pages: [Gpa; ProcessorWritten::PAGES]);
     /// Whether an address is the host's own.
     fn is_host(&self, address: Gpa) -> bool;
-    /// Replaces eight aligned bytes in one access if they are `seen`. Returns whether they were. Unwatches the page.
-    fn compare_exchange_u64(&self, at: Gpa, seen: u64, new: u64) -> bool;
 }
 
 /// Which translations an INVEPT drops.
