@@ -17,17 +17,15 @@ use crate::arch::timer::wait_milliseconds;
 use crate::arch::trampoline::TrampolinePage;
 use crate::arch::{cpu, gdt, roll_call};
 use crate::host::{HostSetup, check_processor};
-use crate::mem::{HostPages, PAGE_BYTES, PhysAllocator};
+use crate::mem::{HostPages, PAGE_BYTES, PhysAllocator, stack_end};
 use crate::processor::{self, Processor};
 use crate::run;
 use crate::setup::{self, Shared, Start, VcpuBuilder, VcpuMemory};
 use crate::stop::{StopReason, stop, stop_internal};
 
-/// The stack of a processor other than the boot processor.
-const STACK_PAGES: u64 = 32;
-/// Pages that a processor needs to start besides its memory: a stack, its descriptor tables, and two regions for
-/// finding out its VMCS fields.
-const PAGES_TO_START: u64 = STACK_PAGES + gdt::AREA_PAGES + 2;
+/// All that a processor needs to start beside its memory and its stack: its descriptor tables, and two regions to ask
+/// for its VMCS fields with.
+const PAGES_TO_START: u64 = gdt::AREA_PAGES + 2;
 
 /// Where a SIPI can start a processor.
 const LOW_MEMORY: core::ops::Range<u64> = 0x1000..0xa_0000;
@@ -128,8 +126,8 @@ fn start(others: &'static [Processor], builder: &mut VcpuBuilder, setup: &HostSe
         send(processor, Ipi::Init);
     }
     wait_milliseconds(10);
-    for processor in others {
-        trampoline.prepare(&builder.pages(STACK_PAGES));
+    for (number, processor) in others.iter().enumerate() {
+        trampoline.prepare(stack_end(number));
         IS_READY.store(false, Ordering::SeqCst);
         *NEXT.lock() = Some(StartingProcessor {
             processor,

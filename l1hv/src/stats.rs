@@ -1,7 +1,7 @@
 //! Counters: exits by reason at each level, and the exits of nested guests that were reflected.
 
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use ept::nested::NestedPaging;
 use protocol::statistics::{HEADING, LINE_PREFIX, Row, TOTAL};
@@ -30,6 +30,14 @@ fn increment(counter: &AtomicU64) {
 #[inline(always)]
 fn slot(reason: ExitReason) -> usize {
     usize::from(reason.basic()) % REASONS
+}
+
+/// How often the counters are printed at most. User mode may ask for it, and a serial port takes long.
+static PRINTS_LEFT: AtomicU32 = AtomicU32::new(256);
+
+/// Whether the counters may be printed once more.
+pub fn may_print() -> bool {
+    PRINTS_LEFT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
 }
 
 impl Stats {

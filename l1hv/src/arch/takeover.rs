@@ -80,7 +80,7 @@ pub fn take_over(
     // SAFETY: the region is free memory below 4 GiB, hence in the boot code's direct map, and this is the only
     // allocator.
     let mut allocator = unsafe { PhysAllocator::new(region) };
-    let tables = move_host(&mut allocator, &memory_map)?;
+    let tables = move_host(&mut allocator, &memory_map, processors - 1)?;
     let modules = stage_modules(boot_info, &memory_map, region)?;
     // SAFETY: the region holds all of the host's memory: the image, its stack and tables, and the allocator's pages.
     let guest_ram = unsafe { GuestRam::new(region.range()) };
@@ -93,12 +93,12 @@ fn wanted_direct_map_end(map: &MemoryMap) -> Hpa {
     Hpa(map.memory_end().max(FOUR_GIB).next_multiple_of(PageSize::Size1G.bytes()))
 }
 
-fn move_host(allocator: &mut PhysAllocator, map: &MemoryMap) -> Result<HostTables, OutOfHostMemory> {
+fn move_host(allocator: &mut PhysAllocator, map: &MemoryMap, stacks: usize) -> Result<HostTables, OutOfHostMemory> {
     let image = image();
     let target = allocator.alloc_pages((image.end - image.start) / PAGE_BYTES)?.phys();
     let end = wanted_direct_map_end(map);
     let page = if cpu::has_1gib_pages() { PageSize::Size1G } else { PageSize::Size2M };
-    let tables = build_host_tables(allocator, end, page, &image, target, &image_parts())?;
+    let tables = build_host_tables(allocator, end, page, &image, target, &image_parts(), stacks)?;
     // SAFETY: `target` was just allocated with the image's size, the tables map what `relocate` asks for, and from here
     // on the host uses only the image's virtual addresses and the direct map.
     unsafe { relocate::relocate(target, tables.root, end) };

@@ -6,7 +6,7 @@ use spin::Once;
 use x86_64::registers::control::{Cr0, Cr3, Cr4, Efer, EferFlags};
 
 use super::cpu;
-use crate::mem::{GuestRam, HostPages, PAGE_BYTES};
+use crate::mem::{GuestRam, PAGE_BYTES};
 
 /// The processors' destination.
 struct Destination {
@@ -43,10 +43,10 @@ impl<'a> TrampolinePage<'a> {
         (self.page.0 / PAGE_BYTES) as u8
     }
 
-    /// Sets the stack of the next processor.
-    pub fn prepare(&self, stack: &HostPages) {
+    /// The next processor arrives on the stack that ends there.
+    pub fn prepare(&self, stack_end: u64) {
         let parameters = TrampolineParameters {
-            stack: stack.as_mut_ptr().addr() as u64 + stack.bytes(),
+            stack: stack_end,
             entry: enter as *const () as u64,
             cr0: Cr0::read_raw() as u32,
             cr3: self.cr3.0 as u32,

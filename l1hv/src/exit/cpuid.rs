@@ -14,7 +14,7 @@ use crate::stats;
 /// Handles CPUID.
 pub fn handle(vcpu: &mut Vcpu) -> Action {
     let (leaf, subleaf) = (vcpu.registers[RAX] as u32, vcpu.ecx());
-    if leaf == statistics::LEAF && subleaf == statistics::SUBLEAF && vcpu.machine.prints_stats {
+    if leaf == statistics::LEAF && subleaf == statistics::SUBLEAF && vcpu.machine.prints_stats && stats::may_print() {
         let all = processor::all().iter().map(|processor| &processor.stats);
         stats::print(all, &vcpu.tables, &vcpu.nested.ept.cache);
         vcpu.machine.shadow_fields.print();

@@ -6,7 +6,7 @@ mod paging;
 
 pub use crate::arch::phys::{GuestRam, phys_to_virt};
 pub use alloc::{HostPages, OutOfHostMemory, PhysAllocator};
-pub use paging::{HostTables, build_host_tables};
+pub use paging::{HostTables, build_host_tables, stack_end};
 
 use core::ops::Range;
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   0xFFFF_8000_0000_0000 + p   all of physical memory: supervisor, writable, never executable; 1 GiB or 2 MiB pages
+//!   0xFFFF_FF00_0000_0000       stacks of the processors but the first, each above a page that is not mapped
 //!   0xFFFF_FFFF_8010_0000       the image, backed by the host's region: text read+execute, constants read, data read+write
 //! ```
 //!
@@ -82,15 +83,29 @@ impl Tables {
     }
 }
 
+/// Where the stacks begin, of the processors but the first.
+const STACKS: u64 = 0xFFFF_FF00_0000_0000;
+/// Pages of one.
+const STACK_PAGES: u64 = 32;
+/// The same with the page below it, which nothing is mapped to: what overflows faults.
+const STACK_SLOT_BYTES: u64 = (STACK_PAGES + 1) * PAGE_BYTES;
+
+/// The end of a stack; the first one is of the second processor.
+pub const fn stack_end(number: usize) -> u64 {
+    STACKS + (number as u64 + 1) * STACK_SLOT_BYTES
+}
+
 /// The most tables that [`build_host_tables`] needs.
-fn tables_needed(direct_map_end: Hpa, direct_page: PageSize, image_bytes: u64) -> u64 {
+fn tables_needed(direct_map_end: Hpa, direct_page: PageSize, image_bytes: u64, stacks: u64) -> u64 {
     let pdpts = direct_map_end.0.div_ceil(TOP_ENTRY_BYTES);
     let pds = if direct_page == PageSize::Size1G { 0 } else { direct_map_end.0.div_ceil(PageSize::Size1G.bytes()) };
     // The image: a PDPT, a page directory, and page tables of 2 MiB each, the first and the last of them in part.
     let image = 2 + image_bytes / PageSize::Size2M.bytes() + 2;
     // The other top table, and the tables above one page of 2 MiB.
     let start = 3;
-    1 + pdpts + pds + image + start
+    // The stacks: as for the image.
+    let stacks = 2 + stacks * STACK_SLOT_BYTES / PageSize::Size2M.bytes() + 2;
+    1 + pdpts + pds + image + start + stacks
 }
 
 /// The roots of the host's tables.
@@ -102,8 +117,9 @@ pub struct HostTables {
     pub start_root: Hpa,
 }
 
-/// Builds the host's tables: the direct map up to `direct_map_end` (a multiple of 1 GiB), and `parts` of the image,
-/// whose first part is at physical address `image_start` and the others after it at the same distances.
+/// Builds the host's tables: the direct map up to `direct_map_end` (a multiple of 1 GiB), `parts` of the image, whose
+/// first part is backed by `image_start` and the others by what follows it at the same distances, and so many new
+/// `stacks`.
 ///
 /// # Errors
 ///
@@ -115,8 +131,9 @@ pub fn build_host_tables(
     image: &Range<u64>,
     image_start: Hpa,
     parts: &[ImagePart],
+    stacks: usize,
 ) -> Result<HostTables, OutOfHostMemory> {
-    let count = tables_needed(direct_map_end, direct_page, image.end - image.start);
+    let count = tables_needed(direct_map_end, direct_page, image.end - image.start, stacks as u64);
     let mut tables = Tables::new(allocator.alloc_pages(count)?);
     for phys in (0..direct_map_end.0).step_by(direct_page.bytes() as usize) {
         tables.map(DIRECT_MAP_BASE + phys, Hpa(phys), direct_page, WRITABLE | NO_EXECUTE);
@@ -129,6 +146,13 @@ pub fn build_host_tables(
         };
         for virt in part.range.clone().step_by(PAGE_BYTES as usize) {
             tables.map(virt, image_start + (virt - image.start), PageSize::Size4K, flags);
+        }
+    }
+    for stack in 0..stacks {
+        let pages = allocator.alloc_pages(STACK_PAGES)?;
+        for page in (0..pages.bytes()).step_by(PAGE_BYTES as usize) {
+            let virt = stack_end(stack) - pages.bytes() + page;
+            tables.map(virt, pages.phys() + page, PageSize::Size4K, WRITABLE | NO_EXECUTE);
         }
     }
     let start = tables.copy_of_root();

@@ -424,6 +424,7 @@ impl<M: Machine> Vcpu<M> {
 fn advance(vmcs: &mut impl VmcsAccess, change_flags: impl FnOnce(u64) -> u64) {
     const BLOCKING_BY_STI_OR_MOV_SS: u32 = BLOCKING_BY_STI | BLOCKING_BY_MOV_SS;
     const PENDING_BS: u64 = 1 << 14;
+    const DEBUGCTL_BTF: u64 = 1 << 1;
     let rip = vmcs.read(GUEST_RIP);
     let mut next = rip.wrapping_add(vmcs.read(EXIT_INSTRUCTION_LENGTH).into());
     if next >> 32 != rip >> 32 && vmcs.read(GUEST_CS_ACCESS_RIGHTS) & access_rights::LONG == 0 {
@@ -439,8 +440,27 @@ fn advance(vmcs: &mut impl VmcsAccess, change_flags: impl FnOnce(u64) -> u64) {
     if changed != rflags {
         vmcs.write(GUEST_RFLAGS, changed);
     }
-    if rflags & RFLAGS_TF != 0 {
+    // With IA32_DEBUGCTL.BTF only branches trap, and none of these instructions is one.
+    if rflags & RFLAGS_TF != 0 && vmcs.read(GUEST_DEBUGCTL) & DEBUGCTL_BTF == 0 {
         let pending = vmcs.read(GUEST_PENDING_DEBUG);
         vmcs.write(GUEST_PENDING_DEBUG, pending | PENDING_BS);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{FakeVmcs, skylake_caps};
+
+    #[test]
+    fn a_single_step_over_an_emulated_instruction_traps_unless_only_branches_do() {
+        for (rflags, debugctl, pending) in [(2, 0, 0), (2 | RFLAGS_TF, 0, 1 << 14), (2 | RFLAGS_TF, 1 << 1, 0)] {
+            let mut vmcs = FakeVmcs::new(&skylake_caps());
+            vmcs.poke(GUEST_RFLAGS.id(), rflags);
+            vmcs.poke(GUEST_DEBUGCTL.id(), debugctl);
+            vmcs.poke(EXIT_INSTRUCTION_LENGTH.id(), 3);
+            advance(&mut vmcs, |rflags| rflags);
+            assert_eq!((vmcs.read(GUEST_RIP), vmcs.read(GUEST_PENDING_DEBUG)), (3, pending));
+        }
     }
 }
