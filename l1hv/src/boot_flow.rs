@@ -10,8 +10,8 @@ use crate::arch::gdt;
 use crate::arch::phys::BootMemory;
 use crate::arch::takeover::{LoadGuestError, Takeover, TakeoverError, take_over};
 use crate::host::{HostSetup, check_processor, stop_host_memory};
-use crate::startup;
 use crate::stop::{StopReason, stop};
+use crate::{sleep, startup};
 
 /// Boots: `magic` and `info` are the loader's values of EAX and EBX.
 pub fn run(magic: u32, info: u32) -> ! {
@@ -37,6 +37,7 @@ pub fn run(magic: u32, info: u32) -> ! {
     log::info!("l1hv uses no IOMMU: devices can reach its memory, as the guest hypervisor tells them");
     let acpi_rsdp = acpi::find_rsdp(&BootMemory);
     let apic_ids = startup::find_processors(acpi_rsdp, &boot_info);
+    let sleep = sleep::find(acpi_rsdp);
     let mut machine = match take_over(&boot_info, apic_ids.len(), options.host_memory_mib) {
         Ok(machine) => machine,
         Err(error) => stop_takeover(&error),
@@ -47,7 +48,7 @@ pub fn run(magic: u32, info: u32) -> ! {
         Err(error) => stop_load(&error),
     };
     let Takeover { region: host_region, allocator, guest_ram, memory_map, tables, .. } = machine;
-    let setup = HostSetup { options, host_region, memory_map, guest_ram, segments, entry, apic_ids, tables };
+    let setup = HostSetup { options, host_region, memory_map, guest_ram, segments, entry, apic_ids, tables, sleep };
     startup::launch(setup, allocator)
 }
 

@@ -1,6 +1,7 @@
 //! The results of the boot, and the checks and stops that its steps share.
 
 use boot::acpi::Processors;
+use boot::acpi::sleep::SleepControl;
 use boot::cmdline::Options;
 use boot::guest::GuestEntry;
 use boot::machine::Unsupported;
@@ -31,6 +32,8 @@ pub struct HostSetup<'a> {
     pub apic_ids: Processors,
     /// The host's page tables.
     pub tables: HostTables,
+    /// The registers that put the machine to sleep.
+    pub sleep: SleepControl,
 }
 
 /// Checks that the processor has what the host needs, and enables VMX in IA32_FEATURE_CONTROL if the firmware left the

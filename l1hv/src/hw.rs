@@ -2,12 +2,13 @@
 
 use core::fmt;
 
+use boot::acpi::sleep::SleepControl;
 use boot::cmdline::TripleFault;
 use boot::stop::StopKind;
 use ept::map::OutOfTables;
 use ept::{Eptp01, Gpa, Hpa, PageSize};
 use shadow::cpuid::CpuidView;
-use shadow::exit::ExitReason;
+use shadow::exit::{ExitReason, IoAccess};
 use shadow::hw::GuestMemory;
 use shadow::nested::{self, Invept, Invvpid, Machine, Protection, Stop, WatchedMemory};
 use shadow::permission::Access;
@@ -21,6 +22,7 @@ use crate::log::warn_of_repeatable;
 use crate::mem::{GuestRam, HostRegion, PAGE_BYTES};
 use crate::processor::{self, Processor, Requests};
 use crate::shadow_fields::ShadowFields;
+use crate::sleep;
 use crate::stop::{StopReason, stop, stop_internal};
 use crate::tables::TablePool;
 
@@ -38,6 +40,8 @@ pub struct Hardware {
     pub cpuid: &'static CpuidView,
     /// The fields that the guest hypervisor accesses without an exit.
     pub shadow_fields: &'static ShadowFields,
+    /// The registers that put the machine to sleep.
+    pub sleep: &'static SleepControl,
     /// Whether a guest may have the counters printed: the option `stats`.
     pub prints_stats: bool,
     /// The effect of a triple fault: the option `triple-fault`.
@@ -68,6 +72,10 @@ impl Machine for Hardware {
 
     fn write_msr(&self, number: u32, value: u64) -> Option<()> {
         on_behalf::wrmsr(number, value).ok()
+    }
+
+    fn access_port(&self, access: IoAccess, value: u32) -> u32 {
+        sleep::access(self.sleep, access, value)
     }
 
     fn pkru(&self) -> u32 {
@@ -185,11 +193,11 @@ impl GuestPhysical {
         hole: HostRegion,
         scratch: Hpa,
         ept01: &'static Ept01,
-        processor: &'static Processor,
+        [msr, vmread, vmwrite, io_a, io_b]: &'static [WatchedPages; MergedAs::COUNT],
     ) -> Self {
-        let [msr, vmread, vmwrite] = &processor.watched;
-        let watches = [Watches::new(msr), Watches::new(vmread), Watches::new(vmwrite)];
-        Self { ram, hole, scratch, ept01, watches, written: &processor.written }
+        let watches =
+            [Watches::new(msr), Watches::new(vmread), Watches::new(vmwrite), Watches::new(io_a), Watches::new(io_b)];
+        Self { ram, hole, scratch, ept01, watches }
     }
 }
 

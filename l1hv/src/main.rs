@@ -27,6 +27,7 @@ mod processor;
 mod run;
 mod setup;
 mod shadow_fields;
+mod sleep;
 mod startup;
 mod stats;
 mod stop;

@@ -1,6 +1,8 @@
 //! Everything that the run loops work with, allocated once: state that all processors share, and state of each
 //! processor.
 
+use arrayvec::ArrayVec;
+use boot::acpi::sleep::SleepControl;
 use boot::cmdline::{Options, TripleFault};
 use boot::guest::GuestEntry;
 use boot::stop::StopKind;
@@ -9,7 +11,7 @@ use ept::nested::NestedPaging;
 use ept::{Gpa, Hpa, PageSize};
 use shadow::caps::ept_vpid;
 use shadow::check::HostMode;
-use shadow::controls::{Control, Secondary};
+use shadow::controls::{Control, Primary, Secondary};
 use shadow::cpuid::CpuidView;
 use shadow::event::WAIT_FOR_SIPI;
 use shadow::fields::FIELD_COUNT;
@@ -19,6 +21,7 @@ use shadow::insn::VmxOperation;
 use shadow::merge::{MSR_AREA_ENTRIES, MsrEntry};
 use shadow::msr::{BITMAP_BYTES, HOST_INTERCEPTS, intercept_writes};
 use shadow::nested::control_registers::masks;
+use shadow::nested::ports::{HeldPorts, MOST_PORTS};
 use shadow::nested::write_traps::kept_at_first;
 use shadow::nested::{MergedBitmap, MsrArea, MsrAreas, Nested, NestedEpt, NestedShadowing, Running, VmcsPair};
 use shadow::permission::Permissions;
@@ -57,6 +60,9 @@ pub struct Shared {
     field_bitmaps: [Hpa; 2],
     shadow_fields: ShadowFields,
     ept01: Ept01,
+    sleep: SleepControl,
+    /// The host's I/O bitmaps, if it looks at ports.
+    io_bitmaps: Option<[Hpa; 2]>,
 }
 
 /// Allocates the shared state, and then the memory of one virtual cpu after the other.
@@ -99,12 +105,12 @@ impl VcpuBuilder {
             address
         });
         let (shadow_fields, field_bitmaps) = shadow_fields(&mut allocator, options, &caps, &offered);
-        heap::init(pages(&mut allocator, (processors * NestedPaging::HEAP_BYTES).div_ceil(PAGE_BYTES as usize) as u64));
+        let io_bitmaps = io_bitmaps(&mut allocator, &setup.sleep, &caps);
         let list = pages(&mut allocator, ((processors * size_of::<Processor>()) as u64).div_ceil(PAGE_BYTES));
         let place = pages(&mut allocator, (size_of::<Shared>() as u64).div_ceil(PAGE_BYTES));
 
         let free_before = allocator.free_pages();
-        let boot = VcpuPages::allocate(&mut allocator, &offered);
+        let boot = VcpuPages::allocate(&mut allocator, &offered, io_bitmaps.is_some());
         let for_others = (processors as u64 - 1) * (free_before - allocator.free_pages() + pages_to_start);
         let free = allocator.free_pages().saturating_sub(for_others);
         let table_pages = options.ept_tables.map_or(u64::MAX, u64::from).min(free);
@@ -131,6 +137,8 @@ impl VcpuBuilder {
             field_bitmaps,
             shadow_fields,
             ept01,
+            sleep: setup.sleep.clone(),
+            io_bitmaps,
         });
         let boot = Some(VcpuMemory { pages: boot, tables: pool });
         let processors = list.into_values(apic_ids.iter().copied().map(Processor::new));
@@ -142,7 +150,7 @@ impl VcpuBuilder {
         let number = self.handed_out;
         self.handed_out += 1;
         self.boot.take().unwrap_or_else(|| VcpuMemory {
-            pages: VcpuPages::allocate(&mut self.allocator, &self.shared.offered),
+            pages: VcpuPages::allocate(&mut self.allocator, &self.shared.offered, self.shared.io_bitmaps.is_some()),
             tables: self.tables.pool(number, self.processors.len()),
         })
     }
@@ -170,6 +178,13 @@ struct VcpuPages {
     entry_load: HostPages,
     exit_load: HostPages,
     shadowing: Option<ShadowingPages>,
+    ports: Option<PortPages>,
+}
+
+#[derive(Debug)]
+struct PortPages {
+    value: HostPages,
+    bitmaps: [[HostPages; SLOTS]; 2],
 }
 
 #[derive(Debug)]
@@ -181,7 +196,7 @@ struct ShadowingPages {
 }
 
 impl VcpuPages {
-    fn allocate(allocator: &mut PhysAllocator, offered: &VmxCaps) -> Self {
+    fn allocate(allocator: &mut PhysAllocator, offered: &VmxCaps, holds_ports: bool) -> Self {
         const AREA_PAGES: u64 = (MSR_AREA_ENTRIES * size_of::<MsrEntry>()) as u64 / PAGE_BYTES;
         const BITMAP_PAGES: u64 = BITMAP_BYTES as u64 / PAGE_BYTES;
         let mut take = |count| pages(allocator, count);
@@ -199,6 +214,10 @@ impl VcpuPages {
                 value: take((size_of::<NestedShadowing>() as u64).div_ceil(PAGE_BYTES)),
                 shadow02: take(1),
                 hidden: take(1),
+                bitmaps: [bitmaps(&mut take), bitmaps(&mut take)],
+            }),
+            ports: holds_ports.then(|| PortPages {
+                value: take((size_of::<HeldPorts>() as u64).div_ceil(PAGE_BYTES)),
                 bitmaps: [bitmaps(&mut take), bitmaps(&mut take)],
             }),
         }
@@ -243,14 +262,18 @@ pub fn build(
     let mut vmcs = on_behalf::start_vmx(vmxon, vmcs01, vmcs02, revision, caps);
     let ept01 = shared.ept01.root();
     let cache = NestedPaging::new(nested_features(caps, offered));
-    let [entry_load, host_load] = [pages.entry_load, pages.exit_load].map(msr_area);
-    let nested = Nested::new(
+    let [entry_load, exit_store, host_load] = [pages.entry_load, pages.exit_store, pages.exit_load].map(msr_area);
+    let mut nested = Nested::new(
         kept_at_first(caps),
         NestedEpt::new(ept01, cache),
         pages.msr_bitmaps.map(merged_bitmap),
         MsrAreas::new(entry_load, host_load),
         shadowing.map(|pages| build_shadowing(pages, &mut vmcs, shadow_fields.table)),
     );
+    nested.ports = pages.ports.zip(shared.io_bitmaps).map(|(pages, host)| {
+        let merged = pages.bitmaps.map(|bitmaps| bitmaps.map(merged_bitmap));
+        pages.value.into_value(HeldPorts::new(shared.sleep.ports().collect(), host, merged))
+    });
     let vcpu = pages.vcpu.into_value(Vcpu {
         registers: GuestRegisters::new(),
         vmcs,
@@ -281,6 +304,7 @@ pub fn build(
             processor,
             cpuid: &shared.cpuid,
             shadow_fields,
+            sleep: &shared.sleep,
             prints_stats: shared.prints_stats,
             on_triple_fault: shared.on_triple_fault,
             takes_hypercalls: shared.takes_hypercalls,
@@ -308,6 +332,9 @@ fn initialize_vmcss(vcpu: &mut Vcpu, shared: &Shared, segments: &HostSegments) {
     vmcs_setup::constants02(vmcs02, &vcpu.caps, ept01, bitmap, load);
     let vmcs01 = vcpu.vmcs.vmcs01();
     vmcs_setup::controls01(vmcs01, &vcpu.caps, ept01, shared.msr_bitmaps01[0]);
+    if let Some(bitmaps) = shared.io_bitmaps {
+        vmcs_setup::io_bitmaps01(vmcs01, bitmaps);
+    }
     vmcs_setup::bitmaps01(vmcs01, &vcpu.caps, shared.field_bitmaps);
     vmcs_setup::load_area01(vmcs01, vcpu.nested.areas.host_load.address);
     vmcs_setup::power_up01(vmcs01, masks);
@@ -354,6 +381,18 @@ fn shadow_fields(
     let addresses = [bitmaps[0].phys(), bitmaps[1].phys()];
     let bitmaps = bitmaps.map(HostPages::into_bytes);
     (ShadowFields::new(permissions, [all, short], bitmaps, profile), addresses)
+}
+
+/// Bitmaps that make accesses to the registers exit that put the machine to sleep.
+fn io_bitmaps(allocator: &mut PhysAllocator, sleep: &SleepControl, caps: &VmxCaps) -> Option<[Hpa; 2]> {
+    let ports: ArrayVec<u16, MOST_PORTS> = sleep.ports().collect();
+    if ports.is_empty() || !caps.may_be_1(Control::Primary(Primary::USE_IO_BITMAPS)) {
+        return None;
+    }
+    let bitmaps = [pages(allocator, 1), pages(allocator, 1)];
+    let addresses = [bitmaps[0].phys(), bitmaps[1].phys()];
+    HeldPorts::intercept(&ports, bitmaps.map(HostPages::into_bytes));
+    Some(addresses)
 }
 
 fn pages(allocator: &mut PhysAllocator, count: u64) -> HostPages {

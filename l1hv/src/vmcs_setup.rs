@@ -135,7 +135,14 @@ pub fn load_area01(vmcs01: &mut impl VmcsAccess, address: Hpa) {
     vmcs01.write(ENTRY_MSR_LOAD_COUNT, 0);
 }
 
-/// Writes the addresses of the VMREAD and VMWRITE bitmaps, which are used once VMCS shadowing is on.
+/// The I/O bitmaps, where the host looks at ports.
+pub fn io_bitmaps01(vmcs01: &mut impl VmcsAccess, [a, b]: [Hpa; 2]) {
+    vmcs01.write(IO_BITMAP_A, a.0);
+    vmcs01.write(IO_BITMAP_B, b.0);
+    vmcs01.write(PRIMARY_CONTROLS, vmcs01.read(PRIMARY_CONTROLS) | Primary::USE_IO_BITMAPS);
+}
+
+/// The VMREAD and VMWRITE bitmaps, for when VMCS shadowing is on.
 pub fn bitmaps01(vmcs01: &mut impl VmcsAccess, caps: &VmxCaps, [vmread, vmwrite]: [Hpa; 2]) {
     if caps.has_secondary(Secondary::VMCS_SHADOWING) {
         vmcs01.write(VMREAD_BITMAP, vmread.0);

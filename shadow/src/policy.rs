@@ -8,6 +8,7 @@ use crate::exit::ExitReason;
 use crate::fields::{MSR_BITMAP, PRIMARY_CONTROLS};
 use crate::hw::GuestMemory;
 use crate::msr::{Access, bitmap_bit, host_owns};
+use crate::nested::ports::IoExits;
 use crate::permission::BITMAP_BYTES;
 use crate::vmcs12::Vmcs12;
 use ept::Gpa;
@@ -21,6 +22,8 @@ pub enum Route {
     NestedPaging,
     /// An MSR that the guest hypervisor lets its nested guest access, and that the host emulates.
     HostMsr,
+    /// An I/O instruction, of which the guest hypervisor lets some through: the host may look at the port.
+    Port,
     /// VMFUNC: the host emulates the function, if VMCS12 enables it.
     VmFunction,
     /// VMREAD or VMWRITE under VMCS shadowing: for a field that is not offered, perhaps only the host's bitmap made it
@@ -35,13 +38,14 @@ pub enum Route {
 /// Fast test before [`route`]: true if this exit is reflected whatever VMCS12 contains. False for exceptions, NMIs and
 /// entry failures. Not valid for a VMCS12 with VMCS shadowing. `rcx` is the nested guest's.
 #[inline(always)]
-pub const fn is_always_reflected(reason: ExitReason, rcx: u64) -> bool {
+pub const fn is_always_reflected(reason: ExitReason, rcx: u64, io: IoExits) -> bool {
     const LOOKED_AT: u64 = 1 << ExitReason::EXCEPTION_OR_NMI.0
         | 1 << ExitReason::INIT.0
         | 1 << ExitReason::EPT_VIOLATION.0
         | 1 << ExitReason::EPT_MISCONFIGURATION.0
         | 1 << ExitReason::VMFUNC.0;
     match reason {
+        ExitReason::IO_INSTRUCTION => matches!(io, IoExits::GuestHypervisors),
         ExitReason::RDMSR => !host_owns(rcx as u32, Access::Read),
         ExitReason::WRMSR => !host_owns(rcx as u32, Access::Write),
         _ => reason.0 < u64::BITS && LOOKED_AT >> reason.0 & 1 == 0,
@@ -61,6 +65,7 @@ pub fn route(reason: ExitReason, rcx: u64, vmcs12: &Vmcs12, memory: &impl GuestM
         | ExitReason::UWRMSR
         | ExitReason::RDMSR_IMMEDIATE
         | ExitReason::WRMSRNS_IMMEDIATE => Route::Undefined,
+        ExitReason::IO_INSTRUCTION if lets_io_through(vmcs12) => Route::Port,
         ExitReason::RDMSR if is_hosts_msr(vmcs12, memory, rcx as u32, Access::Read) => Route::HostMsr,
         ExitReason::WRMSR if is_hosts_msr(vmcs12, memory, rcx as u32, Access::Write) => Route::HostMsr,
         ExitReason::VMREAD | ExitReason::VMWRITE if vmcs12.has_secondary(Secondary::VMCS_SHADOWING) => {
@@ -68,6 +73,11 @@ pub fn route(reason: ExitReason, rcx: u64, vmcs12: &Vmcs12, memory: &impl GuestM
         }
         _ => Route::Reflect,
     }
+}
+
+fn lets_io_through(vmcs12: &Vmcs12) -> bool {
+    let controls = vmcs12.get(PRIMARY_CONTROLS);
+    controls.contains(Primary::USE_IO_BITMAPS) || !controls.contains(Primary::UNCONDITIONAL_IO_EXITING)
 }
 
 /// Whether only the host makes this access exit. An access to an MSR that the host does not own exits because of the
@@ -120,7 +130,7 @@ mod tests {
             let reason = ExitReason(number);
             let declared = reason.info().map_or(Route::Reflect, |info| info.route);
             assert_eq!(go(reason, &shadowing), declared, "{reason:?}");
-            let always = is_always_reflected(reason, IA32_FEATURE_CONTROL.into());
+            let always = is_always_reflected(reason, IA32_FEATURE_CONTROL.into(), IoExits::HostsToo);
             assert!(!always || go(reason, &vmcs12) == Route::Reflect, "{reason:?}");
         }
     }
@@ -153,7 +163,7 @@ mod tests {
             Route::Reflect,
             "nothing to the host: the bitmap must have said so"
         );
-        assert!(is_always_reflected(ExitReason::WRMSR, IA32_TSC.into()));
+        assert!(is_always_reflected(ExitReason::WRMSR, IA32_TSC.into(), IoExits::HostsToo));
         let (byte, bit) = bitmap_bit(IA32_FEATURE_CONTROL, Access::Write).unwrap();
         memory.write(Gpa(0x1000 + byte as u64), &[1 << bit]);
         assert_eq!(go(ExitReason::WRMSR, IA32_FEATURE_CONTROL), Route::Reflect);
@@ -170,9 +180,26 @@ mod tests {
             for (reason, access) in [(ExitReason::RDMSR, Access::Read), (ExitReason::WRMSR, Access::Write)] {
                 let expected = if host_owns(msr, access) { Route::HostMsr } else { Route::Reflect };
                 assert_eq!(route(reason, msr.into(), &vmcs12, &memory), expected, "{msr:x} {access:?}");
-                let always = is_always_reflected(reason, msr.into());
+                let always = is_always_reflected(reason, msr.into(), IoExits::HostsToo);
                 assert_eq!(always, expected == Route::Reflect, "{msr:x} {access:?}");
             }
         }
+    }
+
+    #[test]
+    fn an_io_instruction_is_looked_at_where_the_guest_hypervisor_lets_some_through() {
+        let memory = FakeMemory::new(0x2000);
+        let both = Primary::UNCONDITIONAL_IO_EXITING | Primary::USE_IO_BITMAPS;
+        for (controls, expected) in [
+            (Primary::empty(), Route::Port),
+            (Primary::USE_IO_BITMAPS, Route::Port),
+            (both, Route::Port),
+            (Primary::UNCONDITIONAL_IO_EXITING, Route::Reflect),
+        ] {
+            let mut vmcs12 = Vmcs12::new(Gpa(0), &skylake_caps());
+            vmcs12.set(PRIMARY_CONTROLS, controls);
+            assert_eq!(route(ExitReason::IO_INSTRUCTION, 0, &vmcs12, &memory), expected, "{controls:?}");
+        }
+        assert!(is_always_reflected(ExitReason::IO_INSTRUCTION, 0, IoExits::GuestHypervisors));
     }
 }

@@ -39,11 +39,15 @@ pub enum MergedAs {
     VmreadBitmap,
     /// A VMWRITE bitmap.
     VmwriteBitmap,
+    /// I/O bitmap A.
+    IoBitmapA,
+    /// I/O bitmap B.
+    IoBitmapB,
 }
 
 impl MergedAs {
-    /// The number of kinds.
-    pub const COUNT: usize = Self::VmwriteBitmap as usize + 1;
+    /// How many kinds there are.
+    pub const COUNT: usize = Self::IoBitmapB as usize + 1;
 }
 
 impl WatchedPages {

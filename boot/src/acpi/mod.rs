@@ -1,8 +1,10 @@
-//! The firmware's lists of processors: the ACPI table MADT (ACPI 6.5, 5.2.12 "Multiple APIC Description Table") and the
+//! What the firmware says of the machine: how it sleeps, and its lists of processors, the ACPI table MADT (ACPI 6.5, 5.2.12 "Multiple APIC Description Table") and the
 //! older MP configuration table (MultiProcessor Specification 1.4, 4 "MP Configuration Table").
 
 mod madt;
 mod mp_table;
+pub mod sleep;
+mod tables;
 
 use core::fmt;
 
@@ -135,5 +137,7 @@ pub fn find_rsdp(memory: &impl PhysMemory) -> Option<u64> {
     find_structure(memory, search_areas(memory, ROM_START), b"RSD PTR ", LENGTH_WITH_CHECKSUM)
 }
 
+#[cfg(test)]
+mod fixtures;
 #[cfg(test)]
 mod tests;

@@ -1,29 +1,12 @@
+use super::fixtures::{RSDP, RSDT, machine_with, seal, table};
 use super::*;
 use crate::phys::FakePhys;
 use proptest::prelude::*;
 use std::vec::Vec;
 
-const RSDP: u64 = 0xe_0040;
-const RSDT: u64 = 0x2000;
 const MADT: u64 = 0x3000;
 const MP_POINTER: u64 = 0xf_0050;
 const MP_TABLE: u64 = 0x4000;
-
-fn seal(bytes: &mut [u8], checksum_at: usize) {
-    bytes[checksum_at] = 0;
-    let sum = bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
-    bytes[checksum_at] = sum.wrapping_neg();
-}
-
-fn table(signature: &[u8; 4], header: usize, body: &[u8]) -> Vec<u8> {
-    let mut bytes = std::vec![0; header];
-    bytes.extend_from_slice(body);
-    bytes[..4].copy_from_slice(signature);
-    let length = bytes.len() as u32;
-    bytes[4..8].copy_from_slice(&length.to_le_bytes());
-    seal(&mut bytes, 9);
-    bytes
-}
 
 fn local_apic(id: u8, flags: u8) -> Vec<u8> {
     std::vec![0, 8, id, id, flags, 0, 0, 0]
@@ -45,18 +28,10 @@ fn mp_processor(id: u8, flags: u8) -> Vec<u8> {
 
 /// A machine with an RSDP, an RSDT that names an unrelated table and the MADT, and an MP table.
 fn machine(madt_entries: &[Vec<u8>], mp_entries: &[Vec<u8>]) -> FakePhys {
-    let mut memory = FakePhys { base: 0, bytes: std::vec![0; 0x10_0000] };
+    let tables = [(0x5000, table(b"FACP", 36, &[])), (MADT, table(b"APIC", 44, &madt_entries.concat()))];
+    let tables = tables.each_ref().map(|(at, bytes)| (*at, &bytes[..]));
+    let mut memory = machine_with(&tables, &[0x5000, MADT]);
     let mut put = |at: u64, bytes: &[u8]| memory.bytes[at as usize..at as usize + bytes.len()].copy_from_slice(bytes);
-    let mut rsdp = [0; 20];
-    rsdp[..8].copy_from_slice(b"RSD PTR ");
-    rsdp[16..20].copy_from_slice(&(RSDT as u32).to_le_bytes());
-    seal(&mut rsdp, 8);
-    put(RSDP, &rsdp);
-    let pointers: Vec<u8> = [0x5000u32, MADT as u32].into_iter().flat_map(u32::to_le_bytes).collect();
-    put(RSDT, &table(b"RSDT", 36, &pointers));
-    put(0x5000, &table(b"FACP", 36, &[]));
-    put(MADT, &table(b"APIC", 44, &madt_entries.concat()));
-
     let mut pointer = [0; 16];
     pointer[..4].copy_from_slice(b"_MP_");
     pointer[4..8].copy_from_slice(&(MP_TABLE as u32).to_le_bytes());
@@ -174,6 +149,9 @@ proptest! {
             memory.bytes[area + offset] = byte;
         }
         for rsdp in [find_rsdp(&memory), Some(RSDP), None] {
+            if let Some(rsdp) = rsdp {
+                let _ = sleep::SleepControl::find(&memory, rsdp);
+            }
             if let Ok(Some(found)) = processors(&memory, rsdp) {
                 prop_assert!((1..found.len()).all(|at| !found[..at].contains(&found[at])), "each once");
             }

@@ -66,6 +66,32 @@ pub fn stop_tracing() {
     }
 }
 
+/// IN for a guest, of one, two or four bytes.
+pub fn port_in(port: u16, bytes: u8) -> u32 {
+    let mut value = 0_u32;
+    // SAFETY: the port is the guest's, who could read it without the host but for one register.
+    unsafe {
+        match bytes {
+            1 => asm!("in al, dx", in("dx") port, inout("eax") value, options(nostack, preserves_flags)),
+            2 => asm!("in ax, dx", in("dx") port, inout("eax") value, options(nostack, preserves_flags)),
+            _ => asm!("in eax, dx", in("dx") port, out("eax") value, options(nostack, preserves_flags)),
+        }
+    }
+    value
+}
+
+/// OUT for a guest, of one, two or four bytes. The caller has made sure that the machine does not sleep.
+pub fn port_out(port: u16, bytes: u8, value: u32) {
+    // SAFETY: as for `port_in`; a device's effects are the guest's, as without the host.
+    unsafe {
+        match bytes {
+            1 => asm!("out dx, al", in("dx") port, in("eax") value, options(nostack, preserves_flags)),
+            2 => asm!("out dx, ax", in("dx") port, in("eax") value, options(nostack, preserves_flags)),
+            _ => asm!("out dx, eax", in("dx") port, in("eax") value, options(nostack, preserves_flags)),
+        }
+    }
+}
+
 /// WBINVD.
 pub fn write_back_caches() {
     // SAFETY: WBINVD changes no data.

@@ -15,7 +15,7 @@ use shadow::exit::{ExitReason, Fills};
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
 use shadow::nested::write_traps::{self, TrappedWrite};
-use shadow::nested::{Action, VmcsPair, control_registers, guest_msr, instructions, nmi};
+use shadow::nested::{Action, VmcsPair, control_registers, guest_msr, instructions, nmi, ports};
 use shadow::outcome::Fault;
 
 use crate::arch::on_behalf;
@@ -45,6 +45,7 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
         ExitReason::RDMSR => guest_msr::rdmsr(vcpu),
         ExitReason::WRMSR => guest_msr::wrmsr(vcpu),
         ExitReason::XSETBV => xsetbv(vcpu),
+        ExitReason::IO_INSTRUCTION => ports::of_guest_hypervisor(vcpu),
         ExitReason::EPT_VIOLATION => memory::ept_violation(vcpu),
         // Neither instruction is offered; on a processor without them both cause #UD.
         ExitReason::GETSEC | ExitReason::VMFUNC => Action::Inject(Fault::InvalidOpcode),

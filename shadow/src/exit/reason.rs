@@ -227,7 +227,7 @@ basic_exit_reasons! {
     CR_ACCESS = 28, CrAccess, None, [LENGTH LINEAR], Any(Primary::CR3_LOAD_EXITING, Primary::CR3_STORE_EXITING,
         Primary::CR8_LOAD_EXITING, Primary::CR8_STORE_EXITING), Reflect;
     MOV_DR = 29, DrAccess, None, [LENGTH], Any(Primary::MOV_DR_EXITING), Reflect;
-    IO_INSTRUCTION = 30, Io, StringIo, [LENGTH LINEAR], Any(Primary::UNCONDITIONAL_IO_EXITING, Primary::USE_IO_BITMAPS), Reflect;
+    IO_INSTRUCTION = 30, Io, StringIo, [LENGTH LINEAR], Any(Primary::UNCONDITIONAL_IO_EXITING, Primary::USE_IO_BITMAPS), Port;
     RDMSR = 31, None, None, [LENGTH], Unless(Primary::USE_MSR_BITMAPS), HostMsr;
     WRMSR = 32, None, None, [LENGTH], Unless(Primary::USE_MSR_BITMAPS), HostMsr;
     ENTRY_FAILURE_GUEST_STATE = 33, EntryFailure, None, [], EntryFailure, Reflect;

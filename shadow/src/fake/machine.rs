@@ -20,7 +20,7 @@ use crate::caps::Policy;
 use crate::check::HostMode;
 use crate::controls::{EntryControls, Primary};
 use crate::encoding::Area;
-use crate::exit::ExitReason;
+use crate::exit::{ExitReason, IoAccess};
 use crate::fields::*;
 use crate::hw::{GuestMemory, VmcsAccess};
 use crate::index::FieldTable;
@@ -213,6 +213,8 @@ pub struct FakeHardware {
     pub tlb: RefCell<Tlb>,
     /// MSRs; all others read as 0.
     pub msrs: RefCell<BTreeMap<u32, u64>>,
+    /// Accesses to ports that the host looks at, with what they write.
+    pub port_accesses: RefCell<Vec<(IoAccess, u32)>>,
     flushes: Cell<u64>,
     flushed: Cell<u64>,
     /// How often the logic must ask about a flush until another processor has taken part in it.
@@ -249,6 +251,11 @@ impl Machine for FakeHardware {
     fn write_msr(&self, msr: u32, value: u64) -> Option<()> {
         self.msrs.borrow_mut().insert(msr, value);
         Some(())
+    }
+
+    fn access_port(&self, access: IoAccess, value: u32) -> u32 {
+        self.port_accesses.borrow_mut().push((access, value));
+        u32::MAX
     }
 
     fn pkru(&self) -> u32 {
@@ -433,6 +440,7 @@ impl FakeMachine {
                 ept01,
                 tlb: RefCell::default(),
                 msrs: RefCell::default(),
+                port_accesses: RefCell::default(),
                 flushes: Cell::new(0),
                 flushed: Cell::new(0),
                 lag: Cell::new(0),

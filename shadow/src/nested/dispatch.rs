@@ -17,7 +17,7 @@ use super::reflect::{
     Reflected, complete_instruction, reflect, reflect_failed_entry, tpr_below_threshold, triple_fault,
 };
 use super::vcpu::{Running, Vcpu};
-use super::{nested_ept, nested_shadowing, nmi, vm_function};
+use super::{nested_ept, nested_shadowing, nmi, ports, vm_function};
 use crate::registers::RCX;
 
 /// Handles an exit that the short way does not take. A function of its own, as the run loop's registers serve the short
@@ -47,6 +47,7 @@ pub fn handle_at_length<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
         Route::Reflect => reflect(vcpu, Reflected::AsTaken(reason)),
         Route::NestedPaging => nested_ept::handle(vcpu),
         Route::HostMsr => host_msr(vcpu, reason),
+        Route::Port => ports::of_nested_guest(vcpu),
         Route::VmFunction => vm_function::handle(vcpu),
         Route::ShadowedField => nested_shadowing::handle(vcpu, reason),
         Route::Undefined => raise(vcpu, Fault::InvalidOpcode),

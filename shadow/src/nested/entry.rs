@@ -16,8 +16,8 @@ use ept::{Gpa, PageSize};
 use super::machine::{Invvpid, Machine, VmcsPair, WatchedMemory};
 use super::reflect::reflect_refused_entry;
 use super::vcpu::{SHARED_VPID02, Shortcut, VPID01, Vcpu, vpid02};
-use super::{msr_bitmap, nested_ept, nested_shadowing};
-use crate::watch::{MergedAs, ProcessorWritten};
+use super::{msr_bitmap, nested_ept, nested_shadowing, ports};
+use crate::watch::MergedAs;
 
 /// Prepares the entry, or fails as the instruction does. After an entry failure of the late kind the guest hypervisor
 /// runs again, at its exit handler.
@@ -125,6 +125,7 @@ fn merge<M: Machine>(vcpu: &mut Vcpu<M>, inherited: Inherited, pdptes: Option<[u
         msr_bitmap::merge(vcpu);
     }
     nested_shadowing::prepare(vcpu);
+    let io_bitmaps = ports::merge(vcpu);
     let inherits = passing::inherits(&vcpu.vmx.vmcs12);
     if inherits {
         inherit_registers(vcpu);
@@ -145,14 +146,17 @@ fn merge<M: Machine>(vcpu: &mut Vcpu<M>, inherited: Inherited, pdptes: Option<[u
     let vmcs02 = vcpu.vmcs.vmcs02();
     let vmcs12 = &mut vcpu.vmx.vmcs12;
     let (caps, sets, memory) = (&vcpu.caps, &vcpu.sync_sets, &vcpu.memory);
-    let shortcut =
-        Shortcut::after(vmcs12, loads_msrs || !inherited.is_empty() || inherits || !pdptes_are_in_vmcs02(vmcs12));
+    let entries_load = areas.any() || !inherited.is_empty() || inherits || pdptes.is_some();
+    let shortcut = Shortcut::after(vmcs12, entries_load, io_bitmaps);
     merge::prepare(vmcs02, vmcs12, &Surroundings { caps, sets, memory, inherited, pdptes });
     if area_changes {
         vmcs02.write(ENTRY_MSR_LOAD_COUNT, vcpu.nested.areas.entry_load_count);
     }
     if bitmap_changes {
         vmcs02.write(MSR_BITMAP, vcpu.nested.msr_bitmaps[vcpu.nested.msr_bitmap_slot].address.0);
+    }
+    if let Some(bitmaps) = io_bitmaps {
+        bitmaps.write(vmcs02);
     }
     if eptp02 != vcpu.nested.ept.eptp02 {
         vmcs02.write(EPT_POINTER, eptp02.bits());

@@ -7,7 +7,7 @@ use ept::map::OutOfTables;
 use ept::table::TableMemory;
 use ept::{Eptp01, Eptp02, Gpa, Hpa};
 
-use crate::exit::ExitReason;
+use crate::exit::{ExitReason, IoAccess};
 use crate::host_load::VmxAbort;
 use crate::hw::{GuestMemory, VmcsAccess};
 use crate::permission::Access;
@@ -122,6 +122,9 @@ pub trait Machine: Sized {
     fn read_msr(&self, msr: u32) -> Option<u64>;
     /// WRMSR on a guest's behalf; `None` if it causes #GP. The caller does not pass MSRs that the host emulates.
     fn write_msr(&self, msr: u32, value: u64) -> Option<()>;
+    /// IN or OUT of a guest's to a port that the host looks at: `value` is what the guest writes. Returns what it
+    /// reads.
+    fn access_port(&self, access: IoAccess, value: u32) -> u32;
     /// PKRU of the guest.
     fn pkru(&self) -> u32;
     /// Sets CR2 of the guest.

@@ -36,6 +36,7 @@ mod nested_ept;
 mod nested_shadowing;
 pub mod nmi;
 mod page_log;
+pub mod ports;
 mod quick_access;
 mod reflect;
 mod shortcut;
@@ -73,8 +74,8 @@ pub use watching::drop_what_ept01_forbids;
 /// Handles an exit of vmcs02. Nearly always the guest hypervisor gets it by the short way.
 #[inline(always)]
 pub fn handle<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
-    if vcpu.nested.shortcut.exit && vcpu.nested.displaced.is_none() && is_always_reflected(reason, vcpu.registers[RCX])
-    {
+    let Shortcut { exit, io, .. } = vcpu.nested.shortcut;
+    if exit && vcpu.nested.displaced.is_none() && is_always_reflected(reason, vcpu.registers[RCX], io) {
         vcpu.vmcs.note_entry_of_vmcs02();
         vcpu.vmx.vmcs12.launch_state = LaunchState::Launched;
         vcpu.machine.count_reflected(reason);

@@ -10,15 +10,16 @@ use crate::fields::*;
 use crate::host_load::is_self_contained;
 
 use super::machine::{Machine, VmcsPair};
+use super::ports::{Bitmaps02, IoExits};
 use super::vcpu::{Shortcut, Vcpu};
 use super::write_traps;
 
 impl Shortcut {
-    /// The shortcut for a VMCS12 that has just been merged. `entries_load` says whether its entries load or copy
-    /// something besides fields of vmcs02.
-    pub fn after(vmcs12: &Vmcs12, entries_load: bool) -> Self {
-        // Without VPIDs each transition drops translations; with VMCS shadowing the linked region may change, and the
-        // host may have to handle an exit.
+    /// For a VMCS12 that has just been merged; `entries_load` if its entries load or copy something that is no field of
+    /// vmcs02. `bitmaps02` is of the I/O bitmaps.
+    pub fn after(vmcs12: &Vmcs12, entries_load: bool, bitmaps02: Option<Bitmaps02>) -> Self {
+        // Without VPIDs each transition drops translations; with VMCS shadowing the linked region may change, and an
+        // exit may be the host's.
         let either = vmcs12.has_secondary(Secondary::ENABLE_VPID) && !vmcs12.has_secondary(Secondary::VMCS_SHADOWING);
         // Without VMCS shadowing for the guest hypervisor an exit saves state in VMCS12. Without virtual NMIs the guest
         // hypervisor inherits the blocking.
@@ -27,8 +28,11 @@ impl Shortcut {
             && vmcs12.get(PIN_CONTROLS).contains(Pin::VIRTUAL_NMIS)
             && vmcs12.get(EXIT_MSR_STORE_COUNT) == 0
             && vmcs12.get(EXIT_MSR_LOAD_COUNT) == 0;
-        let entry = !entries_load && vmcs12.get(VMCS_LINK_POINTER) == u64::MAX;
-        Self { entry: either && entry, exit: either && exit }
+        // Only the long way looks whether merged I/O bitmaps have changed.
+        let merges_io = bitmaps02.is_some_and(|bitmaps| bitmaps.are_merged);
+        let entry = !entries_load && !merges_io && vmcs12.get(VMCS_LINK_POINTER) == u64::MAX;
+        let io = if bitmaps02.is_some() { IoExits::HostsToo } else { IoExits::GuestHypervisors };
+        Self { entry: either && entry, exit: either && exit, io }
     }
 }
 

@@ -6,6 +6,7 @@ use ept::walk::Ept12;
 use ept::{Eptp01, Eptp02, Gpa, Hpa, NestedGpa};
 
 use super::machine::{Machine, VmcsPair};
+use super::ports::{HeldPorts, IoExits};
 use crate::check::HostMode;
 use crate::controls::EntryControls;
 use crate::event::{BLOCKING_BY_MOV_SS, BLOCKING_BY_STI};
@@ -114,6 +115,8 @@ pub struct Shortcut {
     pub entry: bool,
     /// Exits need no more than to load VMCS12's host state.
     pub exit: bool,
+    /// Whose the exits of I/O instructions are.
+    pub io: IoExits,
 }
 
 /// The host's state for VMCS shadowing of hypervisors that run as nested guests.
@@ -205,7 +208,9 @@ pub struct Nested {
     pub msr_bitmap_slot: usize,
     /// MSR areas.
     pub areas: MsrAreas,
-    /// VMCS shadowing of hypervisors that run as nested guests, if it is offered.
+    /// Ports that the host looks at, where there are any.
+    pub ports: Option<&'static mut HeldPorts>,
+    /// VMCS shadowing of nested hypervisors, where it is offered.
     pub shadowing: Option<&'static mut NestedShadowing>,
     /// VMCS12's values of the guest-state fields in which vmcs02 holds registers that the nested guest inherits: an
     /// entry that fails saves no registers.
@@ -234,6 +239,7 @@ impl Nested {
             msr_bitmaps,
             msr_bitmap_slot: 0,
             areas,
+            ports: None,
             shadowing,
             displaced_registers: passing::Values::new(),
             loading_registers: false,

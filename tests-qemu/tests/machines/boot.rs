@@ -19,6 +19,7 @@ pub fn tests() -> Vec<Test> {
         Test { name: "linux_boots_on_all_four_processors_under_l1hv", run: four_processors },
         Test { name: "linux_gets_the_memory_above_2_gib_too", run: much_memory },
         Test { name: "vmx_that_the_firmware_left_unlocked_is_used", run: unlocked_feature_control },
+        Test { name: "the_machine_does_not_sleep_and_can_be_switched_off", run: sleep },
         Test { name: "a_multiboot_guest_gets_its_command_line_and_modules", run: multiboot_guest },
     ]
 }
@@ -79,6 +80,31 @@ fn unlocked_feature_control(context: &Context, name: &str) -> Result<()> {
     let boot = Boot::L1hv { host: context.host(""), guest: vec![Module::new(&context.programs.multiboot_guest)] };
     let machine = Machine { firmware_vmx: FirmwareVmx::Unlocked, ..context.bochs(name, boot) };
     context.run(&machine)?.must_shut_down()
+}
+
+/// By the guest hypervisor, by a nested guest without I/O exiting, and by one with I/O bitmaps of zeros.
+fn sleep(context: &Context, name: &str) -> Result<()> {
+    let image = Module::with_args(&context.programs.conformance, "sleep");
+    let finished = context.run(&context.bochs(name, Boot::L1hv { host: context.host(""), guest: vec![image] }))?;
+    finished.must_shut_down()?;
+    for text in [
+        "SLP_TYP 1, from which the machine would wake up outside l1hv: denied",
+        "sleep: the hypervisor goes on, wake status 0x8000",
+        "sleep: cleared, wake status 0x0",
+        "sleep: by one byte, wake status 0x8000",
+        "sleep: a nested guest with bitmaps false: exit=0x12",
+        "sleep: a nested guest with bitmaps true: exit=0x12",
+    ] {
+        finished.debug_must_say(text)?;
+    }
+    let nested = finished.debug.iter().filter(|line| line.contains("a nested guest with bitmaps"));
+    ensure!(
+        nested.filter(|line| line.ends_with("wake status 0x8000")).count() == 2,
+        "a nested guest saw no wake status"
+    );
+    let panic = finished.debug.iter().any(|line| line.contains("C-PANIC"));
+    ensure!(!panic, "the machine was not switched off by its register");
+    Ok(())
 }
 
 fn multiboot_guest(context: &Context, name: &str) -> Result<()> {

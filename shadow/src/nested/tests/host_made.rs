@@ -14,6 +14,11 @@ use std::vec::Vec;
 
 /// A nested guest that is being entered, with these fields beside those of the programs' prologue.
 fn entered(fields: &[(FieldId, u64)]) -> FakeMachine {
+    entered_after(fields, |_| ())
+}
+
+/// The same, after something that the host or the hypervisor does first.
+pub fn entered_after(fields: &[(FieldId, u64)], prepare: impl FnOnce(&mut FakeMachine)) -> FakeMachine {
     let variant = Variant { shadowing: false, tables: 400 };
     let mut machine = FakeMachine::new(&hypervisor_registers(), program::memory(), variant);
     let writes = fields.iter().map(|&(id, value)| Op::Write(id, value));
@@ -25,6 +30,7 @@ fn entered(fields: &[(FieldId, u64)]) -> FakeMachine {
             _ => (),
         }
     }
+    prepare(&mut machine);
     machine.exit(ExitReason::VMLAUNCH, 0).unwrap();
     assert_eq!(machine.vcpu.running, Running::Entering);
     machine

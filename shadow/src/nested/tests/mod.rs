@@ -2,7 +2,7 @@
 //! must see no difference.
 
 mod bare;
-mod host_made;
+pub mod host_made;
 mod processor;
 mod program;
 mod stacked;

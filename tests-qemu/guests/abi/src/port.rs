@@ -14,6 +14,15 @@ pub fn inb(port: u16) -> u8 {
     value
 }
 
+/// Reads a word.
+#[inline]
+pub fn inw(port: u16) -> u16 {
+    let value;
+    // SAFETY: as for `inb`.
+    unsafe { asm!("in ax, dx", in("dx") port, out("ax") value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
 /// Writes a byte.
 #[inline]
 pub fn outb(port: u16, value: u8) {

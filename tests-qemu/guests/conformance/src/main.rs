@@ -36,6 +36,7 @@ mod nested_paging;
 mod output;
 mod permissions;
 mod scribble;
+mod sleep;
 mod smp;
 mod vm;
 
@@ -57,8 +58,8 @@ extern "C" fn conformance_main(loader_information: u32) -> ! {
     for word in arguments::words() {
         match word {
             minimal::WORD => minimal::run(),
-            abort::LOAD => abort::load(),
-            abort::STORE => abort::store(),
+            abort::WORD => abort::run(),
+            sleep::WORD => sleep::run(),
             scribble::WORD => scribble::run(&Processors::start()),
             _ => (),
         }
