@@ -30,6 +30,9 @@ const START_OF_TIME: u64 = 1_767_225_600;
 /// What the firmware writes to IA32_FEATURE_CONTROL instead of 5; see the patch of Bochs.
 const FIRMWARE_FEATURE_CONTROL: &str = "BOCHS_FIRMWARE_FEATURE_CONTROL";
 
+/// The width of physical addresses; see the patch of Bochs.
+const PHYSICAL_ADDRESS_BITS: &str = "BOCHS_PHYSICAL_ADDRESS_BITS";
+
 /// Bochs greets on standard output, which is where port 0xe9 goes too.
 pub const DEBUG_STREAM: Stream = Stream { banner_lines: 5, ..Stream::DEBUG };
 
@@ -79,6 +82,9 @@ pub fn command(machine: &Machine, provisioned: &Provisioned, logs: &Path, serial
         FirmwareVmx::Enabled => {}
         FirmwareVmx::LockedOff => _ = command.env(FIRMWARE_FEATURE_CONTROL, "1"),
         FirmwareVmx::Unlocked => _ = command.env(FIRMWARE_FEATURE_CONTROL, "0"),
+    }
+    if let Some(bits) = machine.physical_bits {
+        command.env(PHYSICAL_ADDRESS_BITS, bits.to_string());
     }
     command.arg("-q").arg("-f").arg(config).current_dir(logs);
     Ok(command)

@@ -152,6 +152,8 @@ pub struct Machine {
     pub madt: Option<PathBuf>,
     /// What the firmware does about VMX (Bochs).
     pub firmware_vmx: FirmwareVmx,
+    /// Bits of physical addresses, if more than 40 (Bochs).
+    pub physical_bits: Option<u32>,
     /// What a triple fault does.
     pub triple_fault: TripleFault,
     /// More arguments of QEMU.
@@ -220,6 +222,7 @@ impl Machine {
             cpu_model: None,
             boot,
             madt: None,
+            physical_bits: None,
             firmware_vmx: FirmwareVmx::Enabled,
             triple_fault: TripleFault::Stops,
             qemu_args: Vec::new(),

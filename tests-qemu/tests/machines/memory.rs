@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
-use tests_qemu::machine::{Boot, Module};
+use tests_qemu::machine::{Boot, Machine, Module};
 use tests_qemu::protocol::STATS_PREFIX;
 
 use crate::context::{Context, Finished, Test};
@@ -15,7 +15,31 @@ const GROUP: &str = "memory-load";
 const TIGHT: u64 = 48;
 
 pub fn tests() -> Vec<Test> {
-    vec![Test { name: "2_gib_and_16_epts_run_right_within_a_budget_of_48_tables", run: within_a_budget }]
+    vec![
+        Test { name: "addresses_beyond_what_ept_maps_are_page_faults", run: far_addresses },
+        Test { name: "2_gib_and_16_epts_run_right_within_a_budget_of_48_tables", run: within_a_budget },
+    ]
+}
+
+/// By a processor with 52 bits. A bare machine has no memory there.
+fn far_addresses(context: &Context, name: &str) -> Result<()> {
+    let guest = Module::with_args(&context.programs.conformance, "far");
+    let boot = Boot::L1hv { host: context.host(""), guest: vec![guest] };
+    let finished = context.run(&Machine { physical_bits: Some(52), ..context.bochs(name, boot) })?;
+    finished.must_shut_down()?;
+    for text in [
+        "far: 48 bits",
+        "far: read: #PF(0x9) cr2=0x8100004000",
+        "far: write: #PF(0xb) cr2=0x8100004000",
+        "far: near memory holds 0x12345678",
+        "far: APIC: #13(0x0)",
+        "far: VMXON: ok",
+        "far: VMPTRLD: fail-invalid",
+        "far: a nested guest without EPT: exit=0x0 q=0x8100004000 int=0x80000b0e err=0x9",
+    ] {
+        finished.debug_must_say(text)?;
+    }
+    Ok(())
 }
 
 fn within_a_budget(context: &Context, name: &str) -> Result<()> {

@@ -28,6 +28,7 @@ mod abort;
 mod apic;
 mod arguments;
 mod cpu;
+mod far;
 mod fault;
 mod groups;
 mod memory;
@@ -59,6 +60,7 @@ extern "C" fn conformance_main(loader_information: u32) -> ! {
         match word {
             minimal::WORD => minimal::run(),
             abort::WORD => abort::run(),
+            far::WORD => far::run(),
             sleep::WORD => sleep::run(),
             scribble::WORD => scribble::run(&Processors::start()),
             _ => (),
