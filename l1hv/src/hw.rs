@@ -10,6 +10,7 @@ use ept::{Eptp01, Gpa, Hpa, PageSize};
 use shadow::cpuid::CpuidView;
 use shadow::exit::{ExitReason, IoAccess};
 use shadow::hw::GuestMemory;
+use shadow::mtrr::Mtrrs;
 use shadow::nested::{self, Invept, Invvpid, Machine, Protection, Stop, WatchedMemory};
 use shadow::permission::Access;
 use shadow::watch::{MergedAs, ProcessorWritten, Watches};
@@ -40,6 +41,8 @@ pub struct Hardware {
     pub cpuid: &'static CpuidView,
     /// The fields that the guest hypervisor accesses without an exit.
     pub shadow_fields: &'static ShadowFields,
+    /// The MTRRs of the guest hypervisor.
+    pub mtrrs: Mtrrs,
     /// The registers that put the machine to sleep.
     pub sleep: &'static SleepControl,
     /// Whether a guest may have the counters printed: the option `stats`.
@@ -67,11 +70,11 @@ impl Machine for Hardware {
     }
 
     fn read_msr(&self, number: u32) -> Option<u64> {
-        msr::try_read(number)
+        self.mtrrs.read(number).or_else(|| msr::try_read(number))
     }
 
     fn write_msr(&self, number: u32, value: u64) -> Option<()> {
-        on_behalf::wrmsr(number, value).ok()
+        if Mtrrs::has(number) { self.mtrrs.write(number, value) } else { on_behalf::wrmsr(number, value).ok() }
     }
 
     fn access_port(&self, access: IoAccess, value: u32) -> u32 {

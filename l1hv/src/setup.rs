@@ -19,7 +19,8 @@ use shadow::host_load::TRAPPED_MSRS;
 use shadow::index::FieldTable;
 use shadow::insn::VmxOperation;
 use shadow::merge::{MSR_AREA_ENTRIES, MsrEntry};
-use shadow::msr::{BITMAP_BYTES, HOST_INTERCEPTS, intercept_writes};
+use shadow::msr::{BITMAP_BYTES, HOST_INTERCEPTS, IA32_MTRRCAP, intercept_writes};
+use shadow::mtrr::Mtrrs;
 use shadow::nested::control_registers::masks;
 use shadow::nested::ports::{HeldPorts, MOST_PORTS};
 use shadow::nested::write_traps::kept_at_first;
@@ -304,6 +305,7 @@ pub fn build(
             processor,
             cpuid: &shared.cpuid,
             shadow_fields,
+            mtrrs: Mtrrs::new(msr::try_read(IA32_MTRRCAP).unwrap_or(0), caps.physical_bits),
             sleep: &shared.sleep,
             prints_stats: shared.prints_stats,
             on_triple_fault: shared.on_triple_fault,

@@ -153,6 +153,7 @@ pub mod insn;
 pub mod linear;
 pub mod merge;
 pub mod msr;
+pub mod mtrr;
 pub mod nested;
 pub mod operand;
 pub mod outcome;

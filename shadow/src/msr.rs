@@ -16,6 +16,8 @@ pub const IA32_BIOS_UPDT_TRIG: u32 = 0x79;
 pub const IA32_SMM_MONITOR_CTL: u32 = 0x9b;
 /// IA32_SMBASE.
 pub const IA32_SMBASE: u32 = 0x9e;
+/// IA32_MTRRCAP.
+pub const IA32_MTRRCAP: u32 = 0xfe;
 /// IA32_SYSENTER_CS.
 pub const IA32_SYSENTER_CS: u32 = 0x174;
 /// IA32_SYSENTER_ESP.

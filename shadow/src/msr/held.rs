@@ -81,10 +81,17 @@ const ROWS: &[Row] = &[
     // IA32_SMRR_PHYSBASE, IA32_SMRR_PHYSMASK, MSR_PRMRR_PHYS_BASE, MSR_PRMRR_PHYS_MASK: ranges of memory that only SMM
     // or enclaves reach; a range over the host's memory would take it away.
     range(0x1f2, 0x1f5, Locked),
-    // MSR_PRMRR_VALID_CONFIG, MSR_PRMRR_BASE_0, MSR_UNCORE_PRMRR_PHYS_BASE and _MASK: more of these.
+    // MSR_PRMRR_VALID_CONFIG: as for these.
     one(0x1fb, Locked),
+    // MTRRs ([`crate::mtrr`]): they decide about the host's memory, and not about that of guests.
+    range(0x200, 0x21f, Emulated),
+    one(0x250, Emulated),
+    range(0x258, 0x259, Emulated),
+    range(0x268, 0x26f, Emulated),
+    // MSR_PRMRR_BASE_0, MSR_UNCORE_PRMRR_PHYS_BASE and _MASK: as for MSR_PRMRR_PHYS_BASE.
     one(0x2a0, Locked),
     range(0x2f4, 0x2f5, Locked),
+    one(0x2ff, Emulated),
     // Reads show that there is no PEBS.
     one(IA32_PERF_CAPABILITIES, Read),
     // PEBS: the processor stores records by linear address, in VMX root operation by way of the host's page tables.

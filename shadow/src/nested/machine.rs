@@ -118,7 +118,7 @@ pub trait Machine: Sized {
     fn invept(&self, what: Invept);
     /// INVVPID.
     fn invvpid(&self, what: Invvpid);
-    /// RDMSR; `None` if it causes #GP.
+    /// RDMSR on a guest's behalf; nothing if that is #GP.
     fn read_msr(&self, msr: u32) -> Option<u64>;
     /// WRMSR on a guest's behalf; `None` if it causes #GP. The caller does not pass MSRs that the host emulates.
     fn write_msr(&self, msr: u32, value: u64) -> Option<()>;

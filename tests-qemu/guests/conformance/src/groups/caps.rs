@@ -36,6 +36,26 @@ const WITHHELD: [u32; 27] = [
 const IA32_MISC_ENABLE: u32 = 0x1a0;
 const XD_BIT_DISABLE: u64 = 1 << 34;
 
+/// Reads and writes of MTRRs: types and reserved bits, and the registers at the ends.
+fn mtrrs(suite: &mut Suite) {
+    const REGISTERS: [u32; 9] = [0xfe, 0x200, 0x201, 0x20e, 0x20f, 0x250, 0x258, 0x26f, 0x2ff];
+    let values = (0..8).chain([0xc00, 0xc06, 0x806]).chain((8..64).map(|bit| 1 << bit));
+    for msr in REGISTERS {
+        let before = rdmsr(msr);
+        suite.case(format_args!("mtrr-{msr:#x}"), Read(before));
+        for value in values.clone() {
+            let written = wrmsr(msr, value);
+            let read = rdmsr(msr);
+            let _ = wrmsr(msr, before.unwrap_or(0));
+            suite.case(format_args!("mtrr-{msr:#x}-{value:#x}"), format_args!("{written} {}", Read(read)));
+        }
+        let types = 0x0605_0401_0006_0504;
+        suite.case(format_args!("mtrr-{msr:#x}-types"), format_args!("{} {}", wrmsr(msr, types), Read(rdmsr(msr))));
+        let _ = wrmsr(msr, before.unwrap_or(0));
+        suite.case(format_args!("mtrr-{msr:#x}-again"), rdmsr(msr) == before);
+    }
+}
+
 /// One case for reading and one for writing each MSR; one for each leaf of CPUID.
 pub fn run(suite: &mut Suite) {
     for msr in (0x480..=0x493).chain([IA32_FEATURE_CONTROL]) {
@@ -53,6 +73,7 @@ pub fn run(suite: &mut Suite) {
         suite.case(format_args!("withheld-read-{msr:#x}"), Read(rdmsr(msr)));
         suite.case(format_args!("withheld-write-{msr:#x}"), wrmsr(msr, 0));
     }
+    mtrrs(suite);
     let misc_enable = rdmsr(IA32_MISC_ENABLE).unwrap_or(0);
     suite.case("misc-enable-write-back", wrmsr(IA32_MISC_ENABLE, misc_enable));
     suite.case("misc-enable-without-execute-disable", wrmsr(IA32_MISC_ENABLE, misc_enable | XD_BIT_DISABLE));
