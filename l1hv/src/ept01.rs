@@ -50,7 +50,7 @@ impl Ept01 {
         hole: HostRegion,
         scratch: Hpa,
         limit: Gpa,
-    ) -> Result<Self, OutOfTables> {
+    ) -> Result<Self, MapError> {
         const LOW_END: u64 = 1 << 32;
         let root = Eptp01::new(pool.allocate().ok_or(OutOfTables)?, Levels::Four);
         let mut next = 0;

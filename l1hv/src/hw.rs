@@ -196,11 +196,12 @@ impl GuestPhysical {
         hole: HostRegion,
         scratch: Hpa,
         ept01: &'static Ept01,
-        [msr, vmread, vmwrite, io_a, io_b]: &'static [WatchedPages; MergedAs::COUNT],
+        processor: &'static Processor,
     ) -> Self {
+        let [msr, vmread, vmwrite, io_a, io_b] = &processor.watched;
         let watches =
             [Watches::new(msr), Watches::new(vmread), Watches::new(vmwrite), Watches::new(io_a), Watches::new(io_b)];
-        Self { ram, hole, scratch, ept01, watches }
+        Self { ram, hole, scratch, ept01, watches, written: &processor.written }
     }
 }
 

@@ -9,7 +9,7 @@ use boot::stop::StopKind;
 use ept::entry::Features;
 use ept::nested::NestedPaging;
 use ept::{Gpa, Hpa, PageSize};
-use shadow::caps::ept_vpid;
+use shadow::caps::{Policy, ept_vpid};
 use shadow::check::HostMode;
 use shadow::controls::{Control, Primary, Secondary};
 use shadow::cpuid::CpuidView;
@@ -107,6 +107,7 @@ impl VcpuBuilder {
         });
         let (shadow_fields, field_bitmaps) = shadow_fields(&mut allocator, options, &caps, &offered);
         let io_bitmaps = io_bitmaps(&mut allocator, &setup.sleep, &caps);
+        heap::init(pages(&mut allocator, (processors * NestedPaging::HEAP_BYTES).div_ceil(PAGE_BYTES as usize) as u64));
         let list = pages(&mut allocator, ((processors * size_of::<Processor>()) as u64).div_ceil(PAGE_BYTES));
         let place = pages(&mut allocator, (size_of::<Shared>() as u64).div_ceil(PAGE_BYTES));
 
@@ -263,7 +264,7 @@ pub fn build(
     let mut vmcs = on_behalf::start_vmx(vmxon, vmcs01, vmcs02, revision, caps);
     let ept01 = shared.ept01.root();
     let cache = NestedPaging::new(nested_features(caps, offered));
-    let [entry_load, exit_store, host_load] = [pages.entry_load, pages.exit_store, pages.exit_load].map(msr_area);
+    let [entry_load, host_load] = [pages.entry_load, pages.exit_load].map(msr_area);
     let mut nested = Nested::new(
         kept_at_first(caps),
         NestedEpt::new(ept01, cache),

@@ -17,7 +17,7 @@ use super::machine::{Invvpid, Machine, VmcsPair, WatchedMemory};
 use super::reflect::reflect_refused_entry;
 use super::vcpu::{SHARED_VPID02, Shortcut, VPID01, Vcpu, vpid02};
 use super::{msr_bitmap, nested_ept, nested_shadowing, ports};
-use crate::watch::MergedAs;
+use crate::watch::{MergedAs, ProcessorWritten};
 
 /// Prepares the entry, or fails as the instruction does. After an entry failure of the late kind the guest hypervisor
 /// runs again, at its exit handler.
@@ -146,7 +146,7 @@ fn merge<M: Machine>(vcpu: &mut Vcpu<M>, inherited: Inherited, pdptes: Option<[u
     let vmcs02 = vcpu.vmcs.vmcs02();
     let vmcs12 = &mut vcpu.vmx.vmcs12;
     let (caps, sets, memory) = (&vcpu.caps, &vcpu.sync_sets, &vcpu.memory);
-    let entries_load = areas.any() || !inherited.is_empty() || inherits || pdptes.is_some();
+    let entries_load = loads_msrs || !inherited.is_empty() || inherits || !pdptes_are_in_vmcs02(vmcs12);
     let shortcut = Shortcut::after(vmcs12, entries_load, io_bitmaps);
     merge::prepare(vmcs02, vmcs12, &Surroundings { caps, sets, memory, inherited, pdptes });
     if area_changes {

@@ -50,17 +50,14 @@ pub fn reflect<M: Machine>(vcpu: &mut Vcpu<M>, exit: Reflected) {
 }
 
 /// Reflects a fault that an instruction raised which the host emulated. RFLAGS.RF is saved as delivering the fault
-/// would have saved it (SDM
-/// 28.3.3 "Saving RIP, RSP, RFLAGS, and SSP").
+/// would have saved it (SDM 28.3.3 "Saving RIP, RSP, RFLAGS, and SSP").
 pub fn reflect_fault<M: Machine>(
     vcpu: &mut Vcpu<M>,
     info: InterruptionInfo,
     error_code: Option<u32>,
     qualification: u64,
 ) {
-    let vmcs02 = vcpu.vmcs.vmcs02();
-    let rflags = vmcs02.read(GUEST_RFLAGS);
-    vmcs02.write(GUEST_RFLAGS, rflags | RFLAGS_RF);
+    set_resume_flag(vcpu.vmcs.vmcs02());
     reflect_without_exit(vcpu, ExitReason::EXCEPTION_OR_NMI, qualification, info, error_code);
 }
 
@@ -69,7 +66,7 @@ pub fn reflect_fault<M: Machine>(
 pub fn complete_instruction<M: Machine>(vcpu: &mut Vcpu<M>) {
     vcpu.advance();
     if vcpu.vmx.vmcs12.get(PRIMARY_CONTROLS).contains(Primary::MONITOR_TRAP_FLAG) {
-        reflect_without_exit(vcpu, ExitReason::MONITOR_TRAP_FLAG, InterruptionInfo(0), None);
+        reflect_without_exit(vcpu, ExitReason::MONITOR_TRAP_FLAG, 0, InterruptionInfo(0), None);
     }
 }
 

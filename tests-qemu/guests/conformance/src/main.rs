@@ -59,7 +59,8 @@ extern "C" fn conformance_main(loader_information: u32) -> ! {
     for word in arguments::words() {
         match word {
             minimal::WORD => minimal::run(),
-            abort::WORD => abort::run(),
+            abort::LOAD => abort::load(),
+            abort::STORE => abort::store(),
             far::WORD => far::run(),
             sleep::WORD => sleep::run(),
             scribble::WORD => scribble::run(&Processors::start()),
