@@ -225,6 +225,40 @@ pub fn lookup<F: Address>(memory: &impl TableMemory, root: Eptp<F, Hpa>, address
     None
 }
 
+/// The level of the table whose entry for an address is not present, where the walk of the address ends. `None` if the
+/// address is mapped.
+pub fn gap<F: Address>(memory: &impl TableMemory, root: Eptp<F, Hpa>, address: F) -> Option<u32> {
+    gap_entry(memory, root, address).map(|(_, level)| level)
+}
+
+/// Writes the entry that [`gap`] finds, from its level: a page, or a table that has pages already. Changes nothing if
+/// the address is mapped.
+pub fn fill_gap<F: Address>(
+    memory: &mut impl TableMemory,
+    root: Eptp<F, Hpa>,
+    address: F,
+    entry: impl FnOnce(u32) -> Entry,
+) {
+    if let Some((table, level)) = gap_entry(memory, root, address) {
+        memory.write(table, index(address, level), entry(level));
+    }
+}
+
+fn gap_entry<F: Address>(memory: &impl TableMemory, root: Eptp<F, Hpa>, address: F) -> Option<(Hpa, u32)> {
+    let (mut table, mut level) = root_table(root);
+    while root.levels().reach(address) {
+        let entry = memory.read(table, index(address, level));
+        if !entry.is_present() {
+            return Some((table, level));
+        }
+        if entry.is_leaf(level) {
+            return None;
+        }
+        (table, level) = (entry.address(), level - 1);
+    }
+    None
+}
+
 /// Removes the page that holds an address, if one is mapped.
 pub fn unmap<F: Address>(memory: &mut impl TableMemory, root: Eptp<F, Hpa>, address: F) {
     if !root.levels().reach(address) {
@@ -326,6 +360,30 @@ mod tests {
             map_page(&mut tables, root, Gpa(0), PageSize::Size4K, Entry::from_bits(7)),
             Err(MapError::OutOfTables)
         );
+    }
+
+    #[test]
+    fn a_gap_is_filled_at_the_level_where_the_walk_ends() {
+        let mut tables = FakeTables::new(8);
+        let root = root_of(&mut tables);
+        assert_eq!(gap(&tables, root, Gpa(0x1000)), Some(4));
+        map_page(&mut tables, root, Gpa(0x1000), PageSize::Size4K, identity(Gpa(0x1000), PageSize::Size4K)).unwrap();
+        assert_eq!(
+            [0x1000, 0x2000, 2 << 20, 1 << 30].map(|at| gap(&tables, root, Gpa(at))),
+            [None, Some(1), Some(2), Some(3)]
+        );
+        // One directory for every GiB that is not mapped.
+        let directory = tables.allocate().unwrap();
+        (0..ENTRIES).for_each(|at| tables.write(directory, at, identity(Gpa(0), PageSize::Size2M)));
+        for gib in [1, 2] {
+            fill_gap(&mut tables, root, Gpa(gib << 30), |level| {
+                assert_eq!(level, 3);
+                Entry::table(directory)
+            });
+            assert_eq!(lookup(&tables, root, Gpa(gib << 30 | 0x1234)).map(|found| found.leaf.address()), Some(Hpa(0)));
+        }
+        fill_gap(&mut tables, root, Gpa(0x1000), |_| unreachable!("it is mapped"));
+        assert_eq!(gap(&tables, root, Gpa(1 << 48)), None);
     }
 
     #[test]

@@ -4,14 +4,14 @@
 //! is ever given back.
 
 use boot::memory_map::{MemoryMap, RegionKind};
-use ept::map::{MapError, Mapping, OutOfTables, lookup, map_page, map_range, set_rights};
-use ept::table::TableMemory;
+use ept::map::{MapError, Mapping, OutOfTables, fill_gap, gap, leaf_level, lookup, map_page, map_range, set_rights};
+use ept::table::{ENTRIES, TableMemory};
 use ept::{Caching, Entry, Eptp01, ExecuteControl, Gpa, Hpa, Levels, MemoryType, PageSize, Rights};
 use spin::Mutex;
 
 use crate::mem::{HostRegion, PAGE_BYTES};
 use crate::stop::stop_internal;
-use crate::tables::{TableArea, TablePool};
+use crate::tables::{RoomForEpt01, TableArea, TablePool};
 
 /// EPT01.
 #[derive(Debug)]
@@ -19,6 +19,10 @@ pub struct Ept01 {
     area: TableArea,
     root: Eptp01,
     writer: Mutex<()>,
+    /// The largest pages.
+    largest: PageSize,
+    /// A page table, a page directory and a PDPT that map everything to the scratch page.
+    nothing: [Hpa; 3],
     /// Addresses from this one on are never mapped.
     limit: Gpa,
 }
@@ -70,7 +74,8 @@ impl Ept01 {
         map_range(pool, root, Gpa(hole.start.0)..Gpa(hole.end.0), PageSize::Size4K, |_, size| {
             Entry::leaf(scratch, size, Rights::ALL, Caching::new(MemoryType::WRITE_BACK))
         })?;
-        Ok(Self { area, root, writer: Mutex::new(()), limit })
+        let nothing = tables_of_nothing(pool, scratch)?;
+        Ok(Self { area, root, writer: Mutex::new(()), largest, nothing, limit })
     }
 
     /// Where the addresses end that guests can have.
@@ -98,6 +103,18 @@ impl Ept01 {
     }
 }
 
+/// Tables that map everything to the scratch page, by level from 1 on.
+fn tables_of_nothing(pool: &mut TablePool, scratch: Hpa) -> Result<[Hpa; 3], OutOfTables> {
+    let mut entry = Entry::leaf(scratch, PageSize::Size4K, Rights::ALL, Caching::new(MemoryType::WRITE_BACK));
+    let mut tables = [scratch; 3];
+    for table in &mut tables {
+        *table = pool.allocate().ok_or(OutOfTables)?;
+        (0..ENTRIES).for_each(|at| pool.write(*table, at, entry));
+        entry = Entry::table(*table);
+    }
+    Ok(tables)
+}
+
 impl Writer<'_> {
     /// Makes a page read-only.
     ///
@@ -105,7 +122,7 @@ impl Writer<'_> {
     ///
     /// `pool` has too few tables.
     pub fn protect(&self, pool: &mut TablePool, page: Gpa) -> Result<(), OutOfTables> {
-        set_rights(pool, self.ept01.root, page, Rights::READ.or(Rights::EXECUTE))
+        set_rights(&mut RoomForEpt01(pool), self.ept01.root, page, Rights::READ.or(Rights::EXECUTE))
     }
 
     /// Makes a page that was read-only writable again.
@@ -121,14 +138,26 @@ impl Writer<'_> {
     ///
     /// `pool` has too few tables.
     pub fn map_beyond(&self, pool: &mut TablePool, address: Gpa) -> Result<bool, OutOfTables> {
-        if address >= self.ept01.limit || self.ept01.lookup(address).is_some() {
-            return Ok(false);
-        }
-        let size = PageSize::Size2M;
-        match map_page(pool, self.ept01.root, address, size, identity(MemoryType::UNCACHEABLE)(address, size)) {
+        let gap = gap(&self.ept01.area.without_room(), self.ept01.root, address);
+        let Some(level) = gap.filter(|_| address < self.ept01.limit) else { return Ok(false) };
+        let size = if level > leaf_level(PageSize::Size2M) { self.ept01.largest } else { PageSize::Size2M };
+        let leaf = identity(MemoryType::UNCACHEABLE)(address, size);
+        match map_page(&mut RoomForEpt01(pool), self.ept01.root, address, size, leaf) {
             Ok(_) => Ok(true),
             Err(MapError::OutOfTables) => Err(OutOfTables),
             Err(MapError::OutOfReach) => stop_internal!("{address} is beyond what EPT01 can map"),
         }
+    }
+
+    /// Maps an address that is not mapped yet to the scratch page, and all others below the entry that is missing.
+    /// Needs no table.
+    pub fn map_to_nothing(&self, address: Gpa) {
+        let Ept01 { area, root, nothing: [table, directory, pdpt], .. } = *self.ept01;
+        fill_gap(&mut area.without_room(), root, address, |level| match level {
+            1 => area.read(table, 0),
+            2 => Entry::table(table),
+            3 => Entry::table(directory),
+            _ => Entry::table(pdpt),
+        });
     }
 }

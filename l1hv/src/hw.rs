@@ -98,6 +98,10 @@ impl Machine for Hardware {
         self.ept01.writer().map_beyond(tables, address)
     }
 
+    fn map_to_nothing(&self, address: Gpa) {
+        self.ept01.writer().map_to_nothing(address);
+    }
+
     fn protect(&self, tables: &mut TablePool, watches: &Watches, page: Gpa, wanted: bool) -> (usize, Protection) {
         let writer = self.ept01.writer();
         let was_protected = self.ept01.is_protected(page);

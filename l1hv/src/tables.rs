@@ -5,6 +5,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use ept::nested::NestedPaging;
 use ept::table::TableMemory;
 use ept::{Entry, Hpa};
 
@@ -117,6 +118,29 @@ impl TablePool {
     /// The most tables that were ever in use.
     pub const fn most_in_use(&self) -> usize {
         self.most_in_use
+    }
+}
+
+/// The room of a part that EPT01 may take: a nested guest always finds what one EPT02 needs.
+#[derive(Debug)]
+pub struct RoomForEpt01<'a>(pub &'a mut TablePool);
+
+impl TableMemory for RoomForEpt01<'_> {
+    fn read(&self, table: Hpa, index: u64) -> Entry {
+        self.0.read(table, index)
+    }
+
+    fn write(&mut self, table: Hpa, index: u64, entry: Entry) {
+        self.0.write(table, index, entry);
+    }
+
+    fn allocate(&mut self) -> Option<Hpa> {
+        let left = self.0.budget() - self.0.in_use();
+        if left > NestedPaging::LEAST_TABLES { self.0.allocate() } else { None }
+    }
+
+    fn free(&mut self, table: Hpa) {
+        self.0.free(table);
     }
 }
 

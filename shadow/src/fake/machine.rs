@@ -272,6 +272,8 @@ impl Machine for FakeHardware {
         Ok(false)
     }
 
+    fn map_to_nothing(&self, _: Gpa) {}
+
     fn protect(&self, tables: &mut Tables, watches: &Watches, page: Gpa, wanted: bool) -> (usize, Protection) {
         let was_protected = is_protected(tables, self.ept01, page);
         let (slot, loser) = watches.assign(page);

@@ -138,6 +138,8 @@ pub trait Machine: Sized {
     ///
     /// `tables` is exhausted.
     fn map_beyond(&self, tables: &mut Self::Tables, address: Gpa) -> Result<bool, OutOfTables>;
+    /// Maps an address that EPT01 does not map to a page of no consequence, without a new table.
+    fn map_to_nothing(&self, address: Gpa);
     /// Assigns a slot of `watches` to a page and makes the page read-only in EPT01, if `wanted` and possible.
     fn protect(&self, tables: &mut Self::Tables, watches: &Watches, page: Gpa, wanted: bool) -> (usize, Protection);
     /// Whether all processors have taken part in a flush.

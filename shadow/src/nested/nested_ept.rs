@@ -223,7 +223,10 @@ pub fn map_beyond<M: Machine>(vcpu: &mut Vcpu<M>, address: Gpa) {
         match vcpu.machine.map_beyond(&mut vcpu.tables, address) {
             Ok(false) => return,
             Ok(true) => return log::debug!("mapped what is around {address}"),
-            Err(_) if make_room(vcpu).is_err() => vcpu.machine.stop(Stop::NoTables(format_args!("to map {address}"))),
+            Err(_) if make_room(vcpu).is_err() => {
+                vcpu.machine.warn(format_args!("no table is left to map {address}: nothing is there from now on"));
+                return vcpu.machine.map_to_nothing(address);
+            }
             Err(_) => (),
         }
     }

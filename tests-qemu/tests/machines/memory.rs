@@ -8,8 +8,8 @@ use tests_qemu::protocol::STATS_PREFIX;
 
 use crate::context::{Context, Finished, Test};
 
-/// The group of the conformance image that touches 2 GiB and takes turns with 16 EPTs.
-const GROUP: &str = "memory-load";
+/// The groups of the conformance image that spend the tables of EPT01, touch 2 GiB and take turns with 16 EPTs.
+const GROUPS: &str = "exhaustion,memory-load";
 
 /// About twice what EPT01 takes of the machine: 16 EPTs of four tables each, or 1024 page tables, do not fit at once.
 const TIGHT: u64 = 48;
@@ -17,6 +17,7 @@ const TIGHT: u64 = 48;
 pub fn tests() -> Vec<Test> {
     vec![
         Test { name: "addresses_beyond_what_ept_maps_are_page_faults", run: far_addresses },
+        Test { name: "tables_of_ept01_run_out_and_nested_guests_run_right", run: tables_of_ept01_run_out },
         Test { name: "2_gib_and_16_epts_run_right_within_a_budget_of_48_tables", run: within_a_budget },
     ]
 }
@@ -42,8 +43,22 @@ fn far_addresses(context: &Context, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// On a processor without pages of 1 GiB, where each GiB that is touched takes a table.
+fn tables_of_ept01_run_out(context: &Context, name: &str) -> Result<()> {
+    let guest = || Module::with_args(&context.programs.conformance, "only=exhaustion");
+    let on_model =
+        |name: &str, boot| Machine { cpu_model: Some("corei7_sandy_bridge_2600k"), ..context.bochs(name, boot) };
+    let bare = Boot::Multiboot { kernel: guest(), modules: Vec::new() };
+    let bare = context.run(&on_model(&format!("{name}-bare"), bare))?;
+    let budget = format!("stats ept-tables={}", 2 * TIGHT);
+    let under = context.run(&on_model(name, Boot::L1hv { host: context.host(&budget), guest: vec![guest()] }))?;
+    let (expected, found) = (cases(&bare)?, cases(&under)?);
+    ensure!(expected.len() > 5 && found == expected, "{found:#?}\nbare: {expected:#?}");
+    under.debug_must_say("no table is left to map")
+}
+
 fn within_a_budget(context: &Context, name: &str) -> Result<()> {
-    let guest = || Module::with_args(&context.programs.conformance, format!("only={GROUP}"));
+    let guest = || Module::with_args(&context.programs.conformance, format!("only={GROUPS}"));
     let bare = Boot::Multiboot { kernel: guest(), modules: Vec::new() };
     let under = |arguments: &str| Boot::L1hv { host: context.host(arguments), guest: vec![guest()] };
     let bare = context.run(&context.bochs(&format!("{name}-bare"), bare))?;

@@ -12,6 +12,7 @@ mod ept_edits;
 mod ept_features;
 mod ept_random;
 mod events;
+mod exhaustion;
 mod exits;
 mod fields;
 mod five_levels;
@@ -78,6 +79,7 @@ pub const ALL: &[Group] = &[
     ("ept-random", ept_random::run),
     ("ept-features", ept_features::run),
     ("isolation", isolation::run),
+    ("exhaustion", exhaustion::run),
     ("memory-load", memory_load::run),
     ("vmcs-shadowing", vmcs_shadowing::run),
 ];
