@@ -64,12 +64,12 @@ run_linux() {
     vmm linux "$(cat /nested/memory)" "$(cat /nested/cpus)" /nested/bzImage /nested/initrd $(cat /nested/arguments) $nested_arguments
 }
 
-# Where the nested guest has several processors too.
+# Runs the parallel workload, if the nested guest has several processors too.
 run_parallel() {
     [ ! -x /bin/parallel ] || parallel "$(cat /times)"
 }
 
-# All processors but the first go and come while the nested guest runs.
+# Takes all processors but the first offline and online again while the nested guest runs.
 run_hotplug() {
     run_linux &
     nested=$!
@@ -83,7 +83,7 @@ run_hotplug() {
     wait $nested && run_parallel
 }
 
-# Both levels at once, from shortly before the nested init on.
+# Loads both levels at once, from shortly before the nested init on.
 run_loaded() {
     run_linux &
     nested=$!
@@ -123,7 +123,7 @@ do_work() {
     esac
 }
 
-# For who looks at a screen, and for who reads the serial port.
+# Writes to the screen and to the serial port.
 on_consoles() {
     for console in /dev/ttyS0 /dev/tty0; do
         { "$@" > $console; } 2> /dev/null

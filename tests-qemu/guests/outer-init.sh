@@ -1,5 +1,6 @@
 #!/bin/sh
-# Init of the Linux that runs QEMU with KVM inside Bochs. The machine under test is QEMU's: its console is ttyS0 here, its debug port ttyS1.
+# Init of the Linux that runs QEMU with KVM inside Bochs. QEMU's machine is the one under test: here its console is
+# ttyS0 and its debug port ttyS1.
 #   /runs/*/qemu        starts a QEMU; one after the other
 #   /runs/*/parameters  of kvm-intel
 #   /runs/*/limit       on the run, in steps of 0.2 emulated seconds; without it there is none
@@ -8,9 +9,9 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mkdir -p /tmp /dev/shm
-# A machine need not fit: it does not touch all its memory.
+# A machine may have more memory than there is: it does not touch all of it.
 echo 1 > /proc/sys/vm/overcommit_memory
-# Bytes pass as they are.
+# Bytes pass unchanged.
 stty raw -echo 115200 < /dev/ttyS0
 stty raw -echo 115200 < /dev/ttyS1
 
@@ -33,7 +34,7 @@ run_qemu() {
     qemu=$!
     left=$(cat $1/limit 2> /dev/null)
     while kill -0 $qemu 2> /dev/null; do
-        # A virtual machine that KVM cannot go on with is only paused.
+        # QEMU only pauses a virtual machine that KVM cannot continue.
         if grep -q -e 'internal error' -e 'entry failed' /tmp/errors; then
             kill $qemu
         elif [ "$left" = 0 ]; then

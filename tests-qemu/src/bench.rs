@@ -11,8 +11,8 @@
 //! The counters are the emulator's ([`crate::counters`]), the machine is deterministic, and a payload's
 //! operation is the median of a thousand: timer interrupts do not show, and two runs are equal.
 //!
-//! On silicon nothing counts: there, the payload's own clock does ([`timed`]), from the runner or from an ISO that
-//! needs none ([`image`]).
+//! Silicon has no such counters. There the payload reads the TSC ([`timed`]), started by the runner or from an ISO
+//! without the runner ([`image`]).
 
 pub mod chart;
 pub mod compare;
@@ -41,13 +41,13 @@ use measure::{Measurement, NUMBERS};
 /// Longest run of one machine.
 const TIMEOUT: Duration = Duration::from_secs(900);
 
-/// The same on a machine that is slow.
+/// Longest run of one slow machine.
 const SLOW_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// Room for a Linux in a Linux in a Linux.
+/// Memory for a Linux in a Linux in a Linux.
 pub const MEMORY_MIB: u32 = 2048;
 
-/// Who is the lowest hypervisor.
+/// The lowest hypervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum System {
     /// The guest hypervisor itself.
@@ -59,10 +59,10 @@ pub enum System {
 }
 
 impl System {
-    /// All of them, in the order of the table.
+    /// All systems, in the order of the table.
     pub const ALL: [Self; 3] = [Self::Bare, Self::L1hv, Self::Kvm];
 
-    /// What the machine boots, so that the guest hypervisor does [`Work::Demo`].
+    /// The work of the machine's first Linux, so that the guest hypervisor does [`Work::Demo`].
     fn demo(self) -> Work {
         match self {
             Self::Bare | Self::L1hv => Work::Demo,
@@ -70,7 +70,7 @@ impl System {
         }
     }
 
-    /// Likewise for [`Work::Payload`].
+    /// The work of the machine's first Linux, so that the guest hypervisor does [`Work::Payload`].
     pub(crate) fn payload(self) -> Work {
         match self {
             Self::Bare | Self::L1hv => Work::Payload,
@@ -78,7 +78,7 @@ impl System {
         }
     }
 
-    /// What the console says before a line of the guest hypervisor.
+    /// The prefix of the guest hypervisor's lines on the console.
     fn console_prefix(self) -> &'static str {
         match self {
             Self::Bare | Self::L1hv => "",
@@ -112,7 +112,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// With everything as it is by default.
+    /// A run with default settings.
     fn new(system: System, work: Work, name: &'a str) -> Self {
         Self { system, work, ept: KvmEpt::On, options: "", parameters: &[], shown: None, name }
     }
@@ -122,7 +122,7 @@ impl<'a> Run<'a> {
 #[derive(Debug)]
 struct Variant {
     name: &'static str,
-    /// What is added to the operations' names.
+    /// The suffix of the operations' names.
     suffix: &'static str,
     systems: &'static [System],
     ept: KvmEpt,
@@ -152,12 +152,12 @@ const VARIANTS: [Variant; 2] = [
     },
 ];
 
-/// What all runs of the benchmark share.
+/// The settings that all runs of the benchmark share.
 #[derive(Debug)]
 pub struct Bench<'a> {
-    /// Where things are.
+    /// The directories.
     pub layout: &'a Layout,
-    /// Shows what takes long.
+    /// Shows the steps that take long.
     pub progress: &'a Progress,
     /// Kernels and emulators.
     pub provisioned: &'a Provisioned,
@@ -210,7 +210,7 @@ impl Bench<'_> {
         transcript.timings().cloned().with_context(|| format!("{system}: the payload timed nothing"))
     }
 
-    /// The minimal guest hypervisor.
+    /// Measures the minimal guest hypervisor.
     fn minimal(&self, system: System) -> Result<Vec<Measurement>> {
         let image = Module::with_args(&self.programs.conformance, "minimal");
         let boot = match system {
@@ -229,7 +229,7 @@ impl Bench<'_> {
         measure::operations(&system.to_string(), &measure::MINIMAL, &transcript)
     }
 
-    /// Runs the payload under l1hv with `options`; `see` gets every line that anybody writes.
+    /// Runs the payload under l1hv with `options`. `see` gets every line of every stream.
     ///
     /// # Errors
     /// When the machine could not be started or did not do all its work.
@@ -274,7 +274,7 @@ impl Bench<'_> {
         let mut transcript = Transcript::default();
         let outcome = machine.run(self.layout, self.provisioned, |line| {
             see(line.text);
-            // One level up, the guest hypervisor's console is a nested guest's.
+            // Under KVM as nesting hypervisor, the guest hypervisor's console is that of a nested guest.
             let text = line.text.strip_prefix(prefix).filter(|text| text.starts_with(RESULT_PREFIX));
             let line = crate::machine::Line { text: text.unwrap_or(line.text), ..line };
             if let Some(event) = Event::of(line) {

@@ -38,11 +38,11 @@ pub struct GuestPrograms {
     pub parallel: PathBuf,
     /// The bare-metal payload.
     pub payload: PathBuf,
-    /// A multiboot kernel that prints what it was told.
+    /// A multiboot kernel that prints the loader's information.
     pub multiboot_guest: PathBuf,
     /// A multiboot kernel that starts as test images of other projects do.
     pub test_image: PathBuf,
-    /// The image of the differential suite, which is the minimal guest hypervisor too.
+    /// The image of the differential suite, which is also the minimal guest hypervisor.
     pub conformance: PathBuf,
 }
 

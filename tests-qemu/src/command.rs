@@ -9,10 +9,10 @@ use anyhow::{Context, Result, bail};
 /// Lines of a failed program's output that an error message keeps.
 const ERROR_LINES: usize = 12;
 
-/// Runs `command` to its end and returns what it wrote to standard output.
+/// Runs `command` to its end and returns its standard output.
 ///
 /// # Errors
-/// When it cannot be started or fails; the message ends with the last lines of its output.
+/// When the command cannot be started or fails. The message ends with the last lines of its output.
 pub fn output(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().with_context(|| format!("cannot start {name}"))?;
@@ -35,7 +35,7 @@ pub fn tail(text: &str, count: usize) -> String {
     kept.iter().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
 }
 
-/// `word` as a shell reads it back, and GRUB's script language: in single quotes nothing is special but the quote.
+/// `word` quoted for a shell and for GRUB's script language: in single quotes only the quote itself is special.
 pub fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
@@ -54,7 +54,7 @@ pub fn is_root() -> bool {
     output(Command::new("id").arg("-u")).is_ok_and(|uid| uid.trim() == "0")
 }
 
-/// The program named by environment variable `variable`, if it is set and there.
+/// The program that the environment variable `variable` names, if the variable is set.
 pub fn from_env(variable: &str) -> Result<Option<PathBuf>> {
     match std::env::var_os(variable).filter(|value| value != OsStr::new("")) {
         None => Ok(None),

@@ -31,17 +31,17 @@ pub use models::of_model;
 pub use processors::{Found, OfProcessor, Verdicts};
 pub use verdict::{Case, Report, Verdict};
 
-/// Limit on one of the two runs, for a machine that does other work too.
+/// Limit on one of the two runs, on a host that does other work too.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
-/// The same on [`crate::machine::Emulator::is_slow`] machines.
+/// The limit on slow machines ([`crate::machine::Emulator::is_slow`]).
 const SLOW_TIMEOUT: Duration = Duration::from_secs(7200);
 
 const CASE_PREFIX: &str = "C ";
 const END_PREFIX: &str = "C-END ";
 const PANIC_PREFIX: &str = "C-PANIC";
 
-/// How l1hv runs the suite.
+/// The way in which l1hv runs the suite.
 #[derive(Debug, Clone, Copy)]
 pub struct Mode<'a> {
     /// The name of the run's logs.
@@ -53,7 +53,7 @@ pub struct Mode<'a> {
 }
 
 impl Mode<'_> {
-    /// As l1hv is without options.
+    /// l1hv without options.
     pub const DEFAULT: Self = Self { name: "conformance-l1hv", host: "", image: "" };
 }
 
@@ -69,7 +69,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// The usual machine with so many processors.
+    /// The usual machine with `cpus` processors.
     pub fn usual(cpus: u32) -> Self {
         let options = MachineOptions { cpus, ..MachineOptions::default() };
         Self { emulator: machine::with_nested_vmx(), options, only: None }
@@ -89,7 +89,7 @@ impl Place {
         }
     }
 
-    /// Where the suite runs, for people.
+    /// Describes, for people, where the suite runs.
     fn describe(&self, place: &str) -> String {
         match self.options.model {
             Some(model) => format!("{place} on {}", model.name),
@@ -110,7 +110,7 @@ pub struct Suite<'a> {
 }
 
 impl<'a> Suite<'a> {
-    /// Builds what is needed.
+    /// Builds l1hv and the image.
     pub fn build(
         layout: &'a Layout,
         progress: &'a Progress,
@@ -151,7 +151,7 @@ impl<'a> Suite<'a> {
     fn report(&self, mode: Mode<'_>, bare: &Results, under: &Results, filter: Option<&str>) -> Report {
         let Place { emulator, options, only } = &self.place;
         let explained = self.explained.under(mode.host, options.cpus, emulator.hypervisor(), &bare.cases);
-        // Entries are of the whole suite on our own emulator.
+        // Unused entries are reported only for the whole suite on our own emulator.
         let is_part = only.is_some() || emulator.hypervisor().is_some();
         let filter = filter.or(is_part.then_some("*"));
         let mut report = Report::compare(&bare.cases, &under.cases, &explained, filter);
@@ -161,7 +161,8 @@ impl<'a> Suite<'a> {
         report
     }
 
-    /// Boots l1hv on a processor that lacks something, where it has to stop with this kind; what it does instead.
+    /// Boots l1hv on a processor that lacks a feature, where it must stop with this kind. Returns what happens instead,
+    /// if anything.
     fn must_stop(&self, mode: Mode<'_>, kind: &str) -> Result<Option<String>> {
         let under = self.run_under_l1hv(mode)?;
         Ok((under.stop.as_deref() != Some(kind)).then_some(under.end))
@@ -179,7 +180,7 @@ impl<'a> Suite<'a> {
         self.run(mode.name, place.trim(), boot)
     }
 
-    /// The image; on several processors other groups run than on one, unless the place names one group.
+    /// The image with its arguments. On several processors other groups run than on one, unless the place names groups.
     fn image(&self, arguments: &str) -> Module {
         let only = self.place.only.as_ref().map_or_else(String::new, |group| format!(" only={group}"));
         let memory = if self.place.emulator.reads_ones_beyond_memory() { "" } else { " memory-only" };
@@ -214,23 +215,23 @@ impl<'a> Suite<'a> {
     }
 }
 
-/// What one run printed.
+/// The output of one run.
 #[derive(Default)]
 struct Results {
     /// Name and result of each case, in order.
     cases: Vec<(String, String)>,
-    /// Whether the last line came and counts them all.
+    /// Whether the last line was printed and counts all cases.
     complete: bool,
-    /// The kind of l1hv's stop, if that is how it ended.
+    /// The kind of l1hv's stop, if the run ended so.
     stop: Option<String>,
-    /// What a case said that did what none may do.
+    /// The text of a `C-PANIC` line.
     panic: Option<String>,
     /// How the machine ended.
     end: String,
 }
 
 impl Results {
-    /// A line of the image, or of somebody else.
+    /// Adds a line of the stream, which may not be the image's.
     fn add(&mut self, line: &str) {
         if let Some(case) = line.strip_prefix(CASE_PREFIX) {
             let (case, result) = case.split_once(' ').unwrap_or((case, ""));

@@ -1,6 +1,6 @@
-//! What our build of Bochs counts, whoever the hypervisor is (`machines/bochs/0103-counters.patch`).
+//! The counters of our build of Bochs, for any hypervisor (`machines/bochs/0103-counters.patch`).
 //!
-//! A mark prints all counters since power-on; what happened between two marks is their difference.
+//! A mark prints all counters since power-on. The difference of two marks counts the events between them.
 
 use std::collections::BTreeMap;
 use std::ops::Sub;
@@ -9,8 +9,8 @@ use crate::protocol::COUNT_PREFIX;
 
 /// Counters at one point, or the difference of two.
 ///
-/// "Root" and "nonroot" are VMX operation of the machine itself: with one hypervisor below another, both
-/// count as non-root but the lowest.
+/// "Root" and "nonroot" are VMX operation of the machine itself: with one hypervisor below another, only the lowest one
+/// is in root operation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counters {
     /// By name: `outside`, `root`, `nonroot` (instructions), `entries`, `vmread`, and so on.
@@ -27,7 +27,7 @@ impl Counters {
         self.values.get(name).copied().unwrap_or(0)
     }
 
-    /// Instructions executed by whomever; halted time counts nothing.
+    /// Instructions of all levels. Halted time does not count.
     pub fn instructions(&self) -> u64 {
         ["outside", "root", "nonroot"].map(|mode| self.get(mode)).iter().sum()
     }
@@ -37,7 +37,7 @@ impl Counters {
         self.get("root")
     }
 
-    /// VM exits that the processor made.
+    /// VM exits of the processor.
     pub fn hardware_exits(&self) -> u64 {
         self.exits.values().sum()
     }
@@ -46,7 +46,7 @@ impl Counters {
 impl Sub for &Counters {
     type Output = Counters;
 
-    /// From `earlier` to `self`.
+    /// The counts from `earlier` to `self`.
     fn sub(self, earlier: &Counters) -> Counters {
         let values = self.values.iter().map(|(name, count)| (name.clone(), count - earlier.get(name)));
         let by_reason = |now: &BTreeMap<u16, u64>, earlier: &BTreeMap<u16, u64>| {
@@ -60,7 +60,7 @@ impl Sub for &Counters {
     }
 }
 
-/// A mark that software set, with the counters there.
+/// A mark that software set, with the counters at that point.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CountMark {
     /// Its name, at most 16 characters.

@@ -1,4 +1,4 @@
-//! `cargo demo`: every level coming up, and what its exits cost.
+//! `cargo demo`: shows every level coming up, and the cost of its exits.
 
 use std::time::Duration;
 
@@ -16,16 +16,16 @@ use crate::report;
 use crate::side_by_side;
 use crate::transcript::{Event, GuestResult, Transcript};
 
-/// Processors of the nested Linux where the machine has several.
+/// Processors of the nested Linux, if the machine has several.
 const NESTED_CPUS: u32 = 2;
 
 /// Longest run of one machine.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
-/// The same on a machine that is slow, beside others.
+/// Longest run of one slow machine, beside others.
 const SLOW_TIMEOUT: Duration = Duration::from_secs(1800);
 
-/// What the demo runs on.
+/// The settings of the demo.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The machine.
@@ -34,7 +34,7 @@ pub struct Settings {
     pub options: MachineOptions,
     /// Debian kernel series of the guest hypervisor and of the nested guest.
     pub series: String,
-    /// Whether l1hv is below; without it, KVM is the only hypervisor.
+    /// Whether l1hv runs below KVM. Without it, KVM is the only hypervisor.
     pub host: Host,
 }
 
@@ -56,12 +56,12 @@ pub struct Run {
     pub cpus: u32,
     /// How the machine ended.
     pub outcome: Outcome,
-    /// What was said.
+    /// The machine's output.
     pub transcript: Transcript,
 }
 
 impl Run {
-    /// What is wrong with the run, if anything is.
+    /// The failure of the run, if it failed.
     pub fn failure(&self) -> Option<String> {
         if self.outcome != Outcome::GuestShutdown {
             return Some(self.outcome.to_string());
@@ -95,7 +95,7 @@ pub fn run(settings: &Settings, layout: &Layout, progress: &Progress) -> Result<
     let demo = Demo { settings, layout, progress, provisioned: &provisioned, programs: &programs, host };
     let both = [KvmEpt::On, KvmEpt::Off];
     let runs: Vec<Result<Run>> = if settings.emulator.counts_instructions() {
-        // Neither machine changes what the other one counts.
+        // The machines do not affect each other's counts.
         side_by_side::map(both.into(), |ept| demo.run(ept))
     } else {
         both.map(|ept| demo.run(ept)).into()
@@ -139,7 +139,7 @@ impl Demo<'_> {
             KvmEpt::Off => "no-ept",
         };
         let name = format!("demo-{}-{paging}", options.cpus);
-        // The payload says nothing until it has measured.
+        // The payload prints nothing until it has measured.
         let timeout = if emulator.is_slow() { SLOW_TIMEOUT } else { TIMEOUT };
         let machine = Machine { timeout, silence: timeout, ..Machine::new(name, emulator, boot) };
         let machine = options.apply(machine);

@@ -18,7 +18,7 @@ use crate::provision::{Kernel, Provisioned};
 const INIT: &str = include_str!("../guests/init.sh");
 const NESTED_INIT: &str = include_str!("../guests/nested-init.sh");
 
-/// The module that the guest hypervisor loads; what it depends on comes along.
+/// The module that the guest hypervisor loads, together with the modules that it depends on.
 pub const KVM_MODULE: &str = "kvm-intel";
 
 /// Applets of busybox that the init scripts of guests call.
@@ -29,7 +29,7 @@ const APPLETS: &[&str] =
 const NESTED_ARGUMENTS: &str = "console=ttyS0 reboot=p panic=-1 pci=off i8042.noaux i8042.nokbd \
      no_timer_check tsc=reliable mitigations=off nopti random.trust_cpu=on 8250.nr_uarts=1 quiet";
 
-/// With one processor the 8259s do; with several there are ACPI tables with the local APICs and the I/O APIC.
+/// With one processor the 8259s suffice. With several, ACPI tables describe the local APICs and the I/O APIC.
 const ONE_PROCESSOR: &str = " acpi=off noapic";
 
 /// Memory of a nested Linux.
@@ -45,7 +45,7 @@ struct NestedLinux {
     memory_mib: u32,
 }
 
-/// What the guest hypervisor does before it switches the machine off.
+/// The work of the guest hypervisor before it switches the machine off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Work {
     /// Nothing.
@@ -56,9 +56,9 @@ pub enum Work {
     Linux,
     /// Runs the payload, then boots Linux.
     Demo,
-    /// Boots a guest hypervisor of the same kernel, which does what `demo` says: KVM is then the nesting hypervisor.
+    /// Boots a guest hypervisor of the same kernel, which does the work of `demo`: KVM is then the nesting hypervisor.
     Nest,
-    /// Boots a guest hypervisor of the same kernel, which does what `payload` says.
+    /// Boots a guest hypervisor of the same kernel, which does the work of `payload`.
     NestPayload,
     /// Takes processors offline and online again while a nested Linux runs.
     Hotplug,
@@ -81,7 +81,7 @@ impl Work {
             || self.of_nested_hypervisor().is_some()
     }
 
-    /// What the nested Linux does if it is a guest hypervisor itself.
+    /// The work of the nested Linux if it is a guest hypervisor itself.
     fn of_nested_hypervisor(self) -> Option<Self> {
         match self {
             Self::Nest => Some(Self::Demo),
@@ -126,49 +126,50 @@ pub struct GuestHypervisor {
 }
 
 impl GuestHypervisor {
-    /// Boots it on the machine itself.
+    /// Boots the guest hypervisor on the machine itself.
     pub fn on_bare_machine(self) -> Boot {
         Boot::Linux { kernel: self.kernel, initrds: vec![self.initrd] }
     }
 
-    /// Boots it under l1hv.
+    /// Boots the guest hypervisor under l1hv.
     pub fn under(self, host: Module) -> Boot {
         Boot::L1hv { host, guest: vec![self.kernel, Module::new(self.initrd)] }
     }
 }
 
-/// How a guest hypervisor is put together; see [`Plan::new`].
+/// The plan of a guest hypervisor; see [`Plan::new`].
 #[derive(Debug, Clone, Copy)]
 pub struct Plan<'a> {
     /// The kernel.
     pub kernel: &'a Kernel,
-    /// What it does.
+    /// Its work.
     pub work: Work,
-    /// With or without EPT. Where KVM is the nesting hypervisor, it has EPT itself, and this is the guest hypervisor's.
+    /// With or without EPT. If KVM is the nesting hypervisor, that KVM uses EPT, and this setting is the guest
+    /// hypervisor's.
     pub ept: KvmEpt,
     /// Other parameters of kvm-intel, `NAME=VALUE`.
     pub parameters: &'a [&'a str],
     /// Processors of a nested Linux. With several, it and the guest hypervisor run the parallel workload.
     pub nested_cpus: u32,
-    /// How often each does so.
+    /// How often each of them runs the workload.
     pub parallel_times: u32,
-    /// Whether the payload does all once more, with the emulator's marks.
+    /// Whether the payload repeats all operations with the emulator's marks.
     pub counted: bool,
-    /// How the payload's results are shown, beside the lines for the runner.
+    /// How the payload's results are shown, besides the lines for the runner.
     pub shown: Option<Shown<'a>>,
 }
 
 /// The payload's results on screen and serial port.
 #[derive(Debug, Clone, Copy)]
 pub struct Shown<'a> {
-    /// Whose they are: a word.
+    /// The system that the results belong to: a word.
     pub system: &'a str,
     /// How long the guest hypervisor stays before it switches the machine off.
     pub linger_seconds: u32,
 }
 
 impl<'a> Plan<'a> {
-    /// With KVM's defaults and nested guests of one processor.
+    /// A plan with KVM's defaults and nested guests of one processor.
     pub const fn new(kernel: &'a Kernel, work: Work, ept: KvmEpt) -> Self {
         Self { kernel, work, ept, parameters: &[], nested_cpus: 1, parallel_times: 1, counted: false, shown: None }
     }
@@ -185,7 +186,7 @@ impl<'a> Plan<'a> {
         self.prepare_with(layout, provisioned, programs, &linux::default_args(emulator, ips))
     }
 
-    /// The same with these arguments of the kernel before those of the init.
+    /// As [`Self::prepare`], with these kernel arguments before those of the init.
     pub fn prepare_with(
         &self,
         layout: &Layout,
@@ -278,7 +279,7 @@ pub fn base(busybox: &Path, init: &str, applets: &[&str]) -> Result<Initrd> {
     Ok(initrd)
 }
 
-/// Tests make the same file side by side; a reader never sees half of one.
+/// Writes a file at once: tests make the same file side by side, and no reader may see a part of it.
 fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
     let temporary = path.with_extension(format!("{:?}", std::thread::current().id()));
     fs::write(&temporary, content).with_context(|| format!("cannot write {}", temporary.display()))?;
@@ -292,7 +293,7 @@ struct KernelModule {
     content: Vec<u8>,
 }
 
-/// Adds module `name` of `kernel` and what it depends on. The shell lists them in the order of their names:
+/// Adds module `name` of `kernel` and the modules that it depends on. The shell lists them in the order of their names:
 /// dependencies first.
 pub fn add_modules(initrd: &mut Initrd, kernel: &Kernel, name: &str) -> Result<()> {
     for (index, module) in modules(kernel, name)?.iter().enumerate() {
@@ -301,7 +302,7 @@ pub fn add_modules(initrd: &mut Initrd, kernel: &Kernel, name: &str) -> Result<(
     Ok(())
 }
 
-/// Module `name` of `kernel`, after everything that it depends on.
+/// Module `name` of `kernel`, after the modules that it depends on.
 fn modules(kernel: &Kernel, name: &str) -> Result<Vec<KernelModule>> {
     let mut ordered = Vec::new();
     add_module(kernel, name, &mut ordered)?;

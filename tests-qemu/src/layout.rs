@@ -1,4 +1,4 @@
-//! Where things are: the workspace and the runner's part of the build directory.
+//! The directories: the workspace and the runner's part of the build directory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Asks cargo, so that `CARGO_TARGET_DIR` and every cargo configuration file count.
+    /// Finds the directories. It asks cargo, which considers `CARGO_TARGET_DIR` and every cargo configuration file.
     pub fn find() -> Result<Self> {
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
             .parent()
@@ -36,13 +36,13 @@ impl Layout {
         &self.workspace
     }
 
-    /// Everything that the runner provisions, builds or logs.
+    /// The directory of everything that the runner provisions, builds or logs.
     pub fn root(&self) -> PathBuf {
         self.target.join("l1hv")
     }
 
-    /// Target directory of the nested cargo runs; apart from the workspace's, whose lock the outer
-    /// cargo may hold.
+    /// Target directory of the nested cargo runs. It is not the workspace's, as the outer cargo may hold the lock of
+    /// that.
     pub fn bare_target(&self) -> PathBuf {
         self.target.join("bare")
     }

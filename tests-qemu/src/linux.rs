@@ -1,4 +1,4 @@
-//! Linux on a machine: the arguments that make it quick and repeatable.
+//! The arguments that make Linux on a machine quick and repeatable.
 
 use crate::machine::Emulator;
 
@@ -6,11 +6,11 @@ use crate::machine::Emulator;
 pub fn default_args(emulator: &dyn Emulator, ips: u64) -> String {
     // A panic ends in a triple fault, which every machine reports at once.
     let args = "console=ttyS0 panic=-1 reboot=t idle=halt no_timer_check tsc=reliable mitigations=off nopti random.trust_cpu=on";
-    // The calibration against emulated timers would find the same.
+    // A calibration against emulated timers would give the same frequency.
     emulator.tsc_khz(ips).map_or_else(|| args.to_owned(), |khz| format!("{args} tsc_early_khz={khz}"))
 }
 
-/// Arguments for a Linux on a machine of which nothing is known: its console is a screen, and COM1 where there is one.
-/// What they leave out of Linux, [`default_args`] do too.
+/// Arguments for a Linux on an unknown machine: its console is a screen, and COM1 if the machine has it. They disable
+/// the same features of Linux as [`default_args`].
 pub const PC_ARGUMENTS: &str =
     "console=tty0 console=ttyS0,115200 tsc=reliable mitigations=off nopti random.trust_cpu=on";

@@ -1,4 +1,4 @@
-//! The processors of Intel's with VMX and 64-bit mode that Bochs can be.
+//! The Intel processors with VMX and 64-bit mode that Bochs emulates.
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
@@ -7,11 +7,11 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 pub struct Model {
     /// Its name in Bochs.
     pub name: &'static str,
-    /// The kind of stop that is all that l1hv does on it, for want of a feature.
+    /// The kind with which l1hv stops on it, because a feature is missing.
     pub stop: Option<&'static str>,
 }
 
-/// All of them, in the order in which Intel sold them.
+/// All models, in the order in which Intel sold them.
 pub static MODELS: [Model; 13] = [
     stopping("core2_penryn_t9600", "no-ept"),
     stopping("corei5_lynnfield_750", "no-unrestricted-guest"),
@@ -43,7 +43,7 @@ impl Model {
     }
 }
 
-/// Reads a model's name from a command line; what is none is an error that lists all.
+/// Parses a model's name on a command line. The error for another word lists all names.
 pub fn parser() -> impl TypedValueParser<Value = &'static Model> {
     PossibleValuesParser::new(MODELS.iter().map(|model| model.name))
         .try_map(|name| Model::named(&name).ok_or("no such model"))

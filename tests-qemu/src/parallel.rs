@@ -1,4 +1,4 @@
-//! What the parallel workload found out, at each level.
+//! The results of the parallel workload at each level.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 pub use guest_abi::parallel::Results;
 
-/// Who ran the workload.
+/// The level that ran the workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
     /// The guest hypervisor.
@@ -18,7 +18,7 @@ pub enum Level {
 }
 
 impl Level {
-    /// Who wrote a line of the console, and the line.
+    /// The level that wrote a line of the console, and the line.
     fn of(line: &str) -> (Self, &str) {
         match line.strip_prefix(NESTED_PREFIX) {
             Some(line) => (Self::NestedGuest, line),
@@ -36,12 +36,12 @@ impl fmt::Display for Level {
     }
 }
 
-/// A run of the workload that has ended well by its own account.
+/// A run of the workload that has reported success.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parallel {
-    /// Where.
+    /// The level.
     pub level: Level,
-    /// What it says.
+    /// The results.
     pub results: Results,
 }
 
@@ -57,7 +57,8 @@ impl Parallel {
         Some(Self { level, results: Results { cpus: next()?, sum: next()?, locked: next()?, hops: next()? } })
     }
 
-    /// What is wrong with `runs`, of which each level must have one, with so many processors, and all must be right.
+    /// The failure of `runs`, if any: each level must have a run with the expected number of processors, and all must
+    /// be right.
     pub fn failure(runs: &[Self], expected: [(Level, u32); 2]) -> Option<String> {
         for (level, cpus) in expected {
             let of_level: Vec<_> = runs.iter().filter(|run| run.level == level).collect();
@@ -73,17 +74,17 @@ impl Parallel {
     }
 }
 
-/// What the clocks of a level said.
+/// The clocks of a level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub struct Clock {
-    /// CLOCK_MONOTONIC, from a beginning of the level's own.
+    /// CLOCK_MONOTONIC since a starting point of the level's own.
     pub ns: u64,
     /// The time-stamp counter.
     pub tsc: u64,
 }
 
 impl Clock {
-    /// Reads a line of the console; the guest hypervisor's own clocks are a
+    /// Reads a line of the console. The guest hypervisor's own clocks are a
     /// [`GuestResult`](crate::transcript::GuestResult).
     pub fn of_nested_guest(line: &str) -> Option<Self> {
         let (ns, tsc) =

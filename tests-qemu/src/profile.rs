@@ -1,5 +1,5 @@
-//! `cargo l1hv profile`: which VMCS fields a guest hypervisor accesses, which of them are worth granting, and what that
-//! is worth.
+//! `cargo l1hv profile`: shows which VMCS fields a guest hypervisor accesses, which of them are worth granting, and the
+//! effect.
 //!
 //! The workload is the payload under Debian's KVM. It runs three times: with every access counted (l1hv's option
 //! `profile`), with nothing granted (`shadow=*:none`), and with the proposed list.
@@ -17,7 +17,7 @@ use crate::guest::KvmEpt;
 /// Nothing granted.
 const NONE: &str = "shadow=*:none";
 
-/// Accesses to less than this share of all are not worth a place in the list.
+/// The least share of all accesses that makes a field worth a place in the list.
 const LEAST_SHARE: f64 = 0.001;
 
 /// Accesses of the guest hypervisor to a field.
@@ -29,7 +29,7 @@ pub struct Accesses {
     pub reads: u64,
     /// VMWRITEs.
     pub writes: u64,
-    /// What l1hv grants without being asked: `none`, `r`, `w` or `rw`.
+    /// The access that l1hv grants by default: `none`, `r`, `w` or `rw`.
     pub granted: String,
     /// The most that can be granted.
     pub most: String,
@@ -44,13 +44,13 @@ impl Accesses {
         Some(Self { field, reads, writes, granted: words.next()?, most: words.next()? })
     }
 
-    /// Accesses that exit although the field is what it is: those that are not granted.
+    /// Accesses that exit with the present grants.
     pub fn exits(&self) -> u64 {
         let exiting = |count, access| if self.granted.contains(access) { 0 } else { count };
         exiting(self.reads, 'r') + exiting(self.writes, 'w')
     }
 
-    /// What to grant: what is used and can be granted.
+    /// The proposed grant: the accesses that are used and can be granted.
     fn proposed(&self) -> Option<String> {
         let wanted = [(self.reads, 'r'), (self.writes, 'w')];
         let access: String = wanted
@@ -70,7 +70,7 @@ impl Accesses {
     }
 }
 
-/// The list for l1hv's option `shadow` that grants what these accesses are worth, the most used first.
+/// The list for l1hv's option `shadow` that grants the worthwhile accesses, the most used fields first.
 pub fn proposal(accesses: &[Accesses]) -> String {
     let total: u64 = accesses.iter().map(Accesses::all).sum();
     let mut worth: Vec<&Accesses> =
@@ -80,7 +80,7 @@ pub fn proposal(accesses: &[Accesses]) -> String {
     std::iter::once("*:none".to_owned()).chain(granted).collect::<Vec<_>>().join(",")
 }
 
-/// Profile, proposal, and what it is worth.
+/// Profile, proposal, and its effect.
 #[derive(Debug)]
 pub struct Profile {
     /// Accesses by field, the most accessed first.
@@ -89,7 +89,7 @@ pub struct Profile {
     pub proposal: String,
     /// The payload's operations with nothing granted.
     pub before: Vec<Measurement>,
-    /// The same with the proposal.
+    /// The payload's operations with the proposal.
     pub after: Vec<Measurement>,
 }
 
@@ -123,7 +123,7 @@ impl Profile {
         table.render()
     }
 
-    /// What the operations cost before and after.
+    /// The operations' cost before and after, as a table.
     pub fn worth(&self) -> Result<String> {
         let headings = ["operation", "exits before", "after", "host instructions before", "after"];
         let mut table = Table::new(&headings);

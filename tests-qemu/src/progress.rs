@@ -1,4 +1,4 @@
-//! What is going on: spinners on a terminal, plain lines elsewhere. Always on standard error.
+//! Progress on standard error: spinners on a terminal, plain lines elsewhere.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -20,12 +20,12 @@ enum Style {
 }
 
 impl Progress {
-    /// A spinner for each step where standard error is a terminal, lines where it is not.
+    /// A spinner for each step if standard error is a terminal, else lines.
     pub fn stderr() -> Self {
         Self::new(if std::io::stderr().is_terminal() { Style::Spinner } else { Style::Lines })
     }
 
-    /// Says nothing.
+    /// A progress that prints nothing.
     pub fn silent() -> Self {
         Self::new(Style::Silent)
     }

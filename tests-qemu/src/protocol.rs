@@ -1,11 +1,11 @@
-//! What the streams of a machine say, beside the words of l1hv ([`::protocol`]) and of the guests ([`guest_abi`]).
+//! Lines on the streams of a machine, besides those of l1hv ([`::protocol`]) and of the guests ([`guest_abi`]).
 
 pub use ::protocol::statistics::LINE_PREFIX as STATS_PREFIX;
 
 /// A line of our Bochs: the counters at a mark (see [`crate::counters`]).
 pub const COUNT_PREFIX: &str = "L1HV-COUNT mark=";
 
-/// Bochs's own mark where an operating system first sets IA32_EFER.SCE; Linux does so once it is
+/// Bochs's own mark at the first time that an operating system sets IA32_EFER.SCE, which Linux does once it is
 /// decompressed.
 pub const KERNEL_STARTS: &str = "efer.sce";
 

@@ -16,7 +16,7 @@ pub fn demo(runs: &[Run]) -> String {
     text + &costs(runs) + &boots(runs)
 }
 
-/// Exits that l1hv took.
+/// The table of exits to l1hv.
 fn host_exits(run: &Run) -> String {
     let Some(total) = &run.transcript.host_total else {
         return String::new();
@@ -73,7 +73,7 @@ fn costs(runs: &[Run]) -> String {
     )
 }
 
-/// How long Linux took as nested guest.
+/// The boot times of Linux as nested guest.
 fn boots(runs: &[Run]) -> String {
     let lines = runs.iter().filter_map(|run| {
         let ticks = run.transcript.results.iter().find_map(|result| match result {

@@ -1,10 +1,10 @@
-//! Work that is done side by side, as much of it at once as this host has processors.
+//! Work that is done in parallel, one item on each processor of this host.
 
 use std::panic::resume_unwind;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-/// `work` on each of `items`; the results in the items' order.
+/// Does `work` on each of `items`. Returns the results in the items' order.
 pub fn map<I, T, W>(items: Vec<I>, work: W) -> Vec<T>
 where
     I: Send,
@@ -22,7 +22,7 @@ where
     W: Fn(I) -> T + Sync,
 {
     let waiting = Mutex::new(items.into_iter().enumerate());
-    // Nothing panics with the lock held.
+    // No code panics while it holds the lock.
     let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
     let worker = || -> Vec<(usize, T)> {
         let items = std::iter::from_fn(next);

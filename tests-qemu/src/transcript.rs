@@ -1,4 +1,4 @@
-//! What a run said, parsed: marks, results, and l1hv's statistics.
+//! The parsed output of a run: marks, results, and l1hv's statistics.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use crate::parallel::{Clock, Parallel};
 pub enum GuestResult {
     /// One operation of the bare-metal payload.
     Payload(Operation),
-    /// All operations of the payload, with whose and on what processor they are.
+    /// All operations of the payload, with their system and processor.
     Timings(Timings),
     /// Linux as nested guest has reached its init.
     Linux {
@@ -30,7 +30,7 @@ pub enum GuestResult {
         /// Counters that are not zero.
         counters: BTreeMap<String, u64>,
     },
-    /// The guest hypervisor's clocks when a nested guest said what its own say.
+    /// The guest hypervisor's clocks when a nested guest printed its own.
     Clock(Clock),
     /// A nested guest has done all its work, with right results.
     Done {
@@ -39,7 +39,7 @@ pub enum GuestResult {
     },
     /// The work failed.
     Error {
-        /// How.
+        /// The error.
         message: String,
     },
     /// The init of the guest hypervisor is about to switch the machine off.
@@ -49,20 +49,20 @@ pub enum GuestResult {
     },
 }
 
-/// What nested exits take on one system, in TSC ticks that the nested guest has read.
+/// The times of nested exits on one system, in TSC ticks that the nested guest has read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timings {
     /// `bare`, `l1hv` or `kvm`: the lowest hypervisor.
     pub system: String,
-    /// Who runs the nested guest.
+    /// The hypervisor that runs the nested guest.
     pub guest_hypervisor: String,
-    /// What it runs on.
+    /// The processor.
     pub processor: Processor,
     /// The operations.
     pub operations: Vec<Operation>,
 }
 
-/// A processor by its own words.
+/// A processor, as it describes itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Processor {
     /// CPUID's brand string.
@@ -71,13 +71,13 @@ pub struct Processor {
     pub tsc_khz: u64,
     /// Signature of the hypervisor that CPUID shows to the lowest Linux; l1hv shows none.
     pub hypervisor: Option<String>,
-    /// Whether the TSC counts instructions: ticks then say nothing of silicon.
+    /// Whether the TSC counts instructions: then the ticks mean nothing for silicon.
     pub is_emulated: bool,
-    /// What reading the TSC twice takes; the operations' ticks include it.
+    /// The ticks of reading the TSC twice, which the operations' ticks include.
     pub ticks_of_nothing: u64,
 }
 
-/// An operation of the payload and what it cost.
+/// An operation of the payload and its cost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
     /// Name, as in performance.md.
@@ -91,7 +91,7 @@ pub struct Operation {
     pub minimum: u64,
     /// The 1st percentile.
     pub percentile_1: u64,
-    /// TSC ticks of the middle one.
+    /// The median of the TSC ticks.
     pub median: u64,
     /// The 99th percentile.
     pub percentile_99: u64,
@@ -106,11 +106,11 @@ pub struct ExitCount {
     pub guest_hypervisor: u64,
     /// Exits of the nested guest.
     pub nested: u64,
-    /// Of the latter, those that the guest hypervisor got.
+    /// Exits of the nested guest that were reflected to the guest hypervisor.
     pub reflected: u64,
 }
 
-/// A point reached, with the TSC there.
+/// A reached point, with the TSC at that moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mark {
     /// Name of the point.
@@ -119,10 +119,10 @@ pub struct Mark {
     pub tsc: u64,
 }
 
-/// A line that means something.
+/// A line with a meaning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A point reached.
+    /// A reached point.
     Mark(Mark),
     /// A guest's result.
     Result(GuestResult),
@@ -168,10 +168,10 @@ impl From<Row<'_>> for ExitCount {
     }
 }
 
-/// All that a run said that means something.
+/// All lines of a run that have a meaning.
 #[derive(Debug, Clone, Default)]
 pub struct Transcript {
-    /// Points reached, in order.
+    /// Reached points, in order.
     pub marks: Vec<Mark>,
     /// Results, in order.
     pub results: Vec<GuestResult>,
@@ -183,7 +183,7 @@ pub struct Transcript {
     pub counts: Vec<CountMark>,
     /// Runs of the parallel workload, in order.
     pub parallel: Vec<Parallel>,
-    /// What the clocks of nested guests said, in order.
+    /// The clocks of nested guests, in order.
     pub nested_clocks: Vec<Clock>,
 }
 
@@ -197,7 +197,7 @@ impl Transcript {
             Event::Parallel(parallel) => self.parallel.push(parallel),
             Event::NestedClock(clock) => self.nested_clocks.push(clock),
             Event::HostStats(count) => {
-                // A table ends with its total: what follows one belongs to the next table.
+                // A table ends with its total: a line after a total belongs to the next table.
                 if self.host_total.take().is_some() {
                     self.host_stats.clear();
                 }
@@ -236,7 +236,7 @@ impl Transcript {
         })
     }
 
-    /// All of them, with their processor.
+    /// The payload's operations with their processor.
     pub fn timings(&self) -> Option<&Timings> {
         self.results.iter().find_map(|result| match result {
             GuestResult::Timings(timings) => Some(timings),

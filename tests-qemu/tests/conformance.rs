@@ -6,15 +6,15 @@ use tests_qemu::models::Model;
 use tests_qemu::progress::Progress;
 use tests_qemu::provision;
 
-/// Issue 3 asks for so many.
+/// The number of cases that issue 3 asks for.
 const CASES: usize = 3000;
 
-/// Issue 4 asks for so many about memory, which these groups are.
+/// The number of cases about memory that issue 4 asks for, and their groups.
 const MEMORY_CASES: usize = 2000;
 const MEMORY: [&str; 8] =
     ["ept/", "ept-edits/", "ept-random/", "ept-features/", "paging-modes/", "page-log/", "isolation/", "memory-load/"];
 
-/// What l1hv does in other ways may cost more, and never looks different.
+/// Modes of l1hv that may cost more, but must not change any result.
 const MODES: [Mode<'_>; 3] = [
     Mode::DEFAULT,
     Mode { name: "conformance-emulated", host: "vmcs-shadowing=off", image: "" },
@@ -25,7 +25,7 @@ const MODES: [Mode<'_>; 3] = [
 /// --all-models` runs them all.
 const MODELS: [&str; 2] = ["corei5_arrandale_m520", "sapphire_rapids"];
 
-/// Processors of the machine for the groups that need several, and at least so many of their cases.
+/// Processors of the machine for the groups that need several, and the least number of their cases.
 const SEVERAL: u32 = 4;
 const CASES_OF_SEVERAL: usize = 350;
 
@@ -57,7 +57,7 @@ fn an_old_and_a_new_processor_look_under_l1hv_as_they_are() {
     assert!(wrong.is_empty(), "{}\n{verdicts}", wrong.join("\n"));
 }
 
-/// Interrupts that got lost, or an edit that another processor did not see, are no result to compare with.
+/// The suite itself fails if interrupts are lost or a processor misses an edit.
 #[test]
 fn several_processors_observe_under_l1hv_what_they_observe_on_the_bare_machine() {
     let layout = Layout::find().expect("the workspace is where it was built");

@@ -1,5 +1,5 @@
-//! What the compiler's companions say of the code: formatting, lints and documentation, for this host and for the bare
-//! machine. A warning is an error. And what cargo says of the crates that the code depends on.
+//! Checks of the code by formatter, linter and documentation tool, for this host and for the bare machine. A warning is
+//! an error. And checks of the crates that the code depends on, by cargo's metadata.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,7 +37,7 @@ fn cargo(args: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
-/// `first`, the bare crates, `last`.
+/// Runs cargo with the arguments `first`, the bare crates, and `last`.
 fn cargo_bare(first: &str, last: &[&str]) {
     let layout = layout();
     provision::provision(&layout, &Progress::silent()).expect("the target is there");
@@ -75,12 +75,12 @@ struct Package {
     name: String,
     version: String,
     license: Option<String>,
-    /// None for a crate of this workspace.
+    /// `None` for a crate of this workspace.
     source: Option<String>,
     rust_version: Option<String>,
 }
 
-/// What the workspace's Cargo.toml says about it.
+/// The workspace's own metadata in Cargo.toml.
 #[derive(Deserialize)]
 struct WorkspaceMetadata {
     dependencies: Policy,
@@ -93,8 +93,8 @@ struct Policy {
 }
 
 impl Policy {
-    /// Whether an expression offers a listed licence. This reads AND as the operator that binds last: where it binds
-    /// earlier, an expression may be refused wrongly, and none is permitted wrongly.
+    /// Whether an expression offers a listed licence. AND is read as the operator that binds last. If it binds earlier,
+    /// an expression may be refused wrongly, but none is permitted wrongly.
     fn permits(&self, expression: &str) -> bool {
         let is_listed = |name: &str| self.licences.iter().any(|licence| licence == name.trim_matches(['(', ')', ' ']));
         expression.split(" AND ").all(|part| part.split(" OR ").flat_map(|choice| choice.split('/')).any(is_listed))

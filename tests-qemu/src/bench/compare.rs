@@ -4,7 +4,7 @@ use table::Table;
 
 use super::measure::{Measurement, NUMBERS};
 
-/// What changed from `old` to `new`, as a table, or one line if nothing did.
+/// The changes from `old` to `new` as a table, or one line if nothing changed.
 pub fn compare(old: &[Measurement], new: &[Measurement]) -> String {
     let mut table = Table::new(&["operation", "system", "number", "before", "now"]);
     let mut changes = 0;

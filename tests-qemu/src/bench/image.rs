@@ -1,4 +1,4 @@
-//! The benchmark as an ISO that needs no runner: a menu with the systems, whose results come on the screen and on COM1.
+//! The benchmark as an ISO that needs no runner: a menu with the systems. Results appear on the screen and on COM1.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::linux::PC_ARGUMENTS;
 use crate::machine::{Entry, Menu, Module};
 use crate::provision::Provisioned;
 
-/// What the image boots, and when.
+/// The settings of the image.
 #[derive(Debug, Clone, Copy)]
 pub struct Image<'a> {
     /// Debian kernel series of every Linux.

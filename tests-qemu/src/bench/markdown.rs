@@ -6,7 +6,7 @@ use table::grouped;
 
 use super::measure::Measurement;
 
-/// A row for each operation with the systems side by side, VMREAD and VMWRITE together; `-` where a system was not
+/// A row for each operation with the systems side by side, VMREAD and VMWRITE together; `-` if a system was not
 /// measured.
 pub fn table(measurements: &[Measurement]) -> String {
     let mut rows: Vec<(&str, &str)> = Vec::new();

@@ -17,10 +17,10 @@ use crate::transcript::Transcript;
 pub struct Marked {
     /// As in [`Measurement::guest_hypervisor`].
     guest_hypervisor: &'static str,
-    /// The mark of the first operation; of the others the last character counts up.
+    /// The mark of the first operation. The last character counts up for the others.
     mark: &'static [u8],
     repeats: usize,
-    /// Their names.
+    /// The names of the operations.
     pub operations: &'static [&'static str],
 }
 
@@ -42,22 +42,22 @@ pub const MINIMAL: Marked = Marked {
 
 /// What one operation costs on one system; an object of `--json`.
 ///
-/// "Host" is the lowest hypervisor, and so are the counts of its instructions.
+/// "Host" is the lowest hypervisor. The counts of VMX and MSR instructions are the host's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Measurement {
     /// `bare`, `l1hv` or `kvm`.
     pub system: String,
-    /// Who runs the nested guest.
+    /// The hypervisor that runs the nested guest.
     pub guest_hypervisor: String,
-    /// What was done.
+    /// The operation.
     pub operation: String,
     /// Instructions of all levels.
     pub instructions: u64,
-    /// Of these, those in VMX root operation.
+    /// Instructions in VMX root operation.
     pub host_instructions: u64,
-    /// VM exits that the processor made.
+    /// VM exits of the processor.
     pub hardware_exits: u64,
-    /// VMREADs of the host; likewise the others.
+    /// VMREADs of the host. The following fields count other instructions of the host.
     pub vmread: u64,
     /// See `vmread`.
     pub vmwrite: u64,
@@ -107,18 +107,18 @@ pub const NUMBERS: [Number; 12] = [
 ];
 
 impl Measurement {
-    /// The same with `suffix` after the operation's name.
+    /// This measurement with `suffix` after the operation's name.
     pub fn renamed(mut self, suffix: &str) -> Self {
         self.operation.push_str(suffix);
         self
     }
 
-    /// Whether the numbers are of a whole boot and not of one operation.
+    /// Whether the numbers are those of a whole boot, not of one operation.
     pub fn is_total(&self) -> bool {
         [BOOT, NESTED_BOOT].contains(&self.operation.as_str())
     }
 
-    /// Takes each number from `number`, which gets the way to it from the counters.
+    /// Takes each number from `number`, which is called with the function that reads it from the counters.
     fn new(
         system: &str,
         guest_hypervisor: &str,
@@ -179,12 +179,12 @@ fn median(values: impl Iterator<Item = u64>) -> u64 {
     values[values.len() / 2]
 }
 
-/// The boots, whole: of the guest hypervisor and of its nested Linux.
+/// The whole boots of the guest hypervisor and of its nested Linux.
 pub fn boots(system: &str, transcript: &Transcript) -> Result<[Measurement; 2]> {
     let counts = &transcript.counts;
     let last = |marks: &[CountMark], name: &str| marks.iter().rposition(|mark| mark.name == name);
     let at = |index: Option<usize>, name: &str| index.with_context(|| format!("{system}: no mark \"{name}\""));
-    // With KVM below, each mark comes from each level: the guest hypervisor's is the last.
+    // With KVM below, each level sets each mark. The guest hypervisor's is the last.
     let init = at(last(counts, "init"), "init")?;
     let kernel = at(last(&counts[..init], KERNEL_STARTS), KERNEL_STARTS)?;
     let nested = at(last(counts, "nested-begin"), "nested-begin")?;
@@ -240,7 +240,7 @@ mod tests {
             lines.push(line(total));
         }
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
-        // The first operation is whole; the second has no marks, and the error says so.
+        // The first operation is complete; the second has no marks, which the error reports.
         let error = operations("l1hv", &PAYLOAD, &transcript(&lines)).unwrap_err();
         assert_eq!(error.to_string(), "l1hv, VMCALL: 0 marks of 1001");
         let values = lines.windows(2).map(|_| 20);

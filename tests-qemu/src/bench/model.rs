@@ -1,7 +1,8 @@
-//! A cycle model: what the counts would cost on silicon, where VMX instructions, MSR accesses and transitions are dear.
+//! A cycle model: an estimate of the counts' cost on silicon, where VMX instructions, MSR accesses and transitions are
+//! expensive.
 //!
-//! An estimate to compare designs by, never a measurement: every instruction counts as one cycle, caches and TLBs are
-//! always hit.
+//! It serves to compare designs, and is not a measurement: every instruction counts as one cycle, and all accesses hit
+//! caches and TLBs.
 //!
 //! | unit | cycles | source |
 //! |---|---|---|
@@ -21,7 +22,7 @@ const CHANGE_OF_VMCS: u64 = 100;
 const INVALIDATION: u64 = 200;
 const MSR_ACCESS: u64 = 100;
 
-/// The estimate. An instruction with a price of its own is counted as an instruction too.
+/// The estimate. An instruction with its own cost counts as one cycle in addition.
 pub const fn cycles(counts: &Measurement) -> u64 {
     counts.instructions
         + counts.hardware_exits * EXIT_AND_ENTRY

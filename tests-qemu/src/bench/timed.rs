@@ -1,20 +1,20 @@
-//! Operations that the nested guest has timed, in TSC ticks. They are never mixed with what an emulator counts.
+//! Operations that the nested guest has timed, in TSC ticks. They are never mixed with an emulator's counts.
 
 use serde::Serialize;
 use table::Table;
 
 use crate::transcript::{Operation, Timings};
 
-/// What a machine's ticks are worth.
+/// Texts on the meaning of a machine's ticks.
 const MEASURED: &str = "TSC ticks, read by the nested guest";
 const EMULATED: &str = "instructions of an emulator, whose TSC counts them: they mean NOTHING for silicon";
 
 /// An object of `--json`.
 #[derive(Debug, Serialize)]
 pub struct Timed {
-    /// The machine, in the runner's words.
+    /// The machine, as the runner names it.
     pub machine: String,
-    /// What the ticks are.
+    /// The meaning of the ticks.
     pub ticks: &'static str,
     /// The rest.
     #[serde(flatten)]
@@ -22,7 +22,7 @@ pub struct Timed {
 }
 
 impl Timed {
-    /// What was timed on `machine`.
+    /// The timings of `machine`.
     pub fn new(machine: String, timings: Timings) -> Self {
         let ticks = if timings.processor.is_emulated { EMULATED } else { MEASURED };
         Self { machine, ticks, timings }
@@ -35,14 +35,14 @@ struct Number {
     of: fn(&Operation) -> u64,
 }
 
-/// Those of a system, in the order of its columns.
+/// The numbers of a system, in the order of its columns.
 const NUMBERS: [Number; 3] = [
     Number { heading: "1%", of: |operation| operation.percentile_1 },
     Number { heading: "median", of: |operation| operation.median },
     Number { heading: "99%", of: |operation| operation.percentile_99 },
 ];
 
-/// The operations as a table for people, the systems side by side, after what is known of each one's processor.
+/// The operations as a table for people, the systems side by side, preceded by a line on each one's processor.
 pub fn table(timed: &[Timed]) -> String {
     let mut headings = vec!["operation".to_owned()];
     let mut operations: Vec<&str> = Vec::new();

@@ -106,7 +106,7 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     Ok(0)
 }
 
-/// The same by the nested guest's own clock.
+/// Measures by the nested guest's own clock.
 fn time(bench: &Bench<'_>, systems: impl Iterator<Item = System>, json: Option<&Path>) -> Result<u8> {
     let timed = systems.map(|system| Ok(Timed::new(bench.emulator.to_string(), bench.time(system)?)));
     let timed = timed.collect::<Result<Vec<_>>>()?;
@@ -122,7 +122,7 @@ fn write(file: Option<&Path>, text: impl FnOnce() -> String) -> Result<()> {
     fs::write(file, text()).with_context(|| format!("cannot write {}", file.display()))
 }
 
-/// The measurements of an older run; a file that holds none is a bad argument.
+/// The measurements of an older run. A file without any is a bad argument.
 fn read(file: &Path) -> Result<Vec<Measurement>> {
     let text = fs::read_to_string(file).map_err(|error| error.to_string());
     text.and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string()))

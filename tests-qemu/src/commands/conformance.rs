@@ -1,4 +1,4 @@
-//! `cargo l1hv conformance`: what a guest hypervisor observes under l1hv and on the bare machine.
+//! `cargo l1hv conformance`: compares a guest hypervisor's observations under l1hv and on the bare machine.
 
 use std::path::PathBuf;
 
@@ -64,7 +64,7 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     Ok(u8::from(report.different > 0))
 }
 
-/// What differs goes to standard error as soon as a model is done, the table of all to standard output.
+/// Differences go to standard error as soon as a model is done, the table of all models to standard output.
 fn run_on_all_models(
     args: &Args,
     mode: Mode<'_>,
@@ -88,7 +88,7 @@ fn show_if_wrong(verdict: &OfProcessor) {
     }
 }
 
-/// The file, the table, and the exit status.
+/// Writes the file, prints the table, and returns the exit status.
 fn conclude(args: &Args, verdicts: &Verdicts) -> Result<u8> {
     if let Some(file) = &args.json {
         conformance::write_json(verdicts, file)?;

@@ -49,7 +49,7 @@ pub struct Args {
     timeout: u64,
 }
 
-/// Runs the machine, printing all that it says.
+/// Runs the machine, and prints all its output.
 pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     let provisioned = provision::provision(layout, progress)?;
     let programs = build::guest_programs(layout, progress)?;

@@ -1,4 +1,4 @@
-//! The options that say on which machine a command runs something.
+//! The options for the machine of a command.
 
 use std::time::Duration;
 
@@ -67,7 +67,7 @@ impl MachineArgs {
         self.emulator_or(machine::with_nested_vmx())
     }
 
-    /// The same, with `auto` in place of "auto".
+    /// As [`Self::emulator`], with `auto` in place of "auto".
     pub fn emulator_or(&self, auto: ChosenEmulator) -> Result<ChosenEmulator> {
         Ok(match (self.machine, self.model) {
             (MachineChoice::Bochs, _) | (MachineChoice::Auto, Some(_)) => BOCHS,
@@ -81,12 +81,12 @@ impl MachineArgs {
         })
     }
 
-    /// The rest.
+    /// The other options of the machine.
     pub fn options(&self) -> MachineOptions {
         self.options_with(DEFAULT_MEMORY_MIB)
     }
 
-    /// The same, with this memory unless the user says otherwise.
+    /// As [`Self::options`], with this memory as the default.
     pub fn options_with(&self, memory_mib: u32) -> MachineOptions {
         MachineOptions {
             cpus: self.cpus,

@@ -62,7 +62,7 @@ enum CliCommand {
     Guest(guest::Args),
 }
 
-/// An argument that makes no sense; exit status 2.
+/// An invalid argument; exit status 2.
 #[derive(Debug)]
 struct BadArgument(String);
 
@@ -74,7 +74,7 @@ impl std::fmt::Display for BadArgument {
 
 impl std::error::Error for BadArgument {}
 
-/// Parses the arguments and does what they say.
+/// Parses the arguments and runs the command.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match dispatch(cli.command) {

@@ -22,7 +22,7 @@ pub struct Args {
     no_ept: bool,
 }
 
-/// Prints the profile, the proposal and its worth.
+/// Prints the profile, the proposal and its effect.
 pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     let provisioned = provision::provision(layout, progress)?;
     let programs = build::guest_programs(layout, progress)?;

@@ -1,4 +1,4 @@
-//! The list of differences that are no defects of l1hv.
+//! The list of differences that are not defects of l1hv.
 
 use std::fs;
 use std::path::Path;
@@ -12,14 +12,14 @@ use crate::layout::Layout;
 /// The list, from the workspace's top directory.
 const FILE: &str = "tests-qemu/guests/conformance/explained.toml";
 
-/// The name of KVM where it is the processor.
+/// KVM's name as the hypervisor below.
 pub const KVM: &str = "kvm";
 
 /// All entries.
 #[derive(Debug, Default, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Explained {
-    /// In the order of the file.
+    /// The entries, in the order of the file.
     #[serde(default)]
     pub entry: Vec<Entry>,
 }
@@ -32,23 +32,23 @@ pub struct Entry {
     pub reason: String,
     /// The option of l1hv without which there is no difference.
     pub only: Option<String>,
-    /// Whether it is about the groups for several processors, on a machine that has them.
+    /// Whether the entry is about the groups for several processors.
     #[serde(default)]
     pub several: bool,
     /// The hypervisor below without which there is no difference: [`KVM`].
     pub below: Option<String>,
     /// The bit without which there is no difference: the processor lacks what the entry is about.
     pub needs: Option<ProcessorBit>,
-    /// The bit with which there is no difference: the entry is about what the processor has without it.
+    /// The bit with which there is no difference: the entry is about processors without it.
     pub lacks: Option<ProcessorBit>,
-    /// Words of the results that begin with this may differ, and nothing else.
+    /// Only words of the results that begin with this may differ.
     pub word: Option<String>,
     /// Patterns of case names.
     pub cases: Vec<String>,
 }
 
 impl Entry {
-    /// Whether it covers what differs between two results.
+    /// Whether the entry covers the difference between two results.
     fn covers(&self, bare: Option<&str>, l1hv: Option<&str>) -> bool {
         let Some(word) = &self.word else { return true };
         let rest = |result: Option<&str>| -> Option<Vec<String>> {
@@ -58,8 +58,8 @@ impl Entry {
     }
 }
 
-/// A bit of what a processor says of itself: of a VMX capability MSR, as in `0x48b[23]`, or of a register after CPUID
-/// with subleaf 0, as in `0x6.eax[19]`.
+/// A bit that describes a processor: of a VMX capability MSR, as in `0x48b[23]`, or of a register after CPUID with
+/// subleaf 0, as in `0x6.eax[19]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct ProcessorBit {
@@ -88,7 +88,7 @@ impl TryFrom<String> for ProcessorBit {
 }
 
 impl ProcessorBit {
-    /// Whether it is 1, by what a run read. An MSR that faulted has no bits.
+    /// Whether the bit is 1 in the results of a run. An MSR that faulted has no bits.
     fn is_set(&self, cases: &[(String, String)]) -> bool {
         let (name, before) = match &self.register {
             None => (format!("caps/read-{:#x}", self.number), "0x".to_owned()),
@@ -116,8 +116,8 @@ impl Explained {
         Ok(list)
     }
 
-    /// The entries that count under l1hv with this command line on a machine with so many processors, which had these
-    /// results when it was bare. It may itself be the virtual machine of a hypervisor `below`.
+    /// The entries that apply under l1hv with the command line `host`, on a machine with `cpus` processors and the
+    /// results `bare` without l1hv. The machine may be the virtual machine of a hypervisor `below`.
     #[must_use]
     pub fn under(&self, host: &str, cpus: u32, below: Option<&str>, bare: &[(String, String)]) -> Self {
         let has = |option: &String| host.split_whitespace().any(|word| word == option);

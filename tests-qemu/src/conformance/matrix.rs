@@ -1,8 +1,7 @@
-//! Processors that lack something: KVM and QEMU take a feature away, and the suite's quick groups run bare and under
-//! l1hv.
+//! Processors that lack a feature: KVM and QEMU remove it, and the suite's quick groups run bare and under l1hv.
 //!
-//! What can be taken away QEMU itself lists. A Linux on Bochs runs machines with as many processors as it has, one
-//! after the other; several such Linuxes run side by side.
+//! QEMU itself lists the features that can be removed. A Linux on Bochs runs machines with as many processors as it
+//! has, one after the other. Several such Linuxes run side by side.
 
 use std::process::Command;
 use std::time::Duration;
@@ -19,16 +18,18 @@ use crate::progress::Progress;
 use crate::provision::Provisioned;
 use crate::side_by_side;
 
-/// The groups of the suite that run. Capabilities are compared whole; nested guests are entered, exit and are resumed.
+/// The groups of the suite that run. One compares all capabilities; one enters nested guests, which exit and are
+/// resumed.
 const GROUPS: &str = "caps,stepping";
 
-/// So many rows at most share a Linux: its start is short beside them, and all rows make several such parts.
+/// The most rows that share a Linux: enough that its start is short in comparison, few enough that all rows need
+/// several Linuxes.
 const ROWS_OF_A_BOOT: usize = 14;
 
 /// Limit on one machine, in emulated time.
 const LIMIT: Duration = Duration::from_secs(40);
 
-/// Parameters of kvm_intel that take something from its guests' processor.
+/// Parameters of kvm_intel that remove a feature of its guests' processor.
 const PARAMETERS: [&str; 11] = [
     "ept=0",
     "vpid=0",
@@ -53,7 +54,7 @@ const PAIRS: [[&str; 2]; 6] = [
     ["vmx-invvpid-single-addr", "vmx-ept-1gb"],
 ];
 
-/// Machines with other numbers of things.
+/// Machines with other numbers of processors, or other memory.
 const SIZES: [(&str, u32, u32, &str); 8] = [
     ("4 processors", 4, DEFAULT_MEMORY_MIB, ""),
     ("4 processors, q35", 4, DEFAULT_MEMORY_MIB, "-machine q35"),
@@ -105,8 +106,8 @@ impl Row {
     }
 }
 
-/// All rows whose names contain `filter`. Those with most processors come first, for they take longest; KVM's
-/// parameters come last, for each loads the module anew.
+/// All rows whose names contain `filter`. Rows with the most processors come first, as they take longest. KVM's
+/// parameters come last, as each loads the module anew.
 fn rows(provisioned: &Provisioned, filter: &str) -> Result<Vec<Row>> {
     let features = features(provisioned)?;
     let size = |&(name, cpus, memory_mib, qemu_args): &(&str, u32, u32, &str)| Row {
@@ -127,12 +128,12 @@ fn rows(provisioned: &Provisioned, filter: &str) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// The rows that each Linux runs. It has as many processors as they have: more would only make it slower.
+/// The rows of each Linux. The Linux has as many processors as its rows: more would only make it slower.
 fn boots(rows: &[Row]) -> Vec<&[Row]> {
     rows.chunk_by(|one, next| one.cpus == next.cpus).flat_map(|rows| rows.chunks(ROWS_OF_A_BOOT)).collect()
 }
 
-/// The VMX features that this QEMU can take away.
+/// The VMX features that this QEMU can remove.
 fn features(provisioned: &Provisioned) -> Result<Vec<String>> {
     let help = command::output(Command::new(&provisioned.qemu).args(["-cpu", "help"]))?;
     let mut features: Vec<String> =
@@ -221,7 +222,7 @@ fn found(bare: (&Results, &Outcome), under: (&Results, &Outcome), explained: &Ex
             return Found::Failed(format!("{place}: {outcome}; the last case was {last}"));
         }
     }
-    // The groups are those of one processor.
+    // These are groups for one processor.
     let explained = explained.under("", 1, Some(KVM), &bare.0.cases);
     Found::Compared(Report::compare(&bare.0.cases, &under.0.cases, &explained, Some("*")))
 }

@@ -1,4 +1,4 @@
-//! What the suite found on one processor after the other: one table.
+//! The suite's results on several processors, as one table.
 
 use std::fmt;
 
@@ -7,29 +7,29 @@ use table::Table;
 
 use super::Report;
 
-/// What happened on a processor.
+/// The result on a processor.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Found {
     /// The comparison of both runs.
     Compared(Report),
-    /// l1hv stops for want of a feature, and says so: the kind of the stop, and perhaps its message.
+    /// l1hv stops because a feature is missing: the kind of the stop, and perhaps its message.
     Stops(String),
-    /// There is nothing to compare; why.
+    /// There is nothing to compare: the reason.
     Failed(String),
 }
 
-/// A processor and what happened on it.
+/// A processor and the result on it.
 #[derive(Debug, Serialize)]
 pub struct OfProcessor {
-    /// Its name, or what it lacks.
+    /// The processor's name, or the feature that it lacks.
     pub processor: String,
     /// The result.
     pub found: Found,
 }
 
 impl OfProcessor {
-    /// Whether nothing differs, or l1hv stops and does not call it a defect of its own.
+    /// Whether nothing differs, or l1hv stops for another reason than a defect of its own.
     pub fn is_right(&self) -> bool {
         match &self.found {
             Found::Compared(report) => report.different == 0,
@@ -56,7 +56,7 @@ impl fmt::Display for OfProcessor {
 pub struct Verdicts(pub Vec<OfProcessor>);
 
 impl Verdicts {
-    /// Whether nothing is wrong on any of them.
+    /// Whether the results of all processors are right.
     pub fn are_right(&self) -> bool {
         self.0.iter().all(OfProcessor::is_right)
     }

@@ -1,4 +1,4 @@
-//! The comparison, and what it says.
+//! The comparison, and its report.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -11,15 +11,15 @@ use super::glob::matches;
 /// Differences that the text shows; the JSON has them all.
 const SHOWN: usize = 40;
 
-/// What the comparison says about a case.
+/// The comparison's verdict on a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// The same on both.
+    /// The results are equal.
     Equal,
-    /// Not the same, with a reason.
+    /// The results differ, for a written reason.
     Explained,
-    /// Not the same.
+    /// The results differ.
     Different,
 }
 
@@ -28,13 +28,13 @@ pub enum Verdict {
 pub struct Case {
     /// `GROUP/CASE`.
     pub name: String,
-    /// Its result on the bare machine; `None` where it did not come to that.
+    /// Its result on the bare machine; `None` if the case did not run.
     pub bare: Option<String>,
     /// Its result under l1hv.
     pub l1hv: Option<String>,
-    /// Whether that is right.
+    /// The verdict.
     pub verdict: Verdict,
-    /// Why, for an explained one.
+    /// The reason of an explained difference.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
@@ -44,15 +44,15 @@ pub struct Case {
 pub struct Report {
     /// Number of cases.
     pub cases: usize,
-    /// How many are equal.
+    /// Number of equal cases.
     pub equal: usize,
-    /// How many differ for a written reason.
+    /// Number of cases that differ for a written reason.
     pub explained: usize,
-    /// How many differ, among them patterns of the list that explain nothing.
+    /// Number of unexplained differences, including patterns of the list that explain nothing.
     pub different: usize,
-    /// One record a case.
+    /// One record for each case.
     pub records: Vec<Case>,
-    /// What is wrong beside single cases.
+    /// Errors that are not about single cases.
     pub notes: Vec<String>,
 }
 
@@ -117,7 +117,7 @@ impl Report {
         self.records.push(Case { name: name.to_owned(), bare, l1hv, verdict, reason });
     }
 
-    /// Something that is wrong and no single case; it counts as a difference.
+    /// Adds an error that is not about a single case. It counts as a difference.
     pub fn note(&mut self, note: String) {
         self.different += 1;
         self.notes.push(note);

@@ -1,4 +1,4 @@
-//! Bochs: its configuration, and what its log says about the end of a run.
+//! Bochs: its configuration, and the outcome of a run by its log.
 
 use std::fmt;
 use std::fmt::Write as _;
@@ -20,14 +20,13 @@ const CPU_MODEL: &str = "corei7_skylake_x";
 /// Bochs allocates this much at once; the rest of a large guest memory on demand.
 const HOST_MEMORY_MIB: u32 = 2048;
 
-/// Instructions of one processor before the next has its turn: few enough that a lock is soon free, many enough to be
-/// quick.
+/// Instructions of one processor before the next one runs: few enough that locks are soon free, many enough for speed.
 const QUANTUM: u32 = 128;
 
 /// 2026-01-01: every run sees the same clock.
 const START_OF_TIME: u64 = 1_767_225_600;
 
-/// What the firmware writes to IA32_FEATURE_CONTROL instead of 5; see the patch of Bochs.
+/// The environment variable with the firmware's value of IA32_FEATURE_CONTROL, instead of 5; see the patch of Bochs.
 const FIRMWARE_FEATURE_CONTROL: &str = "BOCHS_FIRMWARE_FEATURE_CONTROL";
 
 /// The width of physical addresses; see the patch of Bochs.
@@ -126,7 +125,7 @@ debug: action=ignore
     )
 }
 
-/// What the log of a Bochs that has ended says.
+/// The outcome of a run of Bochs, by its log.
 pub fn outcome(logs: &Path) -> Outcome {
     judge(&fs::read_to_string(logs.join(LOG)).unwrap_or_default())
 }
@@ -143,7 +142,7 @@ fn judge(log: &str) -> Outcome {
     }
 }
 
-/// What the guest wrote to [`EXIT_PORT`](protocol::EXIT_PORT); the patch of Bochs says so in these words.
+/// The value that the guest wrote to [`EXIT_PORT`](protocol::EXIT_PORT), by the line of the patch of Bochs.
 fn exit_code(log: &str) -> Option<u32> {
     let (_, rest) = log.split_once("Exit port: code ")?;
     rest.split_whitespace().next()?.parse().ok()

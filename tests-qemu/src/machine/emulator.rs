@@ -1,4 +1,4 @@
-//! What emulates a machine: one trait, an implementation each.
+//! The emulators of machines: a trait, and the implementations.
 
 use std::fmt;
 use std::path::Path;
@@ -19,10 +19,10 @@ pub trait Emulator: fmt::Debug + fmt::Display + Sync {
     /// `console.log` and the debug port to `debug.log`.
     ///
     /// # Errors
-    /// When an image cannot be made, or the machine asks for what this emulator does not have.
+    /// When an image cannot be made, or the machine needs a feature that this emulator does not have.
     fn command(&self, machine: &Machine, provisioned: &Provisioned, logs: &Path) -> Result<Command>;
 
-    /// Who loads a machine's image unless it says otherwise.
+    /// The default loader of a machine's image.
     fn loader(&self) -> Loader {
         Loader::Grub
     }
@@ -30,37 +30,38 @@ pub trait Emulator: fmt::Debug + fmt::Display + Sync {
     /// The log file that the command's standard output goes to.
     fn stdout(&self) -> &'static str;
 
-    /// Where the machine's lines come from.
+    /// The streams of the machine's lines.
     fn streams(&self) -> &'static [Stream] {
         &[Stream::CONSOLE, Stream::DEBUG]
     }
 
-    /// How a machine ended whose emulator has exited by itself, with `status`.
+    /// The outcome of a machine whose emulator has exited by itself, with `status`.
     fn outcome(&self, logs: &Path, status: ExitStatus) -> Outcome;
 
-    /// The hypervisor whose virtual machine it is, which makes the processor what it is.
+    /// The hypervisor that provides this machine's processor, if any.
     fn hypervisor(&self) -> Option<&'static str> {
         None
     }
 
-    /// Whether the processor takes a VMX structure or operand in no memory for one of ones. KVM stops the virtual
-    /// machine there ("emulation failure").
+    /// Whether a VMX structure or operand that is not in memory reads as ones. KVM stops the virtual machine instead
+    /// ("emulation failure").
     fn reads_ones_beyond_memory(&self) -> bool {
         self.hypervisor().is_none()
     }
 
-    /// Whether a machine takes minutes for what takes others seconds.
+    /// Whether a machine takes minutes where others take seconds.
     fn is_slow(&self) -> bool {
         false
     }
 
-    /// Whether the TSC counts instructions, so that machines side by side do not change what they measure.
+    /// Whether the TSC counts instructions, so that machines that run side by side do not affect each other's
+    /// measurements.
     fn counts_instructions(&self) -> bool {
         self.tsc_khz(1000).is_some()
     }
 
-    /// The frequency of the processors' TSC where it follows from the machine: a kernel that is told so need not
-    /// calibrate.
+    /// The frequency of the processors' TSC, if the machine determines it. Then the kernel gets it as an argument and
+    /// need not calibrate.
     fn tsc_khz(&self, ips: u64) -> Option<u64>;
 }
 
@@ -69,9 +70,9 @@ pub trait Emulator: fmt::Debug + fmt::Display + Sync {
 pub struct Stream {
     /// Its name.
     pub file: &'static str,
-    /// What its lines are.
+    /// The source of its lines.
     pub source: Source,
-    /// Lines at its beginning that are the emulator's own.
+    /// Lines at its beginning that the emulator itself prints.
     pub banner_lines: usize,
 }
 
@@ -82,7 +83,7 @@ impl Stream {
     pub const DEBUG: Self = Self { file: DEBUG, source: Source::Debug, banner_lines: 0 };
 }
 
-/// An emulator, chosen.
+/// A chosen emulator.
 pub type ChosenEmulator = &'static dyn Emulator;
 
 /// Bochs: VMX in software, deterministic.

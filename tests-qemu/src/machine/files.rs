@@ -1,4 +1,4 @@
-//! What a run leaves in its log directory, and how its emulator is kept from outliving it.
+//! The files of a run in its log directory, and a command that cannot outlive this process.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -11,10 +11,10 @@ pub const CONSOLE: &str = "console.log";
 pub const DEBUG: &str = "debug.log";
 /// Log file of the emulator's own complaints.
 pub const ERRORS: &str = "emulator.err";
-/// The image that the machine boots from; it is large, and goes when the run ends as expected.
+/// The image that the machine boots from. It is large, and removed when the run ends as expected.
 pub const BOOT_ISO: &str = "boot.iso";
 
-/// `program` with nothing to read, killed when this process dies however it dies.
+/// `program` with an empty standard input. It is killed when this process ends, in whatever way.
 pub fn supervised(program: &Path) -> Command {
     let mut command = match which("setpriv") {
         Some(setpriv) => {

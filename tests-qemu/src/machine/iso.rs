@@ -11,15 +11,14 @@ use super::files::BOOT_ISO;
 use super::{Boot, Machine, Module};
 use crate::command::{self, quoted};
 
-/// GRUB says what it cannot do on the console that the runner follows.
+/// GRUB prints its errors on the console that the runner follows.
 const GRUB_PREAMBLE: &str = "serial --unit=0 --speed=115200\nterminal_output serial\n";
 
-/// A menu is for whoever is there: at the screen, and at COM1 if the machine has it. A kernel finds the screen in text
-/// mode.
+/// A menu appears on the screen, and on COM1 if the machine has it. The kernel gets the screen in text mode.
 const MENU_PREAMBLE: &str = "if serial --unit=0 --speed=115200; then\n  terminal_input console serial\n  \
      terminal_output console serial\nfi\nset gfxpayload=text\n";
 
-/// Makes [`BOOT_ISO`] below `dir`, which boots what `machine` boots.
+/// Makes [`BOOT_ISO`] below `dir`, which boots the image of `machine`.
 pub fn make(machine: &Machine, dir: &Path, grub_mkrescue: &Path) -> Result<()> {
     let iso = dir.join(BOOT_ISO);
     if let Boot::Iso(file) = &machine.boot {
@@ -38,7 +37,7 @@ pub fn make(machine: &Machine, dir: &Path, grub_mkrescue: &Path) -> Result<()> {
 pub struct Menu {
     /// Waiting time before the first entry boots.
     pub seconds: u32,
-    /// What there is.
+    /// The entries.
     pub entries: Vec<Entry>,
 }
 
@@ -47,7 +46,7 @@ pub struct Menu {
 pub struct Entry {
     /// Its text.
     pub title: String,
-    /// What it boots.
+    /// The image that it boots.
     pub boot: Boot,
 }
 
@@ -85,7 +84,7 @@ fn pack(files: Files, config: &str, output: &Path, grub_mkrescue: &Path) -> Resu
     Ok(fs::remove_dir_all(files.tree)?)
 }
 
-/// The ISO's tree: files get short names, so that no host path needs quoting.
+/// The ISO's tree. Files get short names, so that no host path needs quoting.
 struct Files {
     tree: PathBuf,
     added: Vec<PathBuf>,
@@ -98,7 +97,7 @@ impl Files {
         Ok(Self { tree: tree.to_owned(), added: Vec::new() })
     }
 
-    /// A file that is there already keeps its name.
+    /// Adds a file, unless it is there already. Returns its name.
     fn add(&mut self, file: &Path) -> Result<String> {
         if let Some(number) = self.added.iter().position(|added| added == file) {
             return Ok(format!("/file{number}"));
@@ -110,14 +109,14 @@ impl Files {
     }
 }
 
-/// The line that puts the machine's own list of processors in place of the firmware's.
+/// The line that replaces the firmware's list of processors by the machine's own.
 fn acpi_table(machine: &Machine, files: &mut Files) -> Result<String> {
     let Some(madt) = &machine.madt else { return Ok(String::new()) };
     let name = files.add(madt)?;
     Ok(format!("acpi --exclude=APIC {name}\n"))
 }
 
-/// The lines that load what boots.
+/// The lines that load the images.
 fn commands(boot: &Boot, host_arguments: &dyn Fn(&Module) -> String, files: &mut Files) -> Result<String> {
     let mut text = String::new();
     match boot {

@@ -1,4 +1,4 @@
-//! A machine: boots an image, streams its lines, says how it ended.
+//! A machine: boots an image, streams its lines, and gives an outcome.
 //!
 //! ```text
 //!   Machine ── Emulator: bochs | qemu | qemu_in_bochs ──> child process
@@ -41,10 +41,10 @@ use run::HostStops;
 /// seconds; a smaller one brings more timer interrupts per instruction.
 pub const DEFAULT_IPS: u64 = 1_000_000_000;
 
-/// Memory of a machine unless something else is said.
+/// Default memory of a machine.
 pub const DEFAULT_MEMORY_MIB: u32 = 1024;
 
-/// Who loads what a machine boots, where QEMU is the machine. On Bochs GRUB does.
+/// The loader of a machine's image on QEMU. On Bochs it is GRUB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loader {
     /// GRUB, from an ISO.
@@ -53,18 +53,18 @@ pub enum Loader {
     Qemu,
 }
 
-/// What the firmware leaves in IA32_FEATURE_CONTROL.
+/// The firmware's value of IA32_FEATURE_CONTROL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FirmwareVmx {
     /// VMX enabled, register locked.
     Enabled,
     /// VMX disabled, register locked.
     LockedOff,
-    /// Register open.
+    /// Register unlocked.
     Unlocked,
 }
 
-/// What a triple fault does.
+/// The effect of a triple fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TripleFault {
     /// Ends the run: [`Outcome::TripleFault`].
@@ -78,9 +78,9 @@ pub enum TripleFault {
 pub struct Module {
     /// The file, on the host.
     pub file: PathBuf,
-    /// What follows its name on the loader's line.
+    /// The arguments after its name on the loader's line.
     pub args: String,
-    /// Whether the name reaches the image before the arguments, as QEMU passes it; GRUB leaves it out.
+    /// Whether the loader passes the file's name before the arguments, as QEMU does. GRUB leaves it out.
     pub named: bool,
 }
 
@@ -95,20 +95,20 @@ impl Module {
         Self { file: file.into(), args: args.into(), named: false }
     }
 
-    /// The same with the file's name before the arguments.
+    /// This module with the file's name before the arguments.
     pub fn named(self) -> Self {
         Self { named: true, ..self }
     }
 }
 
-/// What the machine boots.
+/// The image that a machine boots.
 #[derive(Debug, Clone)]
 pub enum Boot {
     /// l1hv with the guest hypervisor's image as its first module.
     L1hv {
         /// l1hv's ELF file and arguments.
         host: Module,
-        /// The guest's kernel, then its initrd files or modules; none to see l1hv complain.
+        /// The guest's kernel, then its initrd files or modules. It is empty in tests of l1hv's error.
         guest: Vec<Module>,
     },
     /// A bzImage on the bare machine, with its initrd files.
@@ -132,11 +132,11 @@ pub enum Boot {
 /// A machine that can be run.
 #[derive(Debug, Clone)]
 pub struct Machine {
-    /// Names the log directory.
+    /// The name of the log directory.
     pub name: String,
-    /// Who emulates it.
+    /// Its emulator.
     pub emulator: ChosenEmulator,
-    /// Who loads what it boots.
+    /// The loader of its image.
     pub loader: Loader,
     /// Processors.
     pub cpus: u32,
@@ -144,13 +144,13 @@ pub struct Machine {
     pub memory_mib: u32,
     /// Ticks to a second of emulated time (Bochs).
     pub ips: u64,
-    /// Processor model in the emulator's own words; its best one that works if `None`.
+    /// Processor model, by the emulator's name; if `None`, the best one that works.
     pub cpu_model: Option<&'static str>,
-    /// What it boots.
+    /// The image that it boots.
     pub boot: Boot,
     /// An ACPI table in place of the firmware's list of processors (Bochs).
     pub madt: Option<PathBuf>,
-    /// What the firmware does about VMX (Bochs).
+    /// The firmware's setting of VMX (Bochs).
     pub firmware_vmx: FirmwareVmx,
     /// Bits of physical addresses, if more than 40 (Bochs).
     pub physical_bits: Option<u32>,
@@ -166,7 +166,7 @@ pub struct Machine {
     pub silence: Duration,
 }
 
-/// What a user says of a machine, whatever it boots.
+/// A user's options of a machine, for any image.
 #[derive(Debug, Clone)]
 pub struct MachineOptions {
     /// See [`Machine::cpus`].
@@ -200,7 +200,7 @@ impl Default for MachineOptions {
 }
 
 impl MachineOptions {
-    /// `machine` with these.
+    /// `machine` with these options.
     pub fn apply(&self, machine: Machine) -> Machine {
         let Self { cpus, memory_mib, ips, model, loader, qemu_args, kvm_parameters } = self.clone();
         let loader = loader.unwrap_or(machine.loader);
@@ -232,8 +232,8 @@ impl Machine {
         }
     }
 
-    /// Runs the machine to its end, handing each line to `on_line` as it appears. The emulator is gone
-    /// when this returns; its logs stay.
+    /// Runs the machine to its end, and passes each line to `on_line` as it appears. The emulator has ended when this
+    /// returns; its logs stay.
     ///
     /// # Errors
     /// When the machine could not be started. What happens to a started machine is an [`Outcome`].
@@ -244,13 +244,13 @@ impl Machine {
         let iso = logs.join(files::BOOT_ISO);
         let is_expected = matches!(outcome, Outcome::GuestShutdown | Outcome::GuestFailure(_) | Outcome::HostStop(_));
         if is_expected && iso.is_file() {
-            // Only who looks for the cause of an unexpected end boots the same image by hand.
+            // The image is only of use after an unexpected end, to boot it by hand.
             fs::remove_file(iso)?;
         }
         Ok(outcome)
     }
 
-    /// l1hv's command line: a triple fault of the guest does what one of the machine itself does.
+    /// l1hv's command line, with the same effect of a triple fault as on the machine itself.
     fn host_arguments(&self, host: &Module) -> String {
         let triple_fault = match self.triple_fault {
             TripleFault::Stops => "stop",

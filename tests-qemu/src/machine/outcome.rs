@@ -13,20 +13,20 @@ pub enum Outcome {
     GuestShutdown,
     /// The guest ended the machine with a code other than 0, through [`EXIT_PORT`](protocol::EXIT_PORT).
     GuestFailure(u32),
-    /// l1hv said why it cannot go on.
+    /// l1hv stopped and gave its reason.
     HostStop(HostStop),
-    /// The processor met a fault that nobody handled.
+    /// The processor triple-faulted.
     TripleFault,
     /// The run took longer than its limit.
     Timeout,
     /// No output for longer than its limit.
     Silence,
-    /// The emulator ended by itself; its last words.
+    /// The emulator ended by itself: its last lines.
     MachineError(String),
 }
 
 impl Outcome {
-    /// What the value that a guest wrote to the exit port says: 0 is a plain shutdown.
+    /// The outcome for a value that a guest wrote to the exit port: 0 is a plain shutdown.
     pub fn of_exit_code(code: u32) -> Self {
         if code == 0 { Self::GuestShutdown } else { Self::GuestFailure(code) }
     }

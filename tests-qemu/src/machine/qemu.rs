@@ -1,4 +1,4 @@
-//! QEMU: its command line, and what it says about the end of a run.
+//! QEMU: its command line, and the outcome of a run by its output.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -15,10 +15,10 @@ use crate::command::tail;
 use crate::conformance::KVM;
 use crate::provision::Provisioned;
 
-/// What QEMU writes to its control socket, which is standard output.
+/// The log of QEMU's control socket, which is standard output.
 const EVENTS: &str = "events.log";
 
-/// What QEMU reads there: without it there are no events.
+/// The input of QEMU's control socket: without it QEMU sends no events.
 pub const ASK_FOR_EVENTS: &str = "{\"execute\":\"qmp_capabilities\"}\n";
 
 /// Whether KVM on this host gives its guests VMX.
@@ -28,7 +28,7 @@ pub fn host_has_nested_vmx() -> bool {
     usable && matches!(nested.trim(), "Y" | "1")
 }
 
-/// How QEMU runs the guest's instructions.
+/// How QEMU executes the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accelerator {
     /// On the processor.
@@ -38,7 +38,7 @@ pub enum Accelerator {
 }
 
 impl Accelerator {
-    /// The name, and the processor model that has most.
+    /// The accelerator's name, and the processor model with the most features.
     fn arguments(self) -> [&'static str; 2] {
         match self {
             Self::Kvm => ["kvm", "host"],
@@ -102,7 +102,7 @@ impl Emulator for Qemu {
     }
 }
 
-/// Where QEMU writes.
+/// The destinations of QEMU's streams.
 pub struct Streams {
     /// The guest's console.
     pub console: String,
@@ -110,7 +110,7 @@ pub struct Streams {
     pub debug: String,
 }
 
-/// All but what the machine boots from, and the user's own.
+/// All arguments except those for the boot image and the user's.
 pub fn arguments(machine: &Machine, accelerator: Accelerator, streams: &Streams) -> Vec<String> {
     let [accel, cpu] = accelerator.arguments();
     let cpu = machine.cpu_model.unwrap_or(cpu);
@@ -124,13 +124,13 @@ pub fn arguments(machine: &Machine, accelerator: Accelerator, streams: &Streams)
     arguments.extend(["-global", &debug_port, "-device", &exit_port]);
     arguments.extend(["-chardev", "stdio,id=events,signal=off", "-mon", "chardev=events,mode=control"]);
     if machine.triple_fault == TripleFault::Stops {
-        // No reset of ours is wanted: the guests switch the machine off.
+        // Guests do not reset the machine, they switch it off.
         arguments.push("-no-reboot");
     }
     arguments.into_iter().map(str::to_owned).collect()
 }
 
-/// What QEMU itself loads, without a boot loader. `place` says under which name QEMU finds a file.
+/// The arguments for an image that QEMU itself loads. `place` gives QEMU's name of a file.
 pub fn load(machine: &Machine, place: &mut dyn FnMut(&Path) -> Result<String>) -> Result<Vec<String>> {
     let mut arguments = Vec::new();
     let mut argument = |name: &str, value: String| {
@@ -163,18 +163,17 @@ pub fn load(machine: &Machine, place: &mut dyn FnMut(&Path) -> Result<String>) -
     Ok(arguments)
 }
 
-/// The modules of a multiboot image as `-initrd` takes them: a comma ends one, two stand for one.
+/// The modules of a multiboot image as an argument of `-initrd`: a comma ends a module, two commas stand for one.
 fn modules(files: &[Module], place: &mut dyn FnMut(&Path) -> Result<String>) -> Result<String> {
     let line = |module: &Module| Ok(format!("{} {}", place(&module.file)?, module.args).trim_end().replace(',', ",,"));
     let lines: Vec<String> = files.iter().map(line).collect::<Result<_>>().context("cannot hand a file to QEMU")?;
     Ok(lines.join(","))
 }
 
-/// What a QEMU says that has ended with status `code`.
+/// The outcome of a QEMU that has ended with status `code`.
 pub fn judge(code: i32, events: &str, errors: &str) -> Outcome {
     if events.contains("\"guest-reset\"") {
-        // No guest asks for a reset but by a triple fault: what else resets the machine is the firmware's, and l1hv
-        // says it.
+        // No guest asks for a reset except by a triple fault. Any other reset is the firmware's, and l1hv reports it.
         return Outcome::TripleFault;
     }
     match exit_code(code, errors) {
@@ -184,8 +183,8 @@ pub fn judge(code: i32, events: &str, errors: &str) -> Outcome {
     }
 }
 
-/// What the guest wrote to [`EXIT_PORT`]: the status is twice that plus 1. QEMU's own failures have status 1 too, and a
-/// message.
+/// The value that the guest wrote to [`EXIT_PORT`]: the status is twice the value plus 1. QEMU's own failures have
+/// status 1 too, but with a message.
 fn exit_code(status: i32, errors: &str) -> Option<u32> {
     let status = u32::try_from(status).ok()?;
     (status % 2 == 1 && (status > 1 || errors.trim().is_empty())).then_some(status / 2)

@@ -1,4 +1,4 @@
-//! QEMU with KVM on a small Linux on Bochs: a second processor with VMX, which is KVM's and none of ours.
+//! QEMU with KVM on a small Linux on Bochs: a second processor with VMX, made by KVM and not by this project.
 //!
 //! ```text
 //!   Bochs            COM1 ──> console.log     COM2 ──> debug.log     COM3 ──> outer.log
@@ -35,25 +35,25 @@ const INIT: &str = include_str!("../../guests/outer-init.sh");
 const APPLETS: &[&str] =
     &["sh", "mount", "mkdir", "cat", "grep", "insmod", "rmmod", "stty", "kill", "sleep", "poweroff"];
 
-/// What the init prints on each stream before one of several runs: its number follows.
+/// The line that the init prints on each stream before one of several runs: the run's number follows.
 const RUN_PREFIX: &str = "L1HV-OUTER: run ";
 
-/// How often the init looks whether a run has reached its limit.
+/// How often the init checks whether a run has reached its limit.
 const STEPS_PER_SECOND: u64 = 5;
 
-/// What the init prints before QEMU's status.
+/// The text that the init prints before QEMU's status.
 const STATUS_PREFIX: &str = "L1HV-OUTER: QEMU's status ";
 
-/// Log of the outer Linux and of QEMU's own words.
+/// Log of the outer Linux and of QEMU's messages.
 const OUTER: &str = "outer.log";
 
-/// What Bochs itself prints: its greeting, and its counters at a mark.
+/// Log of Bochs itself: its banner, and its counters at a mark.
 const COUNTS: &str = "counts.log";
 
-/// Memory of the outer Linux beside that of the machine under test.
+/// Memory of the outer Linux besides that of the machine under test.
 const OUTER_MEMORY_MIB: u32 = 512;
 
-/// Files that a QEMU without graphics and network needs beside the program, where its version has them.
+/// Files that a QEMU without graphics and network needs besides the program. Some versions lack some of them.
 const QEMU_DATA: &[&str] = &[
     "bios-256k.bin",
     "kvmvapic.bin",
@@ -107,7 +107,7 @@ impl Emulator for QemuInBochs {
         Some(KVM)
     }
 
-    /// Each exit of a nested guest is dozens of the processor's.
+    /// Each exit of a nested guest causes dozens of exits of the processor.
     fn is_slow(&self) -> bool {
         true
     }
@@ -128,8 +128,8 @@ fn judge(log: &str) -> Option<Outcome> {
 }
 
 /// Boots the outer Linux once and runs `machines` in it, one after the other; `on_line` gets a line with its machine's
-/// number. A machine that takes longer than `limit`, in emulated time, ends with [`Outcome::Timeout`]. One that the
-/// outer Linux does not come to ends with [`Outcome::MachineError`].
+/// number. A machine that takes longer than `limit`, in emulated time, ends with [`Outcome::Timeout`]. A machine that
+/// the outer Linux does not start ends with [`Outcome::MachineError`].
 ///
 /// # Errors
 /// When the outer machine could not be started.
@@ -145,7 +145,7 @@ pub fn run_all(
     let logs = layout.fresh_log_dir(name)?;
     let all: Vec<&Machine> = machines.iter().collect();
     let command = command_for(&all, Some(limit), provisioned, &logs)?;
-    // Lines of a stream belong to the run that it has announced last.
+    // Lines of a stream belong to the run that the stream announced last.
     let mut current = [None; 2];
     let mut stops: Vec<Option<HostStop>> = vec![None; machines.len()];
     let outcome = run::run(first, HostStops::AreLines, command, &logs, |line| {
@@ -181,11 +181,11 @@ fn command_for(
     fs::write(&initrd, file_system(machines, limit, provisioned, kernel, logs)?)?;
     let most = |of: fn(&Machine) -> u32| machines.iter().map(|machine| of(machine)).max().unwrap_or_default();
     let ips = machines.first().map_or(DEFAULT_IPS, |machine| machine.ips);
-    // COM3 shares its interrupt with COM1: good for a console, which polls.
+    // COM3 shares its interrupt with COM1, which does not matter for a console that polls.
     let arguments = linux::default_args(BOCHS, ips).replace("ttyS0", "ttyS2") + " quiet 8250.nr_uarts=4";
     let boot = Boot::Linux { kernel: Module::with_args(&kernel.image, arguments), initrds: vec![initrd] };
-    // A processor below for each of the machine's: two that share one wait through a time slice at each contended spin
-    // lock, and the nested guest's timers ask for more of them than there are.
+    // The outer Linux has a processor for each of the machine's. Two that share one would lose a time slice at each
+    // contended spin lock, and the nested guest's timers would overload them.
     let outer = Machine {
         cpus: most(|machine| machine.cpus),
         memory_mib: most(|machine| machine.memory_mib) + OUTER_MEMORY_MIB,
@@ -195,7 +195,7 @@ fn command_for(
     bochs::command(&outer, provisioned, logs, &[logs.join(CONSOLE), logs.join(DEBUG), logs.join(OUTER)])
 }
 
-/// The outer Linux' root file system, with QEMU and all that it loads.
+/// The outer Linux' root file system, with QEMU and all files that it loads.
 fn file_system(
     machines: &[&Machine],
     limit: Option<Duration>,
@@ -227,8 +227,8 @@ fn file_system(
     Ok(initrd.finish())
 }
 
-/// The line for the shell that starts a machine's QEMU. What it loads is added to `files`, whose numbers are their
-/// names.
+/// The line for the shell that starts a machine's QEMU. The files that QEMU loads are added to `files`; their indices
+/// are their names.
 fn qemu_command(machine: &Machine, provisioned: &Provisioned, logs: &Path, files: &mut Vec<PathBuf>) -> Result<String> {
     let mut place = |file: &Path| {
         let known = files.iter().position(|known| known == file);
@@ -256,7 +256,7 @@ fn qemu_command(machine: &Machine, provisioned: &Provisioned, logs: &Path, files
     Ok(format!("exec {}\n", words.join(" ")))
 }
 
-/// The program, its libraries at their own places, and its data.
+/// Adds the program, its libraries at their own paths, and its data.
 fn add_qemu(initrd: &mut Initrd, qemu: &Path) -> Result<()> {
     let qemu = absolute(qemu)?;
     let libraries = command::output(Command::new("ldd").arg(&qemu))?;

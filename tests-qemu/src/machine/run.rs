@@ -20,7 +20,7 @@ const POLL: Duration = Duration::from_millis(10);
 /// How long an emulator may live on after l1hv's last line.
 const STOP_GRACE: Duration = Duration::from_secs(3);
 
-/// Where a line came from.
+/// The source of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// COM1, the guest's console.
@@ -40,12 +40,12 @@ pub struct Line<'a> {
     pub at: Duration,
 }
 
-/// What l1hv's last line means.
+/// The meaning of l1hv's last line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HostStops {
-    /// The machine's end.
+    /// It ends the run.
     EndTheRun,
-    /// A line like others: other machines follow.
+    /// It is a line like others: other machines follow.
     AreLines,
 }
 
@@ -54,7 +54,7 @@ struct Guard(Child);
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // Either fails only when the child is gone already.
+        // Each call fails only if the child has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -91,7 +91,7 @@ enum Ending {
 
 /// The streams of a running machine.
 struct Follow<F> {
-    /// What is left of each one's banner goes with it.
+    /// The streams, each with its remaining banner lines.
     streams: Vec<(Stream, Follower)>,
     on_line: F,
     began: Instant,
@@ -115,7 +115,7 @@ impl<F: FnMut(Line<'_>)> Follow<F> {
 
     fn until_the_end(&mut self, machine: &Machine, child: &mut Guard) -> Result<Ending> {
         loop {
-            // The status first: what was written before the end is then read in this very turn.
+            // The status is read first, so that all output before the end is read in the same turn.
             let status = child.0.try_wait()?;
             self.read();
             if status.is_some() {
@@ -161,7 +161,7 @@ impl<F: FnMut(Line<'_>)> Follow<F> {
             stream.banner_lines -= 1;
             return;
         }
-        // Only l1hv writes here with this prefix; the console belongs to the guest, which may lie.
+        // Only l1hv writes this prefix to the debug stream; the console belongs to the guest, which may write anything.
         if source == Source::Debug && self.stop.is_none() && self.stops == HostStops::EndTheRun {
             self.stop = HostStop::parse(text);
         }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 /// GRUB clears the screen before the guest writes its first line.
 const CLEAR_SCREEN: &str = "\x1b[H\x1b[J\x1b[1;1H";
 
-/// Follows a file from its beginning; it may appear later.
+/// Follows a file from its beginning. The file need not exist yet.
 #[derive(Debug)]
 pub struct Follower {
     path: PathBuf,
@@ -21,14 +21,14 @@ impl Follower {
         Self { path, file: None, pending: Vec::new() }
     }
 
-    /// The lines completed since the last call. A guest's raw bytes: not UTF-8 becomes U+FFFD,
-    /// carriage returns and NULs go.
+    /// The lines completed since the last call. A guest may write any bytes: invalid UTF-8 becomes U+FFFD, carriage
+    /// returns and NULs are removed.
     pub fn lines(&mut self) -> Vec<String> {
         if self.file.is_none() {
             self.file = File::open(&self.path).ok();
         }
         if let Some(file) = &mut self.file {
-            // An error here shows as silence, which has its own limit.
+            // An error here appears as silence, which has its own limit.
             let _ = file.read_to_end(&mut self.pending);
         }
         let Some(end) = self.pending.iter().rposition(|&byte| byte == b'\n') else {
@@ -39,7 +39,7 @@ impl Follower {
         complete[..end].split(|&byte| byte == b'\n').map(clean).collect()
     }
 
-    /// What is left after the last newline.
+    /// The text after the last newline.
     pub fn unfinished(&mut self) -> Option<String> {
         let rest = clean(&std::mem::take(&mut self.pending));
         (!rest.is_empty()).then_some(rest)

@@ -51,7 +51,7 @@ impl Archive {
         .context("cannot fetch Debian's package lists")
     }
 
-    /// Fetches again, for lists that name files which the mirror no longer has.
+    /// Fetches the lists again, when they name files that the mirror no longer has.
     pub fn refresh_anew(&self) -> Result<()> {
         if self.dir.exists() {
             fs::remove_dir_all(&self.dir)?;
@@ -97,7 +97,7 @@ impl Archive {
     }
 }
 
-/// `program` of apt, looking only at the lists in `dir`.
+/// `program` of apt, which uses only the lists in `dir`.
 fn apt(program: &str, dir: &Path) -> Command {
     let mut command = Command::new(program);
     for (option, value) in [

@@ -47,7 +47,7 @@ struct Patch {
     text: String,
 }
 
-/// Builds Bochs, unless the same build is there; returns the program.
+/// Builds Bochs, unless the same build exists. Returns the program.
 pub fn build(archive: &Archive, layout: &Layout, progress: &Progress) -> Result<PathBuf> {
     let patches = patches(&layout.workspace().join("tests-qemu/machines/bochs"))?;
     let key = key(&patches);

@@ -1,7 +1,7 @@
-//! Brings what the machines need into the build directory.
+//! Brings the files that the machines need into the build directory.
 //!
-//! Each piece is checked by hash or by apt's package signatures when it arrives, carries a stamp that
-//! says what it was made from, and is reused while the stamp fits: a second run needs no network.
+//! Each piece is checked by hash or by apt's package signatures when it arrives, carries a stamp of the inputs that it
+//! was made from, and is reused while the stamp matches: a second run needs no network.
 
 mod apt;
 mod bochs;
@@ -57,7 +57,7 @@ impl Provisioned {
     }
 }
 
-/// Things that are missing and that this run may not or cannot fetch.
+/// Missing files and programs that this run cannot or must not fetch.
 #[derive(Debug)]
 pub struct Incomplete {
     missing: Vec<String>,
@@ -71,7 +71,7 @@ impl fmt::Display for Incomplete {
 
 impl std::error::Error for Incomplete {}
 
-/// Brings everything; returns where it is.
+/// Brings all files. Returns their places.
 ///
 /// # Errors
 /// [`Incomplete`] (to be found by downcasting) lists all that is missing at once.

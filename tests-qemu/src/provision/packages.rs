@@ -27,7 +27,7 @@ pub struct Kernel {
     pub modules: PathBuf,
 }
 
-/// What the packages bring.
+/// The files of the packages.
 #[derive(Debug)]
 pub struct Packages {
     pub bios: PathBuf,
@@ -59,7 +59,7 @@ fn kernel(archive: &Archive, dir: &Path, series: &str, progress: &Progress) -> R
     Ok(Kernel { series: series.to_owned(), image: root.join(format!("boot/vmlinuz-{release}")), release, modules })
 }
 
-/// Unpacks the package that `name_of` finds into `dir/key`, unless one is there.
+/// Unpacks the package that `name_of` finds into `dir/key`, unless that exists.
 fn unpack(
     archive: &Archive,
     dir: &Path,

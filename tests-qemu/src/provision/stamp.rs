@@ -13,8 +13,8 @@ pub fn is_fresh(dir: &Path, key: &str) -> bool {
     fs::read_to_string(dir.join(STAMP)).is_ok_and(|stamp| stamp == key)
 }
 
-/// Makes `dir` by calling `fill` on an empty directory beside it, which takes its place when `fill`
-/// has succeeded: an interrupted run leaves nothing that looks complete.
+/// Makes `dir` by calling `fill` on an empty directory beside it, which replaces `dir` when `fill` has succeeded: an
+/// interrupted run leaves nothing that looks complete.
 pub fn make(dir: &Path, key: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let staging = staging_of(dir);
     remove(&staging)?;

@@ -45,7 +45,7 @@ fn missing() -> Vec<&'static Tool> {
         .collect()
 }
 
-/// Installs what is missing, where this process may.
+/// Installs missing tools, if this process may.
 pub fn ensure(progress: &Progress) -> Result<()> {
     let wanted = missing();
     if wanted.is_empty() {
@@ -73,7 +73,7 @@ fn install(packages: &[&str]) -> Result<()> {
                 .env("DEBIAN_FRONTEND", "noninteractive"),
         )
     };
-    // The first try may meet package lists that are absent or out of date.
+    // The first try may fail because package lists are absent or out of date.
     if install().is_err() {
         command::output(Command::new("apt-get").arg("update"))?;
         install()?;
@@ -81,7 +81,7 @@ fn install(packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Where the program `name` is.
+/// The path of the program `name`.
 pub fn path_of(name: &str) -> Result<PathBuf> {
     which(name).with_context(|| format!("{name} has vanished from PATH"))
 }

@@ -14,7 +14,7 @@ impl Table {
         Self { rows: vec![headings.iter().map(|&heading| heading.to_owned()).collect()], names: 1 }
     }
 
-    /// Adds a row; `None` is a value that there is not.
+    /// Adds a row. `None` stands for an absent value.
     pub fn row(&mut self, name: &str, numbers: impl IntoIterator<Item = Option<u64>>) {
         self.row_of(&[name], numbers);
     }

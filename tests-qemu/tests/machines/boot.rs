@@ -9,7 +9,7 @@ use tests_qemu::protocol::KERNEL_STARTS;
 
 use crate::context::{Context, Finished, Test};
 
-/// More exits than this to boot a Linux would cost something.
+/// The most exits that booting a Linux may cause.
 const MOST_EXITS_TO_INIT: u64 = 2_000;
 
 pub fn tests() -> Vec<Test> {
@@ -31,7 +31,7 @@ fn boot_only(context: &Context, name: &str, series: &str) -> Result<Finished> {
     Ok(finished)
 }
 
-/// Counted by the emulator, from the kernel's first steps to init.
+/// The cost that the emulator counts from the kernel's first steps to init.
 fn cost_of_boot(context: &Context, name: &str) -> Result<()> {
     let nested = boot_only(context, name, "6.1")?;
     let guest = context.guest_hypervisor("6.1", Work::BootOnly, KvmEpt::On)?;
@@ -70,12 +70,12 @@ fn much_memory(context: &Context, name: &str) -> Result<()> {
     finished.must_have_done(&[])?;
     let line = finished.console.iter().find(|line| line.contains("MemTotal:")).context("init names no memory")?;
     let kib: u64 = line.split_whitespace().rev().nth(1).context("no number")?.parse()?;
-    // The kernel keeps some for itself, and l1hv its documented 32 MiB and 1/256.
+    // The kernel keeps some memory for itself, and l1hv its documented 32 MiB and 1/256.
     ensure!(kib > 2850 * 1024, "{line}");
     Ok(())
 }
 
-/// Firmware that leaves the choice to the operating system leaves it to l1hv.
+/// If the firmware leaves IA32_FEATURE_CONTROL unlocked, l1hv enables VMX.
 fn unlocked_feature_control(context: &Context, name: &str) -> Result<()> {
     let boot = Boot::L1hv { host: context.host(""), guest: vec![Module::new(&context.programs.multiboot_guest)] };
     let machine = Machine { firmware_vmx: FirmwareVmx::Unlocked, ..context.bochs(name, boot) };

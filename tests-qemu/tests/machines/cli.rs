@@ -61,7 +61,7 @@ fn host_stop(context: &Context, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// A Linux without a root file system panics, and `reboot=t` turns that into a triple fault.
+/// A Linux without a root file system panics, and `reboot=t` turns the panic into a triple fault.
 fn triple_fault(context: &Context, name: &str) -> Result<()> {
     let kernel = context.provisioned.kernel("6.1")?.image.display().to_string();
     let append = linux::default_args(BOCHS, DEFAULT_IPS);

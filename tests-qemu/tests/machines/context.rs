@@ -1,4 +1,4 @@
-//! What the tests share: provisioned files, built programs, and one way to run a machine.
+//! The tests' shared context: provisioned files, built programs, and one way to run a machine.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -34,7 +34,7 @@ pub struct Context {
     pub l1hv: PathBuf,
 }
 
-/// Runs the demo on a machine with so many processors; what it says of its progress.
+/// Runs the demo on a machine with `cpus` processors. Returns its lines of progress.
 pub fn demo(machine: &str, cpus: u32) -> Result<String> {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tests-qemu"));
     let output = command.args(["demo", "--machine", machine, "--cpus", &cpus.to_string()]).output()?;
@@ -104,7 +104,7 @@ impl Context {
     }
 }
 
-/// A machine that has ended, and all it said.
+/// A machine that has ended, and all its output.
 pub struct Finished {
     pub outcome: Outcome,
     pub transcript: Transcript,

@@ -19,7 +19,7 @@ use crate::context::{Context, Test};
 /// Host instructions of each operation by guest hypervisor: Linux 6.1 KVM, and the minimal one.
 const RECORDED: &str = include_str!("../recorded.json");
 
-/// Growth that the test lets pass.
+/// The growth that the test permits.
 const PERCENT: u64 = 2;
 
 pub fn tests() -> Vec<Test> {
@@ -31,7 +31,8 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// The proposal has what KVM's exit handler reads, nothing that cannot be granted, and brings CPUID down to two exits.
+/// The proposal has the fields that KVM's exit handler reads and no field that cannot be granted, and reduces CPUID to
+/// two exits.
 fn proposal(context: &Context, _: &str) -> Result<()> {
     let Context { layout, provisioned, programs, .. } = context;
     let progress = &Progress::silent();
@@ -51,7 +52,8 @@ fn proposal(context: &Context, _: &str) -> Result<()> {
     Ok(())
 }
 
-/// The menu's first entry, up to its power-off. The results are there as a table for people and as one line of JSON.
+/// Runs the menu's first entry, up to its power-off. It prints the results as a table for people and as one line of
+/// JSON.
 fn bench_image(context: &Context, name: &str) -> Result<()> {
     let Context { layout, provisioned, programs, l1hv, .. } = context;
     let iso = layout.root().join(format!("{name}.iso"));
@@ -74,7 +76,7 @@ fn bench_image(context: &Context, name: &str) -> Result<()> {
     Ok(fs::remove_file(iso)?)
 }
 
-/// Of both guest hypervisors.
+/// Measures both guest hypervisors.
 fn measure(context: &Context, name: &str, cpus: u32) -> Result<Vec<Measurement>> {
     let plan = Plan { counted: true, ..Plan::new(context.provisioned.kernel("6.1")?, Work::Payload, KvmEpt::On) };
     let guest = context.prepare(&plan)?;
@@ -88,7 +90,7 @@ fn measure(context: &Context, name: &str, cpus: u32) -> Result<Vec<Measurement>>
     Ok(measurements)
 }
 
-/// To the instruction: nothing on the way of a nested exit depends on how many processors there are.
+/// The counts are equal to the instruction: the handling of a nested exit does not depend on the number of processors.
 fn with_four_processors(context: &Context, name: &str) -> Result<()> {
     let four = measure(context, name, 4)?;
     let one = measure(context, &format!("{name}-one"), 1)?;

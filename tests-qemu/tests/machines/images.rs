@@ -16,7 +16,7 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// The image as an ELF file of 32-bit class, which is what most loaders want, next to the 64-bit original.
+/// Writes the image as a 32-bit ELF file, which most loaders need, next to the 64-bit original.
 fn as_elf_32(context: &Context) -> Result<PathBuf> {
     let converted = context.layout.root().join("test-image.elf32");
     let original = fs::read(&context.programs.test_image)?;
@@ -24,8 +24,8 @@ fn as_elf_32(context: &Context) -> Result<PathBuf> {
     Ok(converted)
 }
 
-/// What `objcopy --output-target elf32-i386` keeps of a 64-bit ELF file for a loader: its header and its program
-/// headers, put before it.
+/// A 64-bit ELF file preceded by 32-bit headers: an ELF header and program headers, as a loader needs them and as
+/// `objcopy --output-target elf32-i386` makes them.
 fn elf_32_of(elf_64: &[u8]) -> Option<Vec<u8>> {
     const HEADER_BYTES: usize = 52;
     const PROGRAM_HEADER_BYTES: usize = 32;
@@ -48,7 +48,7 @@ fn elf_32_of(elf_64: &[u8]) -> Option<Vec<u8>> {
         file.extend(words.iter().flat_map(|word| word.to_le_bytes()));
     }
     (file.len() <= PAGE).then(|| file.resize(PAGE, 0))?;
-    // The multiboot header stays within the first 8 KiB.
+    // The multiboot header is still within the first 8 KiB.
     file.extend(elf_64);
     Some(file)
 }

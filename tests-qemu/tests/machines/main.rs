@@ -1,7 +1,7 @@
-//! Everything that needs a machine: one fresh machine per test, results over its console and debug port.
+//! The tests that need a machine: one fresh machine per test, with results over its console and debug port.
 //!
-//! The first test provisions and builds what all need. A failed test's logs are in the directory that its
-//! message names; `cargo test --test machines NAME` runs it alone.
+//! The first test provisions and builds the files that all tests need. A failed test's logs are in the directory that
+//! its message names; `cargo test --test machines NAME` runs it alone.
 
 mod boot;
 mod cli;

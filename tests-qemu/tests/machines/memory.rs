@@ -11,7 +11,8 @@ use crate::context::{Context, Finished, Test};
 /// The groups of the conformance image that spend the tables of EPT01, touch 2 GiB and take turns with 16 EPTs.
 const GROUPS: &str = "exhaustion,memory-load";
 
-/// About twice what EPT01 takes of the machine: 16 EPTs of four tables each, or 1024 page tables, do not fit at once.
+/// The tight budget: about twice the tables of EPT01. 16 EPTs of four tables each, or 1024 page tables, do not fit at
+/// once.
 const TIGHT: u64 = 48;
 
 pub fn tests() -> Vec<Test> {

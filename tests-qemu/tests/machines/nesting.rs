@@ -38,13 +38,13 @@ fn nests(context: &Context, name: &str, series: &str, ept: KvmEpt) -> Result<()>
     Ok(())
 }
 
-/// Without l1hv: what fails here is the machine's or KVM's fault.
+/// A run without l1hv: a failure here is the machine's or KVM's.
 fn payload_on_the_bare_machine(context: &Context, name: &str) -> Result<()> {
     let guest = context.guest_hypervisor("6.1", Work::Payload, KvmEpt::On)?;
     context.run(&context.bochs(name, guest.on_bare_machine()))?.must_have_done(&["payload"])
 }
 
-/// Three deep: the minimal guest hypervisor and its nested guest, under l1hv, under l1hv.
+/// Three levels of nesting: the minimal guest hypervisor and its nested guest, under l1hv, under l1hv.
 fn under_itself(context: &Context, name: &str) -> Result<()> {
     let exits = |run: &str, option: &str| -> Result<u64> {
         let image = Module::with_args(&context.programs.conformance, "minimal");
@@ -60,8 +60,8 @@ fn under_itself(context: &Context, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The inner one starts its processors by INIT and SIPI, which the outer one gives them, and waits for SIPI in nested
-/// guests of theirs.
+/// The inner l1hv starts its processors by INIT and SIPI, which the outer one delivers, and its processors wait for
+/// SIPI in nested guests.
 fn linux_under_both(context: &Context, name: &str) -> Result<()> {
     let linux = context.guest_hypervisor("6.1", Work::BootOnly, KvmEpt::On)?;
     let Boot::L1hv { host, mut guest } = linux.under(context.host("")) else { bail!("not under l1hv") };

@@ -1,4 +1,4 @@
-//! What the conformance image does on a machine with four processors beside the suite's groups for several
+//! Runs of the conformance image on a machine with four processors, besides the suite's groups for several processors
 //! (tests/conformance.rs).
 
 use anyhow::{Result, ensure};
@@ -31,13 +31,13 @@ fn under_l1hv(context: &Context) -> impl Fn(Module) -> Boot {
     |image| Boot::L1hv { host: context.host(""), guest: vec![image] }
 }
 
-/// On the bare machine anything may happen: there is no comparison.
+/// There is no comparison, as the outcome on the bare machine is undefined.
 fn scribble(context: &Context, name: &str) -> Result<()> {
     let finished = run(context, name, "scribble", under_l1hv(context))?;
     finished.debug_must_say("each has entered: true")
 }
 
-/// Groups with much that depends on the processor: its APIC, its MSRs, INIT and NMIs to itself.
+/// Groups that depend much on the processor: on its APIC, its MSRs, INIT and NMIs to itself.
 fn on_another(context: &Context, name: &str) -> Result<()> {
     for group in ["events", "exits"] {
         both(context, &format!("{name}-{group}"), &format!("on=2 only={group}"))?;
@@ -45,7 +45,7 @@ fn on_another(context: &Context, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The host sends INITs of its own when it begins to watch an MSR bitmap: by MSR in this mode.
+/// The host sends INITs of its own when it begins to watch an MSR bitmap. In this mode it sends them by an MSR.
 fn x2apic(context: &Context, name: &str) -> Result<()> {
     both(context, name, "x2apic only=smp-migration")
 }
@@ -80,7 +80,7 @@ fn both(context: &Context, name: &str, arguments: &str) -> Result<()> {
     Ok(())
 }
 
-/// Names and results.
+/// The cases' names and results.
 fn cases(finished: &Finished) -> Vec<(String, String)> {
     let cases = finished.debug.iter().filter_map(|line| line.strip_prefix("C ")?.split_once(' '));
     cases.map(|(name, result)| (name.to_owned(), result.to_owned())).collect()

@@ -1,4 +1,4 @@
-//! A second processor, which is none of ours: KVM's nested VMX, in QEMU on a Linux on Bochs.
+//! A second processor, made by others: KVM's nested VMX, in QEMU on a Linux on Bochs.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tests_qemu::progress::Progress;
 
 use crate::context::{self, Context, Test};
 
-/// Limit on one machine: each exit of a nested guest is dozens of the emulator's.
+/// Limit on one machine: each exit of a nested guest causes dozens of exits of the emulator.
 const TIMEOUT: Duration = Duration::from_secs(900);
 
 pub fn tests() -> Vec<Test> {
@@ -28,7 +28,7 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// The minimal guest hypervisor and its nested guests, loaded by QEMU as its users do it, or by GRUB from an ISO.
+/// The minimal guest hypervisor and its nested guests, loaded by QEMU (`-kernel`), or by GRUB from an ISO.
 fn nests(context: &Context, name: &str, loader: Loader) -> Result<()> {
     let image = Module::with_args(&context.programs.conformance, "minimal");
     let boot = Boot::L1hv { host: context.host(""), guest: vec![image] };

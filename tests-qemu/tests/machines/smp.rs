@@ -1,5 +1,5 @@
-//! Several processors: guest hypervisors and nested guests use them all, lose and get them, keep time, and reset the
-//! machine.
+//! Several processors: guest hypervisors and nested guests use them all, take them offline and online, keep time, and
+//! reset the machine.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ fn machine(context: &Context, name: &str, guest: GuestHypervisor) -> Machine {
     Machine { cpus: CPUS, timeout: TIMEOUT, ..context.bochs(name, guest.under(context.host(""))) }
 }
 
-/// Runs it until all work is done, at each level by all its processors.
+/// Runs the plan until all work is done, at each level by all its processors.
 fn run(context: &Context, name: &str, plan: &Plan<'_>) -> Result<Finished> {
     let finished = context.run(&machine(context, name, context.prepare(plan)?))?;
     finished.must_have_done(&["linux"])?;
@@ -71,10 +71,10 @@ fn hotplug(context: &Context, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The intervals between a nested guest's two looks at its clocks, beside those of the guest hypervisor's: none drifts
-/// or stops.
+/// Compares the intervals between two readings of the clocks, in a nested guest and in the guest hypervisor: no clock
+/// drifts or stops.
 fn clocks(context: &Context, name: &str) -> Result<()> {
-    /// A line of the nested guest's console takes this long, now and then.
+    /// The longest delay of a line on the nested guest's console.
     const LATENCY_NS: u64 = 5_000_000;
     let finished = run(context, name, &Plan { parallel_times: 20, ..plan(context, Work::Clocks)? })?;
     let host = finished.transcript.results.iter().filter_map(|result| match result {
@@ -100,10 +100,10 @@ fn clocks(context: &Context, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// While a nested guest runs on two processors; `by` is the kernel's name of the means. The machine's FADT has no reset
-/// register: with `reboot=a` Linux goes on to the keyboard controller. That resets the processors alone, and the
-/// firmware, which then writes to the locked IA32_FEATURE_CONTROL, triple-faults and has the whole machine reset, with
-/// l1hv and without it.
+/// Reboots while a nested guest runs on two processors; `by` is the kernel's name of the way. The machine's FADT has no
+/// reset register: with `reboot=a` Linux continues with the keyboard controller. That resets only the processors. The
+/// firmware then writes to the locked IA32_FEATURE_CONTROL and triple-faults, which resets the whole machine, with l1hv
+/// and without it.
 fn reboot(context: &Context, name: &str, by: &str) -> Result<()> {
     let mut guest = context.prepare(&plan(context, Work::Reboot)?)?;
     guest.kernel.args += &format!(" reboot={by}");

@@ -1,4 +1,5 @@
-//! Every reason why l1hv can't go on is one line that says what and what to do, and a clean stop.
+//! Every reason for which l1hv cannot continue gives a clean stop and one line, which says what is wrong and what to
+//! do.
 
 use std::fs;
 use std::path::PathBuf;
@@ -31,7 +32,7 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// l1hv with a guest that is never reached.
+/// l1hv with a guest that never runs, because l1hv stops before.
 fn boot(context: &Context) -> Boot {
     with_guest(context, vec![Module::new(&context.programs.multiboot_guest)])
 }
@@ -136,7 +137,7 @@ fn vmx_abort(context: &Context, name: &str, argument: &str, abort: &str) -> Resu
     let finished = context.run(&context.bochs(name, with_guest(context, vec![image.clone()])))?;
     finished.must_stop("vmx-abort", abort)?;
     let bare = Boot::Multiboot { kernel: image, modules: Vec::new() };
-    // It is in shutdown state: nothing more is to come.
+    // The bare machine is in shutdown state: no output follows.
     let limit = Duration::from_secs(20);
     let machine = Machine { timeout: limit, silence: limit, ..context.bochs(&format!("{name}-bare"), bare) };
     let bare = context.run(&machine)?;
@@ -144,7 +145,7 @@ fn vmx_abort(context: &Context, name: &str, argument: &str, abort: &str) -> Resu
     Ok(())
 }
 
-/// A Linux without a root file system panics, and `reboot=t` turns that into a triple fault.
+/// A Linux without a root file system panics, and `reboot=t` turns the panic into a triple fault.
 fn triple_fault(context: &Context, name: &str) -> Result<()> {
     let kernel = &context.provisioned.kernel("6.1")?.image;
     let guest = Module::with_args(kernel, linux::default_args(BOCHS, DEFAULT_IPS));

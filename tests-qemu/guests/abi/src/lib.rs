@@ -1,4 +1,4 @@
-//! What the guests of the tests, the VMM that runs some of them, and the runner agree on.
+//! The protocol between the guests of the tests, the VMM that runs some of them, and the runner.
 //!
 //! ```text
 //!   mark        the emulator's counters, printed under a name
@@ -8,7 +8,7 @@
 //!   port        port I/O
 //! ```
 //!
-//! What l1hv itself says and takes is in `protocol`.
+//! The protocol of l1hv itself is in `protocol`.
 #![no_std]
 
 pub mod mark;
@@ -17,10 +17,10 @@ pub mod parallel;
 pub mod payload;
 pub mod port;
 
-/// Begins a measurement or verdict: the rest of the line is a JSON object.
+/// Begins the line of a measurement or verdict: the rest of the line is a JSON object.
 pub const RESULT_PREFIX: &str = "L1HV-RESULT ";
 
-/// Begins the line of a point reached: `L1HV-MARK NAME tsc=DECIMAL`.
+/// Begins the line of a point that a guest has reached: `L1HV-MARK NAME tsc=DECIMAL`.
 pub const MARK_PREFIX: &str = "L1HV-MARK ";
 
 /// Begins a line `ns=NUMBER tsc=NUMBER`: CLOCK_MONOTONIC since the program began, and the time-stamp counter.
@@ -29,5 +29,5 @@ pub const CLOCK_PREFIX: &str = "L1HV-CLOCK ";
 /// Begins each line of a nested guest on the guest hypervisor's console.
 pub const NESTED_PREFIX: &str = "nested: ";
 
-/// What the init of a nested Linux prints first.
+/// The first line that the init of a nested Linux prints.
 pub const NESTED_INIT: &str = "L1HV-NESTED-INIT";

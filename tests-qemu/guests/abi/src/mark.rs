@@ -1,4 +1,4 @@
-//! The mark that our Bochs knows: `XCHG BX, BX` with this in RCX and a name in RAX and RDX.
+//! The mark that our Bochs knows: `XCHG BX, BX` with [`SIGNATURE`] in RCX and a name in RAX and RDX.
 //!
 //! No hypervisor can intercept it, so that it works at every level and in user mode. See
 //! `machines/bochs/0103-counters.patch`.

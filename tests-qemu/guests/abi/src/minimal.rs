@@ -1,4 +1,4 @@
-//! What the minimal guest hypervisor's nested guest and the runner agree on.
+//! The protocol between the minimal guest hypervisor's nested guest and the runner.
 
 /// Times that each operation is done.
 pub const REPEATS: usize = 1000;
@@ -8,8 +8,8 @@ pub const MARK: &[u8; 11] = b"minimal-opA";
 
 /// Names of the operations, in the order in which the nested guest does them.
 ///
-/// "HLT" goes on after the instruction. In "HLT and wake by interrupt" the nested guest enables interrupts, halts, and
-/// gets one through VM-entry event injection in the answer to the exit: STI, HLT, its handler, IRET, CLI.
+/// "HLT" goes on after the instruction. In "HLT and wake by interrupt" the nested guest enables interrupts and halts.
+/// The hypervisor answers the exit with an interrupt by VM-entry event injection: STI, HLT, its handler, IRET, CLI.
 pub const OPERATIONS: [&str; 8] = [
     "CPUID",
     "VMCALL",

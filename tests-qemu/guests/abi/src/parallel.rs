@@ -1,4 +1,4 @@
-//! What the parallel workload prints, and what is right.
+//! The results that the parallel workload prints, and the right ones.
 
 use core::fmt;
 
@@ -14,27 +14,27 @@ pub const ROUNDS: u64 = 100;
 /// Times that the token goes round.
 pub const LAPS: u64 = 200;
 
-/// What the processors find out together.
+/// The joint results of the processors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Results {
-    /// How many took part.
+    /// The number of processors that took part.
     pub cpus: u64,
-    /// All words of shared memory together, modulo 2^64.
+    /// The sum of all words of shared memory, modulo 2^64.
     pub sum: u64,
-    /// Times that anybody took the lock.
+    /// Times that any processor took the lock.
     pub locked: u64,
     /// Processors that the token has visited.
     pub hops: u64,
 }
 
 impl Results {
-    /// The right ones for so many processors.
+    /// The right results for `cpus` processors.
     pub const fn of(cpus: u64) -> Self {
         let sum = FACTOR.wrapping_mul(WORDS * (WORDS - 1) / 2);
         Self { cpus, sum, locked: cpus * ROUNDS, hops: cpus * LAPS }
     }
 
-    /// Whether they are the right ones.
+    /// Whether the results are right.
     pub fn are_right(self) -> bool {
         self == Self::of(self.cpus)
     }

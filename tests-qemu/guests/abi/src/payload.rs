@@ -1,4 +1,4 @@
-//! What the payload and its VMM agree on.
+//! The protocol between the payload and its VMM.
 //!
 //! The VMM answers each input with [`answer`] of it; the payload checks each answer. Results are an array
 //! of [`Sample`] in the payload's memory.
@@ -6,7 +6,7 @@
 /// Times that each operation is done and measured.
 pub const REPEATS: usize = 1000;
 
-/// Times that it is done before, unmeasured: as many as there are pages left for first touches.
+/// Times that each operation is done before that, without a measurement.
 pub const WARM_UP: usize = 24;
 
 /// `OUT` stores a dword, `IN` returns [`answer`] of the last one stored.
@@ -33,7 +33,7 @@ pub const CPUID_LEAF: u32 = 0x4000_0010;
 /// See [`CPUID_LEAF`].
 pub const CPUID_SUBLEAVES: u32 = 2;
 
-/// First of the pages that hold their own [`answer`] and that nobody has touched in the guest.
+/// First of the pages that hold their own [`answer`] and that the guest has not touched.
 pub const TOUCH_BASE: u64 = 0x0400_0000;
 
 /// Distance of these pages: KVM maps up to eight neighbours of a faulting page.
@@ -42,7 +42,7 @@ pub const TOUCH_STRIDE: u64 = 0x8000;
 /// Pages for the second first-touch measure, likewise.
 pub const COUNTED_TOUCH_BASE: u64 = 0x0600_0000;
 
-/// First of the pages that nobody has written: memory behind them is found when they are touched.
+/// First of the pages that no program has written: KVM allocates their memory when they are touched.
 pub const FRESH_BASE: u64 = 0x0800_0000;
 
 /// Pages for the second measure of these, likewise.
@@ -58,8 +58,8 @@ const _: () = assert!(FRESH_BASE + TOUCHED_PAGES as u64 * TOUCH_STRIDE <= COUNTE
 /// that it sleeps too.
 pub const SLEEP_TICKS: u32 = 1_000_000;
 
-/// What the payload does; its number is in RDI at the entry point, in RSI how many ticks of the TSC a sleep has, and in
-/// RDX how many rounds follow that an emulator counts: none or one.
+/// A part of the payload's work. At the entry point RDI holds its number, RSI the ticks of the TSC that a sleep takes,
+/// and RDX the number of further rounds that an emulator counts: none or one.
 #[repr(transparent)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Part(pub u64);
@@ -79,8 +79,8 @@ pub const fn answer(input: u32) -> u32 {
     input.wrapping_mul(0x9e37_79b1) ^ 0x5bd1_e995
 }
 
-/// What one operation did. Ticks are those of the TSC between two readings, without those that the payload itself
-/// wanted to sleep.
+/// The results of one operation. Ticks are those of the TSC between two readings, without the time that the payload
+/// meant to sleep.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
@@ -90,19 +90,19 @@ pub struct Sample {
     pub right: u32,
     /// Ticks of the quickest one.
     pub minimum: u64,
-    /// Ticks of the quickest one but 1%.
+    /// The 1st percentile of the ticks.
     pub percentile_1: u64,
-    /// Ticks of the middle one.
+    /// The median of the ticks.
     pub median: u64,
-    /// Ticks of the slowest one but 1%.
+    /// The 99th percentile of the ticks.
     pub percentile_99: u64,
 }
 
-/// In place of an operation: nothing. The ticks are those of reading the TSC.
+/// In place of an operation: no instructions. The ticks are those of reading the TSC.
 pub const NOTHING: u32 = OPERATIONS.len() as u32;
 
-/// In place of an operation: [`CHAIN_LENGTH`] multiplications, each of what the one before has left. They take a
-/// processor of silicon three cycles each, and a TSC that counts instructions one tick.
+/// In place of an operation: [`CHAIN_LENGTH`] multiplications, each of the result of the one before. Each takes three
+/// cycles on silicon, and one tick of a TSC that counts instructions.
 pub const CHAIN: u32 = NOTHING + 1;
 
 /// See [`CHAIN`].
@@ -110,9 +110,9 @@ pub const CHAIN_LENGTH: u64 = 1000;
 
 /// Names of the operations, in the order in which the payload does them.
 ///
-/// The last of them is that of [`Part::SLEEP`]: the payload arms the one-shot timer of its local APIC, enables
-/// interrupts and halts; the VMM's thread sleeps in KVM until the timer wakes it; the payload's handler ends the
-/// interrupt and returns.
+/// The last one belongs to [`Part::SLEEP`]: the payload arms the one-shot timer of its local APIC, enables interrupts
+/// and halts; the VMM's thread sleeps in KVM until the timer wakes it; the payload's handler ends the interrupt and
+/// returns.
 pub const OPERATIONS: [&str; 14] = [
     "CPUID",
     "VMCALL",

@@ -1,5 +1,5 @@
-//! The local APIC, for interrupts of our own and those of other processors, and the 8259s, which are masked. The word
-//! `x2apic` in the command line has it in x2APIC mode.
+//! The local APIC, for interrupts from this and from other processors, and the 8259s, which are masked. The word
+//! `x2apic` in the command line selects x2APIC mode.
 
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -21,10 +21,10 @@ const LVT_TIMER: u64 = 0x320;
 const ICR: u64 = 0x300;
 const ICR_HIGH: u64 = 0x310;
 
-/// Whether this processor's is in x2APIC mode.
+/// Whether this processor's local APIC is in x2APIC mode.
 static IS_X2: AtomicBool = AtomicBool::new(false);
 
-/// The MSR that a register is in x2APIC mode.
+/// The MSR of a register in x2APIC mode.
 fn msr(register: u64) -> u32 {
     0x800 + register as u32 / 16
 }
@@ -41,7 +41,7 @@ fn write(register: u64, value: u32) {
     unsafe { address.write_volatile(value) };
 }
 
-/// Masks every interrupt of the machine, enables the local APIC.
+/// Masks every interrupt of the machine, and enables the local APIC.
 pub fn init() {
     const SOFTWARE_ENABLE_VECTOR_255: u32 = 0x1ff;
     for port in [0x21, 0xa1] {
@@ -64,14 +64,14 @@ fn set_base(base: u64) {
     assert!(wrmsr(IA32_APIC_BASE, base) == Outcome::Success, "the local APIC does not become {base:#x}");
 }
 
-/// Work: x2APIC mode from now on. IA32_APIC_BASE afterwards.
+/// Work: enters x2APIC mode. Returns the new IA32_APIC_BASE.
 pub fn enter_x2apic_mode(_: u64) -> u64 {
     set_base(base() | X2APIC_MODE);
     init();
     base()
 }
 
-/// Work: xAPIC mode again, by the way that there is: with the APIC off between (SDM 12.12.5 "x2APIC State
+/// Work: returns to xAPIC mode in the only possible way, by disabling the APIC first (SDM 12.12.5 "x2APIC State
 /// Transitions").
 pub fn leave_x2apic_mode(_: u64) -> u64 {
     set_base(base() & !(ENABLE | X2APIC_MODE));
@@ -99,7 +99,7 @@ pub fn own_destination() -> u64 {
     (id() as u64) << 24
 }
 
-/// What a processor can be sent (SDM 12.6.1 "Interrupt Command Register (ICR)").
+/// A message to a processor (SDM 12.6.1 "Interrupt Command Register (ICR)").
 #[derive(Clone, Copy)]
 pub enum Message {
     /// An interrupt with this vector.

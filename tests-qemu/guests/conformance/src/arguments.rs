@@ -7,18 +7,18 @@ use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 static INFORMATION: AtomicU32 = AtomicU32::new(0);
 
-/// The loader's information is at `address`.
+/// Notes the address of the loader's information.
 pub fn init(address: u32) {
     INFORMATION.store(address, Relaxed);
 }
 
-/// A dword of the loader's.
+/// A dword of the loader's information.
 fn dword(address: u32) -> u32 {
-    // SAFETY: callers ask for what the loader has said to be there; nothing changes it.
+    // SAFETY: callers read only addresses that the loader has given; no code changes the memory there.
     unsafe { core::ptr::with_exposed_provenance::<u32>(address as usize).read_unaligned() }
 }
 
-/// A dword of its information, if the flag that says so is set.
+/// A dword of the information structure, if its flag is set.
 fn information(flag: u32, offset: u32) -> Option<u32> {
     let base = INFORMATION.load(Relaxed);
     (dword(base) >> flag & 1 != 0).then(|| dword(base + offset))
@@ -27,22 +27,22 @@ fn information(flag: u32, offset: u32) -> Option<u32> {
 /// The command line.
 pub fn command_line() -> &'static str {
     let Some(address) = information(2, 16) else { return "" };
-    // SAFETY: a string of C, says the flag.
+    // SAFETY: by the flag, it is a C string.
     let text = unsafe { CStr::from_ptr(core::ptr::with_exposed_provenance(address as usize)) };
     text.to_str().unwrap_or("")
 }
 
-/// Its words.
+/// The words of the command line.
 pub fn words() -> impl Iterator<Item = &'static str> {
     command_line().split_ascii_whitespace()
 }
 
-/// What follows `name` in the word that begins with it.
+/// The rest of the word that begins with `name`.
 fn word(name: &str) -> Option<&'static str> {
     words().find_map(|word| word.strip_prefix(name))
 }
 
-/// Whether the cases of this group are printed: `only=GROUP,GROUP` leaves out those of all others.
+/// Whether the cases of this group are printed: `only=GROUP,GROUP` leaves out all other groups.
 pub fn wants(group: &str) -> bool {
     word("only=").is_none_or(|groups| groups.split(',').any(|name| name == group))
 }
@@ -52,7 +52,7 @@ pub fn names_a_group(is_one: impl Fn(&str) -> bool) -> bool {
     word("only=").is_some_and(|groups| groups.split(',').any(is_one))
 }
 
-/// Whether the machine's processor stops where a VMX structure or operand lies in no memory: `memory-only`.
+/// Whether the machine's processor stops at a VMX structure or operand that is not in memory: `memory-only`.
 pub fn has_memory_only() -> bool {
     words().any(|word| word == "memory-only")
 }
@@ -62,7 +62,8 @@ pub fn value(name: &str) -> Option<u64> {
     word(name)?.parse().ok()
 }
 
-/// Memory below 3 GiB that the map reserves in pieces of 2 MiB: that of a host. Firmware reserves less and elsewhere.
+/// Memory below 3 GiB that the map reserves in pieces of 2 MiB: a host's memory. Firmware reserves smaller pieces, and
+/// elsewhere.
 pub fn reserved_memory() -> Option<Range<u64>> {
     const RESERVED: u32 = 2;
     const LIMIT: u64 = 3 << 30;

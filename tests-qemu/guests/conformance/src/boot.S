@@ -10,7 +10,7 @@
     .set PRESENT_WRITE_USER, 0x7
     .set LARGE, 0x80
 
-    # With the address fields QEMU loads this file too, which takes no 64-bit ELF.
+    # QEMU, which does not load a 64-bit ELF file, loads this file by the address fields.
     .section .multiboot, "a"
     .balign 4
 multiboot_header:

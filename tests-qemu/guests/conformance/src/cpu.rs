@@ -21,8 +21,8 @@ pub fn wrmsr(msr: u32, value: u64) -> Outcome {
     attempt!("wrmsr"; in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32)
 }
 
-/// Makes a host that was started with `stats` print its counters; any other processor has no such leaf, and says
-/// something.
+/// Makes a host that was started with `stats` print its counters. Any other processor has no such leaf, and answers
+/// without meaning.
 pub fn request_host_statistics() {
     let _ = core::arch::x86_64::__cpuid_count(statistics::LEAF, statistics::SUBLEAF);
 }
@@ -82,7 +82,7 @@ macro_rules! read_register {
         #[doc = concat!("Reads ", $name, ".")]
         pub fn $read() -> u64 {
             let value;
-            // SAFETY: reading has no effect.
+            // SAFETY: reading the register has no effect.
             unsafe { asm!(concat!("mov {}, ", $name), out(reg) value, options(nomem, nostack, preserves_flags)) };
             value
         }

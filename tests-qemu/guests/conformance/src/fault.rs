@@ -1,4 +1,4 @@
-//! Exceptions: an instruction that is expected to fault is tried with `attempt!`, and what happened is its [`Outcome`].
+//! Exceptions: `attempt!` tries an instruction that may fault, and gives its [`Outcome`].
 
 use core::arch::asm;
 use core::fmt;
@@ -12,11 +12,12 @@ use crate::memory::{self, Table};
 use crate::output::{power_off, print};
 use crate::smp::TAKEN;
 
-/// Where a fault goes on; 0 where none is expected.
+/// The address at which a fault continues; 0 if no fault is expected.
 pub static RECOVERY: AtomicU64 = AtomicU64::new(0);
-/// RBX to go on with: inline assembly can't name it as clobbered, and what faulted may have exchanged it.
+/// The RBX to continue with: inline assembly cannot declare RBX as clobbered, and the faulting code may have changed
+/// it.
 pub static RECOVERY_RBX: AtomicU64 = AtomicU64::new(0);
-/// The stack pointer to go on with; 0 for that of the faulting instruction.
+/// The stack pointer to continue with; 0 for that of the faulting instruction.
 pub static RECOVERY_RSP: AtomicU64 = AtomicU64::new(0);
 /// `1 << 31 | vector` of the fault; 0 if there was none.
 static VECTOR: AtomicU32 = AtomicU32::new(0);
@@ -32,20 +33,20 @@ const HAPPENED: u32 = 1 << 31;
 const NMI: u64 = 2;
 const PF: u32 = 14;
 
-/// What an instruction did.
+/// The outcome of an instruction.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// It ended with CF and ZF clear.
+    /// The instruction ended with CF and ZF clear.
     Success,
     /// VMfailInvalid.
     FailInvalid,
     /// VMfailValid with this VM-instruction error.
     FailValid(u64),
-    /// It faulted.
+    /// The instruction faulted.
     Fault {
         /// The vector.
         vector: u32,
-        /// The error code; 0 where there is none.
+        /// The error code; 0 if there is none.
         error_code: u32,
         /// CR2, for a page fault.
         cr2: u64,
@@ -55,7 +56,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Of the last attempt, from the flags after it.
+    /// The outcome of the last attempt, from the flags after it.
     pub fn of(cf: u8, zf: u8) -> Self {
         let vector = VECTOR.swap(0, Relaxed);
         if vector & HAPPENED != 0 {
@@ -90,7 +91,8 @@ impl fmt::Display for Outcome {
 macro_rules! attempt {
     ($($line:expr),+ $(; $($operands:tt)*)?) => {{
         let (cf, zf): (u8, u8);
-        // SAFETY: a case is allowed to do what its instruction does; a fault goes on after it.
+        // SAFETY: a case may have the effects of its instruction; after a fault, execution continues behind the
+        // instruction.
         unsafe {
             core::arch::asm!(
                 "lea {scratch}, [rip + 22f]",
@@ -110,7 +112,7 @@ macro_rules! attempt {
     }};
 }
 
-/// What the vectors push, from RBX up.
+/// The stack frame that the vectors push, from RBX up.
 #[repr(C)]
 struct Frame {
     rbx: u64,
@@ -156,12 +158,12 @@ extern "C" fn handle_exception(frame: &mut Frame) {
     }
 }
 
-/// Where the last fault or trap was.
+/// The RIP of the last fault or trap.
 pub fn last_rip() -> u64 {
     RIP.load(Relaxed)
 }
 
-/// Opens a window for interrupts; the vector of the one that came.
+/// Opens a window for interrupts. Returns the vector of the interrupt that arrived.
 pub fn take_interrupt() -> Option<u32> {
     INTERRUPT.store(0, Relaxed);
     // SAFETY: interrupts are only counted.
@@ -169,7 +171,7 @@ pub fn take_interrupt() -> Option<u32> {
     last_interrupt()
 }
 
-/// An exit leaves NMIs blocked if the nested guest's handler or an NMI exit blocked them: IRET ends that.
+/// Unblocks NMIs by IRET: an exit leaves them blocked if the nested guest's handler or an NMI exit blocked them.
 pub fn unblock_nmis() {
     // SAFETY: returns to the next instruction with the same stack and flags.
     unsafe {
@@ -181,7 +183,7 @@ pub fn unblock_nmis() {
     }
 }
 
-/// The vector of the last interrupt or NMI, once.
+/// Returns the vector of the last interrupt or NMI, and forgets it.
 pub fn last_interrupt() -> Option<u32> {
     let vector = INTERRUPT.swap(0, Relaxed);
     (vector & HAPPENED != 0).then_some(vector & !HAPPENED)

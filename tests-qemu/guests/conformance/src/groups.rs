@@ -49,7 +49,7 @@ pub use ept_random::Random;
 /// A group of cases and its name.
 pub type Group = (&'static str, fn(&mut Suite));
 
-/// The group that executes VMXON, without which those after it cannot run.
+/// The group that executes VMXON, which the groups after it need.
 pub const WAY_IN: &str = "outside";
 
 /// All groups, in the order in which they run: the first ones before VMXON, which ends [`WAY_IN`].
@@ -90,8 +90,8 @@ pub type GroupOfSeveral = (&'static str, fn(&mut Suite, &Processors));
 /// The group after which every processor is in VMX operation.
 pub const WAY_IN_OF_OTHERS: &str = "smp-start";
 
-/// The groups for machines with several processors. Each but the first finds them in VMX operation with no work, and
-/// leaves them so.
+/// The groups for machines with several processors. Each group but the first finds the processors in VMX operation and
+/// idle, and leaves them so.
 pub const OF_SEVERAL_PROCESSORS: &[GroupOfSeveral] = &[
     (WAY_IN_OF_OTHERS, smp_start::run),
     ("smp-interrupts", smp_interrupts::run),
@@ -102,7 +102,7 @@ pub const OF_SEVERAL_PROCESSORS: &[GroupOfSeveral] = &[
     ("smp-x2apic", smp_interrupts::run_in_x2apic_mode),
 ];
 
-/// Code for the nested guest: its address. It ends with VMCALL, an exit whatever the controls say.
+/// Code for the nested guest; evaluates to its address. The code ends with VMCALL, which always exits.
 #[macro_export]
 macro_rules! code {
     ($($line:literal),* $(,)?) => {{
@@ -114,7 +114,8 @@ macro_rules! code {
     }};
 }
 
-/// Code for a nested guest in a mode without 64-bit code, with 32-bit operands and addresses. It ends with VMCALL.
+/// Code for a nested guest in a mode without 64-bit code, with 32-bit operands and addresses. The code ends with
+/// VMCALL.
 #[macro_export]
 macro_rules! code_32 {
     ($($line:literal),* $(,)?) => {{
@@ -126,10 +127,10 @@ macro_rules! code_32 {
     }};
 }
 
-/// What a case changes of a VMCS that enters.
+/// A case's change of the VMCS that is entered.
 type Change = fn(&mut Vm);
 
-/// A nested guest at `code` with something changed: how its entry ends.
+/// Enters a nested guest at `code` after `change`. Returns how the entry ends.
 fn enter(code: u64, change: impl FnOnce(&mut Vm)) -> Verdict {
     let mut vm = Vm::new(code);
     change(&mut vm);

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! The runner boots it on the bare machine and under l1hv and compares the lines. A result therefore never depends on
-//! time, and holds only addresses of the image itself, which is loaded at the same place on both. Lines that begin with
-//! `C-PANIC` say that a case did what none may do.
+//! time, and holds only addresses of the image itself, which is loaded at the same place on both. A line that begins
+//! with `C-PANIC` reports that a case did what no case may do.
 //!
 //! ```text
 //!   groups/*  the cases         vm       a nested guest, changed and run until its first exit
@@ -17,7 +17,7 @@
 //! ```
 //!
 //! On a machine with several processors the groups that need them run, and no others unless `only=GROUP,GROUP` names
-//! some. With `on=NUMBER` those that one processor runs do so on that one.
+//! some. With `on=NUMBER` the groups for one processor run on that processor.
 
 #![no_std]
 #![no_main]
@@ -79,7 +79,7 @@ extern "C" fn conformance_main(loader_information: u32) -> ! {
     run_for_several(&processors)
 }
 
-/// The groups that one processor runs, on this processor.
+/// Runs the groups for one processor, on this processor.
 fn run_for_one(_: u64) -> u64 {
     let mut suite = Suite::new(Permissions::from_arguments(arguments::command_line()));
     for (name, run) in groups::ALL {
@@ -93,8 +93,8 @@ fn run_for_one(_: u64) -> u64 {
     suite.end()
 }
 
-/// The groups that need several processors. The first processor enters VMX operation here, the others in the first
-/// group.
+/// Runs the groups that need several processors. The first processor enters VMX operation here, the others do in the
+/// first group.
 fn run_for_several(processors: &Processors) -> ! {
     let mut suite = Suite::new(Permissions::from_arguments(arguments::command_line()));
     let _ = smp::enter_vmx(0);
@@ -109,7 +109,7 @@ fn run_for_several(processors: &Processors) -> ! {
     suite.end()
 }
 
-/// `shadow` wants a heap for what no group uses. An allocation would fail.
+/// `shadow` needs a heap for functions that no group uses. An allocation would fail.
 #[global_allocator]
 static NO_HEAP: LockedHeap = LockedHeap::empty();
 

@@ -28,7 +28,7 @@ pub const GUEST_TSS: u16 = 0x40;
 /// Selector of a second TSS, 32-bit and available.
 pub const OTHER_TSS: u16 = 0x50;
 
-/// Where CPL 3 sees the first 4 GiB.
+/// The address at which CPL 3 accesses the first 4 GiB.
 pub const USER: u64 = 1 << 39;
 /// Pages with one property each.
 pub const WINDOW: u64 = USER + (4 << 30);
@@ -37,8 +37,8 @@ pub const WINDOW: u64 = USER + (4 << 30);
 #[repr(C, align(4096))]
 pub struct Table<const N: usize>(UnsafeCell<[u64; N]>);
 
-// SAFETY: each processor has its own, and exception handlers do not touch tables. The few that processors share are
-// accessed a word at a time, and their groups say what makes a word's value certain, or that it is not.
+// SAFETY: each processor has its own tables, and exception handlers do not access them. The few tables that processors
+// share are accessed a word at a time, and their groups say what makes a word's value certain, or that it is uncertain.
 #[allow(unsafe_code, reason = "shared with the processor")]
 unsafe impl<const N: usize> Sync for Table<N> {}
 
@@ -113,7 +113,7 @@ pub static STACKS: Table<2048> = Table::new();
 pub static VMXON: Page = Page::new();
 /// The VMCS of most cases.
 pub static VMCS: Page = Page::new();
-/// Another one.
+/// Another VMCS.
 pub static OTHER_VMCS: Page = Page::new();
 /// I/O bitmaps A and B.
 pub static IO_BITMAPS: Table<1024> = Table::new();
@@ -127,7 +127,7 @@ pub static MODIFICATION_LOG: Page = Page::new();
 pub static LONG_MSR_AREA: Table<1024> = Table::new();
 /// Posted-interrupt descriptor.
 pub static POSTED: Page = Page::new();
-/// A page that a control needs and no case looks at.
+/// A page that a control needs and no case reads.
 pub static SPARE: Page = Page::new();
 /// MSR areas: VM-exit store, VM-exit load, VM-entry load, a quarter page each.
 pub static MSR_AREAS: Page = Page::new();
@@ -136,7 +136,7 @@ pub static OPERANDS: Page = Page::new();
 static WINDOW_PD: Page = Page::new();
 static WINDOW_PT: Page = Page::new();
 
-/// First address above the image that cases may use as they like.
+/// The first address above the image that cases may use freely.
 const FREE_MEMORY: u64 = 128 << 20;
 
 fn free_memory(address: u64) -> *mut u64 {
@@ -146,7 +146,7 @@ fn free_memory(address: u64) -> *mut u64 {
 
 /// A quadword of memory above the image.
 pub fn peek(address: u64) -> u64 {
-    // SAFETY: mapped to itself, and nothing of Rust's is there.
+    // SAFETY: the address is mapped to itself, and no Rust object is there.
     unsafe { free_memory(address).read_volatile() }
 }
 
@@ -176,7 +176,7 @@ unsafe extern "C" {
 
 /// The GDT, for host and nested guest.
 pub fn gdt_table() -> &'static Page {
-    // SAFETY: boot.S defines it; it is shorter, and nobody goes beyond index 11.
+    // SAFETY: boot.S defines it. It is shorter than a page, and no code goes beyond index 11.
     unsafe { &gdt }
 }
 
@@ -186,7 +186,7 @@ pub fn host_cr3() -> u64 {
     unsafe { &host_pml4 }.address()
 }
 
-/// The nested guest's handler of vector 0; 8 bytes further is that of vector 1.
+/// The nested guest's handler of vector 0. The handler of each further vector is 8 bytes higher.
 pub fn nested_handlers() -> u64 {
     (&raw const nested_vectors).addr() as u64
 }

@@ -1,6 +1,6 @@
-//! With the argument `minimal`, the image is the smallest guest hypervisor there is: it reads the exit reason, moves
-//! RIP over the instruction and resumes. What an exit of its nested guest costs is the nesting alone. A second nested
-//! guest halts, and is woken by an interrupt.
+//! With the argument `minimal`, the image is a minimal guest hypervisor: it reads the exit reason, moves RIP over the
+//! instruction and resumes. So an exit of its nested guest costs little besides the nesting. A second nested guest
+//! halts, and an interrupt wakes it.
 
 use core::arch::{asm, naked_asm};
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -22,7 +22,7 @@ const IA32_MCG_STATUS: u32 = 0x17a;
 /// The argument.
 pub const WORD: &str = "minimal";
 
-/// VMXON, as the suite's own cases do it before.
+/// Executes VMXON, after the preparations that the suite's cases make otherwise.
 pub fn enter_vmx_operation() -> Outcome {
     let _ = set_cr4(cr4() | CR4);
     VMXON.set(0, revision());
@@ -44,14 +44,14 @@ static TAKEN: AtomicUsize = AtomicUsize::new(0);
 /// The interrupt that ends a HLT.
 const WAKE_VECTOR: u8 = 0x20;
 
-/// Runs the nested guests, which do each operation so many times, with a mark before each.
+/// Runs the nested guests, which repeat each operation, with a mark before each time.
 pub fn run() -> ! {
     print(format_args!("{WORD}: VMXON: {}", enter_vmx_operation()));
     GUEST_IDT.set_gate(WAKE_VECTOR.into(), interrupt_handler as *const () as u64, CODE);
     run_next()
 }
 
-/// Begins the next nested guest; after the last one the machine's work is done.
+/// Begins the next nested guest, or ends the machine after the last one.
 extern "C" fn run_next() -> ! {
     let Some((guest, handler)) = GUESTS.get(BEGUN.fetch_add(1, Ordering::Relaxed)) else { end() };
     let mut vm = Vm::new(*guest as *const () as u64);
@@ -59,19 +59,19 @@ extern "C" fn run_next() -> ! {
     vm.clear(PIN_CONTROLS, Pin::ACTIVATE_PREEMPTION_TIMER);
     vm.or(PIN_CONTROLS, Pin::NMI_EXITING | Pin::VIRTUAL_NMIS);
     vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID);
-    // Like every hypervisor it keeps its own state apart from its guest's.
+    // Like every hypervisor, this one keeps its own state apart from its guest's.
     vm.or(ENTRY_CONTROLS, EntryControls::LOAD_DEBUG_CONTROLS | EntryControls::LOAD_PAT);
     let exit = ExitControls::SAVE_DEBUG_CONTROLS | ExitControls::SAVE_PAT | ExitControls::LOAD_PAT;
     vm.or(EXIT_CONTROLS, exit);
     vm.or(PRIMARY_CONTROLS, Primary::HLT_EXITING | Primary::UNCONDITIONAL_IO_EXITING);
     vm.set(HOST_RIP, *handler as *const () as u64).set(HOST_RSP, STACKS.address() + 0x1000);
-    // SAFETY: what comes back of the nested guest goes to its handler, with a stack of its own, and ends in `run_next`.
+    // SAFETY: exits of the nested guest go to its handler, which has a stack of its own and ends in `run_next`.
     unsafe { asm!("vmlaunch") };
     print(format_args!("C-PANIC VM entry failed with error {}", vm.get(VM_INSTRUCTION_ERROR)));
     abandon()
 }
 
-/// All that this hypervisor does about an exit. INVD is the nested guest's last word.
+/// The whole handling of an exit. INVD ends the nested guest.
 #[unsafe(naked)]
 extern "C" fn exit_handler() {
     naked_asm!(
@@ -98,9 +98,9 @@ extern "C" fn exit_handler() {
     )
 }
 
-/// The same for a nested guest that sleeps in HLT: the next VM entry delivers an interrupt. STI still blocks it at a
-/// HLT that follows, and an interrupt can only be injected where nothing blocks it (SDM 26.3.1.5, "Checks on Guest
-/// Non-Register State").
+/// The handling of an exit of a nested guest that sleeps in HLT: the next VM entry delivers an interrupt. At a HLT
+/// right after STI, blocking by STI is in effect, and an interrupt can only be injected without blocking (SDM 26.3.1.5,
+/// "Checks on Guest Non-Register State").
 #[unsafe(naked)]
 extern "C" fn waking_exit_handler() {
     naked_asm!(
@@ -142,7 +142,7 @@ extern "C" fn interrupt_handler() {
 }
 
 extern "C" fn halting_guest() -> ! {
-    // SAFETY: this guest's only interrupt goes to `interrupt_handler`, which changes what it counts in.
+    // SAFETY: this guest's only interrupt goes to `interrupt_handler`, which changes only its counter.
     unsafe {
         counted(7, |_| asm!("sti", "hlt", "cli"));
         asm!("invd", options(noreturn))
@@ -151,7 +151,7 @@ extern "C" fn halting_guest() -> ! {
 
 extern "C" fn nested_guest() -> ! {
     const { assert!(OPERATIONS.len() == 8) };
-    // SAFETY: the instructions exit, and none changes anything of this guest's but the named registers.
+    // SAFETY: the instructions exit, and change only the named registers of this guest.
     unsafe {
         counted(
             0,
@@ -179,7 +179,7 @@ fn counted(operation: u8, once: impl Fn(u32)) {
     name[MARK.len() - 1] += operation;
     let (low, high) = mark::words(&name);
     let count = || {
-        // SAFETY: exchanges a register with itself; the inputs mean something to the emulator alone.
+        // SAFETY: the instruction exchanges a register with itself; only the emulator uses the inputs.
         unsafe { asm!("xchg bx, bx", in("rcx") mark::SIGNATURE, in("rax") low, in("rdx") high) }
     };
     for n in 0..REPEATS as u32 {

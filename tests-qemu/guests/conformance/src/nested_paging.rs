@@ -33,10 +33,10 @@ static HIGH_PD: Page = Page::new();
 pub static WINDOW_PD: Page = Page::new();
 /// EPT page table of the window.
 pub static WINDOW_PT: Page = Page::new();
-/// What the window maps.
+/// The pages that the window maps.
 pub static PAGES: Table<{ 512 * WINDOW_PAGES }> = Table::new();
 
-/// Physical address of memory that is nobody's, for a page of 2 MiB.
+/// Physical address of unused memory, for a page of 2 MiB.
 pub const LARGE_PAGE: u64 = 256 << 20;
 
 static GUEST_PML4: Page = Page::new();
@@ -90,7 +90,7 @@ pub fn clear_accessed_and_dirty() {
     }
 }
 
-/// What no case changes.
+/// Writes the tables that no case changes.
 fn large_pages() {
     for index in 0..512 {
         LOW_PD.set(index, (index as u64) << 21 | LARGE | LEAF);
@@ -108,14 +108,15 @@ fn large_pages() {
 /// The instruction, little-endian.
 pub const VMCALL: u64 = 0xc1010f;
 
-/// Every page of the window answers to a call: an access of any kind can be tried on it.
+/// Puts VMCALL at the start of every page of the window, so that a call to a page exits, and every kind of access can
+/// be tried.
 pub fn answer_calls() {
     for page in 0..WINDOW_PAGES {
         PAGES.set(page * 512, VMCALL);
     }
 }
 
-/// The first pages of [`LARGE_PAGE`] answer to a call too, and hold their number.
+/// Puts VMCALL and the page's number into the first pages of [`LARGE_PAGE`].
 pub fn fill_large_page() {
     for page in 0..WINDOW_PAGES as u64 {
         for (word, value) in [(0, VMCALL), (1, 0), (2, 0x100 + page)] {
@@ -124,17 +125,17 @@ pub fn fill_large_page() {
     }
 }
 
-/// The guest's page table of [`LINEAR`], for a case that has one of its own.
+/// Sets the guest's page table of [`LINEAR`], for a case that has its own.
 pub fn guest_linear_table(address: u64) {
     GUEST_LINEAR_PD.set(0, address | GUEST_TABLE);
 }
 
-/// An entry of the guest's PML4 table; 0 is that of the identity map.
+/// Sets an entry of the guest's PML4 table. Entry 0 belongs to the identity map.
 pub fn set_guest_pml4(index: usize, entry: u64) {
     GUEST_PML4.set(index, entry);
 }
 
-/// Undoes what a group has done to tables that [`reset`] leaves alone.
+/// Undoes a group's changes of tables that [`reset`] leaves alone.
 pub fn reset_guest() {
     PAGES.fill(0);
     answer_calls();
@@ -143,8 +144,8 @@ pub fn reset_guest() {
     }
 }
 
-/// Permits fetches from user-mode linear addresses on the way to the code and to the window: bit 10, ignored without
-/// mode-based execute control. A leaf of the window has it not.
+/// Sets bit 10 in the entries above the code and the window, which permits fetches from user-mode linear addresses.
+/// Without mode-based execute control the bit is ignored. Leaves of the window do not have the bit.
 pub fn allow_user_execution() {
     const USER_EXECUTE: u64 = 1 << 10;
     for index in 0..512 {

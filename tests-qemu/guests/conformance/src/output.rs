@@ -1,4 +1,4 @@
-//! Lines for the runner: port 0xe9 where it is a debug console, else COM1.
+//! Lines for the runner: to port 0xe9 if it is a debug console, else to COM1.
 
 use core::fmt::{self, Write};
 
@@ -20,22 +20,22 @@ pub struct Suite {
 }
 
 impl Suite {
-    /// No case yet.
+    /// The state before the first case.
     pub const fn new(permissions: Option<Permissions>) -> Self {
         Self { group: "", is_silent: false, cases: 0, permissions }
     }
 
-    /// The cases that follow belong to `group`.
+    /// Begins `group`, to which the following cases belong.
     pub fn begin(&mut self, group: &'static str) {
         self.group = group;
     }
 
-    /// Whether the cases that follow are wanted; others run without a line.
+    /// Sets whether the following cases are printed. Others run without a line.
     pub fn print_cases(&mut self, wanted: bool) {
         self.is_silent = !wanted;
     }
 
-    /// The line of one case.
+    /// Prints the line of one case.
     pub fn case(&mut self, name: impl fmt::Display, result: impl fmt::Display) {
         if self.is_silent {
             return;
@@ -50,14 +50,14 @@ impl Suite {
         }
     }
 
-    /// The last line; switches the machine off.
+    /// Prints the last line, and switches the machine off.
     pub fn end(self) -> ! {
         print(format_args!("C-END {}", self.cases));
         power_off()
     }
 }
 
-/// A line that is no case.
+/// Prints a line that is not a case.
 pub fn print(text: fmt::Arguments<'_>) {
     let mut line = Line::new();
     let _ = line.write_fmt(text);
@@ -75,7 +75,7 @@ pub fn power_off() -> ! {
     }
 }
 
-/// Ends the machine with a code that says so: the image could not do its work.
+/// Ends the machine with an exit code that says that the image could not do its work.
 pub fn abandon() -> ! {
     outl(EXIT_PORT, 1);
     loop {
@@ -83,7 +83,7 @@ pub fn abandon() -> ! {
     }
 }
 
-/// A line on its way out: written in one go, so that nobody writes between its bytes.
+/// A line to print. It is written at once, so that no other processor writes between its bytes.
 struct Line {
     bytes: [u8; 512],
     length: usize,

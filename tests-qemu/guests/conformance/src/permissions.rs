@@ -1,5 +1,5 @@
-//! Under l1hv, with the argument `permissions=SEED`: other fields exit on VMREAD and VMWRITE after each case. No result
-//! may change.
+//! Under l1hv, with the argument `permissions=SEED`: after each case, other fields exit on VMREAD and VMWRITE. No
+//! result may change.
 
 use core::arch::asm;
 
@@ -21,13 +21,13 @@ pub struct Permissions {
 }
 
 impl Permissions {
-    /// What the arguments ask for.
+    /// The changes that the arguments ask for.
     pub fn from_arguments(arguments: &str) -> Option<Self> {
         let seed = arguments.split(' ').find_map(|word| word.strip_prefix(OPTION))?;
         Some(Self { state: seed.parse().ok().filter(|&seed| seed != 0)? })
     }
 
-    /// Grants some fields another access: any that can be granted.
+    /// Grants random accesses to some fields, as far as they can be granted.
     pub fn change(&mut self) {
         for _ in 0..CHANGES {
             let id = FieldId::all().nth(self.random() % FIELD_COUNT).map_or(0, |id| id.encoding().0);
@@ -50,10 +50,10 @@ impl Permissions {
     }
 }
 
-/// RAX, RBX and RDX afterwards.
+/// Makes a hypercall. Returns RAX, RBX and RDX.
 fn hypercall(function: u32, encoding: u32, access: u64) -> (u64, u64, u64) {
     let (status, granted, most);
-    // SAFETY: changes nothing but these registers.
+    // SAFETY: the hypercall changes only these registers.
     unsafe {
         asm!(
             "xchg rbx, {rbx}",

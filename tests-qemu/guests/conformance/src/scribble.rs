@@ -1,6 +1,6 @@
 //! With the argument `scribble`, one processor writes at random into the VMCS regions of others while they build, enter
-//! and clear their VMCSs. Software that does so must expect anything of a processor (SDM 25.11.4 "Software Access to
-//! Related Structures", 25.1 "Overview"), so this is no case of the suite: it is for a host that must survive.
+//! and clear their VMCSs. The SDM gives such software no guarantees (SDM 25.11.4 "Software Access to Related
+//! Structures", 25.1 "Overview"), so this is not a case of the suite. It shows that a host survives.
 
 use core::sync::atomic::AtomicUsize;
 use core::sync::atomic::Ordering::{AcqRel, Acquire};
@@ -23,11 +23,11 @@ const ROUNDS: u64 = 500;
 
 #[unsafe(link_section = ".shared")]
 static REGIONS: [Page; MAX] = [const { Page::new() }; MAX];
-/// Processors that are done with theirs.
+/// Processors that have built all their VMCSs.
 #[unsafe(link_section = ".shared")]
 static DONE: AtomicUsize = AtomicUsize::new(0);
 
-/// Does it on all processors; the last one is who scribbles.
+/// Runs this on all processors; the last one scribbles.
 pub fn run(processors: &Processors) -> ! {
     let _ = enter_vmx(0);
     for number in processors.others() {
@@ -40,7 +40,7 @@ pub fn run(processors: &Processors) -> ! {
     power_off()
 }
 
-/// Builds and enters; how often the nested guest ran to its end.
+/// Builds and enters. Returns how often the nested guest ran to its end.
 fn take_part(_: u64) -> u64 {
     let users = count() - 1;
     if number() == users {
@@ -60,7 +60,8 @@ fn take_part(_: u64) -> u64 {
     entered as u64
 }
 
-/// Whatever VMPTRLD has found in the region, an exit comes back to this host: all that says where to is written again.
+/// Builds and enters one VMCS. Whatever VMPTRLD has found in the region, an exit returns to this host, because its host
+/// state is written again.
 fn build_and_enter(region: &Page) -> bool {
     let mut vm = Vm::at(region, code!("nop"));
     vm.set(EXIT_MSR_STORE_COUNT, 0).set(EXIT_MSR_LOAD_COUNT, 0).set(ENTRY_MSR_LOAD_COUNT, 0);

@@ -7,8 +7,8 @@
 //!   finish(n)  <───────────────────── result ─  halted again
 //! ```
 //!
-//! Work is a function of a group, not a closure: each processor has statics and a stack of its own (see [`local`]).
-//! What several processors look at is in section `.shared`, or is named by its physical address.
+//! Work is a function of a group, not a closure: each processor has its own statics and its own stack (see [`local`]).
+//! Data that several processors use is in section `.shared`, or is accessed by its physical address.
 
 pub mod local;
 mod meeting;
@@ -33,16 +33,16 @@ global_asm!(include_str!("smp/trampoline.S"), options(att_syntax));
 /// Processors that there is room for.
 pub const MAX: usize = 8;
 
-/// The interrupt that brings work. Nothing else sends it.
+/// The interrupt that brings work, and has no other use.
 const WAKE: u8 = 0xf8;
 
-/// How often a waiting processor looks before it says that it waits in vain.
+/// Polls of a waiting processor before it reports that it waits in vain.
 const PATIENCE: u64 = 200_000_000;
 
-/// Rounds of a loop that take any processor longer than to notice a message.
+/// Rounds of a loop that take longer than any processor needs to notice a message.
 const SETTLING: u32 = 10_000;
 
-/// What a processor is asked to do: with an argument, to a result.
+/// Work for a processor: a function from an argument to a result.
 pub type Work = fn(u64) -> u64;
 
 /// A processor's state, and its work.
@@ -75,7 +75,7 @@ static SLOTS: [Slot; MAX] = [const {
 #[unsafe(link_section = ".shared")]
 static COUNT: AtomicUsize = AtomicUsize::new(1);
 
-/// How many processors there are.
+/// The number of processors.
 pub fn count() -> usize {
     COUNT.load(Relaxed)
 }
@@ -86,7 +86,7 @@ pub struct Processors {
 }
 
 impl Processors {
-    /// Starts those that firmware knows of.
+    /// Starts the processors that firmware knows of.
     pub fn start() -> Self {
         let count = start::count();
         assert!(count <= MAX, "more processors than there is room for");
@@ -99,7 +99,7 @@ impl Processors {
         processors
     }
 
-    /// How many there are.
+    /// The number of processors.
     pub fn count(&self) -> usize {
         self.count
     }
@@ -109,7 +109,7 @@ impl Processors {
         1..self.count
     }
 
-    /// Lets processor `number` do something, and returns at once.
+    /// Gives work to processor `number`, and returns at once.
     pub fn begin(&self, number: usize, work: Work, argument: u64) {
         let slot = &SLOTS[number];
         assert!(slot.state.load(Acquire) == IDLE, "processor {number} has no time");
@@ -119,20 +119,20 @@ impl Processors {
         apic::send(number, Message::Interrupt(WAKE));
     }
 
-    /// Waits for the result.
+    /// Waits for the result of the work.
     pub fn finish(&self, number: usize) -> u64 {
         let slot = &SLOTS[number];
         assert!(wait_until(|| slot.state.load(Acquire) == IDLE), "processor {number} does not come to an end");
         slot.result.load(Relaxed)
     }
 
-    /// Both.
+    /// Gives work to a processor, and waits for the result.
     pub fn run_on(&self, number: usize, work: Work, argument: u64) -> u64 {
         self.begin(number, work, argument);
         self.finish(number)
     }
 
-    /// Lets every processor do something at the same time, this one too.
+    /// Gives the same work to every processor at the same time, this one included.
     pub fn run_on_all(&self, work: Work, argument: u64) -> [u64; MAX] {
         for number in self.others() {
             self.begin(number, work, argument);
@@ -152,7 +152,7 @@ impl Processors {
         self.start_stopped(number);
     }
 
-    /// Sends SIPI to a processor that waits for it, whatever its work was, and waits until it is ready for work.
+    /// Sends SIPI to a processor in the wait-for-SIPI state, and waits until it is ready for work.
     pub fn start_stopped(&self, number: usize) {
         start::aim_at(number);
         SLOTS[number].state.store(DOWN, Release);
@@ -165,13 +165,13 @@ impl Processors {
         apic::send(number, Message::StartUp(start::PAGE));
     }
 
-    /// How often a processor has come from the trampoline.
+    /// How often a processor has started by the trampoline.
     pub fn starts(&self, number: usize) -> u32 {
         SLOTS[number].starts.load(Acquire)
     }
 }
 
-/// Waits for something that other processors do; false if it does not come.
+/// Waits for an action of other processors. Returns false if it does not happen in time.
 pub fn wait_until(mut condition: impl FnMut() -> bool) -> bool {
     for _ in 0..PATIENCE {
         if condition() {
@@ -189,15 +189,15 @@ pub fn settle() {
     }
 }
 
-/// Nothing more to do on this processor.
+/// Halts this processor for ever.
 pub fn halt() -> ! {
     loop {
-        // SAFETY: nothing wakes it that it would have to answer.
+        // SAFETY: no event wakes the processor that it would have to handle.
         unsafe { asm!("cli", "hlt") };
     }
 }
 
-/// Where other processors come from the trampoline, on their own stack and page tables.
+/// The trampoline brings other processors here, on their own stacks and page tables.
 #[unsafe(no_mangle)]
 extern "C" fn processor_main() -> ! {
     memory::init();

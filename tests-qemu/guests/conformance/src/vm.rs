@@ -26,20 +26,19 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// In 64-bit mode at `code`; see [`state`] for the rest.
+    /// A nested guest in 64-bit mode at `code`; see [`state`] for the rest of its state.
     pub fn new(code: u64) -> Self {
         Self::at(&VMCS, code)
     }
 
-    /// The same in a VMCS region of the case's choice.
+    /// As [`new`](Self::new), in another VMCS region.
     pub fn at(region: &Page, code: u64) -> Self {
         load_fresh(region);
         state::write(code);
         Self { registers: Registers::default(), launched: false, entry_point: code }
     }
 
-    /// As [`new`](Self::new), with VPID 1: many entries in a row then go on with the translations that they have
-    /// cached.
+    /// As [`new`](Self::new), with VPID 1: so that many entries in a row keep using the cached translations.
     pub fn with_vpid(code: u64) -> Self {
         let mut vm = Self::new(code);
         vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID);
@@ -48,20 +47,20 @@ impl Vm {
         vm
     }
 
-    /// In a VMCS that another processor has built and cleared, with this processor's host state.
+    /// A nested guest in a VMCS that another processor has built and cleared, with this processor's host state.
     pub fn moved_here(region: &Page, registers: Registers) -> Self {
         let _ = cpu::vmptrld(region.address());
         state::host();
         Self { registers, launched: false, entry_point: 0 }
     }
 
-    /// Changes a field. One that does not exist stays so: VM entry shows what it makes of that.
+    /// Changes a field. A field that does not exist is ignored: the result of the VM entry counts.
     pub fn set<T: FieldValue>(&mut self, field: Field<T>, value: T) -> &mut Self {
         let _ = cpu::vmwrite(field.id().encoding().0.into(), value.into_word());
         self
     }
 
-    /// Reads a field; all ones where there is none.
+    /// Reads a field; all ones if the field does not exist.
     pub fn get<T: FieldValue>(&self, field: Field<T>) -> T {
         T::from_word(cpu::vmread(field.id().encoding().0.into()).unwrap_or(u64::MAX))
     }
@@ -78,35 +77,35 @@ impl Vm {
         self.set(field, T::from_word(value))
     }
 
-    /// Enters; the verdict prints itself.
+    /// Enters. The verdict can be printed.
     pub fn run(&mut self) -> Verdict {
         self.run_and_observe(|_| ()).0
     }
 
-    /// Begins at `code` the next time.
+    /// Makes the guest begin at `code` the next time.
     pub fn set_entry_point(&mut self, code: u64) {
         self.entry_point = code;
     }
 
-    /// Enters again where the guest began.
+    /// Enters again at the guest's first instruction.
     pub fn rerun(&mut self) -> Verdict {
         self.set(GUEST_RIP, self.entry_point).set(GUEST_RSP, guest_stack()).set(GUEST_RFLAGS, 2);
         self.run()
     }
 
-    /// The VMCS is clear now: the next entry launches it.
+    /// Notes that the VMCS is clear: the next entry launches it.
     pub fn cleared(&mut self) -> &mut Self {
         self.launched = false;
         self
     }
 
-    /// The VMCS is launched: the next entry resumes it.
+    /// Notes that the VMCS is launched: the next entry resumes it.
     pub fn launched(&mut self) -> &mut Self {
         self.launched = true;
         self
     }
 
-    /// Enters, and restores nothing of the host: for a VMCS whose host state is the image's own, many times in a row.
+    /// Enters without restoring the host's state afterwards: for many entries in a row with the image's own host state.
     pub fn run_again(&mut self) -> Verdict {
         match enter::enter(&mut self.registers, self.launched) {
             Outcome::Success => {
@@ -118,7 +117,7 @@ impl Vm {
         }
     }
 
-    /// Enters with exits that load 5-level paging and this CR3, does `work` in it, and comes back by the next exit,
+    /// Enters with exits that load 5-level paging and this CR3, does `work` in that mode, and returns by the next exit,
     /// which loads 4-level paging.
     pub fn with_five_levels(&mut self, cr3: u64, work: impl FnOnce()) -> (Verdict, Verdict) {
         const LA57: u64 = 1 << CR4_LA57_BIT;
@@ -136,9 +135,9 @@ impl Vm {
         (entered, returned)
     }
 
-    /// Enters, and looks at the host after the exit before anything is restored.
+    /// Enters, and calls `observe` after the exit, before the host's state is restored.
     pub fn run_and_observe<T>(&mut self, observe: impl FnOnce(&Registers) -> T) -> (Verdict, T) {
-        // Whatever preparations failed at does not count.
+        // The error numbers of failed preparations do not count.
         let _ = cpu::vmwrite(VM_INSTRUCTION_ERROR.id().encoding().0.into(), 0);
         let outcome = enter::enter(&mut self.registers, self.launched);
         let observed = observe(&self.registers);
@@ -152,7 +151,7 @@ impl Vm {
     }
 }
 
-/// Makes `region` the current VMCS, clear and all zero.
+/// Makes `region` the current VMCS, clear and with all fields 0.
 pub fn load_fresh(region: &Page) {
     let _ = cpu::vmclear(region.address());
     region.fill(0);

@@ -24,7 +24,7 @@ global_asm!(
 
 static SHUTDOWN_TEXT: [u8; 8] = *protocol::SHUTDOWN_TEXT;
 
-/// Nothing here panics; the language asks for it.
+/// Rust requires a panic handler. No code here panics.
 #[panic_handler]
 fn panic(_: &PanicInfo<'_>) -> ! {
     loop {}

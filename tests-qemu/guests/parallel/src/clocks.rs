@@ -1,4 +1,4 @@
-//! What the clocks say.
+//! The values of the clocks.
 #![allow(unsafe_code, reason = "RDTSC")]
 
 use std::arch::x86_64::_rdtsc;
@@ -6,17 +6,17 @@ use std::time::Instant;
 
 use guest_abi::CLOCK_PREFIX;
 
-/// The clocks since a beginning.
+/// The clocks since a starting point.
 #[derive(Debug, Clone, Copy)]
 pub struct Clocks(Instant);
 
 impl Clocks {
-    /// The beginning.
+    /// Starts the clocks.
     pub fn new() -> Self {
         Self(Instant::now())
     }
 
-    /// Prints them.
+    /// Prints the clocks.
     pub fn print(self) {
         let ns = self.0.elapsed().as_nanos();
         // SAFETY: Linux leaves CR4.TSD clear for its processes; RDTSC has no other effect.

@@ -6,9 +6,9 @@
 //!   passes a token on to the next processor, round and round                  pipes: a wake-up across processors each
 //! ```
 //!
-//! `parallel [TIMES]` does all this so many times, prints one line of [`Results`], and fails unless they were right
-//! each time. Before and after it prints what the clocks say ([`CLOCK_PREFIX`](guest_abi::CLOCK_PREFIX)), and no
-//! processor may see CLOCK_MONOTONIC go back.
+//! `parallel [TIMES]` does all this TIMES times, prints one line of [`Results`], and fails unless they were right each
+//! time. Before and after that it prints the clocks ([`CLOCK_PREFIX`](guest_abi::CLOCK_PREFIX)). CLOCK_MONOTONIC must
+//! never go back on any processor.
 
 mod clocks;
 
@@ -56,26 +56,26 @@ fn run() -> Result<Results> {
     Ok(results)
 }
 
-/// The numbers of those that are online.
+/// The numbers of the processors that are online.
 fn processors() -> Result<Vec<usize>> {
     let set = sched_getaffinity(None).context("sched_getaffinity")?;
     Ok((0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect())
 }
 
-/// What the threads of one run share.
+/// The state that the threads of one run share.
 struct Shared {
     words: Vec<AtomicU64>,
-    /// First word that nobody has taken, to fill it and to add it.
+    /// The first word that no thread has taken yet, for the pass that fills words and for the pass that adds them.
     next: [AtomicU64; 2],
     sum: AtomicU64,
     locked: Mutex<Locked>,
     barrier: Barrier,
 }
 
-/// What the lock is for.
+/// The data that the lock protects.
 struct Locked {
     count: u64,
-    /// When it was taken last, by whichever processor.
+    /// The time at which any processor took the lock last.
     at: Instant,
 }
 
@@ -89,7 +89,7 @@ fn together(cpus: &[usize]) -> Result<Results> {
     };
     let (readers, mut writers): (Vec<_>, Vec<_>) =
         cpus.iter().map(|_| pipe()).collect::<std::io::Result<Vec<_>>>()?.into_iter().unzip();
-    // Each reads its own pipe and writes that of the next.
+    // Each thread reads its own pipe and writes to the next one's.
     writers.rotate_left(1);
     let hops = thread::scope(|scope| {
         let threads: Vec<_> = cpus
@@ -108,7 +108,8 @@ fn together(cpus: &[usize]) -> Result<Results> {
     })
 }
 
-/// The part of `cpu`; returns the processors that the token had visited when it came here for the last time.
+/// The thread of processor `cpu`. Returns the number of processors that the token had visited when it arrived here for
+/// the last time.
 fn alone(cpu: usize, is_first: bool, shared: &Shared, ring: (PipeReader, PipeWriter)) -> Result<u64> {
     let mut only = CpuSet::new();
     only.set(cpu);
@@ -132,7 +133,7 @@ fn alone(cpu: usize, is_first: bool, shared: &Shared, ring: (PipeReader, PipeWri
 }
 
 impl Shared {
-    /// Counts, and says whether this processor's clock is behind that of the last one here.
+    /// Counts. Returns whether this processor's clock is behind that of the last processor that took the lock.
     fn take_lock(&self) -> bool {
         let mut locked = self.locked.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
@@ -141,14 +142,14 @@ impl Shared {
         backwards
     }
 
-    /// A chunk that nobody has taken.
+    /// A chunk that no thread has taken yet.
     fn take(&self, pass: usize) -> Option<Range<u64>> {
         let first = self.next[pass].fetch_add(CHUNK, Ordering::Relaxed);
         (first < WORDS).then(|| first..(first + CHUNK).min(WORDS))
     }
 }
 
-/// Takes the token so many times and passes it on; the first processor brings it in, and keeps it in the end.
+/// Takes the token and passes it on, once per lap. The first processor creates the token, and keeps it at the end.
 fn pass_token(is_first: bool, (mut from, mut to): (PipeReader, PipeWriter)) -> std::io::Result<u64> {
     let mut token = 0_u64;
     if is_first {

@@ -1,8 +1,8 @@
-//! A bare-metal nested guest: does each operation that exits [`REPEATS`] times, checks every answer
-//! and counts TSC ticks, each reading of the TSC serialized.
+//! A bare-metal nested guest: it executes each operation that exits [`REPEATS`] times, checks every answer and counts
+//! TSC ticks by serialized readings of the TSC.
 //!
-//! The VMM enters `_start` in 64-bit mode with an identity map and a stack. There is no
-//! handler of faults: one ends the virtual machine, and the VMM says so.
+//! The VMM enters `_start` in 64-bit mode with an identity map and a stack. There is no fault handler: a fault ends the
+//! virtual machine, and the VMM reports it.
 
 #![no_std]
 #![no_main]
@@ -22,14 +22,15 @@ use guest_abi::payload::{
 use instructions::{count, cpuid, halt, inl, load, multiply, outl, rdmsr, rdtsc, reload_cr3, store, vmcall, wrmsr};
 use sleep::Idt;
 
-/// IA32_MCG_STATUS: KVM intercepts it and keeps what is written.
+/// IA32_MCG_STATUS: KVM intercepts it and keeps the written value.
 const INTERCEPTED_MSR: u32 = 0x17a;
 
 /// A hypercall that KVM does not know, and its reply: `-KVM_ENOSYS`.
 const HYPERCALL: u64 = 0x4c31;
 const HYPERCALL_REPLY: u64 = -1000_i64 as u64;
 
-/// Entry point. A sleep has so many ticks of the TSC; so many rounds follow that an emulator counts.
+/// Entry point. A sleep takes `sleep_ticks` ticks of the TSC; `counted_rounds` further rounds are for an emulator that
+/// counts.
 #[unsafe(no_mangle)]
 pub extern "C" fn _start(part: Part, sleep_ticks: u64, counted_rounds: u64) -> ! {
     const { assert!(OPERATIONS.len() == 14) };
@@ -133,8 +134,8 @@ fn timed<T>(operation: impl FnOnce() -> T) -> (u64, T) {
     (rdtsc() - before, result)
 }
 
-/// Repeats `once`, which gets its number and returns its ticks and whether its answer was right. The first ones only
-/// warm up.
+/// Repeats `once`, which gets its number and returns its ticks and whether its answer was right. The first repetitions
+/// only warm up.
 fn sample(operation: u32, once: impl Fn(u32) -> (u64, bool)) -> Sample {
     let mut ticks = [0; REPEATS];
     let mut right = 0;
@@ -158,8 +159,8 @@ fn sample(operation: u32, once: impl Fn(u32) -> (u64, bool)) -> Sample {
     }
 }
 
-/// Repeats `once` and nothing else, with a mark before each and after the last: what the emulator counts
-/// between two marks is one operation.
+/// Repeats `once` without other work, with a mark before each time and after the last: the emulator's counts between
+/// two marks are those of one operation.
 fn counted(operation: u8, once: impl Fn(u32)) {
     let mut name = *COUNT_MARK;
     name[COUNT_MARK.len() - 1] += operation;

@@ -22,16 +22,16 @@ const DIVIDE_CONFIGURATION: u32 = 0x83e;
 const ENABLED_VECTOR_255: u64 = 0x1ff;
 const DIVIDE_BY_1: u64 = 0b1011;
 
-/// Gates up to that of [`VECTOR`], 16 bytes each (SDM volume 3, 6.14.1 "64-Bit Mode IDT").
+/// Gates up to the one of [`VECTOR`], 16 bytes each (SDM volume 3, 6.14.1 "64-Bit Mode IDT").
 #[repr(C, align(16))]
 pub struct Idt([[u64; 2]; VECTOR as usize + 1]);
 
 impl Idt {
-    /// One interrupt gate; a fault has none and ends the virtual machine.
+    /// An IDT with one interrupt gate. Faults have no gate and end the virtual machine.
     pub fn new() -> Self {
         const PRESENT_INTERRUPT_GATE: u64 = 0x8e00 << 32;
         let selector: u16;
-        // SAFETY: reads a selector.
+        // SAFETY: the instruction only reads a selector.
         unsafe { asm!("mov {:x}, cs", out(reg) selector, options(nomem, nostack, preserves_flags)) };
         let handler = handler as *const () as u64;
         let low =
@@ -42,7 +42,7 @@ impl Idt {
     }
 }
 
-/// Makes interrupts of the timer possible; `idt` outlives them all.
+/// Prepares interrupts of the timer. `idt` must outlive them.
 pub fn prepare(idt: &Idt) {
     let limit = (size_of::<Idt>() - 1) as u64;
     let pseudo_descriptor = [limit << 48, (&raw const *idt).addr() as u64];
@@ -83,6 +83,6 @@ pub fn interrupts_taken() -> u32 {
 #[inline(always)]
 pub fn sleep() {
     wrmsr(INITIAL_COUNT, SLEEP_TICKS.into());
-    // SAFETY: the handler changes `TAKEN` and nothing else, on a stack without a red zone.
+    // SAFETY: the handler changes only `TAKEN`, on a stack without a red zone.
     unsafe { asm!("sti", "hlt", "cli") };
 }

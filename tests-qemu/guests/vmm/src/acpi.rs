@@ -10,13 +10,13 @@
 use anyhow::Result;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-/// Where an operating system looks for the RSDP, at paragraphs.
+/// An address where an operating system looks for the RSDP.
 const RSDP: u64 = 0xe_0000;
 const TABLES: u64 = RSDP + 0x40;
 
 const LOCAL_APIC: u32 = 0xfee0_0000;
 const IO_APIC: u32 = 0xfec0_0000;
-/// The machine has the two 8259s as well.
+/// Flag: the machine also has the two 8259s.
 const PCAT_COMPAT: u32 = 1;
 const ENABLED: u32 = 1;
 const ALL_PROCESSORS: u8 = 0xff;
@@ -26,12 +26,12 @@ const PROCESSOR_LOCAL_APIC: u8 = 0;
 const IO_APIC_ENTRY: u8 = 1;
 const LOCAL_APIC_NMI: u8 = 4;
 
-/// The I/O ports of power management, which the VMM answers like all that it does not have: with ones.
+/// The I/O ports of power management. The VMM does not have them, so reads give ones.
 const PM1_EVENT: u32 = 0x600;
 const PM1_CONTROL: u32 = 0x604;
 const SCI: u16 = 9;
 
-/// WBINVD works, C1 does, no power and no sleep button, no RTC alarm, a reset register.
+/// WBINVD and C1 work; no power button, no sleep button, no RTC alarm; a reset register.
 const FADT_FLAGS: u32 = 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 10;
 /// Devices of the ISA bus and an 8042, but no VGA.
 const BOOT_ARCHITECTURE: u16 = 0b111;
@@ -107,7 +107,7 @@ fn table(signature: &[u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
     table
 }
 
-/// What makes the sum of all bytes 0.
+/// The byte that makes the sum of all bytes 0.
 fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0_u8, |sum, &byte| sum.wrapping_sub(byte))
 }

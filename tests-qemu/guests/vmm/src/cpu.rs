@@ -19,7 +19,7 @@ const HYPERVISOR: u32 = 0x4000_0000;
 const EXTENDED: u32 = 0x8000_0000;
 const BRAND: std::ops::RangeInclusive<u32> = 0x8000_0002..=0x8000_0004;
 
-/// CPUID.1:ECX: a hypervisor says that it is there.
+/// CPUID.1:ECX: a hypervisor is present.
 const IS_HYPERVISOR_PRESENT: u32 = 1 << 31;
 
 /// The processor's name.
@@ -30,7 +30,7 @@ pub fn brand() -> String {
     text(BRAND.map(|leaf| __cpuid_count(leaf, 0)).flat_map(|leaf| [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]))
 }
 
-/// The signature of the hypervisor below, where it shows itself.
+/// The signature of the hypervisor below, if it shows one.
 pub fn hypervisor() -> Option<String> {
     let is_present = __cpuid_count(FEATURES, 0).ecx & IS_HYPERVISOR_PRESENT != 0;
     let leaf = is_present.then(|| __cpuid_count(HYPERVISOR, 0))?;
@@ -43,15 +43,15 @@ fn text(registers: impl Iterator<Item = u32>) -> String {
     String::from_utf8_lossy(&bytes).trim().to_owned()
 }
 
-/// l1hv writes its statistics to its log; other machines answer like for every unknown leaf.
+/// Makes l1hv write its statistics to its log; on other machines this is a CPUID of an unknown leaf.
 pub fn request_host_stats() {
     __cpuid_count(statistics::LEAF, statistics::SUBLEAF);
 }
 
-/// Our Bochs prints its counters under `name`, of which 16 characters count; other machines do nothing.
+/// Makes our Bochs print its counters under the first 16 characters of `name`; on other machines this has no effect.
 pub fn count(name: &str) {
     let (low, high) = mark::words(name.as_bytes());
-    // SAFETY: exchanges a register with itself; the inputs mean something to the emulator alone.
+    // SAFETY: the instruction exchanges a register with itself; only the emulator uses the inputs.
     unsafe {
         asm!("xchg bx, bx", in("rcx") mark::SIGNATURE, in("rax") low, in("rdx") high, options(nomem, nostack, preserves_flags));
     }

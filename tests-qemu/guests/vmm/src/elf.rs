@@ -9,7 +9,7 @@ const PROGRAM_HEADERS: usize = 32;
 const PROGRAM_HEADER_SIZE: usize = 54;
 const PROGRAM_HEADER_COUNT: usize = 56;
 
-/// Copies the segments of `image`; returns the entry point. Memory must be zero before.
+/// Copies the segments of `image` into memory, which must be zero. Returns the entry point.
 pub fn load(image: &[u8], memory: &GuestMemoryMmap) -> Result<u64> {
     ensure!(image.starts_with(b"\x7fELF\x02\x01"), "not a 64-bit little-endian ELF file");
     let table = long(image, PROGRAM_HEADERS)? as usize;

@@ -6,7 +6,8 @@ use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_regs, kvm_segment,
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-/// Three pages below 4 GiB that KVM may use on processors without unrestricted guest, and one above them.
+/// Three pages below 4 GiB that KVM may use on processors without unrestricted guest, and another page for its identity
+/// map.
 const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
@@ -69,7 +70,7 @@ impl Vm {
             userspace_addr: memory.get_host_address(GuestAddress(0))?.addr() as u64,
             flags: 0,
         };
-        // SAFETY: the mapping covers the region, is nobody else's, and lives in `Vm` beside the machine.
+        // SAFETY: the mapping covers the region, has no other user, and lives in `Vm` as long as the machine.
         unsafe { fd.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")?;
         let vcpu = fd.create_vcpu(0).context("KVM_CREATE_VCPU")?;
         Ok(Self { kvm, fd, vcpu, memory })

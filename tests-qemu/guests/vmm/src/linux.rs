@@ -43,11 +43,11 @@ const E820_RAM: u32 = 1;
 pub struct Size {
     /// Bytes of memory.
     pub memory: u64,
-    /// Processors; one has no ACPI.
+    /// Processors. A machine with one processor has no ACPI tables.
     pub processors: u8,
 }
 
-/// Boots `kernel` with `initrd`; fails unless its init said so and then asked for a reset.
+/// Boots `kernel` with `initrd`. Fails unless its init has printed its line and then asked for a reset.
 pub fn run(size: Size, kernel: &Path, initrd: &Path, arguments: &str) -> Result<()> {
     let Size { memory, processors } = size;
     let read = |file: &Path| std::fs::read(file).with_context(|| format!("cannot read {}", file.display()));

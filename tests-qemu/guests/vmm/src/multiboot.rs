@@ -1,5 +1,5 @@
-//! Boots a multiboot 1 image that is a 64-bit ELF file and needs no more of its loader than a command line: the minimal
-//! guest hypervisor.
+//! Boots a multiboot 1 image that is a 64-bit ELF file and needs only a command line of its loader, as the minimal
+//! guest hypervisor does.
 //!
 //! Reference: Multiboot Specification 0.6.96, 3.2 "Machine state" and 3.3 "Boot information format".
 

@@ -19,10 +19,10 @@ use crate::{elf, report};
 
 const MEMORY: u64 = 192 << 20;
 
-/// KVM's APIC timer has a tick in each nanosecond.
+/// The frequency of KVM's APIC timer: a tick per nanosecond.
 const APIC_TIMER_KHZ: u64 = 1_000_000;
 
-/// Below the payload's image. A call has just pushed eight bytes, says the calling convention.
+/// The stack, below the payload's image. The calling convention assumes that a call has just pushed eight bytes.
 const STACK_TOP: u64 = 0x20_0000 - 8;
 
 /// CPUID.80000001H:EDX.
@@ -31,7 +31,8 @@ const LONG_MODE: u32 = 1 << 29;
 /// CPUID.80000008H:EAX: 48 linear, 36 physical.
 const ADDRESS_BITS: u32 = 48 << 8 | 36;
 
-/// Runs the payload in `file`, with so many rounds that an emulator counts; fails unless each answer was right.
+/// Runs the payload in `file`, with `counted_rounds` rounds for an emulator that counts. Fails unless each answer was
+/// right.
 pub fn run(file: &Path, counted_rounds: u64) -> Result<()> {
     let image = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     report::mark("payload-begin");
@@ -62,7 +63,7 @@ fn exits(image: &[u8], counted_rounds: u64) -> Result<Vec<Sample>> {
     Ok(samples)
 }
 
-/// [`Part::SLEEP`]; the frequency of its TSC is known then.
+/// [`Part::SLEEP`]. Also returns the frequency of the TSC.
 fn sleep(image: &[u8], counted_rounds: u64) -> Result<(Vec<Sample>, u64)> {
     let mut vm = Vm::new(MEMORY, Interrupts::InKernel)?;
     let cpuid = vm.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
@@ -72,7 +73,7 @@ fn sleep(image: &[u8], counted_rounds: u64) -> Result<(Vec<Sample>, u64)> {
     Ok((start(&mut vm, image, Part::SLEEP, sleep_ticks, counted_rounds)?, tsc_khz))
 }
 
-/// Loads the payload and lets it do one part, where it sleeps so many ticks of the TSC.
+/// Loads the payload and lets it do one part. A sleep takes `sleep_ticks` ticks of the TSC.
 fn start(vm: &mut Vm, image: &[u8], part: Part, sleep_ticks: u64, counted_rounds: u64) -> Result<Vec<Sample>> {
     let rip = elf::load(image, &vm.memory)?;
     let (rdi, rsi, rdx) = (part.0, sleep_ticks, counted_rounds);
@@ -80,7 +81,7 @@ fn start(vm: &mut Vm, image: &[u8], part: Part, sleep_ticks: u64, counted_rounds
     serve(vm)
 }
 
-/// The leaf that the payload asks for, then what a processor in 64-bit mode must have.
+/// The leaf that the payload asks for, and the leaves that a processor in 64-bit mode must have.
 fn cpuid() -> Result<CpuId> {
     let answers = (0..CPUID_SUBLEAVES).map(|index| kvm_cpuid_entry2 {
         function: CPUID_LEAF,
@@ -95,7 +96,7 @@ fn cpuid() -> Result<CpuId> {
     CpuId::from_entries(&entries).map_err(|error| anyhow::anyhow!("CPUID table: {error:?}"))
 }
 
-/// Answers the payload until it is done.
+/// Answers the payload's accesses until it is done.
 fn serve(vm: &mut Vm) -> Result<Vec<Sample>> {
     let (mut port_input, mut mmio_input, mut samples_at) = (0, 0, 0);
     loop {
@@ -134,7 +135,7 @@ fn sample(vm: &Vm, base: u32, index: u32) -> Result<Sample> {
     })
 }
 
-/// What the payload's readings say of the TSC.
+/// Reports the properties of the TSC that the payload's readings show.
 fn report_processor(samples: &[Sample], tsc_khz: u64) -> Result<()> {
     let median = |operation| samples.iter().find(|sample| sample.operation == operation).map(|sample| sample.median);
     let (nothing, chain) = median(NOTHING).zip(median(CHAIN)).context("the payload did not measure how it measures")?;

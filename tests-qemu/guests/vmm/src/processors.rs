@@ -16,17 +16,17 @@ use crate::serial::{self, Serial};
 use crate::{cpu, report};
 
 const CMOS_DATA: u16 = 0x71;
-/// A write here with [`RESET_CPU`] resets the machine.
+/// The port at which a write with [`RESET_CPU`] resets the machine.
 pub const RESET_CONTROL: u16 = 0xcf9;
 /// See [`RESET_CONTROL`].
 pub const RESET_CPU: u8 = 1 << 2;
 
 const FEATURES_LEAF: u32 = 1;
 const TOPOLOGY_LEAVES: [u32; 2] = [0xb, 0x1f];
-/// CPUID.1:EDX: EBX tells how many processors a package has.
+/// CPUID.1:EDX: EBX holds the number of processors in a package.
 const HTT: u32 = 1 << 28;
 
-/// What KVM supports, as processor `id` of `count` sees it.
+/// The CPUID that KVM supports, for processor `id` of `count`.
 pub fn cpuid(kvm: &Kvm, id: u8, count: u8) -> Result<CpuId> {
     let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).context("KVM_GET_SUPPORTED_CPUID")?;
     if count == 1 {
@@ -45,11 +45,11 @@ pub fn cpuid(kvm: &Kvm, id: u8, count: u8) -> Result<CpuId> {
     Ok(cpuid)
 }
 
-/// What all processors use.
+/// The state that all processors use.
 #[derive(Debug)]
 pub struct Machine {
     fd: VmFd,
-    /// KVM has its address: it lives as long as the last thread.
+    /// KVM uses this memory, so it must live as long as the last thread.
     _memory: GuestMemoryMmap,
     devices: Mutex<Devices>,
 }
@@ -61,7 +61,7 @@ struct Devices {
     init_at: Option<u64>,
 }
 
-/// The TSC when the guest's init spoke, if it did.
+/// The TSC at the first line of the guest's init, if it has printed one.
 pub type InitAt = Option<u64>;
 
 impl Machine {
@@ -74,14 +74,14 @@ impl Machine {
         })
     }
 
-    /// Runs each processor on a thread of its own; the end of the first is that of the machine. Threads end with the
-    /// process.
+    /// Runs each processor on a thread of its own. The first processor that ends also ends the machine. Threads end
+    /// with the process.
     pub fn run(self: &Arc<Self>, processors: Vec<VcpuFd>) -> Result<InitAt> {
         let (sender, ends): (_, Receiver<Result<InitAt>>) = mpsc::channel();
         for processor in processors {
             let (machine, sender) = (Arc::clone(self), sender.clone());
             thread::spawn(move || {
-                // Nobody listens when another processor has ended the machine.
+                // The channel is closed if another processor has ended the machine.
                 let _ = sender.send(machine.serve(processor));
             });
         }
@@ -93,7 +93,7 @@ impl Machine {
         loop {
             let exit = match processor.run() {
                 Ok(exit) => exit,
-                // It waits for SIPI, or was interrupted.
+                // The processor waits for SIPI, or the call was interrupted.
                 Err(error) => match std::io::Error::from(error).kind() {
                     ErrorKind::WouldBlock | ErrorKind::Interrupted => continue,
                     _ => return Err(error).context("KVM_RUN"),
@@ -105,14 +105,14 @@ impl Machine {
                 VcpuExit::IoOut(port @ serial::BASE..=serial::LAST, data) => devices.write_serial(port, data),
                 VcpuExit::IoIn(port @ serial::BASE..=serial::LAST, data) => data.fill(devices.serial.read(port)),
                 VcpuExit::IoOut(RESET_CONTROL, [value]) if value & RESET_CPU != 0 => return Ok(devices.init_at),
-                // A clock that is never being updated, at the epoch of its choice.
+                // A clock that reads as 0 and is never being updated.
                 VcpuExit::IoIn(CMOS_DATA, data) => data.fill(0),
                 VcpuExit::IoIn(_, data) | VcpuExit::MmioRead(_, data) => data.fill(0xff),
                 VcpuExit::IoOut(..) | VcpuExit::MmioWrite(..) => {}
                 VcpuExit::Shutdown => bail!("the nested guest met a triple fault"),
                 exit => bail!("the nested guest caused {exit:?}"),
             }
-            // Brings the interrupt line to where the UART has it.
+            // Sets the interrupt line to the UART's level.
             let is_up = devices.serial.interrupt();
             if is_up != was_up {
                 self.fd.set_irq_line(serial::IRQ, is_up).context("KVM_IRQ_LINE")?;

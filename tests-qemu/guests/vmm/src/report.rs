@@ -18,13 +18,13 @@ pub fn result(kind: &str, value: Value) {
     println!("{RESULT_PREFIX}{}", Value::Object(object));
 }
 
-/// Prints a point reached, after the emulator has printed its counters there.
+/// Prints the line of a reached point, after the emulator has printed its counters.
 pub fn mark(name: &str) {
     cpu::count(name);
     println!("{MARK_PREFIX}{name} tsc={}", cpu::tsc());
 }
 
-/// Prints this level's clocks in the moment of a nested guest's line about its own.
+/// Prints this level's clocks at the moment of a nested guest's line with its clocks.
 pub fn clock(since_beginning: Duration) {
     result("clock", json!({ "ns": since_beginning.as_nanos() as u64, "tsc": cpu::tsc() }));
 }

@@ -33,16 +33,16 @@ impl FromStr for Form {
     }
 }
 
-/// Columns of the table, which are members of an operation too.
+/// The columns of the table, which are also members of an operation.
 const NUMBERS: [&str; 3] = ["percentile_1", "median", "percentile_99"];
 
-/// Shows the results in `file`, which holds what `vmm payload` printed here or as a nested guest.
+/// Shows the results in `file`, which holds the output of `vmm payload` of this level or of a nested guest.
 pub fn show(form: Form, system: &str, file: &Path) -> Result<()> {
     let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     let results: Vec<Value> = text.lines().filter_map(result).collect();
     let of_kind = |kind| results.iter().filter(move |result| result["kind"] == kind);
     let mut processor = of_kind("processor").next().context("no payload has reported its processor")?.clone();
-    // KVM hides them from its guests: the level that shows the results is the lowest.
+    // KVM hides both from its guests, so they are read here: the level that shows the results is the lowest.
     processor["name"] = json!(cpu::brand());
     processor["hypervisor"] = json!(cpu::hypervisor());
     let operations: Vec<&Value> = of_kind("payload").collect();
@@ -64,7 +64,7 @@ pub fn show(form: Form, system: &str, file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The result in a line, which has a prefix where a nested guest printed it.
+/// The result in a line, which has a prefix if a nested guest printed it.
 fn result(line: &str) -> Option<Value> {
     let (_, json) = line.split_once(RESULT_PREFIX)?;
     serde_json::from_str(json).ok()

@@ -13,7 +13,7 @@ use crate::vm::Vm;
 /// The window's page that EPT12 maps to the APIC-access page.
 const PAGE: usize = 1;
 
-/// Every register's offset, read and written, and other widths; with and without TPR shadow.
+/// Reads and writes every register's offset, also with other widths, with and without TPR shadow.
 pub fn run(suite: &mut Suite) {
     let accesses = [
         ("read", code!("mov eax, [rcx]")),

@@ -21,7 +21,7 @@ impl fmt::Display for Read {
     }
 }
 
-/// Beyond the ranges of the MSR bitmaps and at their edges; the two clocks of KVM that are within them.
+/// MSRs beyond the ranges of the MSR bitmaps and at their edges, and the two clocks of KVM within the ranges.
 const OF_HYPERVISORS: [u32; 10] =
     [0x11, 0x12, 0x2000, 0x4000_0000, 0x4000_0073, 0x4b56_4d00, 0x4b56_4d01, 0xbfff_ffff, 0xc000_2000, 0xc001_0015];
 

@@ -11,7 +11,7 @@ use crate::memory::VIRTUAL_APIC;
 use crate::output::Suite;
 use crate::vm::Vm;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     suite.case("base", enter(code!("cpuid"), as_it_is));
     words(suite);
@@ -66,7 +66,7 @@ fn nmis(suite: &mut Suite) {
     }
 }
 
-/// TPR threshold against its reserved bits and VTPR.
+/// The checks of the TPR threshold: its reserved bits, and its comparison with VTPR.
 fn tpr(suite: &mut Suite) {
     for secondary in [Secondary::empty(), Secondary::VIRTUALIZE_APIC_ACCESSES] {
         for vtpr in [0_u8, 0x10, 0x1f, 0x80, 0xff] {
@@ -132,7 +132,7 @@ fn msr_areas(suite: &mut Suite) {
             (2, u64::MAX - 15),
             (u32::MAX, END - 16),
         ] {
-            // Those that pass would load what is there.
+            // Areas that pass the checks would be loaded.
             let verdict = enter(code!("cpuid"), |vm| _ = vm.set(address, value).set(count, entries));
             suite.case(format_args!("{name}-{value:#x}-count-{entries}"), verdict);
         }

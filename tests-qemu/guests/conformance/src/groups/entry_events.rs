@@ -16,7 +16,7 @@ const WITH_ERROR_CODE: u32 = 1 << 11;
 const KINDS: [&str; 8] =
     ["interrupt", "reserved", "nmi", "exception", "software-interrupt", "privileged", "software-exception", "other"];
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     let modes: [(&str, Change); 2] = [("", as_it_is), ("protected-", protected)];
     for (mode, prepare) in modes {
@@ -59,7 +59,7 @@ fn lengths(suite: &mut Suite) {
     }
 }
 
-/// A verdict with what the delivery pushed: the RIP to return to, past an error code if there is one.
+/// A verdict with the pushed RIP to return to, which is above an error code if there is one.
 pub struct Delivered(pub Verdict);
 
 impl fmt::Display for Delivered {

@@ -17,7 +17,7 @@ const CANONICAL: [u64; 7] =
 const CR0_PG: u64 = 1 << 31;
 const CR0_PE: u64 = 1;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     control_registers(suite);
     msrs(suite);
@@ -41,7 +41,7 @@ pub fn protected(vm: &mut Vm) {
     vm.set(GUEST_CS_SELECTOR, CODE_32).set(GUEST_CS_ACCESS_RIGHTS, CODE_32_RIGHTS);
 }
 
-/// Virtual-8086 mode; the code is beyond its reach, so that #GP or the entry failure is what is seen.
+/// Virtual-8086 mode. The code is beyond the mode's addresses, so that the result is #GP or an entry failure.
 fn virtual_8086(vm: &mut Vm) {
     const RFLAGS_VM: u64 = 1 << 17;
     const RIGHTS: u32 = 0xf3;
@@ -138,7 +138,7 @@ fn segments(suite: &mut Suite, mode: &str, prepare: fn(&mut Vm)) {
     privilege(suite, mode, prepare);
 }
 
-/// DPL and RPL of CS and SS against each other, all code types.
+/// DPL and RPL of CS and SS in all combinations, with all code types.
 fn privilege(suite: &mut Suite, mode: &str, prepare: fn(&mut Vm)) {
     for code_kind in [0x9, 0xb, 0xd, 0xf] {
         for code_dpl in [0, 3] {
@@ -267,7 +267,7 @@ fn pdptes(suite: &mut Suite) {
         });
         suite.case(format_args!("memory-pdpte-bit-{bit}"), verdict);
     }
-    // Guest state that is wrong as well is what the processor finds.
+    // If other guest state is wrong too, the processor reports that first.
     for (name, field, bit) in [("rflags", GUEST_RFLAGS, 1), ("dr7", GUEST_DR7, 63), ("rip", GUEST_RIP, 32)] {
         let verdict = enter(code!("cpuid"), |vm| {
             pae(vm);

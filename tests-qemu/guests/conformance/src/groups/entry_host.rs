@@ -11,11 +11,12 @@ use crate::vm::{CR4_LA57_BIT, CR4_LASS_BIT, Vm};
 const CANONICAL: [u64; 8] =
     [0, 1, 0x7fff_ffff_ffff, 1 << 47, 0x1_0000_0000_0000, 0xffff_7fff_ffff_ffff, 0xffff_8000_0000_0000, 1 << 63];
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
-    // CR0.PE and PG, CR4.PAE: the exit would not come back. They are fixed or required, hence fail.
+    // With CR0.PE, CR0.PG or CR4.PAE clear, the exit could not return. They are fixed or required, so these entries
+    // fail.
     flip(suite, "cr0", HOST_CR0, 0..64, as_it_is);
-    // With LASS the exit would not come back either, and with LA57 only to tables of five levels.
+    // With LASS the exit could not return either, and with LA57 only to tables of five levels.
     let comes_back = |bit: &u32| *bit != CR4_LASS_BIT && *bit != CR4_LA57_BIT;
     flip(suite, "cr4", HOST_CR4, (0..64).filter(comes_back), as_it_is);
     flip(suite, "cr3", HOST_CR3, [0, 1, 2, 3, 4, 5, 6, 11].into_iter().chain(40..64), as_it_is);
@@ -64,7 +65,7 @@ fn msrs(suite: &mut Suite) {
     flip(suite, "unused-efer", HOST_EFER, 0..64, |vm| _ = vm.clear(EXIT_CONTROLS, ExitControls::LOAD_EFER));
 }
 
-/// "Host address-space size" against the mode, CR4 and RIP.
+/// "Host address-space size" with other modes, and values of CR4 and RIP.
 fn address_space(suite: &mut Suite) {
     let legacy = |vm: &mut Vm| {
         vm.clear(EXIT_CONTROLS, ExitControls::HOST_ADDRESS_SPACE_SIZE | ExitControls::LOAD_EFER);

@@ -1,6 +1,5 @@
 //! EPT: permissions, misconfigurations, page sizes, accessed and dirty flags, the nested guest's own page walk,
-//! invalidation (SDM 29.3,
-//! 29.4).
+//! invalidation (SDM 29.3, 29.4).
 
 use core::fmt;
 
@@ -23,7 +22,7 @@ pub const LARGE: u64 = 1 << 7;
 /// The page that most cases access: the second of the window.
 pub const TARGET: usize = 1;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     permissions(suite);
     reserved_bits(suite);
@@ -59,7 +58,7 @@ impl fmt::Display for WithEntries {
     }
 }
 
-/// A guest at `code`; `change` edits VMCS and tables after they were written anew.
+/// Runs a guest at `code`. `change` edits the VMCS and the tables after they were written anew.
 fn case(suite: &mut Suite, name: impl fmt::Display, code: u64, change: impl FnOnce(&mut Vm)) {
     let mut vm = Vm::new(code);
     change(&mut vm);
@@ -302,7 +301,8 @@ fn invalidation(suite: &mut Suite) {
     }
 }
 
-/// Guest page-table edits behind the nested guest's back, seen after INVVPID; without VPID after any entry.
+/// The hypervisor edits the nested guest's page tables: the guest sees the edits after INVVPID, or without VPID after
+/// any entry.
 fn vpids(suite: &mut Suite) {
     let code = code!("mov rax, 0x140001008", "mov rcx, [rax]");
     PAGES.set(512 + 1, 0x1111);
@@ -330,7 +330,7 @@ fn vpids(suite: &mut Suite) {
     }
 }
 
-/// Guest-physical addresses that EPT12 does not map, and physical ones that nothing is behind.
+/// Guest-physical addresses that EPT12 does not map, and physical addresses without memory or device.
 fn beyond(suite: &mut Suite) {
     for address in [2_u64 << 30, (2 << 30) + 0xfff] {
         let code = code!("mov ecx, [rax]");

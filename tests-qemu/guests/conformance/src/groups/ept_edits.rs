@@ -1,5 +1,5 @@
-//! Edits of EPT12 and of the nested guest's page tables between two entries: with the invalidation that they need, or
-//! without where they need none (SDM 29.4.3.1 "Operations that Invalidate Cached Mappings", 29.4.3.3 "Guidelines for
+//! Edits of EPT12 and of the nested guest's page tables between two entries: with the invalidation that an edit needs,
+//! or without one if it needs none (SDM 29.4.3.1 "Operations that Invalidate Cached Mappings", 29.4.3.3 "Guidelines for
 //! Use of the INVVPID Instruction", 29.4.3.4 "Guidelines for Use of the INVEPT Instruction").
 
 use core::fmt;
@@ -18,7 +18,7 @@ use crate::nested_paging::*;
 use crate::output::Suite;
 use crate::vm::Vm;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     more_rights_after_a_violation(suite);
     present_without_a_violation(suite);
@@ -40,7 +40,7 @@ fn mark_pages() {
     }
 }
 
-/// The entries of EPT12, what RCX was read as, and what a write left in the first two pages that a case may reach.
+/// The entries of EPT12, the value read into RCX, and the content of the first two pages that a case may write.
 struct Observed<T>(T, u64);
 
 impl<T: fmt::Display> fmt::Display for Observed<T> {
@@ -59,7 +59,7 @@ fn step(suite: &mut Suite, vm: &mut Vm, name: impl fmt::Display) {
 fn more_rights_after_a_violation(suite: &mut Suite) {
     for (level, table, index) in LEVELS {
         for (before, after) in (0..8).flat_map(|before| (0..8).map(move |after| (before, after))) {
-            // What is no superset needs INVEPT, and what is misconfigured is tried elsewhere.
+            // An edit to fewer rights needs INVEPT, and misconfigured entries are tried elsewhere.
             if before & !after != 0 || before == after || after & 3 == 2 {
                 continue;
             }
@@ -76,7 +76,7 @@ fn more_rights_after_a_violation(suite: &mut Suite) {
     }
 }
 
-/// An entry that becomes present needs no invalidation even if nobody has met it before, next to pages that are in use.
+/// An entry that becomes present needs no invalidation, even without a violation before, next to pages that are in use.
 fn present_without_a_violation(suite: &mut Suite) {
     type Step = fn();
     let edits: [(&str, Step, Step); 4] = [
@@ -102,8 +102,7 @@ fn present_without_a_violation(suite: &mut Suite) {
     }
 }
 
-/// A violation ends what was cached for its address: what is read after it comes from where EPT12 leads now, without
-/// INVEPT.
+/// A violation invalidates the cached mappings of its address: a later read uses the present EPT12, without INVEPT.
 fn moved_before_a_violation(suite: &mut Suite) {
     for dirty in [0, ACCESSED_DIRTY] {
         for (refused, code) in &accesses()[1..4] {
@@ -123,7 +122,7 @@ fn moved_before_a_violation(suite: &mut Suite) {
     }
 }
 
-/// What an edit does to the entry at a level.
+/// The edit of an entry of a table.
 type Edit = fn(&Page, usize);
 
 /// Edits that need INVEPT. The access before them fills all caches.
@@ -141,12 +140,12 @@ fn invept_after_edits(suite: &mut Suite) {
     type Invalidate = fn() -> Outcome;
     let ways: [(&str, Invalidate); 3] = [
         ("single", || invept(1, [eptp(), 0])),
-        // The flag is no part of what INVEPT looks for.
+        // INVEPT ignores the flag.
         ("single-with-flag", || invept(1, [eptp() ^ ACCESSED_DIRTY, 0])),
         ("global", || invept(2, [0; 2])),
     ];
-    // Without accessed and dirty flags an EPTP with theirs is invalid: that INVEPT fails, and what is cached may stay
-    // or go.
+    // On a processor without accessed and dirty flags, an EPTP that enables them is invalid: that INVEPT fails, and
+    // cached mappings may stay or go.
     let has_flags = rdmsr(IA32_VMX_EPT_VPID_CAP).is_ok_and(|has| has & ept_vpid::ACCESSED_DIRTY != 0);
     let usable = ways.iter().filter(|(way, _)| has_flags || *way != "single-with-flag");
     for ((edit_name, edit), (way, invalidate)) in edits.iter().flat_map(|edit| usable.clone().map(|way| (*edit, *way)))
@@ -174,8 +173,8 @@ fn invept_after_edits(suite: &mut Suite) {
     }
 }
 
-/// Edits of the guest's page table behind its back, and the four types of INVVPID; for the type that retains global
-/// translations, the translation is not global.
+/// The hypervisor edits the guest's page table, and executes the four types of INVVPID; for the type that retains
+/// global translations, the translation is not global.
 fn invvpid_after_edits(suite: &mut Suite) {
     const OTHER: u64 = LINEAR + 0x2000;
     let edits: [(&str, u64); 4] = [
@@ -200,8 +199,7 @@ fn invvpid_after_edits(suite: &mut Suite) {
                     let _ = (invept(2, [0; 2]), invvpid(2, [0; 2]));
                     let _ = vm.run();
                     GUEST_PT.set(TARGET, entry);
-                    // Translations of another VPID and, for the type that takes one, of another address are no concern
-                    // of this one.
+                    // INVVPID for another VPID or, for the type with an address, for another address must not matter.
                     let _ = (invvpid(kind, [6, LINEAR + 0x1000]), invvpid(kind, [5, LINEAR + 0x1000]));
                     let name = format_args!("invvpid-{kind}-{edit}-{access}-ad-{}", dirty >> 6);
                     step(suite, &mut vm, name);

@@ -26,7 +26,7 @@ static OTHER_PDPT: Page = Page::new();
 static OTHER_PD: Page = Page::new();
 static OTHER_PT: Page = Page::new();
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     mode_based_execute(suite);
     mode_based_later(suite);
@@ -37,7 +37,7 @@ pub fn run(suite: &mut Suite) {
     reset_guest();
 }
 
-/// Accesses to [`TARGET`], by a linear address of the user and by one of the supervisor.
+/// Accesses to [`TARGET`] by a user-mode and by a supervisor-mode linear address.
 fn mode_accesses() -> [(&'static str, u64, u64); 6] {
     const SUPERVISOR: u64 = LINEAR + TARGET as u64 * 4096;
     const USER: u64 = WINDOW + TARGET as u64 * 4096;
@@ -85,7 +85,7 @@ fn mode_based_execute(suite: &mut Suite) {
     }
 }
 
-/// Accesses one after the other to a page that permits some of them, and the control switched off and on between.
+/// Several accesses to a page that permits some of them, with the control switched off and on in between.
 fn mode_based_later(suite: &mut Suite) {
     for bits in [0b0001, 0b0101, 0b1001, 0b1101, 0b0100, 0b1000, 0b1100] {
         for (first, first_code, first_address) in mode_accesses() {
@@ -122,7 +122,7 @@ fn other_ept() -> u64 {
     eptp() - PML4.address() + OTHER_PML4.address()
 }
 
-/// Entries of the list: good ones at 0, 1 and 511, and one bad in each way that there is.
+/// Fills the EPTP list: valid entries at 0, 1 and 511, and one entry for each way to be invalid.
 fn fill_list(flags: u64) {
     let (this, other) = (eptp() | flags, other_ept() | flags);
     let entries =
@@ -144,7 +144,7 @@ pub(super) fn switching(vm: &mut Vm) {
     let _ = invept(2, [0; 2]);
 }
 
-/// What a switch has left: which EPTP the VMCS has, the EPTP index, and what the guest read.
+/// The state after a switch: the EPTP of the VMCS, the EPTP index, and the values that the guest read.
 struct Switched<'a>(Verdict, &'a Vm);
 
 impl fmt::Display for Switched<'_> {
@@ -190,7 +190,7 @@ fn vm_functions(suite: &mut Suite) {
     case(format_args!("vmfunc-disabled"), 0, 1, &|vm| {
         vm.clear(SECONDARY_CONTROLS, Secondary::ENABLE_VM_FUNCTIONS);
     });
-    // There and back many times, and on from where the last switch led.
+    // Many switches there and back, and an entry after the last switch.
     let code = code!(
         "2: mov ecx, 1",
         "vmfunc",
@@ -229,7 +229,7 @@ fn converting(vm: &mut Vm) {
     vm.or(SECONDARY_CONTROLS, Secondary::EPT_VIOLATION_VE);
 }
 
-/// The information area, and what delivery of the exception has pushed.
+/// The information area, and the stack frame of the exception.
 struct Area(Verdict);
 
 impl fmt::Display for Area {

@@ -1,5 +1,5 @@
-//! Random programs: edits of EPT12, accesses of the nested guest, and INVEPT wherever an edit takes something away, so
-//! that what each access finds is determined (SDM 29.4.3.4 "Guidelines for Use of the INVEPT Instruction").
+//! Random programs: edits of EPT12, accesses of the nested guest, and INVEPT after each edit that takes rights away, so
+//! that the outcome of each access is determined (SDM 29.4.3.4 "Guidelines for Use of the INVEPT Instruction").
 //!
 //! ```text
 //!   two EPT12s, by their PML4 tables; each window of 2 MiB by a page table, a directory entry, or the PDPT
@@ -21,7 +21,7 @@ const RIGHTS: u64 = 7;
 
 static OTHER_PML4: Page = Page::new();
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     for seed in 0..PROGRAMS {
         program(suite, seed);
@@ -34,7 +34,7 @@ pub fn run(suite: &mut Suite) {
 pub struct Random(pub u64);
 
 impl Random {
-    /// The next one, smaller than `limit`.
+    /// The next number, below `limit`.
     pub fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -84,7 +84,7 @@ fn access(random: &mut Random) -> (&'static str, u64) {
     }
 }
 
-/// Changes an entry; INVEPT follows if it has granted anything before.
+/// Changes an entry. INVEPT follows if the entry granted any right before.
 fn edit(random: &mut Random, eptps: [u64; 2]) {
     let page = random.below(WINDOW_PAGES as u64) as usize;
     let small = (PAGES.address() + random.below(WINDOW_PAGES as u64) * 4096) | 6 << 3;

@@ -18,7 +18,7 @@ use crate::vm::Vm;
 pub(super) const IF: u64 = 1 << 9;
 pub(super) const TF: u64 = 1 << 8;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     windows(suite);
     trap_flag(suite);
@@ -118,7 +118,7 @@ fn trap_flag(suite: &mut Suite) {
             mtf(vm);
             vm.set(EXCEPTION_BITMAP, 0);
         });
-        // Until VMCALL: how many exits that takes.
+        // Counts the exits until VMCALL.
         let mut vm = Vm::new(code);
         mtf(&mut vm);
         vm.set(EXCEPTION_BITMAP, 0);
@@ -200,7 +200,7 @@ fn debug(suite: &mut Suite) {
     }
 }
 
-/// HLT and shutdown, ended by injected events or by nothing but the guard.
+/// HLT and shutdown, ended by injected events or only by the guard.
 fn activity(suite: &mut Suite) {
     for state in [0, 1, 2] {
         for (name, info) in [
@@ -230,7 +230,7 @@ fn activity(suite: &mut Suite) {
     case(suite, "hlt-then-guard", code!("hlt"), |_| ());
 }
 
-/// Only what does not depend on how fast the machine is.
+/// The timers' behaviour, as far as it does not depend on the machine's speed.
 fn timers(suite: &mut Suite) {
     const GUARD: u32 = 3_000_000;
     for save in [false, true] {

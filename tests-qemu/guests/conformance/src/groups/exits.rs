@@ -14,7 +14,7 @@ use crate::vm::Vm;
 
 pub use others::user;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     others::run(suite);
     control_registers::run(suite);

@@ -12,7 +12,7 @@ use crate::vm::load_fresh;
 
 const PATTERN: u64 = 0x0123_4567_89ab_cdef;
 
-/// One case an encoding, then some beyond.
+/// Runs one case for each encoding, then some beyond 15 bits.
 pub fn run(suite: &mut Suite) {
     load_fresh(&VMCS);
     for encoding in 0..0x8000 {
@@ -26,7 +26,7 @@ pub fn run(suite: &mut Suite) {
     }
 }
 
-/// What an encoding does; reading and writing leave the field 0.
+/// The results of reading and writing by an encoding. They leave the field 0.
 struct Field(u64);
 
 impl fmt::Display for Field {

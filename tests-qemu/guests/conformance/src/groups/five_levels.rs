@@ -25,7 +25,7 @@ const LA57: u64 = 1 << CR4_LA57_BIT;
 const ALIAS: u64 = 1 << 48;
 const ABSENT: u64 = 2 << 48;
 const NON_CANONICAL: u64 = 1 << 56;
-/// Non-canonical, canonical and absent addresses, and what both meet.
+/// Canonical, non-canonical and absent addresses, and those at the borders.
 const ADDRESSES: [(&str, u64); 8] = [
     ("low", 0),
     ("alias", ALIAS),
@@ -40,7 +40,7 @@ const ADDRESSES: [(&str, u64); 8] = [
 static HOST_PML5: Page = Page::new();
 static GUEST_PML5: Page = Page::new();
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     const PRESENT_WRITE_USER: u64 = 7;
     for index in [0, 1] {
@@ -53,7 +53,8 @@ pub fn run(suite: &mut Suite) {
     guest_registers(suite);
 }
 
-/// The guest hypervisor in 5-level paging: its control registers, and operands of its VMX instructions everywhere.
+/// The guest hypervisor in 5-level paging: its control registers, and its VMX instructions with operands at all these
+/// addresses.
 fn host(suite: &mut Suite) {
     let mut vm = Vm::new(code!("cpuid"));
     let (entered, returned) = vm.with_five_levels(HOST_PML5.address(), || {
@@ -120,7 +121,7 @@ fn five_levels(vm: &mut Vm) {
     vm.or(GUEST_CR4, LA57).set(GUEST_CR3, GUEST_PML5.address());
 }
 
-/// What the nested guest reaches, with EPT12 and without, and what of it EPT12 refuses.
+/// The addresses that the nested guest can access, with EPT12 and without, and those that EPT12 refuses.
 fn guest_accesses(suite: &mut Suite) {
     let accesses = [
         ("read", code!("mov rcx, [rax]")),

@@ -9,7 +9,7 @@ use crate::nested_paging;
 use crate::output::Suite;
 use crate::vm::{Vm, load_fresh, revision};
 
-/// All of them; ends without a current VMCS.
+/// Runs all cases. Ends without a current VMCS.
 pub fn run(suite: &mut Suite) {
     regions(suite);
     current(suite);
@@ -36,7 +36,7 @@ fn regions(suite: &mut Suite) {
             suite.case(format_args!("{name}-misaligned-{offset:#x}"), execute(region + offset));
         }
         for bit in 32..64 {
-            // Below the physical-address width there may be anything.
+            // An address below the physical-address width may hold anything.
             if bit >= 40 {
                 suite.case(format_args!("{name}-address-bit-{bit}"), execute(region | 1 << bit));
             }
@@ -52,7 +52,7 @@ fn regions(suite: &mut Suite) {
     }
 }
 
-/// Which VMCS is current, and what a VMCS keeps.
+/// Which VMCS is current, and which values a VMCS keeps.
 fn current(suite: &mut Suite) {
     const GUEST_RIP: u64 = 0x681e;
     load_fresh(&OTHER_VMCS);

@@ -1,8 +1,8 @@
-//! Every field that holds a physical address, aimed at memory that is not there: on the bare machine at a hole of the
-//! address space, under a host at the memory that it reserves for itself. What comes of it must be the same: all reads
-//! give ones, no write arrives (SDM 26 to 29 where they name an address).
+//! Every field that holds a physical address, aimed at absent memory: on the bare machine at a hole of the address
+//! space, under a host at the memory that the host reserves for itself. The outcome must be the same: all reads give
+//! ones, and no write has an effect (SDM 26 to 29 where they name an address).
 //!
-//! Aiming the VM-exit MSR areas there is a VMX abort on both, which ends the machine: not tried.
+//! VM-exit MSR areas are not tried: there they cause a VMX abort on both machines, which ends the machine.
 
 use core::fmt;
 
@@ -22,15 +22,15 @@ use crate::{attempt, code_32};
 
 const ACCESSED_DIRTY: u64 = 1 << 6;
 const LARGE: u64 = 1 << 7;
-/// The offset in a GiB: what a nested guest sees of a target in a page of that size.
+/// The bits of an address within a page of 1 GiB, which a nested guest sees of a target.
 const IN_GIB: u64 = (1 << 30) - 1;
 const EPT_VIOLATION: u64 = 48;
 const EPT_MISCONFIGURATION: u64 = 49;
 
-/// Addresses of the bare machine that no memory and no device answers to.
+/// Addresses of the bare machine without memory and without a device.
 const NOTHING: core::ops::Range<u64> = 0xd000_0000..0xd240_0000;
 
-/// All of them, where the bare machine has an answer.
+/// Runs all cases, if the bare machine defines their outcome.
 pub fn run(suite: &mut Suite) {
     if has_memory_only() {
         return;
@@ -48,7 +48,7 @@ pub fn run(suite: &mut Suite) {
         aim.areas_and_bitmaps();
         aim.structures_of_features();
     }
-    // A host may have a page of memory there that is nobody's, and remembers what was written.
+    // Under a host the target may be an unused page of memory, which keeps written values.
     for (place, target) in places {
         let mut aim = Aim { suite, place, target };
         aim.written_pages();
@@ -67,14 +67,14 @@ impl Aim<'_> {
         self.suite.case(format_args!("{}-{name}", self.place), result);
     }
 
-    /// A nested guest at `code` with something aimed at the target. What it reads is in RCX.
+    /// Runs a nested guest at `code` with a structure aimed at the target. The guest reads into RCX.
     fn case(&mut self, name: fmt::Arguments<'_>, code: u64, change: impl FnOnce(&mut Vm, u64)) {
         let mut vm = Vm::new(code);
         vm.registers.rax = WINDOW;
         change(&mut vm, self.target);
         let _ = invept(2, [0; 2]);
         let verdict = vm.run();
-        // Where the target shows in it, the result would tell the machines apart.
+        // A result that contains the target's address would differ between the machines.
         if let Verdict::Exited(exit) = &verdict
             && matches!(exit.reason, EPT_VIOLATION | EPT_MISCONFIGURATION)
             && (vm.get(GUEST_PHYSICAL_ADDRESS) ^ self.target) & IN_GIB & !0xfff == 0
@@ -153,7 +153,7 @@ impl Aim<'_> {
                 vm.registers.rax = WINDOW + (target & ((2 << 20) - 1));
             });
             if access == "fetch" {
-                // RIP would show where in its GiB the target is.
+                // RIP would contain the target's offset in its GiB.
                 continue;
             }
             self.case(format_args!("1g-{access}"), code, |vm, target| {
@@ -178,7 +178,7 @@ impl Aim<'_> {
         });
     }
 
-    /// What the processor or the host reads of VMCS12's areas.
+    /// Areas and bitmaps of VMCS12 that the processor or the host reads.
     fn areas_and_bitmaps(&mut self) {
         self.case(format_args!("entry-msr-load"), code!("nop"), |vm, target| {
             vm.set(ENTRY_MSR_LOAD_ADDRESS, target).set(ENTRY_MSR_LOAD_COUNT, 1);
@@ -229,7 +229,7 @@ impl Aim<'_> {
         });
     }
 
-    /// What the processor writes: the write goes nowhere. The other things that read the target come before this.
+    /// Structures that the processor writes: the writes have no effect. Structures that are read come before these.
     fn written_pages(&mut self) {
         self.case(format_args!("pml"), code!("mov [rax + 8], cl"), |vm, target| {
             nested_paging::clear_accessed_and_dirty();
@@ -252,7 +252,7 @@ impl Aim<'_> {
         });
     }
 
-    /// After all that the host still works.
+    /// Checks that the host still works after all these cases.
     fn alive(&mut self) {
         self.case(format_args!("alive"), code!("mov rcx, [rax + 16]", "cpuid"), |_, _| ());
     }

@@ -1,7 +1,7 @@
 //! More memory and more EPT12s than a host with a small budget of tables can keep: 2 GiB touched page by page, and 16
 //! EPT12s in turn.
 //!
-//! Physical memory from [`POOL`] on, which belongs to nobody else: the tables, then the pages that they map.
+//! Physical memory from [`POOL`] on, which has no other use: the tables, then the pages that they map.
 
 use shadow::controls::Pin;
 use shadow::fields::*;
@@ -15,19 +15,19 @@ use crate::output::Suite;
 use crate::vm::Vm;
 
 const POOL: u64 = 320 << 20;
-/// Of each EPT12 that takes turns: PML4 table, PDPT, page directory, page table, and the pages behind it.
+/// The bytes of each EPT12 that takes turns: PML4 table, PDPT, page directory, page table, and the mapped pages.
 const ROOT_BYTES: u64 = (4 + PAGES) * 4096;
 const ROOTS: u64 = 16;
 const PAGES: u64 = 8;
 const ROUNDS: u64 = 48;
 /// The tables of the large EPT12: PML4 table, PDPT, two page directories, 1024 page tables.
 const LARGE_EPT: u64 = 384 << 20;
-/// What it maps, eight times.
+/// The memory that the large EPT12 maps, eight times over.
 const TARGET: u64 = 512 << 20;
 const TARGET_PAGES: u64 = (256 << 20) / 4096;
 const TOUCHED: u64 = 2 << 30;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     take_turns(suite);
     touch_2_gib(suite);
@@ -64,8 +64,8 @@ fn build(number: u64) {
     }
 }
 
-/// Each EPT12 in turn, another page each time; now and then an INVEPT, and now and then a page that has moved before
-/// it.
+/// Uses each EPT12 in turn, with another page each time. Now and then executes INVEPT, sometimes after a page has
+/// moved.
 fn take_turns(suite: &mut Suite) {
     for flags in [0, ACCESSED_DIRTY] {
         (0..ROOTS).for_each(build);
@@ -98,8 +98,8 @@ fn take_turns(suite: &mut Suite) {
     }
 }
 
-/// Reads, writes and reads again the first word of every page of 2 GiB; of an eighth of it with accessed and dirty
-/// flags, where each page of 4 KiB is an exit of its own for each flag.
+/// Reads, writes and reads again the first word of every page of 2 GiB. With accessed and dirty flags it is an eighth
+/// of that, as each page of 4 KiB then causes an exit for each flag.
 fn touch_2_gib(suite: &mut Suite) {
     let read = code!("2: add rdx, [rax]", "add rax, 4096", "dec rcx", "jnz 2b");
     let write = code!("2: inc qword ptr [rax]", "add rax, 4096", "dec rcx", "jnz 2b");

@@ -12,7 +12,7 @@ use crate::vm::load_fresh;
 const GUEST_RIP: u64 = 0x681e;
 const VALUE: u64 = 0x7654_3210_89ab_cdef;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     forms(suite);
     registers(suite);
@@ -22,7 +22,7 @@ pub fn run(suite: &mut Suite) {
     in_compatibility_mode(suite);
 }
 
-/// VMREAD to, VMWRITE from and VMPTRST to an operand; prints which quadword it was and what it then held.
+/// VMREAD to, VMWRITE from and VMPTRST to an operand; prints the quadword's index and its new value.
 macro_rules! form {
     ($suite:ident, $name:literal, $operand:literal $(, $($operands:tt)*)?) => {{
         load_fresh(&VMCS);
@@ -86,7 +86,7 @@ fn forms(suite: &mut Suite) {
     form!(suite, "window-user-alias", "[{base}]", base = in(reg) USER + page);
     let _ = wrmsr(IA32_FS_BASE, 0);
     let _ = wrmsr(IA32_GS_BASE, 0);
-    // RSP as base: the stack itself.
+    // RSP as base register: the operand is on the stack.
     load_fresh(&VMCS);
     let mut pointer = 0_u64;
     let outcome = attempt!("push rcx", "vmptrst [rsp]", "pop {pointer}"; in("rcx") 0_u64, pointer = inout(reg) pointer);
@@ -137,7 +137,7 @@ fn registers(suite: &mut Suite) {
     }
 }
 
-/// Linear addresses that fault, and how far each instruction gets.
+/// Linear addresses that fault, for each instruction.
 fn faults(suite: &mut Suite) {
     let addresses = [
         ("not-present", WINDOW + 0x1000),
@@ -224,7 +224,8 @@ fn at_cpl_3(suite: &mut Suite) {
     }
 }
 
-/// Instructions that exit from a guest hypervisor, and privileged ones that may: their faults come before the exits.
+/// Instructions that exit from a guest hypervisor, and privileged ones that may exit: their faults come before the
+/// exits.
 fn others_at_cpl_3(suite: &mut Suite) {
     const CR4_OSXSAVE: u64 = 1 << 18;
     let before = crate::cpu::cr4();
@@ -263,7 +264,7 @@ fn in_compatibility_mode(suite: &mut Suite) {
 fn execute(code: Code, offset: u64, cs: u16, ss: u16, operand: u64) -> Outcome {
     let rip = code as *const () as u64 + offset;
     let stack = guest_stack() + offset;
-    // SAFETY: the fault comes back to the label, with this stack; the data segments are loaded again.
+    // SAFETY: after the fault execution continues at the label, with this stack; the data segments are loaded again.
     unsafe {
         asm!(
             "lea {scratch}, [rip + 22f]",

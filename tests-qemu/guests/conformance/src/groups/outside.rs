@@ -1,4 +1,4 @@
-//! Outside VMX operation, and the way in (SDM 24.6 to 24.8, VMXON in 31.3).
+//! Instructions outside VMX operation, and the entry to VMX operation (SDM 24.6 to 24.8, VMXON in 31.3).
 
 use crate::attempt;
 use crate::cpu::*;
@@ -35,7 +35,7 @@ pub fn run(suite: &mut Suite) {
     suite.case("vmxon-again", vmxon(VMXON.address()));
 }
 
-/// What CR0 may be changes with VMXON and VMXOFF (SDM 24.8); what it is does not.
+/// VMXON and VMXOFF change which values CR0 may take (SDM 24.8), but not its value.
 fn cr0_around_vmxon(suite: &mut Suite) {
     const NE: u64 = 1 << 5;
     const PG: u64 = 1 << 31;
@@ -54,7 +54,7 @@ fn cr0_around_vmxon(suite: &mut Suite) {
     step("cr0-ne-restored", set_cr0(cr0() | NE));
 }
 
-/// CR4.CET and CR0.WP in writes that a host with VMX has to look at.
+/// CR4.CET and CR0.WP in writes that exit to a host with VMX.
 fn cet_and_wp(suite: &mut Suite) {
     const NE: u64 = 1 << 5;
     const WP: u64 = 1 << 16;
@@ -144,7 +144,7 @@ fn inside(suite: &mut Suite) {
     suite.case("no-current-vmcall", attempt!("vmcall"));
     for bit in 0..64 {
         let value = cr0() ^ 1 << bit;
-        // Without paging there is no going on.
+        // Without paging the image cannot continue.
         if bit == 31 || bit == 0 {
             suite.case(format_args!("cr0-bit-{bit}"), set_cr0(value));
             continue;

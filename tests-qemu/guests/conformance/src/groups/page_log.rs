@@ -1,4 +1,4 @@
-//! Page-modification logging (SDM 29.3.6): the index and its ends, what is logged and what is not.
+//! Page-modification logging (SDM 29.3.6): the index and its limits, and which accesses are logged.
 
 use shadow::controls::Secondary;
 use shadow::fields::*;
@@ -13,11 +13,11 @@ use crate::vm::{Verdict, Vm};
 
 const ACCESSED_DIRTY: u64 = 1 << 6;
 const DIRTY: u64 = 1 << 9;
-/// An entry of the log that nobody has written.
+/// The value of a log entry that the processor has not written.
 const UNUSED: u64 = u64::MAX;
 const LAST: u16 = 511;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     indices(suite);
     accesses(suite);
@@ -35,8 +35,8 @@ fn logging(vm: &mut Vm, index: u16) {
     let _ = invept(2, [0; 2]);
 }
 
-/// The verdict, the index, and each entry of the log that was written, with its place. The image's own pages show how
-/// it was linked, the same on both machines.
+/// The verdict, the index, and each entry of the log that was written, with its place. The addresses of the image's own
+/// pages depend on its linking, and are the same on both machines.
 fn print(suite: &mut Suite, name: impl core::fmt::Display, vm: &Vm, verdict: &Verdict) {
     let mut entries = [(0, 0); 8];
     let written = (0..512).map(|place| (place, MODIFICATION_LOG.get(place))).filter(|(_, entry)| *entry != UNUSED);
@@ -58,7 +58,7 @@ fn case(suite: &mut Suite, name: impl core::fmt::Display, code: u64, index: u16,
     print(suite, name, &vm, &verdict);
 }
 
-/// Three pages written with room for so many: below 0 the index wraps, and above 511 the log is full.
+/// Writes three pages, with room for fewer or more: the index wraps below 0, and above 511 the log is full.
 fn indices(suite: &mut Suite) {
     let three = code!("mov [rcx + 8], al", "mov [rcx + 0x1008], al", "mov [rcx + 0x2ff8], al");
     for index in [0, 1, 2, 3, 4, 255, 510, LAST, 512, 513, 0x7fff, 0x8000, 0xfffe, 0xffff] {
@@ -117,7 +117,7 @@ fn dirty_already(suite: &mut Suite) {
     }
 }
 
-/// After "page-modification log full": with a new index the same instruction goes on, and is logged.
+/// After "page-modification log full": with a new index the same instruction is repeated, and is logged.
 fn resumed(suite: &mut Suite) {
     let code = code!("mov [rcx + 8], al", "mov [rcx + 0x1008], al", "mov [rcx + 0x2008], al", "mov [rcx + 0x3008], al");
     let mut vm = Vm::new(code);
@@ -127,7 +127,8 @@ fn resumed(suite: &mut Suite) {
         print(suite, format_args!("resumed-{entry}"), &vm, &verdict);
         vm.set(PML_INDEX, LAST - entry);
     }
-    // Flags cleared and invalidated: logged again; cleared only: the translation may still say dirty, so not tried.
+    // After flags are cleared and invalidated, pages are logged again. Clearing alone is not tried: a cached
+    // translation may still be dirty.
     let mut vm = Vm::new(code);
     logging(&mut vm, LAST);
     for round in 0..2 {

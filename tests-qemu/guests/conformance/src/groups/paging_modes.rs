@@ -1,5 +1,5 @@
-//! The nested guest's own paging over EPT12: every mode, with each page that a translation uses permitted in every way
-//! (SDM 29.3.3.2 "EPT Violations", 29.3.5 "Accessed and Dirty Flags for EPT").
+//! The nested guest's own paging over EPT12: every mode, with every combination of EPT rights for each page that a
+//! translation uses (SDM 29.3.3.2 "EPT Violations", 29.3.5 "Accessed and Dirty Flags for EPT").
 //!
 //! ```text
 //!   page of the window   1 what the guest accesses   5 its page table   6 its page directory   7 its PDPT
@@ -32,7 +32,7 @@ const CR0_PG: u64 = 1 << 31;
 const CR4_PSE: u64 = 1 << 4;
 const CR4_PAE: u64 = 1 << 5;
 
-/// A way of paging, and where the guest finds [`TARGET`].
+/// A paging mode, and the guest's address of [`TARGET`].
 struct Mode {
     name: &'static str,
     linear: u64,
@@ -60,10 +60,10 @@ const MODES: [Mode; 9] = [
     Mode { name: "4-level-1g", linear: 1 << 30, uses: FOUR_1G, prepare: paging_4_level },
 ];
 
-/// Base of what the 4-level tables of the window map: the second entry of the PML4 table.
+/// The base of the addresses that the window's 4-level tables map: the second entry of the PML4 table.
 const LINEAR_64: u64 = 1 << 39;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     for mode in &MODES {
         for &(used, page) in mode.uses {
@@ -116,7 +116,7 @@ fn permissions(suite: &mut Suite, mode: &Mode, used: &str, page: usize) {
     }
 }
 
-/// The flags of the entries of EPT12 and of the guest's tables on the way.
+/// The flags of the used entries of EPT12 and of the guest's tables.
 struct Flags;
 
 impl fmt::Display for Flags {
@@ -228,7 +228,7 @@ fn pdpte_loads(suite: &mut Suite) {
             }
         }
     }
-    // Of VMCS12 nothing is loaded from memory on VM entry with EPT: the PDPT is never looked at.
+    // With EPT, VM entry loads the PDPTEs from VMCS12: the PDPT in memory is not read.
     case(format_args!("pdpte-entry-ignores-memory"), code_32!("mov cl, [eax]"), &|vm| {
         PAGES.set(POINTERS * 512 + 3, u64::MAX);
         WINDOW_PT.set(POINTERS, 0);
@@ -280,7 +280,7 @@ fn pae_between_entries(suite: &mut Suite) {
     }
 }
 
-/// A guest that leaves paging and comes back, with its tables gone meanwhile.
+/// A guest that disables paging and enables it again, after its tables are gone.
 fn legacy_entry(suite: &mut Suite) {
     let code = code_32!("mov ecx, cr0", "and ecx, 0x7fffffff", "mov cr0, ecx", "mov cl, [eax]");
     for rights in 0..8 {

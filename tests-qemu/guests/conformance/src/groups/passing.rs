@@ -1,6 +1,6 @@
-//! Registers that VM entries and VM exits load and nothing in VMX root operation needs: CET state, IA32_PKRS, UINV (SDM
-//! 27.3.2, 28.3.1,
-//! 28.5), and IA32_SPEC_CTRL as the tertiary controls virtualize it. On a processor without them every entry fails.
+//! Registers that VM entries and VM exits load and that VMX root operation does not need: CET state, IA32_PKRS, UINV
+//! (SDM 27.3.2, 28.3.1, 28.5), and IA32_SPEC_CTRL as the tertiary controls virtualize it. On a processor without them
+//! every entry fails.
 
 use core::fmt;
 
@@ -66,7 +66,7 @@ const REGISTERS: [Register; 3] = [
     },
 ];
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     for register in &REGISTERS {
         for loads in 0..4 {
@@ -78,7 +78,7 @@ pub fn run(suite: &mut Suite) {
     spec_ctrl(suite);
 }
 
-/// A value of a register as its MSR has it, or why not.
+/// The value of an MSR, or the fault of reading it.
 struct Msr(u32);
 
 impl fmt::Display for Msr {
@@ -104,9 +104,9 @@ fn prepare(vm: &mut Vm, register: &Register, on_entry: bool, on_exit: bool) {
     vm.registers.rbx = written;
 }
 
-/// What the nested guest finds and what its hypervisor finds afterwards, on the first entry and on two more; an entry
-/// that fails for its guest state, by a field that the host of a nested hypervisor checks and by one that it does not;
-/// the MSR areas.
+/// The values that the nested guest reads and that its hypervisor reads afterwards, on the first entry and on two more.
+/// An entry that fails for its guest state, once by a field that the host checks and once by one that it leaves to the
+/// processor. The MSR areas.
 fn loaded(suite: &mut Suite, register: &Register, on_entry: bool, on_exit: bool) {
     let name = format_args!("{}-entry-{}-exit-{}", register.name, u8::from(on_entry), u8::from(on_exit));
     let read = code!("rdmsr", "mov rsi, rax", "mov rdi, rdx");
@@ -170,7 +170,7 @@ fn areas(suite: &mut Suite, register: &Register, on_entry: bool, on_exit: bool) 
     }
 }
 
-/// SSP has no MSR: a nested guest that loads nothing shows what its hypervisor had.
+/// SSP has no MSR: a nested guest whose entry loads nothing shows its hypervisor's value.
 fn shadow_stack_pointer(suite: &mut Suite) {
     let state = |vm: &Vm| (vm.get(GUEST_SSP), vm.get(GUEST_SSP_TABLE));
     for loads in 0..4 {
@@ -205,7 +205,7 @@ fn checks(suite: &mut Suite) {
     let exit_cet = |vm: &mut Vm| _ = vm.or(EXIT_CONTROLS, ExitControls::LOAD_CET);
     let entry_cet = |vm: &mut Vm| _ = vm.or(ENTRY_CONTROLS, EntryControls::LOAD_CET);
     let bits = || (0..16).chain(44..64);
-    // What passes as the host's has no effect: CR4.CET is 0.
+    // Host-state values that pass the checks have no effect: CR4.CET is 0.
     flip(suite, "host-s-cet", HOST_S_CET, bits(), exit_cet);
     flip(suite, "host-ssp", HOST_SSP, bits(), exit_cet);
     flip(suite, "host-ssp-table", HOST_SSP_TABLE, bits(), exit_cet);
@@ -231,8 +231,7 @@ fn checks(suite: &mut Suite) {
     }
 }
 
-/// The tertiary controls, and the one that is offered: what the nested guest reads and writes, and what becomes of the
-/// MSR.
+/// The tertiary controls, and the one that is offered: the nested guest's reads and writes, and the MSR afterwards.
 fn spec_ctrl(suite: &mut Suite) {
     flip(suite, "tertiary", TERTIARY_CONTROLS, 0..64, |vm| {
         vm.or(PRIMARY_CONTROLS, Primary::ACTIVATE_TERTIARY);

@@ -12,7 +12,7 @@ const IA32_PKRS: u32 = 0x6e1;
 const PAGE: usize = 5;
 const KEY: u64 = 1;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     const CR0_WP: u64 = 1 << 16;
     const USER: u64 = 1 << 2;

@@ -27,17 +27,17 @@ const HLT: u32 = 1;
 const SHUTDOWN: u32 = 2;
 const WAIT_FOR_SIPI: u32 = 3;
 
-/// What the processor in question and the first one tell each other.
+/// Messages between the tested processor and the first one.
 #[unsafe(link_section = ".shared")]
 static TOLD: Table<3> = Table::new();
-/// It grows as long as the processor runs.
+/// The word that the processor increments as long as it runs.
 const HEARTBEAT: usize = 0;
-/// Not 0: what the processor waits for may happen now.
+/// Not 0: the processor is ready for the message.
 const READY: usize = 1;
-/// Not 0: it is to go on with the next step.
+/// Not 0: the processor shall continue with the next step.
 const GO_ON: usize = 2;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite, processors: &Processors) {
     for number in processors.others() {
         outside(suite, processors, number);
@@ -49,7 +49,7 @@ pub fn run(suite: &mut Suite, processors: &Processors) {
     }
 }
 
-/// Lets a processor begin something that takes until the first one has done something about it.
+/// Lets a processor begin work that lasts until the first processor ends it.
 fn begin(processors: &Processors, number: usize, work: fn(u64) -> u64, argument: u64) {
     TOLD.fill(0);
     processors.begin(number, work, argument);
@@ -75,7 +75,7 @@ impl fmt::Display for Runs {
     }
 }
 
-/// Runs until something stops it or the first processor says so.
+/// Runs until a message stops the processor or the first processor says so.
 fn beat() {
     TOLD.set(READY, 1);
     while TOLD.get(GO_ON) == 0 {
@@ -91,7 +91,7 @@ fn run_outside(_: u64) -> u64 {
     0
 }
 
-/// Work: runs in VMX root operation, then outside, where it does not end.
+/// Work: runs in VMX root operation, then for ever outside VMX operation.
 fn run_in_root_operation(_: u64) -> u64 {
     beat();
     let _ = vmxoff();
@@ -140,17 +140,18 @@ fn in_root_operation(suite: &mut Suite, processors: &Processors, number: usize) 
     suite.case(format_args!("{number}-root-vmxon-after-init"), state);
 }
 
-/// What a nested guest is when the message comes.
+/// The activity states in which the message meets a nested guest.
 const STATES: [(&str, u32); 3] = [("active", 0), ("hlt", HLT), ("shutdown", SHUTDOWN)];
 
-/// Work: a nested guest in this activity state, until an exit: its reason, activity state and qualification.
+/// Work: runs a nested guest in this activity state until an exit. Returns the reason, activity state and
+/// qualification.
 fn nested_guest(activity: u64) -> u64 {
     let mut vm = Vm::with_vpid(code!("2: inc qword ptr [rbp]", "jmp 2b"));
     vm.registers.rbp = TOLD.address() + HEARTBEAT as u64 * 8;
     vm.set(GUEST_ACTIVITY_STATE, activity as u32);
     TOLD.set(READY, 1);
     let verdict = vm.run();
-    // What the exit left pending.
+    // Takes an interrupt that the exit left pending.
     let _ = take_interrupt();
     summary(&vm, verdict)
 }
@@ -175,7 +176,7 @@ impl fmt::Display for Summary {
 fn in_nested_guests(suite: &mut Suite, processors: &Processors, number: usize) {
     for (name, activity) in STATES {
         begin(processors, number, nested_guest, activity.into());
-        // The first entry takes its time.
+        // The first entry may take long.
         let has_begun = activity != 0 || wait_until(|| TOLD.get(HEARTBEAT) != 0);
         assert!(has_begun, "the nested guest does not run");
         processors.send_start_up(number);
@@ -206,7 +207,7 @@ fn enter_once(_: u64) -> u64 {
     summary(&vm, verdict)
 }
 
-/// What comes before the SIPI.
+/// The messages before the SIPI.
 const MESSAGES: [(&str, &[Message]); 5] = [
     ("at-once", &[]),
     ("init", &[Message::Init]),
@@ -237,7 +238,7 @@ fn waiting_for_sipi(suite: &mut Suite, processors: &Processors, number: usize) {
                     interrupts - before[1]
                 ),
             );
-            // The INIT was blocked by the wait, or is still pending: that is for the next entry to say.
+            // The INIT was blocked by the wait-for-SIPI state, or is still pending: the next entry shows which.
             if !messages.is_empty() {
                 let next = Summary(processors.run_on(number, enter_once, 0));
                 suite.case(format_args!("{number}-wait-for-sipi-{name}-{page:#x}-next-entry"), next);
@@ -246,7 +247,7 @@ fn waiting_for_sipi(suite: &mut Suite, processors: &Processors, number: usize) {
     }
 }
 
-/// Each INIT is one exit, wherever it meets the processor: the nested guest, an exit, the host.
+/// Each INIT causes one exit, wherever it meets the processor: in the nested guest, during an exit, or in the host.
 fn storm(suite: &mut Suite, processors: &Processors, number: usize) {
     begin(processors, number, count_inits, 0);
     let mut answered = 0;
@@ -267,7 +268,7 @@ fn storm(suite: &mut Suite, processors: &Processors, number: usize) {
     suite.case(format_args!("{number}-storm"), format_args!("{verdict}{answered} sent, {counted} exits"));
 }
 
-/// Work: a nested guest whose exits for INIT are counted; how many others there were than CPUID.
+/// Work: counts the exits of a nested guest for INIT. Returns the number of other exits than those for CPUID.
 fn count_inits(_: u64) -> u64 {
     let mut vm = Vm::with_vpid(code!("2: mov ecx, 5", "3: loop 3b", "cpuid", "jmp 2b"));
     let mut others = 0;

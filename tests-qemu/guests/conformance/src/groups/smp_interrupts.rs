@@ -1,4 +1,4 @@
-//! Interrupts between processors, each counted at its end: none is lost, none comes twice (SDM 12 "Advanced
+//! Interrupts between processors, each counted by its handler: none is lost, and none arrives twice (SDM 12 "Advanced
 //! Programmable Interrupt Controller (APIC)", 26.2 "Other Causes of VM Exits", 27.6.1 "Vectored-Event Injection", 28.2
 //! "Recording VM-Exit Information and Updating VM-entry Control Fields").
 
@@ -26,11 +26,11 @@ unsafe extern "C" {
     static end_virtual: u8;
 }
 
-/// What the nested guests have counted.
+/// The interrupts that the nested guests have counted.
 #[unsafe(link_section = ".shared")]
 static HANDLED: Counters = Counters::new();
 
-/// All are ready to receive; all have sent everything.
+/// Where the processors meet when all are ready to receive, and when all have sent everything.
 #[unsafe(link_section = ".shared")]
 static READY: Meeting = Meeting::new();
 #[unsafe(link_section = ".shared")]
@@ -62,7 +62,7 @@ const CASES: &[Case] = &[
 ];
 
 impl Case {
-    /// Where this case's interrupts are counted.
+    /// The counters of this case's interrupts.
     fn counters(&self) -> &'static Counters {
         match self.level {
             Level::Host => &TAKEN,
@@ -71,7 +71,7 @@ impl Case {
     }
 }
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite, processors: &Processors) {
     let all = |_: &str| true;
     interrupts(suite, processors, all);
@@ -79,8 +79,8 @@ pub fn run(suite: &mut Suite, processors: &Processors) {
     posted::run(suite, processors, all);
 }
 
-/// What is sent and ended in another way in x2APIC mode. Who takes an interrupt from the machine's APIC in the nested
-/// guest ends it there in xAPIC mode's way.
+/// The cases whose interrupts are sent and ended differently in x2APIC mode. A nested guest that takes an interrupt
+/// from the machine's APIC would end it as in xAPIC mode.
 const IN_X2APIC_MODE: [&str; 6] =
     ["host-without-guest", "host-exits", "nested-acknowledged", "nmi-host", "nmi-virtual", "posted"];
 
@@ -122,7 +122,7 @@ fn interrupts(suite: &mut Suite, processors: &Processors, is_wanted: impl Fn(&st
     }
 }
 
-/// Sends and receives until everybody has sent everything.
+/// Sends and receives until all processors have sent everything.
 fn take_part(index: u64) -> u64 {
     let case = &CASES[index as usize];
     let mut traffic =

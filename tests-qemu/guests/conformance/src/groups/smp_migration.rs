@@ -1,6 +1,6 @@
-//! A VMCS that moves between processors, and what several processors use of one EPT12, one VPID12 and one set of
-//! bitmaps (SDM 25.1 "Overview": VMCLEAR ends a VMCS's use on one processor before VMPTRLD begins it on another; 29.4
-//! "Caching Translation Information").
+//! A VMCS that moves between processors, and one EPT12, one VPID12 and one set of bitmaps that several processors use
+//! (SDM 25.1 "Overview": VMCLEAR ends a VMCS's use on one processor before VMPTRLD begins it on another; 29.4 "Caching
+//! Translation Information").
 
 mod together;
 mod traveller;
@@ -8,7 +8,7 @@ mod traveller;
 use crate::output::Suite;
 use crate::smp::Processors;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite, processors: &Processors) {
     traveller::run(suite, processors);
     together::run(suite, processors);

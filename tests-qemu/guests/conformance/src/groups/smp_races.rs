@@ -1,6 +1,6 @@
-//! Races: odd processors edit at random what even ones use to enter and exit. What an entry leads to is one of a few
-//! outcomes, whichever edit it met (SDM 25.11.4 "Software Access to Related Structures" allows for any time of access),
-//! and every processor comes back.
+//! Races: odd processors edit at random the structures that even ones use to enter and exit. An entry has one of a few
+//! outcomes, whichever edits it meets (SDM 25.11.4 "Software Access to Related Structures" allows for any time of
+//! access), and every processor continues.
 //!
 //! ```text
 //!   arena     the memory that is edited            controls   bitmaps, MSR areas, VMCS regions
@@ -27,20 +27,20 @@ use crate::vm::{Verdict, Vm};
 /// Entries of each nested guest in each race.
 const ROUNDS: u64 = 1000;
 
-/// A race: who is on which side depends on the processor.
+/// A race: even processors use, odd ones edit.
 struct Race {
     name: &'static str,
     /// The first processor's part before all others.
     build: fn(),
-    /// Whether the processor has what this is about.
+    /// Whether the processor has the feature of this race.
     exists: fn() -> bool,
-    /// What the nested guest needs.
+    /// Prepares the nested guest.
     prepare: fn(&mut Vm),
-    /// One entry, or what else the race is about.
+    /// One entry, or another action that the race is about.
     step: fn(&mut Vm, &mut Random) -> Verdict,
-    /// One edit, of what everybody uses or of what the user with this number has of its own.
+    /// One edit of a common structure, or of the structure of the user with this number.
     edit: fn(&mut Random, usize),
-    /// The outcomes that may be, as [`outcome`] numbers them.
+    /// The allowed outcomes, as [`outcome`] numbers them.
     allowed: &'static [u64],
 }
 
@@ -50,7 +50,7 @@ const RACES: &[&[Race]] = &[controls::RACES, paging::RACES, apic::RACES];
 const VMCALL: u64 = 18;
 /// An entry, or other VMX instruction, that fails with an error.
 const FAILS: u64 = 1 << 40;
-/// One that has no error to give.
+/// An entry, or other VMX instruction, that fails without an error number.
 const FAILS_INVALID: u64 = 1 << 41;
 /// VMPTRLD and VMCLEAR succeed.
 const SUCCEEDS: u64 = 1 << 42;
@@ -75,7 +75,7 @@ fn users() -> usize {
     count().div_ceil(2)
 }
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite, processors: &Processors) {
     for (index, race) in RACES.iter().copied().flatten().enumerate() {
         if !(race.exists)() {
@@ -94,7 +94,7 @@ pub fn run(suite: &mut Suite, processors: &Processors) {
     }
 }
 
-/// Uses or edits; the first outcome that may not be, or 0.
+/// Uses or edits. Returns the first outcome that is not allowed, or 0.
 fn take_part(index: u64) -> u64 {
     let Some(race) = RACES.iter().copied().flatten().nth(index as usize) else { return 0 };
     let seed = arguments::value("seed=").unwrap_or(1);
@@ -111,7 +111,7 @@ fn take_part(index: u64) -> u64 {
     MEETING.join();
     let wrong = (0..ROUNDS).map(|_| outcome(&(race.step)(&mut vm, &mut random))).find(|it| !race.allowed.contains(it));
     DONE.fetch_add(1, AcqRel);
-    // Editors that send interrupts stop before the last one is taken.
+    // The last interrupt is taken after the editors have stopped.
     while DONE.load(Acquire) < users() {
         let _ = take_interrupt();
     }
@@ -120,7 +120,7 @@ fn take_part(index: u64) -> u64 {
     wrong.unwrap_or(0)
 }
 
-/// Enters where a program begins, with its registers.
+/// Enters at the beginning of a program, with its registers.
 fn enter(vm: &mut Vm, code: u64) -> Verdict {
     vm.set_entry_point(code);
     vm.rerun()

@@ -1,4 +1,4 @@
-//! The other processors, as they are after the start: what they are, what VMX they have, and a nested guest on each.
+//! The other processors after their start: their state, their VMX capabilities, and a nested guest on each.
 
 use shadow::exit::ExitReason;
 use shadow::fields::*;
@@ -14,7 +14,7 @@ const IA32_FEATURE_CONTROL: u32 = 0x3a;
 /// The capability MSRs of VMX.
 const CAPABILITIES: core::ops::RangeInclusive<u32> = 0x480..=0x492;
 
-/// All of them. Ends with every processor in VMX operation.
+/// Runs all cases. Ends with every processor in VMX operation.
 pub fn run(suite: &mut Suite, processors: &Processors) {
     suite.case("count", processors.count());
     let [behind, too_many, tss @ ..] = smp::faults();
@@ -59,7 +59,7 @@ fn msr_value(msr: u64) -> u64 {
     rdmsr(msr as u32).unwrap_or(u64::MAX)
 }
 
-/// A nested guest until its CPUID: a word of what its hypervisor sees.
+/// Runs a nested guest until its CPUID. Returns one word of the exit that its hypervisor gets.
 fn nested_cpuid(word: u64) -> u64 {
     let mut vm = Vm::with_vpid(code!("mov eax, 0x77", "cpuid"));
     let _ = vm.run();
@@ -71,7 +71,7 @@ fn nested_cpuid(word: u64) -> u64 {
     }
 }
 
-/// How many of so many CPUIDs of a nested guest exit as they should.
+/// Counts the CPUIDs of a nested guest that exit as they should.
 fn many_nested_cpuids(_: u64) -> u64 {
     const COUNT: u64 = 1000;
     let mut vm = Vm::with_vpid(code!("2: inc rax", "xchg rax, rdx", "cpuid", "jmp 2b"));

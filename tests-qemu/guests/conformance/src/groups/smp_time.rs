@@ -1,8 +1,7 @@
 //! Time on several processors: one TSC, seen by guest hypervisors and nested guests; the TSC-deadline and the
-//! preemption timer of each (SDM
-//! 12.5.4.1 "TSC-Deadline Mode", 19.17 "Time-Stamp Counter", 26.5.1 "VMX-Preemption Timer", 26.3 "Changes to
-//! Instruction Behavior in VMX Non-Root Operation"). No result depends on how fast anything is: values lie between
-//! others, or they do not.
+//! preemption timer of each (SDM 12.5.4.1 "TSC-Deadline Mode", 19.17 "Time-Stamp Counter", 26.5.1 "VMX-Preemption
+//! Timer", 26.3 "Changes to Instruction Behavior in VMX Non-Root Operation"). No result depends on speed: a value lies
+//! between two others, or it does not.
 
 mod timers;
 
@@ -33,11 +32,11 @@ static HOP: AtomicU64 = AtomicU64::new(0);
 #[unsafe(link_section = ".shared")]
 static LAST: Table<1> = Table::new();
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite, processors: &Processors) {
     clocks(suite, processors);
     timers::run(suite, processors);
-    // What the timers' interrupts and exits did must not show.
+    // The timers' interrupts and exits must have no effect on the clock.
     clock(suite, processors, "after-load", 0, 0);
     writes(suite, processors);
 }
@@ -52,7 +51,7 @@ const CLOCKS: [(&str, u64, Option<u64>); 6] = [
     ("tenth-behind", (1_u64 << 10).wrapping_neg(), Some((1 << 48) / 10)),
 ];
 
-/// How it reads it: EDX:EAX, and the end is VMCALL.
+/// The ways to read the TSC: into EDX:EAX, followed by VMCALL.
 fn reads() -> [(&'static str, u64); 3] {
     [("rdtsc", code!("rdtsc")), ("rdtscp", code!("rdtscp")), ("rdmsr", code!("mov ecx, 0x10", "rdmsr"))]
 }
@@ -65,7 +64,7 @@ fn clocks(suite: &mut Suite, processors: &Processors) {
     }
 }
 
-/// The token goes round; who has it reads the TSC as host, as nested guest, and as host again.
+/// Passes the token round. The processor that has it reads the TSC as host, as nested guest, and as host again.
 fn clock(suite: &mut Suite, processors: &Processors, name: impl core::fmt::Display, clock: usize, way: usize) {
     LAST.set(0, 0);
     HOP.store(0, Release);
@@ -74,7 +73,7 @@ fn clock(suite: &mut Suite, processors: &Processors, name: impl core::fmt::Displ
     suite.case(name, format_args!("{verdict}{right} in order"));
 }
 
-/// Takes each hop whose turn it is on this processor: how many found everything in order.
+/// Makes the hops that fall to this processor. Returns how many found the values in order.
 fn go_round(case: u64) -> u64 {
     let (_, offset, multiplier) = CLOCKS[case as usize / 10];
     let (_, code) = reads()[case as usize % 10];
@@ -98,7 +97,7 @@ fn go_round(case: u64) -> u64 {
         let has_exited = vm.rerun().is(ExitReason::VMCALL);
         let after = tsc();
         let read = vm.registers.rdx << 32 | vm.registers.rax & 0xffff_ffff;
-        // The nested guest's value may have gone round; differences have not.
+        // The nested guest's value may have wrapped; the differences have not.
         let is_between = read.wrapping_sub(nested(before)) <= nested(after).wrapping_sub(nested(before));
         right += u64::from(has_exited && before >= LAST.get(0) && is_between);
         LAST.set(0, after);
@@ -108,7 +107,7 @@ fn go_round(case: u64) -> u64 {
 }
 
 fn tsc() -> u64 {
-    // SAFETY: reads.
+    // SAFETY: RDTSC has no effect but the read.
     unsafe { _rdtsc() }
 }
 
@@ -126,7 +125,7 @@ fn writes(suite: &mut Suite, processors: &Processors) {
     clock(suite, processors, "after-writes", 0, 0);
 }
 
-/// Far beyond what any run takes.
+/// More ticks than any run takes.
 const SHIFT: u64 = 1 << 52;
 
 /// Work: the TSC after a write of `shift` to it.
@@ -135,13 +134,13 @@ fn write_tsc(shift: u64) -> u64 {
     tsc()
 }
 
-/// Work: the TSC after a write of `shift` to what is added to it.
+/// Work: the TSC after a write of `shift` to IA32_TSC_ADJUST.
 fn write_adjust(shift: u64) -> u64 {
     let _ = wrmsr(IA32_TSC_ADJUST, shift);
     rdmsr(IA32_TSC).unwrap_or(0)
 }
 
-/// Work: what a nested guest reads.
+/// Work: the TSC that a nested guest reads.
 fn nested_tsc(_: u64) -> u64 {
     let mut vm = Vm::with_vpid(code!("rdtsc"));
     let _ = vm.run();

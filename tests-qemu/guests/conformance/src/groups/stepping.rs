@@ -1,5 +1,5 @@
-//! What comes right after an instruction that a hypervisor emulates: the single-step trap, and interrupts that MOV SS
-//! or STI held back (SDM Volume 3A, 6.8.3 and 18.3.1.4).
+//! The events right after an instruction that a hypervisor emulates: the single-step trap, and interrupts that MOV SS
+//! or STI blocked (SDM Volume 3A, 6.8.3 and 18.3.1.4).
 
 use crate::apic;
 use crate::attempt;
@@ -11,7 +11,8 @@ use crate::vm::load_fresh;
 const GUEST_RIP: u64 = 0x681e;
 const VECTOR: u8 = 0x42;
 
-/// The instruction after POPF set TF, and after STI with an interrupt pending; where the trap or the interrupt came.
+/// Executes the instruction after POPF has set TF, and after STI with an interrupt pending. Prints where the trap or
+/// the interrupt came.
 macro_rules! case {
     ($suite:ident, $name:literal, $instruction:literal $(, $($operands:tt)*)?) => {{
         load_fresh(&VMCS);
@@ -40,7 +41,7 @@ macro_rules! case {
     }};
 }
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     case!(suite, "nop", "nop");
     case!(suite, "cpuid", "xchg r9, rbx; cpuid; xchg r9, rbx", out("rax") _, out("rcx") _, out("rdx") _, out("r9") _);

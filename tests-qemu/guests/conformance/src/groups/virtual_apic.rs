@@ -22,7 +22,7 @@ use crate::vm::{Verdict, Vm};
 
 /// The page of the window that EPT12 maps to the APIC-access page.
 const PAGE: usize = 1;
-/// The APIC-access page, to the nested guest.
+/// The nested guest's address of the APIC-access page.
 const APIC: u64 = WINDOW + PAGE as u64 * 4096;
 
 const IF: u64 = 1 << 9;
@@ -30,7 +30,7 @@ const TPR: usize = 0x80;
 const ISR: usize = 0x100;
 const IRR: usize = 0x200;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     registers::run(suite);
     x2apic::run(suite);
@@ -40,7 +40,7 @@ pub fn run(suite: &mut Suite) {
     beside::run(suite);
 }
 
-/// What is virtualized of the APIC beside the TPR.
+/// The parts of the APIC that are virtualized besides the TPR.
 #[derive(Clone, Copy)]
 struct Mode {
     name: &'static str,
@@ -54,7 +54,7 @@ const BOTH: Mode = Mode { name: "both", controls: REGISTERS.controls.union(DELIV
 const MODES: [Mode; 4] = [NOTHING, REGISTERS, DELIVERY, BOTH];
 
 impl Mode {
-    /// With an APIC-access page.
+    /// Applies the mode, with an APIC-access page.
     fn accesses(self, vm: &mut Vm) {
         self.apply(vm, Secondary::VIRTUALIZE_APIC_ACCESSES);
         vm.set(APIC_ACCESS_ADDRESS, SPARE.address());
@@ -63,7 +63,7 @@ impl Mode {
         let _ = invept(2, [0; 2]);
     }
 
-    /// With "virtualize x2APIC mode".
+    /// Applies the mode, with "virtualize x2APIC mode".
     fn x2apic(self, vm: &mut Vm) {
         self.apply(vm, Secondary::VIRTUALIZE_X2APIC_MODE);
     }
@@ -81,7 +81,7 @@ fn set_vector(array: usize, vector: u8) {
     VIRTUAL_APIC.set(register / 8, VIRTUAL_APIC.get(register / 8) | 1 << bit);
 }
 
-/// RVI and SVI, with the bits in IRR and ISR that go with them; vector 0 is none.
+/// Sets RVI and SVI, and their bits in IRR and ISR; vector 0 stands for none.
 fn status(vm: &mut Vm, requesting: u8, servicing: u8) {
     if requesting != 0 {
         set_vector(IRR, requesting);
@@ -92,7 +92,7 @@ fn status(vm: &mut Vm, requesting: u8, servicing: u8) {
     vm.set(GUEST_INTERRUPT_STATUS, u16::from(servicing) << 8 | u16::from(requesting));
 }
 
-/// Runs, and prints with the verdict the guest interrupt status and what is not zero of the virtual-APIC page.
+/// Runs, and prints the verdict, the guest interrupt status and the nonzero parts of the virtual-APIC page.
 fn case(suite: &mut Suite, name: impl fmt::Display, vm: &mut Vm) {
     let verdict = vm.run();
     print(suite, name, vm, verdict);
@@ -103,7 +103,7 @@ fn print(suite: &mut Suite, name: impl fmt::Display, vm: &Vm, verdict: Verdict) 
     suite.case(name, format_args!("{} rax={rax:#x} status={status:#x}{}", Delivered(verdict), VirtualApic(|_| 0)));
 }
 
-/// The virtual-APIC page: the quadwords that are not what a function of their index says.
+/// Prints those quadwords of the virtual-APIC page that differ from a function of their index.
 struct VirtualApic(fn(usize) -> u64);
 
 impl fmt::Display for VirtualApic {

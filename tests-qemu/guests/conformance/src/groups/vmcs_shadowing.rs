@@ -1,5 +1,5 @@
-//! VMCS shadowing (SDM 25.10 "VMCS Types: Ordinary and Shadow", 26.1.3 and 31.3 on VMREAD and VMWRITE): what a nested
-//! guest reads and writes in the shadow VMCS that its own VMCS is linked to, and when it exits instead.
+//! VMCS shadowing (SDM 25.10 "VMCS Types: Ordinary and Shadow", 26.1.3 and 31.3 on VMREAD and VMWRITE): a nested
+//! guest's reads and writes of the shadow VMCS that its VMCS is linked to, and the cases in which it exits instead.
 
 mod access;
 mod link;
@@ -16,7 +16,7 @@ use crate::output::Suite;
 use crate::vm::{Verdict, Vm, revision};
 
 const SHADOW_INDICATOR: u64 = 1 << 31;
-/// Every access exits, and none does.
+/// Values of bitmap words: every access exits, and no access exits.
 const ALL: u64 = u64::MAX;
 const NONE: u64 = 0;
 
@@ -25,14 +25,14 @@ static OTHER_SHADOW: Page = Page::new();
 static VMREADS: Page = Page::new();
 static VMWRITES: Page = Page::new();
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     access::run(suite);
     sweep::run(suite);
     link::run(suite);
 }
 
-/// A region as a shadow VMCS, clear, with one value in each field that there is: which field it is, and a mark.
+/// Makes a region a clear shadow VMCS in which each existing field holds its own encoding and a mark.
 fn fill_shadow(region: &Page, mark: u64) {
     let _ = vmclear(region.address());
     region.fill(0);
@@ -46,7 +46,7 @@ fn fill_shadow(region: &Page, mark: u64) {
     });
 }
 
-/// Does something with another VMCS current, and goes back.
+/// Calls `what` with another VMCS current, and then makes the former one current again.
 fn with_current<T>(region: &Page, what: impl FnOnce() -> T) -> T {
     let _ = vmptrld(region.address());
     let result = what();
@@ -71,7 +71,7 @@ fn linked(code: u64, bits: u64) -> Vm {
     vm
 }
 
-/// Changes the bit of an encoding. Beyond 14:0 there is none.
+/// Changes the bit of an encoding. Encodings of more than 15 bits have none.
 fn set_bit(bitmap: &Page, encoding: u64, bit: bool) {
     if encoding < 0x8000 {
         let (word, mask) = ((encoding / 64) as usize, 1 << (encoding % 64));
@@ -92,7 +92,7 @@ fn observe(vm: &mut Vm) -> Seen {
     Seen { verdict, rax: vm.registers.rax, rdx: vm.registers.rdx }
 }
 
-/// The same where the nested guest began.
+/// Enters again at the nested guest's first instruction.
 fn observe_again(vm: &mut Vm) -> Seen {
     let verdict = vm.rerun();
     Seen { verdict, rax: vm.registers.rax, rdx: vm.registers.rdx }

@@ -1,5 +1,5 @@
-//! What each processor has of its own: every static of the image that is not in `.shared`, at the same linear address
-//! on each.
+//! The memory that each processor has of its own: every static of the image that is not in `.shared`, at the same
+//! linear address on each.
 //!
 //! ```text
 //!   linear                       processor 0      processor n
@@ -7,15 +7,15 @@
 //!   everything else              itself           itself
 //! ```
 //!
-//! A group's code therefore runs on any processor as it is. What it tells the processor or others are physical
-//! addresses, which are linear addresses too: [`physical`] is the only difference.
+//! So a group's code runs unchanged on any processor. It gives physical addresses to the processor and to other
+//! processors. Physical addresses are linear addresses too: only [`physical`] makes a difference.
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::arguments;
 
 const LARGE_PAGE: u64 = 2 << 20;
-/// Memory for the copies: above the image and what loaders put behind it, below what cases use.
+/// Memory for the copies: above the image and the loader's data behind it, below the memory that cases use.
 const COPIES: u64 = 64 << 20;
 
 /// Physical minus linear address of this processor's own memory.
@@ -40,8 +40,8 @@ pub fn physical(linear: u64) -> u64 {
     if linear >= start() { linear + OFFSET.load(Relaxed) } else { linear }
 }
 
-/// A copy of what this processor has of its own as it is now, for processor `number`: the physical address of its PML4
-/// table.
+/// Copies this processor's own memory in its present state for processor `number`. Returns the physical address of the
+/// copy's PML4 table.
 pub fn copy_for(number: usize) -> u64 {
     let copy = COPIES + (number as u64 - 1) * LARGE_PAGE;
     let hole = arguments::reserved_memory().unwrap_or(0..0);
@@ -52,8 +52,8 @@ pub fn copy_for(number: usize) -> u64 {
         write(copy + at, read(start() + at));
     }
     write((&raw const OFFSET).addr() as u64 + offset, offset);
-    // The copied tables map the original through themselves: now through the copies, and the copy instead of the
-    // original.
+    // The copied tables still point to the original tables and map the original memory. Make them point to the copies
+    // and map the copy.
     let copied = |table: *const u8| table.addr() as u64 + offset;
     let move_entry = |at: u64| write(at, read(at) + offset);
     let pml4 = copied(&raw const host_pml4);
@@ -67,12 +67,12 @@ pub fn copy_for(number: usize) -> u64 {
 }
 
 fn read(address: u64) -> u64 {
-    // SAFETY: all memory is mapped, and the callers read what lies between the image's symbols or what they have
+    // SAFETY: all memory is mapped, and the callers read memory between the image's symbols, or memory that they have
     // written.
     unsafe { core::ptr::with_exposed_provenance::<u64>(address as usize).read_volatile() }
 }
 
 fn write(address: u64, value: u64) {
-    // SAFETY: nothing of Rust's is in the copies until their processor runs.
+    // SAFETY: no Rust object is in the copies until their processor runs.
     unsafe { core::ptr::with_exposed_provenance_mut::<u64>(address as usize).write_volatile(value) };
 }

@@ -1,30 +1,30 @@
-//! Where processors wait for each other.
+//! A meeting point at which processors wait for each other.
 
 use core::sync::atomic::AtomicUsize;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 
 use super::{count, wait_until};
 
-/// A point that every processor comes to, once or time and again; for section `.shared`.
+/// A point that every processor reaches, once or repeatedly; for section `.shared`.
 pub struct Meeting(AtomicUsize);
 
 impl Meeting {
-    /// Nobody is there.
+    /// No processor has arrived.
     pub const fn new() -> Self {
         Self(AtomicUsize::new(0))
     }
 
-    /// All leave. Nobody may be on the way.
+    /// Resets the meeting. No processor may be arriving.
     pub fn clear(&self) {
         self.0.store(0, Release);
     }
 
-    /// This processor is there.
+    /// Notes that this processor has arrived.
     pub fn arrive(&self) {
         self.0.fetch_add(1, AcqRel);
     }
 
-    /// Whether all are there.
+    /// Whether all processors have arrived.
     pub fn is_complete(&self) -> bool {
         self.0.load(Acquire) >= count()
     }

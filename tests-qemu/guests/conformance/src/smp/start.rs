@@ -1,4 +1,4 @@
-//! How the others start (SDM 10.4 "Multiple-Processor (MP) Initialization").
+//! The start of the other processors (SDM 10.4 "Multiple-Processor (MP) Initialization").
 
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -17,16 +17,16 @@ unsafe extern "C" {
     static trampoline_fault: u8;
 }
 
-/// The two faults that the last processor met on its way. In real mode: how far behind the instruction it came, and how
-/// many bytes it pushed beside IP, CS and FLAGS. With a 16-bit TSS: how far behind, its error code, and both halves of
-/// CR0 after it.
+/// The two faults that the last processor caused during its start. For the one in real mode: its distance behind the
+/// instruction, and the bytes that it pushed besides IP, CS and FLAGS. For the one with a 16-bit TSS: its distance
+/// behind the instruction, its error code, and both halves of CR0 after it.
 pub fn faults() -> [u16; 6] {
     let place = TRAMPOLINE + (&raw const trampoline_fault).addr() - (&raw const trampoline).addr();
-    // SAFETY: in the page of the trampoline; the processor that wrote it has gone on.
+    // SAFETY: the place is in the page of the trampoline, and the processor that wrote it is past the trampoline.
     unsafe { core::ptr::with_exposed_provenance::<[u16; 6]>(place).read_unaligned() }
 }
 
-/// How many processors the machine has, as QEMU's firmware configuration device says; 1 without such a device.
+/// The number of processors by QEMU's firmware configuration device; 1 without such a device.
 pub fn count() -> usize {
     const SELECTOR: u16 = 0x510;
     const DATA: u16 = 0x511;
@@ -42,17 +42,17 @@ pub fn count() -> usize {
 /// The page tables of each processor: below 4 GiB.
 static PAGE_TABLES: [AtomicU32; MAX] = [const { AtomicU32::new(0) }; MAX];
 
-/// Memory of its own for a processor that has not been started yet.
+/// Makes memory for a processor that has not been started yet.
 pub fn give_memory(number: usize) {
     PAGE_TABLES[number].store(local::copy_for(number) as u32, Relaxed);
 }
 
-/// Puts the trampoline where a SIPI can name it, for this processor.
+/// Puts the trampoline for processor `number` where a SIPI can name it.
 pub fn aim_at(number: usize) {
     let start = (&raw const trampoline).addr();
     let length = (&raw const trampoline_end).addr() - start;
     for offset in 0..length {
-        // SAFETY: between the symbols, and in a page that is nobody's.
+        // SAFETY: the source is between the symbols, and the destination is in an unused page.
         unsafe {
             let byte = core::ptr::with_exposed_provenance::<u8>(start + offset).read();
             core::ptr::with_exposed_provenance_mut::<u8>(TRAMPOLINE + offset).write_volatile(byte);

@@ -1,5 +1,5 @@
-# Where a processor begins after a SIPI: in real mode, in the page that the vector names. The page is copied there (start.rs); what it needs to
-# know follows the code.
+# A processor begins here after a SIPI: in real mode, in the page that the vector names. start.rs copies the code there;
+# its parameters follow the code.
 
     .section .text.trampoline, "ax"
     .balign 16
@@ -14,7 +14,8 @@ trampoline:
     movw %ax, %ds
     movw %ax, %ss
     movw $0x1000, %sp               # the end of the page
-# WRMSR of a capability MSR faults. In real mode a fault pushes no error code: what it pushed, and where it came.
+# WRMSR of a capability MSR faults. In real mode a fault pushes no error code: records the pushed bytes and the place of
+# the fault.
     xorw %bx, %bx
     movw %bx, %es
     pushl %es:0x34
@@ -36,7 +37,7 @@ faulted:
 recovered:
     movw %bp, %sp
     popl %es:0x34
-# Entering IA-32e mode faults with a 16-bit TSS in TR: with CR0.NE in the same MOV, which a hypervisor has to look at.
+# Entering IA-32e mode faults with a 16-bit TSS in TR. The same MOV sets CR0.NE, so that it exits to a hypervisor.
     lgdtl small_gdt_pointer - trampoline
     lidtl small_idt_pointer - trampoline
     movl $0x11, %eax                # ET, PE

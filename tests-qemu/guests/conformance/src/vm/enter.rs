@@ -1,4 +1,4 @@
-//! VM entry and the way back.
+//! VM entry and VM exit.
 
 use core::arch::naked_asm;
 
@@ -6,7 +6,7 @@ use crate::cpu;
 use crate::fault::Outcome;
 use crate::memory::{HOST_IDT, gdt_table, host_cr3};
 
-/// What the VMCS does not hold.
+/// Registers that the VMCS does not hold.
 #[repr(C)]
 #[derive(Default)]
 pub struct Registers {
@@ -36,14 +36,14 @@ unsafe extern "C" {
     fn vm_exit_point();
 }
 
-/// Where VM exits go.
+/// The address to which VM exits go.
 pub fn exit_point() -> u64 {
     vm_exit_point as *const () as u64
 }
 
-/// VMLAUNCH or VMRESUME, until the next VM exit. After one the caller calls [`prepare_host`].
+/// VMLAUNCH or VMRESUME, until the next VM exit. After a VM exit the caller calls [`prepare_host`].
 pub fn enter(registers: &mut Registers, resume: bool) -> Outcome {
-    // SAFETY: a VM exit comes back to where the call was; what it may have changed is for the caller to restore.
+    // SAFETY: a VM exit returns from this call; the caller restores the state that it may have changed.
     let result = unsafe { enter_guest(registers, u64::from(resume)) };
     match result {
         0 => Outcome::Success,
@@ -51,7 +51,7 @@ pub fn enter(registers: &mut Registers, resume: bool) -> Outcome {
     }
 }
 
-/// Undoes what the host state of a case may have loaded.
+/// Restores the registers that the host state of a case may have loaded.
 pub fn prepare_host() {
     const DR7_AT_RESET: u64 = 0x400;
     const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
@@ -72,8 +72,8 @@ pub const CR0: u64 = 0x8001_0033;
 pub const CR4: u64 = 0x2020;
 /// CR4.LA57: 5-level paging.
 pub const CR4_LA57_BIT: u32 = 12;
-/// CR4.LASS: linear-address space separation. The image lives in the half of the address space that is the user's,
-/// where with it a supervisor has no business.
+/// CR4.LASS: linear-address space separation. The image is in the user's half of the address space, which LASS closes
+/// to supervisor-mode accesses.
 pub const CR4_LASS_BIT: u32 = 27;
 
 /// Returns 0 after a VM exit, 1 for VMfailInvalid, 2 for VMfailValid.

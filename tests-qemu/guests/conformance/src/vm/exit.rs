@@ -1,4 +1,4 @@
-//! What a VM entry led to, as text: fields that are 0 are left out.
+//! The result of a VM entry, as text without the fields that are 0.
 
 use core::fmt;
 
@@ -13,7 +13,7 @@ use crate::memory::{STACKS, guest_stack};
 pub enum Verdict {
     /// The instruction failed.
     NotEntered(Outcome),
-    /// There was a VM exit, or an entry failure that looks like one.
+    /// A VM exit, or an entry failure with an exit reason.
     Exited(Exit),
 }
 
@@ -43,7 +43,7 @@ fn read(id: FieldId) -> u64 {
 }
 
 impl Exit {
-    /// From the current VMCS, for a guest that began at `entry_point`.
+    /// Reads the exit from the current VMCS, for a guest that began at `entry_point`.
     pub fn read(entry_point: u64) -> Self {
         Self {
             entry_point,
@@ -60,7 +60,7 @@ impl Exit {
 }
 
 impl Exit {
-    /// How many quadwords are on the nested guest's stack, at most six: an exception's frame with its error code.
+    /// The number of quadwords on the nested guest's stack, at most six: an exception's frame with its error code.
     pub fn pushed_words(&self) -> usize {
         let depth = guest_stack().wrapping_sub(read(GUEST_RSP.id()));
         if depth <= 48 { depth as usize / 8 } else { 0 }
@@ -74,17 +74,17 @@ impl Exit {
 }
 
 impl Verdict {
-    /// An exit for this reason.
+    /// Whether this is an exit for this reason.
     pub fn is(&self, reason: ExitReason) -> bool {
         matches!(self, Self::Exited(exit) if exit.reason == u64::from(reason.0))
     }
 
-    /// An exit for the monitor trap flag.
+    /// Whether this is an exit for the monitor trap flag.
     pub fn is_monitor_trap_flag(&self) -> bool {
         self.is(ExitReason::MONITOR_TRAP_FLAG)
     }
 
-    /// An exit for the VMX-preemption timer.
+    /// Whether this is an exit for the VMX-preemption timer.
     pub fn is_preemption_timer(&self) -> bool {
         self.is(ExitReason::PREEMPTION_TIMER)
     }
@@ -175,7 +175,7 @@ impl Info {
         self.0 >> 11 & 1 != 0
     }
 
-    /// Software interrupt, privileged software exception, software exception.
+    /// Whether it is a software interrupt, privileged software exception or software exception.
     fn is_software(&self) -> bool {
         self.is_valid() && matches!(self.0 >> 8 & 7, 4..=6)
     }

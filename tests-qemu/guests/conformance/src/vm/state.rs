@@ -12,7 +12,7 @@ use crate::nested_paging;
 
 const EFER_LME_LMA_NXE: u64 = 0xd00;
 const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
-/// Nothing that a case does takes longer; ticks of the VMX-preemption timer.
+/// Ticks of the VMX-preemption timer. No case takes longer.
 const GUARD: u32 = 3_000_000;
 
 fn set<T: FieldValue>(field: Field<T>, value: T) {
@@ -25,7 +25,7 @@ fn control<W: FieldValue>(msr: u32, wanted: W) -> W {
     W::from_word(wanted.into_word() & u64::from(allowed.may_be_1) | u64::from(allowed.must_be_1))
 }
 
-/// Writes all of it.
+/// Writes the whole VMCS.
 pub fn write(code: u64) {
     controls();
     addresses();

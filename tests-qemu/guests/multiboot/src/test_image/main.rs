@@ -1,4 +1,4 @@
-//! A multiboot 1 kernel that starts as test images of other projects do, and ends as they do.
+//! A multiboot 1 kernel that starts and ends as test images of other projects do.
 //!
 //! * It is linked at 4 MiB, asks its loader for nothing, and takes the memory up to `mem_upper` as its own.
 //! * It resets the local APIC, wakes every other processor with INIT and SIPI, and switches to x2APIC mode.
@@ -25,7 +25,7 @@ const COM1: u16 = 0x3f8;
 const LOADER_MAGIC: u32 = 0x2bad_b002;
 const MIB: u64 = 1 << 20;
 
-/// Item of QEMU's fw_cfg: the number of processors.
+/// Item of QEMU's fw_cfg that holds the number of processors.
 const NB_CPUS: u16 = 5;
 
 const IA32_APIC_BASE: u32 = 0x1b;
@@ -81,13 +81,13 @@ fn read(address: u64) -> u32 {
 }
 
 fn write(address: u64, value: u32) {
-    // SAFETY: as for `read`; the callers name devices and memory that nobody else uses.
+    // SAFETY: as for `read`; the callers name devices and memory without other users.
     unsafe { core::ptr::with_exposed_provenance_mut::<u32>(address as usize).write_volatile(value) }
 }
 
 /// The bytes from `start` up to `end`.
 fn bytes(start: u64, end: u64) -> &'static [u8] {
-    // SAFETY: as for `read`; the loader's strings and modules stay as they are.
+    // SAFETY: as for `read`; the loader's strings and modules do not change.
     unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(start as usize), (end - start) as usize) }
 }
 
@@ -96,7 +96,7 @@ fn text_at(address: u64) -> &'static str {
     core::str::from_utf8(bytes(address, end)).unwrap_or("not UTF-8")
 }
 
-/// The lines of the only module.
+/// Prints the lines of the only module.
 fn environment(info: u64) {
     let count = read(info + info::MODULE_COUNT);
     say("modules", format_args!("{count}"));
@@ -109,8 +109,8 @@ fn environment(info: u64) {
     }
 }
 
-/// The memory between this image and `mem_upper`, which counts from 1 MiB, can be written; so can what the map calls
-/// usable.
+/// Checks that memory between this image and `mem_upper`, which counts from 1 MiB, can be written, and that the map
+/// calls it usable.
 fn memory(info: u64) {
     let top = u64::from(read(info + info::MEM_UPPER)) * 1024;
     say("at least 256 MiB", format_args!("{}", top >= 256 * MIB));
@@ -127,7 +127,7 @@ fn memory(info: u64) {
     }
 }
 
-/// Whether one usable region of the map holds 32 MiB to `top`.
+/// Whether one usable region of the map contains the addresses from 32 MiB to `top`.
 fn map_covers(mut entry: u64, end: u64, top: u64) -> bool {
     const USABLE: u32 = 1;
     while entry < end {
@@ -143,13 +143,13 @@ fn map_covers(mut entry: u64, end: u64, top: u64) -> bool {
 
 fn rdmsr(msr: u32) -> u64 {
     let (low, high): (u32, u32);
-    // SAFETY: reading these has no effect.
+    // SAFETY: reading these MSRs has no effect.
     unsafe { asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high) };
     u64::from(high) << 32 | u64::from(low)
 }
 
 fn wrmsr(msr: u32, value: u64) {
-    // SAFETY: nothing here depends on what is written.
+    // SAFETY: no code here depends on the written values.
     unsafe { asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32) };
 }
 
@@ -158,7 +158,7 @@ unsafe extern "C" {
     static startup_code_end: u8;
 }
 
-/// Off and on again; INIT and SIPI to all but this processor; x2APIC mode.
+/// Switches the local APIC off and on again, sends INIT and SIPI to all other processors, and enters x2APIC mode.
 fn local_apic() {
     const ENABLE: u64 = 1 << 11;
     const X2APIC: u64 = 1 << 10;
@@ -192,7 +192,7 @@ unsafe extern "C" {
     static vmcs_region: u8;
 }
 
-/// VMXON, VMCLEAR, VMPTRLD, VMXOFF: each says whether it succeeded.
+/// VMXON, VMCLEAR, VMPTRLD, VMXOFF: prints whether each succeeds.
 fn vmx() {
     const IA32_FEATURE_CONTROL: u32 = 0x3a;
     const IA32_VMX_BASIC: u32 = 0x480;
@@ -210,7 +210,7 @@ fn vmx() {
             say($instruction, format_args!("{}", failed == 0));
         }};
     }
-    // SAFETY: VMXE changes nothing else.
+    // SAFETY: setting VMXE has no other effect.
     unsafe { asm!("mov {0}, cr4", "or {0}, {1}", "mov cr4, {0}", out(reg) _, in(reg) CR4_VMXE) };
     succeeds!("vmxon [rdx]", &raw const vmxon);
     succeeds!("vmclear [rdx]", &raw const vmcs);
@@ -218,17 +218,17 @@ fn vmx() {
     succeeds!("vmxoff");
 }
 
-/// Nothing handles the exception.
+/// Causes a triple fault: an exception without a handler.
 fn triple_fault() -> ! {
     #[repr(C, packed)]
     struct NoTable(u16, u64);
     say("triple fault", format_args!("now"));
     let no_table = NoTable(0, 0);
-    // SAFETY: this is the end.
+    // SAFETY: the machine ends here.
     unsafe { asm!("lidt [{}]", "ud2", in(reg) &raw const no_table, options(noreturn)) }
 }
 
-/// Ends the machine with a verdict where it has a port for that, else without.
+/// Ends the machine, with an exit code if the machine has a port for that.
 fn exit(code: u32) -> ! {
     outl(EXIT_PORT, code);
     for &byte in SHUTDOWN_TEXT {
@@ -239,7 +239,7 @@ fn exit(code: u32) -> ! {
     }
 }
 
-/// 115200 baud, 8 bits, no FIFO, no interrupts.
+/// Programs COM1: 115200 baud, 8 bits, no FIFO, no interrupts.
 fn init_com1() {
     const DIVISOR_LATCH: u8 = 0x80;
     let line_control = inb(COM1 + 3);

@@ -1,10 +1,10 @@
-# From a multiboot 1 loader to 64-bit mode, with all the registers that the loader leaves undefined ignored.
+# From a multiboot 1 loader to 64-bit mode. Registers that the loader leaves undefined are not used.
 
     .set MAGIC, 0x1badb002
     .set LARGE_PRESENT_WRITE, 0x83
     .set PRESENT_WRITE, 0x3
 
-    # No flags: whoever asks for nothing gets its memory sizes and modules all the same.
+    # No flags: the loader passes memory sizes and modules even if the image asks for nothing.
     .section .rodata.multiboot, "aR"
     .balign 4
     .long MAGIC, 0, -MAGIC
@@ -61,7 +61,7 @@ long_mode:
 3:  hlt
     jmp 3b
 
-# What another processor would do after INIT and SIPI, copied to address 0: it stays there.
+# The code of another processor after INIT and SIPI, copied to address 0: it halts for ever.
     .code16
     .global startup_code
     .global startup_code_end

@@ -53,7 +53,7 @@ const FAILING: &[(&str, Change)] = &[
     }),
 ];
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     for &(name, change) in AMONG {
         let mut vm = Vm::new(code!("nop", "nop"));
@@ -83,7 +83,7 @@ fn blocked(suite: &mut Suite, name: impl core::fmt::Display, vm: &mut Vm) {
     suite.case(format_args!("init-blocked-{name}-then"), Delivered(vm.rerun()));
 }
 
-/// It comes between an exit and VMRESUME, when nothing else has changed.
+/// An INIT between an exit and VMRESUME, without any other change.
 fn resumed(suite: &mut Suite) {
     let mut vm = Vm::new(code!("cpuid", "nop", "2: cpuid", "jmp 2b"));
     for round in 0..3 {

@@ -13,7 +13,7 @@ use crate::vm::Vm;
 
 const VECTOR: u8 = 0x41;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     pending(suite);
     sent_by_the_guest(suite);
@@ -28,7 +28,7 @@ fn exiting(vm: &mut Vm, acknowledge: bool) {
     }
 }
 
-/// Ends whatever is in service or pending, and says what that was.
+/// Ends an interrupt that is in service or pending, and returns its vector.
 fn settle() -> Option<u32> {
     apic::end_of_interrupt();
     take_interrupt()
@@ -126,7 +126,7 @@ fn injected_nmis(suite: &mut Suite) {
             }
             let verdict = vm.run();
             suite.case(format_args!("inject-nmi-{name}-virtual-{virtual_nmi}"), Delivered(verdict));
-            // The handler's IRET, with the frame that the delivery pushed.
+            // Executes the handler's IRET, with the frame that the delivery pushed.
             vm.set(GUEST_RIP, code!("iretq"));
             let verdict = vm.run();
             suite.case(format_args!("inject-nmi-{name}-virtual-{virtual_nmi}-iret"), Delivered(verdict));

@@ -1,5 +1,5 @@
-//! State that entries load and exits save or load (SDM 27.3.2, 28.3, 28.5), for both settings of the control that says
-//! so.
+//! State that entries load and exits save or load (SDM 27.3.2, 28.3, 28.5), for both settings of the control that
+//! decides.
 
 use core::arch::asm;
 use core::fmt;
@@ -68,7 +68,7 @@ impl fmt::Display for Host {
     }
 }
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     host(suite);
     saved(suite);
@@ -126,7 +126,7 @@ fn restore() {
     }
 }
 
-/// What the nested guest changed, with "save" off and on.
+/// Changes of the nested guest, with the "save" control off and on.
 fn saved(suite: &mut Suite) {
     let code = code!(
         "mov eax, 0x455",
@@ -188,7 +188,7 @@ fn saved(suite: &mut Suite) {
     }
 }
 
-/// What the nested guest finds, with "load" off and on: DR7, DEBUGCTL, PAT, EFER.
+/// DR7, DEBUGCTL, PAT and EFER in the nested guest, with the "load" control off and on.
 fn loaded(suite: &mut Suite) {
     let reads: [(&str, u64); 4] = [
         ("dr7", code!("mov rax, dr7", "xor edx, edx")),

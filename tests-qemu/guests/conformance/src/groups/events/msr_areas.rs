@@ -1,5 +1,5 @@
 //! VM-entry MSR-load, VM-exit MSR-store and MSR-load areas (SDM 27.4, 28.4, 28.6). A VM-exit load that fails is a VMX
-//! abort, the end of the machine: not tried.
+//! abort, which ends the machine, so it is not tried.
 
 use shadow::controls::{EntryControls, ExitControls};
 use shadow::fields::*;
@@ -21,7 +21,7 @@ fn put(area: usize, index: usize, msr: u64, value: u64) {
     MSR_AREAS.set(area + 2 * index + 1, value);
 }
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     round_trip(suite);
     stored_capabilities(suite);
@@ -72,7 +72,7 @@ fn round_trip(suite: &mut Suite) {
     }
 }
 
-/// MSRs that a hypervisor emulates: what is stored is what RDMSR reads.
+/// MSRs that a hypervisor emulates: the stored values are those that RDMSR reads.
 fn stored_capabilities(suite: &mut Suite) {
     for (name, msr) in [
         ("vmx-basic", 0x480_u64),
@@ -91,7 +91,7 @@ fn stored_capabilities(suite: &mut Suite) {
     }
 }
 
-/// A nested guest that changes the VM-exit areas: they count as they are at the exit.
+/// A nested guest changes the VM-exit areas: their content at the exit counts.
 fn changed_by_the_guest(suite: &mut Suite) {
     const RUNS: &[(&str, u64)] = &[
         ("kernel-gs-base", KERNEL_GS_BASE),
@@ -127,7 +127,7 @@ fn changed_by_the_guest(suite: &mut Suite) {
     let _ = wrmsr(LSTAR as u32, 0);
 }
 
-/// Areas of as many entries as `IA32_VMX_MISC[27:25]` = 0 recommends at most.
+/// Areas with the most entries that `IA32_VMX_MISC[27:25]` = 0 recommends.
 fn longest(suite: &mut Suite) {
     const MOST: u32 = 512;
     for count in [MOST - 1, MOST] {
@@ -243,7 +243,7 @@ fn bad_loads(suite: &mut Suite) {
             put(ENTRY_LOAD, position, msr, value);
             vm.set(ENTRY_MSR_LOAD_COUNT, 5);
             let verdict = vm.run();
-            // Loads before the bad one stay.
+            // MSRs that were loaded before the bad entry keep their values.
             let lstar = rdmsr(LSTAR as u32).unwrap_or(0);
             suite.case(format_args!("entry-load-{name}-at-{position}"), format_args!("{verdict} lstar={lstar:#x}"));
         }

@@ -15,7 +15,7 @@ const CR0_TS: u64 = 1 << 3;
 const CR0: u64 = 0x8001_0033;
 const CR4: u64 = 0x2020;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     cr0(suite);
     cr3(suite);
@@ -24,7 +24,7 @@ pub fn run(suite: &mut Suite) {
     debug(suite);
 }
 
-/// Runs, then prints RAX as well: what the guest read.
+/// Runs a case, and prints the value that the guest read into RAX too.
 fn reading(suite: &mut Suite, name: impl core::fmt::Display, code: u64, change: impl FnOnce(&mut Vm)) {
     let mut vm = Vm::new(code);
     change(&mut vm);

@@ -9,7 +9,7 @@ use crate::memory::GUEST_IDT;
 use crate::nested_paging::{GUEST_PT, LINEAR};
 use crate::output::Suite;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     bitmap(suite);
     page_faults(suite);
@@ -92,7 +92,7 @@ fn prepare_pages() -> [u64; 4] {
     [page(1) | 6, page(2) | 5, page(3) | 7 | 1 << 51, page(4) | 7 | 1 << 63]
 }
 
-/// `Vm::new` writes the tables anew; hence afterwards.
+/// Sets the entries again, after `Vm::new` has written the tables anew.
 fn restore_pages(entries: [u64; 4]) {
     for (index, entry) in (1..).zip(entries) {
         GUEST_PT.set(index, entry);

@@ -10,7 +10,7 @@ use crate::memory::IO_BITMAPS;
 use crate::output::Suite;
 use crate::vm::Vm;
 
-/// All of them. Ports: 0x80, which only debug cards listen to, and its neighbours beyond the end of port space.
+/// Runs all cases. Ports: 0x80, which only debug cards use, and ports around the end of the port space.
 pub fn run(suite: &mut Suite) {
     let instructions: &[(&str, u64)] = &[
         ("in-8-imm", code!("in al, 0x80")),
@@ -40,7 +40,7 @@ pub fn run(suite: &mut Suite) {
             unconditional(vm);
             with_bitmaps(vm);
         });
-        // The bit of each byte that the access touches, and of those beside.
+        // The bits of the bytes that the access touches, and of the bytes beside them.
         for port in 0x7f..0x85_usize {
             case(suite, format_args!("{name}-bitmap-{port:#x}"), code, |vm| {
                 with_bitmaps(vm);
@@ -72,7 +72,7 @@ fn set_bit(port: usize) {
     IO_BITMAPS.set(port / 64, IO_BITMAPS.get(port / 64) | 1 << (port % 64));
 }
 
-/// Between the bitmaps, and around the end of port space.
+/// Accesses across the two bitmaps, and across the end of the port space.
 fn edges(suite: &mut Suite) {
     let ports = [0x7ffe, 0x7fff, 0x8000, 0xfffd, 0xfffe, 0xffff];
     for port in ports {

@@ -11,7 +11,7 @@ use crate::output::Suite;
 use crate::vm::Vm;
 use crate::{code, code_32};
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     let (read, write) = (code!("rdmsr"), code!("wrmsr"));
     // IA32_SYSENTER_CS, the edges of the ranges, IA32_STAR, IA32_EFER, IA32_FS_BASE, IA32_KERNEL_GS_BASE.
@@ -49,7 +49,7 @@ pub fn run(suite: &mut Suite) {
             });
         }
     }
-    // Without an exit: what is read back, and the fields of the VMCS that are MSRs.
+    // Without an exit: the value that is read back, and the VMCS fields that hold MSRs.
     for msr in [0x174, 0x175, 0x176, 0xc000_0100, 0xc000_0101, 0xc000_0102, 0xc000_0081, 0x277] {
         for value in [0, 0x1234, 1 << 47] {
             let mut vm = Vm::new(code!("wrmsr", "rdmsr"));
@@ -72,11 +72,11 @@ pub fn run(suite: &mut Suite) {
 
 /// A fault that the host finds has no error code in real mode, neither in the exit nor on the stack.
 fn faults_in_real_mode(suite: &mut Suite) {
-    // VMCALL in memory below 1 MiB that is nobody's, where a real-mode vector can point to.
+    // VMCALL in unused memory below 1 MiB, where a real-mode vector can point.
     const HANDLER: usize = 0x8000;
     const VMCALL: [u8; 3] = [0x0f, 0x01, 0xc1];
     const GP: usize = 13;
-    // SAFETY: the page is mapped and nobody's.
+    // SAFETY: the page is mapped and unused.
     unsafe { core::ptr::with_exposed_provenance_mut::<[u8; 3]>(HANDLER).write_volatile(VMCALL) };
     for (name, bitmap) in [("exits", u32::MAX), ("delivered", 0)] {
         let mut vm = Vm::new(code_32!("wrmsr"));
@@ -106,7 +106,7 @@ fn capabilities(suite: &mut Suite) {
 
 fn prepare(vm: &mut Vm, msr: u64) {
     vm.registers.rcx = msr;
-    // What EFER holds already; harmless elsewhere.
+    // The value that EFER holds already; harmless in other MSRs.
     vm.registers.rax = if msr == 0xc000_0080 { 0xd00 } else { 0 };
 }
 

@@ -11,7 +11,7 @@ use crate::vm::Vm;
 
 const ACROSS: u64 = LINEAR + 0x1000;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     unconditional(suite);
     primary(suite);
@@ -102,7 +102,7 @@ fn secondary(suite: &mut Suite) {
         ("pause-loop", code!("pause", "pause", "pause"), Secondary::PAUSE_LOOP_EXITING),
     ];
     for &(name, code, control) in exiting {
-        // What is random stays in registers that no case prints; flags are cleared.
+        // Random values stay in registers that no case prints; flags are cleared.
         case(suite, format_args!("{name}-off"), code, |_| ());
         case(suite, format_args!("{name}-on"), code, |vm| _ = vm.or(SECONDARY_CONTROLS, control));
     }
@@ -184,7 +184,7 @@ fn vmx(suite: &mut Suite) {
     case(suite, "invept-not-mapped", code!("invept rcx, [rax]"), |vm| vm.registers.rax = ACROSS);
 }
 
-/// The preemption timer, and PAUSE-loop windows: present or not, never how long.
+/// The preemption timer, and PAUSE-loop windows: whether they cause an exit, not when.
 fn timing(suite: &mut Suite) {
     let forever = code!("2: jmp 2b");
     case(suite, "preemption-timer", forever, |vm| _ = vm.set(PREEMPTION_TIMER_VALUE, 5000));

@@ -10,7 +10,7 @@ use crate::code;
 use crate::memory::GUEST_IDT;
 use crate::output::Suite;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     let instructions: &[(&str, u64)] = &[
         ("sgdt", code!("sgdt [rsp - 16]")),
@@ -30,7 +30,7 @@ pub fn run(suite: &mut Suite) {
         for exiting in [false, true] {
             for at_cpl_3 in [false, true] {
                 case(suite, format_args!("{name}-exiting-{exiting}-cpl-3-{at_cpl_3}"), code, |vm| {
-                    // A stack that SIDT's operand is on as well.
+                    // SIDT's operand is on the same stack.
                     vm.registers.rbx = vm.get(GUEST_RSP) - 0x200;
                     if exiting {
                         vm.or(SECONDARY_CONTROLS, Secondary::DESCRIPTOR_TABLE_EXITING);
@@ -79,7 +79,7 @@ fn task_switches(suite: &mut Suite) {
     }
 }
 
-/// Makes the 32-bit gate of a vector a task gate; returns what was there.
+/// Makes the 32-bit gate of a vector a task gate. Returns the gate before.
 fn gate(vector: usize) -> u64 {
     const TASK_GATE: u64 = 0x0000_8500_0050_0000;
     let old = GUEST_IDT.get(vector);

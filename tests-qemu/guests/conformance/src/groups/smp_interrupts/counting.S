@@ -1,4 +1,5 @@
-# Handlers of a nested guest that counts its interrupts: RBP is its row of counters, RDI where each handler goes on.
+# Handlers of a nested guest that counts its interrupts: RBP points to its row of counters, RDI to the code after the
+# counting.
 
     .section .text.counting, "ax"
     .balign 16
@@ -17,12 +18,12 @@ counting_handlers:
     .endr
     .noaltmacro
 
-# Nothing to end: injected by the hypervisor, or an NMI.
+# An interrupt that the hypervisor injected, or an NMI: no EOI is needed.
     .global end_injected
 end_injected:
     iretq
 
-# The machine's local APIC has it in service.
+# An interrupt that is in service in the machine's local APIC.
     .global end_delivered
 end_delivered:
     pushq %rax
@@ -31,7 +32,7 @@ end_delivered:
     popq %rax
     iretq
 
-# The virtual APIC, in x2APIC mode, has it in service.
+# An interrupt that is in service in the virtual APIC, in x2APIC mode.
     .global end_virtual
 end_virtual:
     pushq %rax

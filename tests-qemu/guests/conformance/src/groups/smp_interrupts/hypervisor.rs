@@ -1,4 +1,4 @@
-//! The hypervisor of a nested guest that gets interrupts: in each way that VMX has for that.
+//! The hypervisor of a nested guest that gets interrupts, in each of the ways of VMX.
 
 use shadow::controls::{ExitControls, Pin, Primary};
 use shadow::exit::ExitReason;
@@ -16,31 +16,31 @@ use super::{counting_handlers, end_delivered, end_injected, traffic};
 /// What happens to an interrupt while the nested guest runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// It waits for an exit: RFLAGS.IF is 0, and "external-interrupt exiting" too.
+    /// It waits for an exit: RFLAGS.IF and "external-interrupt exiting" are both 0.
     Waits,
     /// The nested guest takes it from the machine's APIC.
     Delivered,
-    /// An exit, after which it is still pending.
+    /// It causes an exit, and is still pending afterwards.
     Exits,
-    /// An exit that acknowledges it.
+    /// It causes an exit, which acknowledges it.
     ExitsAcknowledged,
 }
 
-/// Who counts.
+/// The level that counts the interrupts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Level {
     /// The guest hypervisor.
     Host,
-    /// The nested guest, to which the hypervisor injects what it took.
+    /// The nested guest, into which the hypervisor injects the interrupts that it took.
     NestedGuest,
 }
 
-/// What the nested guest does.
+/// The nested guest's program.
 #[derive(Clone, Copy)]
 pub enum Program {
-    /// RFLAGS.IF on and off, CPUID.
+    /// Switches RFLAGS.IF on and off, and executes CPUID.
     Busy,
-    /// Nothing, halted.
+    /// Halts.
     Halts,
 }
 
@@ -56,29 +56,29 @@ pub struct Hypervisor {
     vm: Vm,
     way: Way,
     level: Level,
-    /// Taken and not yet injected, a bit a vector.
+    /// Vectors that were taken and not yet injected, one bit each.
     queue: [u64; 4],
-    /// What the host had taken when it last looked.
+    /// The host's counters of taken interrupts at the last comparison.
     taken: [u64; 256],
-    /// The first thing that should not have happened.
+    /// The first event that should not have happened.
     pub defect: Option<Defect>,
 }
 
-/// What should not happen.
+/// An event that should not happen.
 #[derive(Clone, Copy)]
 pub enum Defect {
     /// An exit with this reason.
     Exit(u64),
     /// No entry.
     NotEntered,
-    /// A vector came while it was still waiting to be injected.
+    /// A vector arrived that was still waiting to be injected.
     Doubled,
-    /// An acknowledged interrupt without a vector.
+    /// An exit acknowledged an interrupt, but gave no vector.
     NoVector,
 }
 
 impl Defect {
-    /// As the result of work; 0 is none.
+    /// The defect as a result of work; 0 stands for none.
     pub fn code(self) -> u64 {
         match self {
             Self::Exit(reason) => 0x1_0000_0000 | reason,
@@ -127,7 +127,7 @@ impl Hypervisor {
         }
     }
 
-    /// Injects the highest vector in the queue, or asks for the moment when that is possible.
+    /// Injects the highest vector in the queue, or sets "interrupt-window exiting".
     fn inject(&mut self) {
         let Some(word) = (0..4).rev().find(|&word| self.queue[word] != 0) else { return };
         let vector = word as u32 * 64 + self.queue[word].ilog2();
@@ -176,7 +176,7 @@ impl Hypervisor {
         apic::end_of_interrupt();
     }
 
-    /// What the host's handlers have counted since the last time is to be injected.
+    /// Queues the interrupts that the host's handlers have counted since the last call.
     fn look(&mut self) {
         for vector in traffic::vectors() {
             let taken = TAKEN.by(number(), vector);

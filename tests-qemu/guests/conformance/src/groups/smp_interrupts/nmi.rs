@@ -1,5 +1,5 @@
-//! NMIs: each processor sends them to the next one, the next NMI when the last one has been counted, for NMIs merge
-//! (SDM 7.7 "Nonmaskable Interrupt (NMI)", 26.2 "Other Causes of VM Exits", 27.7.6 "NMI-Window Exiting").
+//! NMIs: each processor sends them to the next one. It sends an NMI only when the last one has been counted, as NMIs
+//! merge (SDM 7.7 "Nonmaskable Interrupt (NMI)", 26.2 "Other Causes of VM Exits", 27.7.6 "NMI-Window Exiting").
 
 use shadow::controls::{Pin, Primary};
 use shadow::exit::ExitReason;
@@ -16,7 +16,7 @@ use crate::vm::{Verdict, Vm};
 
 /// The vector of NMIs.
 const NMI: u8 = 2;
-/// How many each processor sends.
+/// The number of NMIs that each processor sends.
 const QUOTA: u64 = 5000;
 /// Rounds without an answer after which an NMI counts as lost.
 const PATIENCE: u64 = 2_000_000;
@@ -25,7 +25,7 @@ const TIMER: u32 = 20_000;
 const BLOCKED_BY_NMI: u32 = 8;
 const BLOCKED_BY_STI_OR_MOV_SS: u32 = 3;
 const INJECTED_NMI: u32 = 0x8000_0202;
-/// That of an exit caused by an NMI, "NMI unblocking due to IRET" aside.
+/// The interruption information of an exit caused by an NMI, without "NMI unblocking due to IRET".
 const EXIT_BY_NMI: u32 = 0x8000_0202;
 
 /// What happens to an NMI.
@@ -33,11 +33,11 @@ const EXIT_BY_NMI: u32 = 0x8000_0202;
 enum Way {
     /// There is no nested guest.
     Host,
-    /// While the nested guest runs it takes it; else the host.
+    /// The nested guest takes it if it runs, else the host.
     Delivered,
-    /// An exit, after which the host counts it.
+    /// It causes an exit, and the host counts it.
     Exits,
-    /// An exit, after which it is injected; the nested guest counts all.
+    /// It causes an exit and is injected; the nested guest counts all NMIs.
     Virtual,
 }
 
@@ -47,7 +47,7 @@ struct Case {
     program: Program,
 }
 
-/// What the nested guest does.
+/// The nested guest's program.
 #[derive(Clone, Copy)]
 enum Program {
     Busy,
@@ -69,7 +69,7 @@ const CASES: &[Case] = &[
     Case { name: "nmi-virtual-storm", way: Way::Virtual, program: Program::Exits },
 ];
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite, processors: &Processors, is_wanted: impl Fn(&str) -> bool) {
     for (index, case) in CASES.iter().enumerate().filter(|(_, case)| is_wanted(case.name)) {
         TAKEN.forget(NMI);
@@ -88,7 +88,7 @@ pub fn run(suite: &mut Suite, processors: &Processors, is_wanted: impl Fn(&str) 
     }
 }
 
-/// How many a processor has had to the end.
+/// The number of NMIs that a processor has handled completely.
 fn answered(way: Way, receiver: usize) -> u64 {
     let by = |counters: &Counters| counters.by(receiver, NMI);
     match way {
@@ -98,7 +98,7 @@ fn answered(way: Way, receiver: usize) -> u64 {
     }
 }
 
-/// Sends to the next processor, receives from the one before.
+/// Sends to the next processor, and receives from the one before.
 fn take_part(index: u64) -> u64 {
     let case = &CASES[index as usize];
     let mut nested = (case.way != Way::Host).then(|| NestedGuest::new(case));
@@ -123,7 +123,7 @@ fn take_part(index: u64) -> u64 {
             Some(nested) if defect == 0 => defect = nested.round().err().unwrap_or(0),
             _ => _ = core::arch::x86_64::__cpuid(0),
         }
-        // Not always at the same place of the receiver's loop.
+        // A delay that varies, so that NMIs arrive at different places of the receiver's loop.
         for _ in 0..sent % 7 {
             core::hint::spin_loop();
         }
@@ -132,7 +132,7 @@ fn take_part(index: u64) -> u64 {
     defect
 }
 
-/// A nested guest, and the NMIs that it is still to get.
+/// A nested guest, and the NMIs that must still be injected into it.
 struct NestedGuest {
     vm: Vm,
     way: Way,
@@ -156,7 +156,7 @@ impl NestedGuest {
         Self { vm, way: case.way, injected: 0 }
     }
 
-    /// One entry and its exit; the reason of one that should not be.
+    /// Makes one entry. The error is the reason of an exit that should not happen.
     fn round(&mut self) -> Result<(), u64> {
         if self.way == Way::Virtual && TAKEN.by(number(), NMI) != self.injected {
             self.inject();
@@ -176,7 +176,7 @@ impl NestedGuest {
         Ok(())
     }
 
-    /// Injects one, or asks for the moment when that is possible.
+    /// Injects an NMI, or sets "NMI-window exiting".
     fn inject(&mut self) {
         if self.vm.get(GUEST_INTERRUPTIBILITY) & (BLOCKED_BY_NMI | BLOCKED_BY_STI_OR_MOV_SS) == 0 {
             self.vm.set(ENTRY_INTERRUPTION_INFO, INJECTED_NMI);

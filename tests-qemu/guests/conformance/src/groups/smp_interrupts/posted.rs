@@ -1,6 +1,6 @@
-//! Posted interrupts (SDM 30.6 "Posted-Interrupt Processing"): other processors set a bit of the descriptor, and notify
-//! if nobody has before. The nested guest counts, ends its interrupts at its virtual APIC, and sends some to itself
-//! (30.1.5 "Self-IPI Virtualization").
+//! Posted interrupts (SDM 30.6 "Posted-Interrupt Processing"): other processors set a bit of the descriptor, and send a
+//! notification unless one is outstanding. The nested guest counts its interrupts, ends them at its virtual APIC, and
+//! sends some to itself (30.1.5 "Self-IPI Virtualization").
 
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Acquire};
@@ -19,9 +19,9 @@ use crate::output::Suite;
 use crate::smp::{MAX, Processors, TAKEN, number};
 use crate::vm::{Verdict, Vm};
 
-/// The vector that notifies.
+/// The vector of notifications.
 const NOTIFICATION: u8 = 0xe2;
-/// The vector that nested guests send to themselves; the program has it too.
+/// The vector that nested guests send to themselves. Their program contains it as well.
 const TO_ITSELF: u8 = 0xd3;
 /// A halted nested guest notices the end of the case at the next exit for the timer.
 const TIMER: u32 = 20_000;
@@ -39,18 +39,18 @@ static DESCRIPTORS: [Descriptor; MAX] = [const { Descriptor([const { AtomicU64::
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Program {
-    /// RFLAGS.IF on and off, CPUID, interrupts to itself.
+    /// Switches RFLAGS.IF on and off, executes CPUID, and sends interrupts to itself.
     Busy,
     /// Halted.
     Halts,
 }
 
-/// What a notification finds that comes while the host runs.
+/// The host's state when a notification arrives while the host runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Host {
-    /// Interrupts disabled: it waits for the next entry.
+    /// Interrupts are disabled: the notification waits for the next entry.
     Waits,
-    /// Interrupts enabled: the host takes it, and sends itself another before the entry.
+    /// Interrupts are enabled: the host takes the notification, and sends itself another before the entry.
     Takes,
 }
 
@@ -61,7 +61,7 @@ const CASES: &[(&str, Program, Host)] = &[
     ("posted-host-takes-halted", Program::Halts, Host::Takes),
 ];
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite, processors: &Processors, is_wanted: impl Fn(&str) -> bool) {
     for (index, &(name, ..)) in CASES.iter().enumerate().filter(|(_, case)| is_wanted(case.0)) {
         for vector in traffic::vectors().chain([TO_ITSELF]) {
@@ -79,7 +79,7 @@ pub fn run(suite: &mut Suite, processors: &Processors, is_wanted: impl Fn(&str) 
     }
 }
 
-/// Sets the bit of a vector, and notifies if that has not been done since the processor last looked.
+/// Sets the bit of a vector, and sends a notification unless one is outstanding.
 fn post(receiver: usize, vector: u8) {
     let descriptor = &DESCRIPTORS[receiver].0;
     descriptor[usize::from(vector / 64)].fetch_or(1 << (vector % 64), AcqRel);
@@ -110,12 +110,12 @@ fn take_part(index: u64) -> u64 {
     fill_idt(&GUEST_IDT, nested_handlers(), 8);
     let sent_to_itself = vm.registers.rbx;
     let handled = HANDLED.by(number(), TO_ITSELF);
-    // The last one may have been counted before it counts as sent.
+    // The last interrupt may be counted as handled before it is counted as sent.
     let is_right = handled.wrapping_sub(sent_to_itself) <= 1 && (sent_to_itself > 0 || program == Program::Halts);
     if defect == 0 && !is_right { 1 } else { defect }
 }
 
-/// Takes what is pending; a notification that the nested guest did not get is sent again.
+/// Takes pending interrupts, and sends a notification that the nested guest did not get again.
 fn take_notification() {
     let taken = TAKEN.by(number(), NOTIFICATION);
     let _ = take_interrupt();
@@ -159,7 +159,7 @@ fn nested_guest(program: Program) -> Vm {
     vm
 }
 
-/// One entry and its exit; the reason of one that should not be. A notification is none.
+/// Makes one entry. The error is the reason of an exit that should not happen; a notification may cause an exit.
 fn round(vm: &mut Vm) -> Result<(), u64> {
     vm.set(PREEMPTION_TIMER_VALUE, TIMER);
     let Verdict::Exited(exit) = vm.run_again() else { return Err(u64::MAX) };

@@ -1,4 +1,4 @@
-//! Who sends what: each processor its own vectors to every processor, itself among them, one at a time.
+//! The traffic: each processor sends its own vectors to every processor, itself included, one at a time.
 
 use crate::smp::{self, Counters, MAX};
 
@@ -19,7 +19,7 @@ pub fn vectors() -> impl Iterator<Item = u8> {
     (0..smp::count()).flat_map(|sender| (0..STREAMS).map(move |stream| vector(sender, stream)))
 }
 
-/// What this processor sends.
+/// The interrupts that this processor sends.
 pub struct Traffic {
     counters: &'static Counters,
     send: fn(usize, u8),
@@ -28,7 +28,7 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Nothing yet; the receivers count there, and get it that way.
+    /// The state before any interrupt is sent. `counters` are the receivers', and `send` sends an interrupt.
     pub fn new(counters: &'static Counters, send: fn(usize, u8)) -> Self {
         Self { counters, send, sent: [[0; STREAMS]; MAX], rounds_without_progress: 0 }
     }
@@ -56,13 +56,12 @@ impl Traffic {
     }
 }
 
-/// How many interrupts each processor should have counted, and whether each has counted each vector that often and no
-/// other.
+/// Whether each processor has counted each vector as often as it was sent.
 pub fn is_right(counters: &Counters) -> bool {
     (0..smp::count()).all(|receiver| vectors().all(|vector| counters.by(receiver, vector) == QUOTA))
 }
 
-/// All of them together.
+/// The sum of all counters.
 pub fn total(counters: &Counters) -> u64 {
     (0..smp::count()).flat_map(|receiver| vectors().map(move |vector| counters.by(receiver, vector))).sum()
 }

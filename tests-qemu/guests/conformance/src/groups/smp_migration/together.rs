@@ -1,6 +1,6 @@
-//! One EPT12, one VPID12, one set of bitmaps, used by every processor at once. The first processor edits them; what the
-//! others may still see is what they have cached, until they invalidate it themselves (SDM 29.4.3.4 "Guidelines for Use
-//! of the INVEPT Instruction").
+//! One EPT12, one VPID12, one set of bitmaps, used by every processor at once. The first processor edits them. The
+//! others may use cached translations until they invalidate them themselves (SDM 29.4.3.4 "Guidelines for Use of the
+//! INVEPT Instruction").
 
 use shadow::exit::ExitReason;
 use shadow::fields::*;
@@ -31,7 +31,7 @@ const EDITED: usize = 2;
 #[unsafe(link_section = ".shared")]
 static BITMAP: Page = Page::new();
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite, processors: &Processors) {
     let mut case = |name, work| {
         MEETING.clear();
@@ -56,7 +56,8 @@ pub fn run(suite: &mut Suite, processors: &Processors) {
     case("msr-bitmap", msr_bitmap);
 }
 
-/// Rounds: the first processor edits, all look before the edit is certain to be seen, and after.
+/// Runs the rounds: the first processor edits, and all processors access before the edit is certain to be visible, and
+/// after.
 fn rounds(edit: impl Fn(&mut Random), mut look: impl FnMut(u64) -> u64) -> u64 {
     let mut random = Random(1);
     let mut wrong = 0;
@@ -79,12 +80,12 @@ fn reader() -> Vm {
     vm
 }
 
-/// What the nested guest reads.
+/// The value that the nested guest reads.
 fn read(vm: &mut Vm) -> Option<u64> {
     vm.rerun().is(ExitReason::VMCALL).then_some(vm.registers.rcx)
 }
 
-/// EPT12 maps the page elsewhere; each processor sees the new place at the latest after an INVEPT of its own.
+/// EPT12 maps the page elsewhere. Each processor accesses the new page at the latest after its own INVEPT.
 fn page_moved_in_ept(_: u64) -> u64 {
     let mut vm = reader();
     vm.registers.rax = WINDOW;
@@ -105,8 +106,8 @@ fn page_moved_in_ept(_: u64) -> u64 {
     })
 }
 
-/// The nested guest's page table maps the page elsewhere; each processor sees it at the latest after an INVVPID of its
-/// own, of any type.
+/// The nested guest's page table maps the page elsewhere. Each processor accesses the new page at the latest after its
+/// own INVVPID, of any type.
 fn page_moved_by_guest(_: u64) -> u64 {
     let mut vm = reader();
     vm.registers.rax = LINEAR;
@@ -128,7 +129,7 @@ fn page_moved_by_guest(_: u64) -> u64 {
     })
 }
 
-/// An MSR's bit in the bitmap that all use: the next entry on every processor goes by it.
+/// An MSR's bit in the common bitmap: the next entry on every processor uses the new value.
 fn msr_bitmap(_: u64) -> u64 {
     /// IA32_SYSENTER_CS.
     const MSR: u64 = 0x174;

@@ -16,17 +16,17 @@ use crate::output::Suite;
 use crate::smp::{Processors, count, number, wait_until};
 use crate::vm::{Registers, Verdict, Vm, load_fresh};
 
-/// Exits on each.
+/// Exits on each processor.
 const STOPS: u64 = 3;
 
 #[unsafe(link_section = ".shared")]
 static REGION: Page = Page::new();
 
-/// The nested guest's own memory: it counts there too.
+/// The nested guest's own memory, in which it counts too.
 #[unsafe(link_section = ".shared")]
 static LUGGAGE: Page = Page::new();
 
-/// Its registers on the way: RAX, and RBP, which points to [`LUGGAGE`].
+/// The nested guest's registers between two processors: RAX, and RBP, which points to [`LUGGAGE`].
 #[unsafe(link_section = ".shared")]
 static REGISTERS: Table<2> = Table::new();
 
@@ -34,7 +34,7 @@ static REGISTERS: Table<2> = Table::new();
 #[unsafe(link_section = ".shared")]
 static HOP: AtomicU64 = AtomicU64::new(0);
 
-/// What a processor has found in each field.
+/// The value that a processor has read from each field.
 #[unsafe(link_section = ".shared")]
 static FOUND: Table<FIELD_COUNT> = Table::new();
 
@@ -45,7 +45,7 @@ enum Tag {
     Vpid(u16),
 }
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite, processors: &Processors) {
     for (name, tag, hops) in [("round", Tag::None, 240), ("round-with-vpid", Tag::Vpid(5), 6000)] {
         depart(tag);
@@ -82,7 +82,7 @@ fn depart(tag: Tag) {
     let _ = vmclear(REGION.address());
 }
 
-/// Takes each hop whose turn it is on this processor: how many went well.
+/// Makes the hops that fall to this processor. Returns how many went well.
 fn go_round(hops: u64) -> u64 {
     let mut right = 0;
     for hop in (number() as u64..hops).step_by(count()) {
@@ -95,7 +95,7 @@ fn go_round(hops: u64) -> u64 {
     right
 }
 
-/// Lets the nested guest run until some exits; whether it went on where it was.
+/// Lets the nested guest run for some exits. Returns whether it continued where it was.
 fn host_the_guest(hop: u64) -> bool {
     let registers = Registers { rax: REGISTERS.get(0), rbp: REGISTERS.get(1), ..Registers::default() };
     let mut vm = Vm::moved_here(&REGION, registers);
@@ -110,7 +110,7 @@ fn host_the_guest(hop: u64) -> bool {
     is_right & (vmclear(REGION.address()) == Outcome::Success)
 }
 
-/// An outcome on its way between processors: a VM-instruction error, or a few words for it.
+/// An outcome that is passed between processors: a VM-instruction error, or another number with a text.
 struct Printed(u64);
 
 const ENTERED: u64 = 1 << 32;
@@ -129,7 +129,7 @@ impl core::fmt::Display for Printed {
 const LAUNCH_STATE: [&str; 6] =
     ["resume-clear", "launch", "launch-again", "resume", "resume-after-vmclear", "launch-after-vmclear"];
 
-/// Steps of one program: VMLAUNCH wants a clear VMCS, VMRESUME a launched one, wherever it was launched.
+/// Steps of one program: VMLAUNCH needs a clear VMCS, VMRESUME a launched one, whichever processor launched it.
 fn launch_state(step: u64) -> u64 {
     let mut vm = Vm::moved_here(&REGION, Registers { rbp: LUGGAGE.address(), ..Registers::default() });
     if step == 4 {
@@ -157,7 +157,7 @@ fn current(_: u64) -> u64 {
     u64::from((none, own) == (u64::MAX, REGION.address()))
 }
 
-/// Every field keeps its value on the way: written on one processor, read on another.
+/// Every field keeps its value: it is written on one processor and read on another.
 fn fields(suite: &mut Suite, processors: &Processors, number: usize) {
     load_fresh(&REGION);
     let _ = write_fields(1);
@@ -168,12 +168,12 @@ fn fields(suite: &mut Suite, processors: &Processors, number: usize) {
     suite.case(format_args!("fields-{number}"), verdict);
 }
 
-/// What every field holds; all ones where there is none.
+/// The value of every field; all ones if the field does not exist.
 fn contents() -> impl Iterator<Item = (usize, u64)> {
     FieldId::all().enumerate().map(|(index, id)| (index, vmread(id.encoding().0.into()).unwrap_or(u64::MAX)))
 }
 
-/// Writes something into every field, and notes what is in it then.
+/// Writes a value into every field, and notes the value that the field then holds.
 fn write_fields(salt: u64) -> u64 {
     let _ = vmptrld(REGION.address());
     for (index, id) in (1..).zip(FieldId::all()) {
@@ -184,7 +184,7 @@ fn write_fields(salt: u64) -> u64 {
     0
 }
 
-/// How many fields do not hold what was noted.
+/// The number of fields that do not hold the noted value.
 fn read_fields(_: u64) -> u64 {
     let _ = vmptrld(REGION.address());
     let lost = contents().filter(|&(index, value)| value != FOUND.get(index)).count();

@@ -25,7 +25,7 @@ pub static EPT_PT: Page = Page::new();
 /// See [`EPT_PD`].
 #[unsafe(link_section = ".shared")]
 pub static PAGE_TABLE: Page = Page::new();
-/// What the window maps.
+/// The pages that the window maps.
 #[unsafe(link_section = ".shared")]
 pub static TARGETS: Table<{ 512 * WINDOW_PAGES }> = Table::new();
 /// A VMCS, a shadow VMCS, a virtual-APIC page or a posted-interrupt descriptor of each user.
@@ -35,17 +35,17 @@ static OWN: [Page; MAX] = [const { Page::new() }; MAX];
 #[unsafe(link_section = ".shared")]
 static SPACES: Table<2> = Table::new();
 
-/// The page of a user's own.
+/// The page that belongs to a user.
 pub fn own(user: usize) -> &'static Page {
     &OWN[user]
 }
 
-/// That of this processor.
+/// The page that belongs to this processor.
 pub fn mine() -> &'static Page {
     own(number() / 2)
 }
 
-/// Build: nothing in particular, and everything zero.
+/// Build: sets the whole arena to zero.
 pub fn clear() {
     BITMAPS.fill(0);
     AREAS.fill(0);
@@ -80,7 +80,7 @@ pub fn enter_spaces(vm: &mut Vm) {
     vm.set(EPT_POINTER, SPACES.get(0)).set(GUEST_CR3, SPACES.get(1));
 }
 
-/// After a race.
+/// Restores the tables after a race.
 pub fn tidy_up() {
     let _ = reset();
     reset_guest();

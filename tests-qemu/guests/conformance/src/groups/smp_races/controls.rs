@@ -24,9 +24,9 @@ const WRONG_REVISION: u64 = 11;
 
 const SHADOW_INDICATOR: u64 = 1 << 31;
 
-/// MSRs that hold any canonical value, and that nothing in the image uses.
+/// MSRs that hold any canonical value, and that the image does not use.
 const HARMLESS: [u64; 5] = [0x175, 0x176, 0xc000_0082, 0xc000_0083, 0xc000_0102];
-/// Those that VM entry can't load: FS base, an x2APIC register, one that is not there, reserved bits of the index.
+/// MSR entries that VM entry cannot load: FS base, an x2APIC register, an absent MSR, reserved bits of the index.
 const NOT_LOADABLE: [u64; 4] = [0xc000_0100, 0x802, 0x1_2345, 1 << 40 | 0x175];
 /// Entries of each MSR area.
 const ENTRIES: u32 = 4;
@@ -138,13 +138,13 @@ fn access_msr(vm: &mut Vm, random: &mut Random) -> Verdict {
     enter(vm, if random.below(2) == 0 { code!("rdmsr") } else { code!("wrmsr") })
 }
 
-/// The POST port, and one that nobody answers at.
+/// Accesses the POST port, and a port without a device.
 fn access_port(vm: &mut Vm, random: &mut Random) -> Verdict {
     (vm.registers.rax, vm.registers.rdx) = (0, pick(random, &[0x80, 0xe0e0]));
     enter(vm, if random.below(2) == 0 { code!("in al, dx") } else { code!("out dx, al") })
 }
 
-/// Areas that load and store nothing but what is harmless.
+/// Builds areas that load and store harmless MSRs only.
 fn build_areas() {
     arena::clear();
     for (area, entry) in (0..3).flat_map(|area| (0..ENTRIES as usize).map(move |entry| (area, entry))) {
@@ -174,7 +174,7 @@ fn access_vmcs(vm: &mut Vm, random: &mut Random) -> Verdict {
     enter(vm, if random.below(2) == 0 { code!("vmread rax, rcx") } else { code!("vmwrite rcx, rax") })
 }
 
-/// Makes the region active and clear again: VMPTRLD's outcome.
+/// Makes the region active and clear again. Returns VMPTRLD's outcome.
 fn load_region(_: &mut Vm, _: &mut Random) -> Verdict {
     let outcome = vmptrld(mine().address());
     let _ = vmclear(mine().address());

@@ -84,7 +84,7 @@ fn access(vm: &mut Vm, random: &mut Random, window: u64) -> Verdict {
     enter(vm, code)
 }
 
-/// Another entry of EPT12. Only what is the race's own may be written or executed; anything at all may be read.
+/// Writes another entry of EPT12. Only the race's own pages may be writable or executable; any page may be readable.
 fn edit_ept(random: &mut Random) {
     let entry = match random.below(8) {
         0 => 0,
@@ -105,8 +105,8 @@ fn edit_ept(random: &mut Random) {
     }
 }
 
-/// Another entry of the nested guest's page table. EPT12 maps nothing that is not to be touched above 3 GiB but the
-/// local APIC.
+/// Another entry of the nested guest's page table. Above 3 GiB, the local APIC is the only memory that EPT12 maps and
+/// that accesses must not touch.
 fn edit_page_table(random: &mut Random) {
     const PRESENT: u64 = 1;
     const PRESENT_WRITE_USER: u64 = 7;

@@ -20,11 +20,11 @@ const IA32_VMX_MISC: u32 = 0x485;
 const VECTOR: u8 = 0x71;
 /// Interrupts or expiries of each processor in each case.
 const ROUNDS: u64 = 300;
-/// Where each is many exits of the host's.
+/// Rounds in cases in which each one costs many exits to the host.
 const COSTLY_ROUNDS: u64 = 30;
-/// Ticks until a deadline: this and a bit more each time.
+/// The least ticks until a deadline. The actual number varies above that.
 const DISTANCE: u64 = 3000;
-/// No machine takes so many ticks longer than it should.
+/// The most ticks by which a machine may be late.
 const SLACK: u64 = 20_000_000;
 /// The preemption timer's value.
 const VALUE: u32 = 1000;
@@ -32,7 +32,7 @@ const VALUE: u32 = 1000;
 #[unsafe(link_section = ".shared")]
 static READY: Meeting = Meeting::new();
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite, processors: &Processors) {
     let cases: [(&str, Work, u64); 7] = [
         ("deadline-host", deadline_in_host, ROUNDS),
@@ -57,7 +57,7 @@ fn deadline(round: u64) -> u64 {
     tsc() + DISTANCE + (round * 37 + number() as u64 * 101) % 997
 }
 
-/// Arms the timer for each round, and counts those after which exactly one interrupt has come, and not too early.
+/// Arms the timer for each round, and counts the rounds with exactly one interrupt that is not too early.
 fn count_deadlines(mut wait: impl FnMut(u64)) -> u64 {
     apic::enable_deadline_timer(VECTOR);
     READY.join();
@@ -102,7 +102,7 @@ fn deadline_in_halted_host(_: u64) -> u64 {
     })
 }
 
-/// The interrupt is an exit, and still pending after it.
+/// The interrupt causes an exit, and is still pending afterwards.
 fn deadline_in_nested_guest(_: u64) -> u64 {
     let mut vm = Vm::with_vpid(code!("2: jmp 2b"));
     vm.or(PIN_CONTROLS, Pin::EXTERNAL_INTERRUPT_EXITING);
@@ -111,12 +111,12 @@ fn deadline_in_nested_guest(_: u64) -> u64 {
     })
 }
 
-/// How many ticks one of the timer's is, as a shift (SDM A.6 "Miscellaneous Data").
+/// The ticks of the TSC for one tick of the timer, as a shift (SDM A.6 "Miscellaneous Data").
 fn rate() -> u64 {
     rdmsr(IA32_VMX_MISC).unwrap_or(0) & 0x1f
 }
 
-/// Runs the nested guest so often until its timer has expired: whether that was neither too early nor much too late.
+/// Runs the nested guest until its timer has expired. Returns whether that was neither too early nor much too late.
 fn expires_in_time(vm: &mut Vm, mut other_exit: impl FnMut(&mut Vm) -> bool) -> bool {
     vm.set(PREEMPTION_TIMER_VALUE, VALUE);
     let before = tsc();
@@ -126,7 +126,7 @@ fn expires_in_time(vm: &mut Vm, mut other_exit: impl FnMut(&mut Vm) -> bool) -> 
         }
     }
     let ticks = tsc() - before;
-    // The timer's tick has begun when it starts.
+    // The timer's first tick may be shorter, as it has begun already when the timer starts.
     ticks >= u64::from(VALUE - 1) << rate() && ticks <= (u64::from(VALUE) << rate()) + SLACK
 }
 
@@ -136,8 +136,8 @@ fn preemption_timer(_: u64) -> u64 {
     (0..ROUNDS).filter(|_| expires_in_time(&mut vm, |_| false)).count() as u64
 }
 
-/// Other exits save what is left, and the next entry goes on with it. The nested guest runs for longer than a turn of
-/// the emulator, in which no time passes.
+/// Other exits save the remaining count, and the next entry continues with it. The nested guest runs for longer than a
+/// turn of the emulator, within which no time passes.
 fn saved_preemption_timer(_: u64) -> u64 {
     let mut vm = Vm::with_vpid(code!("2: mov ecx, 1000", "3: loop 3b", "cpuid", "jmp 2b"));
     vm.or(EXIT_CONTROLS, ExitControls::SAVE_PREEMPTION_TIMER);
@@ -154,8 +154,8 @@ fn saved_preemption_timer(_: u64) -> u64 {
     (0..ROUNDS).filter(is_right).count() as u64
 }
 
-/// The nested guest reads one page of 2 MiB after the other of an EPT12 that nobody has walked since INVEPT: exits of
-/// the host's own must not start the timer again.
+/// The nested guest reads one page of 2 MiB after the other of an EPT12 that has not been walked since INVEPT. Exits
+/// that the host handles must not restart the timer.
 fn preemption_timer_while_touching(_: u64) -> u64 {
     let mut vm = Vm::with_vpid(code!("2: mov rdx, [rax]", "add rax, 0x200000", "and eax, 0x3fffffff", "jmp 2b"));
     READY.join();

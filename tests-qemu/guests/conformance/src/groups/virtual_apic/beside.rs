@@ -1,6 +1,6 @@
-//! The virtual APIC beside what else decides about an access: MSR bitmaps (SDM 26.1.3), EPT12's rights (30.4.1
+//! The virtual APIC together with other controls of an access: MSR bitmaps (SDM 26.1.3), EPT12's rights (30.4.1
 //! "Priority of APIC-Access VM Exits"); the processor priority after writes of the TPR (30.1.3 "PPR Virtualization");
-//! and CR8 without a TPR shadow, which is the real one.
+//! and CR8 without a TPR shadow, which is the processor's own.
 
 use shadow::controls::{Primary, Secondary};
 use shadow::fields::*;
@@ -13,7 +13,7 @@ use crate::nested_paging::WINDOW_PT;
 use crate::output::Suite;
 use crate::vm::Vm;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     msr_bitmaps(suite);
     ept_rights(suite);
@@ -21,7 +21,7 @@ pub fn run(suite: &mut Suite) {
     real_cr8(suite);
 }
 
-/// An exit that the MSR bitmap asks for, for an MSR that is virtualized otherwise.
+/// Exits that the MSR bitmap asks for, for MSRs that would else be virtualized.
 fn msr_bitmaps(suite: &mut Suite) {
     const WRITES: usize = 0x800 / 8;
     for mode in MODES {
@@ -39,7 +39,7 @@ fn msr_bitmaps(suite: &mut Suite) {
     }
 }
 
-/// An access that EPT12 does not allow is a violation, whatever the APIC-access page would make of it.
+/// An access that EPT12 does not allow is an EPT violation, also on the APIC-access page.
 fn ept_rights(suite: &mut Suite) {
     const WRITE_BACK: u64 = 6 << 3;
     let accesses = [
@@ -104,8 +104,8 @@ fn real_cr8(suite: &mut Suite) {
             );
         }
     }
-    // Virtual-interrupt delivery without "virtualize APIC accesses" and without x2APIC mode: CR8 is all that is left of
-    // the APIC.
+    // Virtual-interrupt delivery without "virtualize APIC accesses" and without x2APIC mode: the nested guest can use
+    // only CR8 of the APIC.
     for value in 0..16 {
         let mut vm = Vm::new(code!("mov cr8, rax", "nop", "mov rax, cr8"));
         DELIVERY.accesses(&mut vm);

@@ -12,7 +12,7 @@ use crate::vm::Vm;
 
 const WINDOW_EXITING: Primary = Primary::INTERRUPT_WINDOW_EXITING;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     at_entry(suite);
     every_vector(suite);
@@ -63,7 +63,7 @@ fn every_vector(suite: &mut Suite) {
     }
 }
 
-/// An interrupt that RFLAGS.IF, blocking or the activity state holds back, and what ends that.
+/// An interrupt that RFLAGS.IF, blocking or the activity state blocks, and the events that end this.
 fn when_unblocked(suite: &mut Suite) {
     for (name, code) in [
         ("nop", code!("nop", "nop", "nop")),
@@ -103,7 +103,7 @@ const CHANGES: [(&str, Change); 4] = [
     }),
 ];
 
-/// An interrupt that the TPR held back: written in each of the three ways, with each value.
+/// An interrupt that the TPR blocks, until the TPR is written: in each of the three ways, with each value.
 fn on_tpr_writes(suite: &mut Suite) {
     let page = code!("mov [rcx + 0x80], eax", "nop", "nop");
     let register = code!("shr eax, 4", "mov cr8, rax", "nop", "nop");
@@ -169,7 +169,7 @@ fn ends_of_interrupts(suite: &mut Suite) {
                 }
                 vm.or(GUEST_RFLAGS, IF);
                 status(&mut vm, 0x28, vector);
-                // The next one in service keeps the request waiting.
+                // The next interrupt in service keeps the request waiting.
                 set_vector(ISR, 0x24);
                 let name = if invert == 0 { "exits" } else { "others-exit" };
                 case(suite, format_args!("eoi-{way}-{vector:#x}-{name}"), &mut vm);
@@ -226,7 +226,7 @@ fn handlers(suite: &mut Suite) {
         status(&mut vm, 0x61, 0);
         set_vector(IRR, 0x51);
         case(suite, format_args!("handler-{name}-first"), &mut vm);
-        // The handler's first instruction was a VMCALL: go on elsewhere.
+        // The handler's first instruction is VMCALL: continue at other code.
         vm.set(GUEST_RIP, code);
         let verdict = vm.run();
         print(suite, format_args!("handler-{name}-second"), &vm, verdict);

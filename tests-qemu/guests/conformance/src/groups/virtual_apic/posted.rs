@@ -16,11 +16,11 @@ use crate::output::Suite;
 use crate::vm::Vm;
 
 const NOTIFICATION: u8 = 0xe2;
-/// Outstanding notification, and suppress notification, which only senders look at.
+/// Outstanding notification, and suppress notification, which only senders read.
 const ON: u64 = 1;
 const SN: u64 = 1 << 1;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     every_vector(suite);
     combinations(suite);
@@ -45,7 +45,7 @@ fn post(vector: u8) {
     POSTED.set(word, POSTED.get(word) | 1 << (vector % 64));
 }
 
-/// Runs, and prints the descriptor too, and the interrupt that was still pending at the real APIC.
+/// Runs, and prints the verdict, the descriptor, and the interrupt that is still pending at the real APIC.
 fn case(suite: &mut Suite, name: impl fmt::Display, vm: &mut Vm) {
     let verdict = vm.run();
     let status = vm.get(GUEST_INTERRUPT_STATUS);

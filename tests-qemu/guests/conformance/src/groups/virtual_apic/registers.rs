@@ -9,7 +9,7 @@ use crate::nested_paging::WINDOW;
 use crate::output::Suite;
 use crate::vm::Vm;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     let accesses = [
         ("read-8", code!("mov al, [rcx]")),
@@ -44,7 +44,7 @@ const ISR_FIRST: u64 = 0x100;
 const ICR_LOW: u64 = 0x300;
 const TIMER_DIVIDE: u64 = 0x3e0;
 
-/// What the virtual-APIC page holds: each register a value of its own.
+/// The content of the virtual-APIC page: each register has another value.
 fn pattern(index: usize) -> u64 {
     (index as u64 + 1) * 0x0101_0001_0003_0011
 }
@@ -56,7 +56,7 @@ fn one(suite: &mut Suite, mode: Mode, access: &str, code: u64, offset: u64) {
         VIRTUAL_APIC.set(index, pattern(index));
     }
     vm.registers.rcx = APIC + offset;
-    // As ICR, an interrupt for this processor.
+    // A value that, written to ICR, sends an interrupt to this processor.
     vm.registers.rax = 0x1122_3344_0004_0041;
     let verdict = vm.run();
     let (rax, status) = (vm.registers.rax, vm.get(GUEST_INTERRUPT_STATUS));
@@ -88,7 +88,7 @@ fn several(suite: &mut Suite, mode: Mode) {
     }
 }
 
-/// Accesses that are no operand of an instruction: the delivery of an event, a walk of the guest's page tables.
+/// Accesses that are not operands of an instruction: the delivery of an event, a walk of the guest's page tables.
 fn by_the_processor(suite: &mut Suite, mode: Mode) {
     for (name, info) in [("exception", 0x8000_0306), ("interrupt", 0x8000_0041), ("software", 0x8000_0480)] {
         let mut vm = Vm::new(code!("nop"));

@@ -10,7 +10,7 @@ use crate::memory::VIRTUAL_APIC;
 use crate::output::Suite;
 use crate::vm::Vm;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     writes(suite);
     entries(suite);
@@ -24,7 +24,7 @@ const WAYS: [(&str, Change); 4] = [
     ("delivery", |vm| DELIVERY.accesses(vm)),
 ];
 
-/// Each value written against each threshold.
+/// Writes each value, with each threshold.
 fn writes(suite: &mut Suite) {
     let register = code!("mov cr8, rax", "nop");
     let page = code!("shl eax, 4", "mov [rcx + 0x80], eax", "nop");

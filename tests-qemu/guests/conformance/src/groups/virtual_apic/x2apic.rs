@@ -10,7 +10,7 @@ use crate::vm::Vm;
 
 const MSRS: core::ops::Range<u64> = 0x800..0x900;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     let (read, write) = (code!("rdmsr"), code!("wrmsr"));
     for msr in MSRS {

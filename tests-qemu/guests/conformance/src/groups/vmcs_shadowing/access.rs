@@ -12,7 +12,7 @@ use crate::nested_paging::{LEAF, WINDOW, WINDOW_PT};
 use crate::output::Suite;
 use crate::vm::Vm;
 
-/// The status flags, which each of the instructions is to define.
+/// The status flags, which both instructions define.
 const STATUS_FLAGS: u64 = 0x8d5;
 const TRAP_FLAG: u64 = 1 << 8;
 const VALUE: u64 = 0xfedc_ba98_7654_3210;
@@ -49,14 +49,15 @@ const ENCODINGS: [u64; 25] = [
     1 << 32 | 0x681e,
 ];
 
-/// An instruction: its code, and the bitmap that it looks at.
+/// An instruction: its code, and its bitmap.
 struct Access {
     name: &'static str,
     code: u64,
     bitmap: &'static Page,
 }
 
-/// The encoding is in RCX, the register operand is RAX, RBX has the address of the memory operand; RDX gets the flags.
+/// RCX holds the encoding, RAX is the register operand, RBX holds the address of the memory operand, and RDX gets the
+/// flags.
 fn accesses() -> [Access; 4] {
     [
         ("vmread", code!("popfq", "vmread rax, rcx", "pushfq", "pop rdx"), &VMREADS),
@@ -67,7 +68,7 @@ fn accesses() -> [Access; 4] {
     .map(|(name, code, bitmap)| Access { name, code, bitmap })
 }
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     for access in accesses() {
         for encoding in ENCODINGS {
@@ -85,7 +86,7 @@ pub fn run(suite: &mut Suite) {
     }
 }
 
-/// A nested guest with all bits of the bitmaps like `bits`, then changed.
+/// Runs a nested guest whose bitmap words are `bits`, after `change`.
 fn case(
     suite: &mut Suite,
     name: core::fmt::Arguments<'_>,
@@ -107,7 +108,7 @@ fn case(
     suite.case(name, format_args!("{seen} memory={:#x} field={full:#x} {high:#x}", OPERAND.get(0)));
 }
 
-/// What POPFQ of the nested guest takes.
+/// Sets the flags that POPFQ of the nested guest loads.
 fn set_flags(flags: u64) {
     let index = (guest_stack() - 8 - STACKS.address()) / 8;
     STACKS.set(index as usize, flags | 2);
@@ -135,7 +136,7 @@ const WAYS: [(&str, Change); 9] = [
     ("single-step", |_| set_flags(TRAP_FLAG)),
     ("one-page", |vm| _ = vm.set(VMWRITE_BITMAP, VMREADS.address())),
     ("bitmap-is-operand", |vm| {
-        // The window maps the bitmap itself: what is written there counts from the next entry on.
+        // The window maps the bitmap itself: writes to it take effect at the next entry.
         WINDOW_PT.set(0, VMREADS.address() | LEAF);
         vm.registers.rbx = WINDOW + 0xff8;
         let _ = invept(2, [0; 2]);

@@ -1,5 +1,5 @@
-//! The VMCS link pointer, the life of the region that it names, the addresses and the content of the bitmaps, and a
-//! shadow VMCS as the current one.
+//! The VMCS link pointer, the changes of the linked region, the addresses and the content of the bitmaps, and a shadow
+//! VMCS as the current VMCS.
 
 use shadow::controls::Secondary;
 use shadow::fields::*;
@@ -19,7 +19,7 @@ use crate::vm::{Vm, load_fresh, revision};
 const RIP: u64 = 0x681e;
 const SHADOWING: Secondary = Secondary::VMCS_SHADOWING;
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     pointers(suite);
     regions(suite);
@@ -31,7 +31,7 @@ pub fn run(suite: &mut Suite) {
     }
 }
 
-/// Link pointers with the control and without: what VM entry says, and what VMREAD does then.
+/// Link pointers with the control and without: the results of VM entry, and of VMREAD after it.
 fn pointers(suite: &mut Suite) {
     let shadow = SHADOW.address();
     let links = [
@@ -66,13 +66,14 @@ fn pointers(suite: &mut Suite) {
     }
 }
 
-/// An ordinary VMCS beside the current one.
+/// Makes another ordinary VMCS current.
 fn load_other() {
     load_fresh(&OTHER_VMCS);
     let _ = vmptrld(VMCS.address());
 }
 
-/// What the guest hypervisor does to a region between two entries of a nested guest that adds 1 to a field there.
+/// Actions of the guest hypervisor on a region, between two entries of a nested guest that adds 1 to a field of the
+/// region.
 fn regions(suite: &mut Suite) {
     let other = OTHER_SHADOW.address();
     let steps: [(&str, fn()); 10] = [
@@ -182,7 +183,7 @@ fn edits(suite: &mut Suite) {
     }
 }
 
-/// A shadow VMCS is current: its fields are there, and no VM entry is.
+/// A shadow VMCS is current: its fields can be accessed, and VM entry fails.
 fn current(suite: &mut Suite) {
     load_other();
     fill_shadow(&SHADOW, 1);

@@ -1,4 +1,4 @@
-//! Every encoding that a bitmap has a bit for, accessed by the nested guest in one go.
+//! Every encoding that has a bit in the bitmaps, accessed by the nested guest in one loop.
 
 use core::fmt;
 
@@ -15,18 +15,18 @@ const ENCODINGS: u64 = 0x8000;
 /// Encodings that name no field, in one case.
 const BLOCK: u64 = 0x400;
 
-/// By encoding: 0 success, 1 VMfailInvalid, 2 VMfailValid; and what VMREAD gave.
+/// By encoding: 0 success, 1 VMfailInvalid, 2 VMfailValid; and the value that VMREAD returned.
 static OUTCOMES: Table<{ ENCODINGS as usize / 8 }> = Table::new();
 static VALUES: Table<{ ENCODINGS as usize }> = Table::new();
 
-/// All of them.
+/// Runs all cases.
 pub fn run(suite: &mut Suite) {
     reads(suite);
     writes(suite);
     exits(suite);
 }
 
-/// For ECX from 0 to EDX: an instruction, its outcome into the table at RDI, RAX into the one at RSI.
+/// Executes an instruction for ECX from 0 to EDX. Stores the outcome in the table at RDI, and RAX in the table at RSI.
 macro_rules! sweep {
     ($($instruction:literal),+) => {
         code!(
@@ -60,7 +60,7 @@ fn outcome(encoding: u64) -> u64 {
     OUTCOMES.get((encoding / 8) as usize) >> (encoding % 8 * 8) & 0xff
 }
 
-/// A case for each encoding that the SDM gives a field, and one for each block of others.
+/// Prints a case for each encoding of a field, and one for each block of other encodings.
 fn report(suite: &mut Suite, name: &str, value: impl Fn(u64) -> u64) {
     let is_field = |encoding: u64| shadow::index::lookup(Encoding(encoding as u32)).is_some();
     for encoding in (0..ENCODINGS).filter(|&encoding| is_field(encoding)) {
@@ -76,7 +76,7 @@ fn report(suite: &mut Suite, name: &str, value: impl Fn(u64) -> u64) {
     }
 }
 
-/// How many encodings succeeded, failed either way, or were not reached.
+/// The numbers of encodings that succeeded, failed in either way, or were not reached.
 struct Counts([u32; 4]);
 
 impl fmt::Display for Counts {
