@@ -99,8 +99,8 @@ pub struct Move {
 
 /// Plans moves of all modules that lie below `limit`, the start of the host's region, to pages directly below it.
 ///
-/// In the returned order, no move destroys a module that is still to be moved: the highest module is moved first, and
-/// each is moved upward, or to the end of the next lower one at the lowest.
+/// In the returned order, no move destroys a module that is still to be moved: the highest module is moved first, each
+/// is moved upward, and its new place is not below the end of the next lower module.
 ///
 /// # Errors
 ///

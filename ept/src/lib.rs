@@ -70,7 +70,7 @@
 //! let mapping = lookup(&tables, eptp02, address).ok_or("not mapped")?;
 //! assert_eq!((mapping.leaf.address(), mapping.size), (Hpa((4 << 30) + (2 << 20)), PageSize::Size2M));
 //!
-//! // The guest hypervisor unmaps the page and executes INVEPT. The processor's cached translations must be dropped too.
+//! // The guest hypervisor unmaps the page and executes INVEPT. The processor's cached translations must go too.
 //! guest.set(Gpa(0x3000), 0, Entry::NOT_PRESENT);
 //! assert_eq!(nested.invalidate(&mut tables, ept12.eptp), Dropped::One(eptp02));
 //! assert_eq!(lookup(&tables, eptp02, address), None);
