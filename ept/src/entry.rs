@@ -136,7 +136,7 @@ pub const DIRTY: u64 = 1 << 9;
 pub const SUPPRESS_VE: u64 = 1 << 63;
 /// Bits that have a meaning only under controls that are not offered, and that the processor ignores without them:
 /// verify guest paging, paging-write access, supervisor shadow stack, sub-page write permissions (SDM 29.3.2 "EPT
-/// Translation Mechanism"). EPT02 has none of them.
+/// Translation Mechanism"). EPT02 has none of these bits.
 pub const IGNORED: u64 = 1 << 57 | 1 << 58 | 1 << 60 | 1 << 61;
 
 /// An entry of any level, in tables that lead to addresses of `T`: by default of the host's own tables. Every 64-bit

@@ -118,7 +118,7 @@ fn start(others: &'static [Processor], builder: &mut VcpuBuilder, setup: &HostSe
         stop(StopReason::new(StopKind::Processors, message));
     }
     let Some(page) = setup.memory_map.find_highest(PAGE_BYTES, PAGE_BYTES, LOW_MEMORY, &[]) else {
-        let message = format_args!("no page below 640 KiB is free, which processors need to start: use other firmware");
+        let message = format_args!("no page below 640 KiB is free to start processors with: use other firmware");
         stop(StopReason::new(StopKind::LowMemory, message));
     };
     let trampoline = TrampolinePage::install(&setup.guest_ram, Hpa(page.start), setup.tables.start_root, arrive);

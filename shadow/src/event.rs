@@ -86,7 +86,8 @@ pub fn block_nmis_again(vmcs: &mut impl VmcsAccess, qualification: EptViolation)
 /// The injection that repeats the event whose delivery an exit interrupted (SDM 28.2.4 "Information for VM Exits During
 /// Event Delivery"). `None` if the exit interrupted no delivery.
 pub fn interrupted(vmcs: &impl VmcsAccess) -> Option<Injection> {
-    /// IDT-vectoring information has bit 12 undefined and those above it reserved; injection wants them 0.
+    /// In IDT-vectoring information bit 12 is undefined and bits 30:13 are reserved; injection requires all of them to
+    /// be 0.
     const DEFINED: u32 = 1 << 31 | 0xfff;
     let info = InterruptionInfo(vmcs.read(IDT_VECTORING_INFO) & DEFINED);
     info.is_valid().then(|| Injection {

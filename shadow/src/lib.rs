@@ -34,7 +34,7 @@
 //! | hand over registers that the host has no use for | [`passing`] |
 //! | grant fields for VMCS shadowing, field by field | [`permission`] |
 //!
-//! Steps of Linux KVM's `nested.c`, and who takes them here:
+//! Steps of Linux KVM's `nested.c`, and the code that takes them here:
 //!
 //! | there | here |
 //! |---|---|

@@ -59,7 +59,7 @@ pub fn loaded_image() -> Range<u64> {
     image.start - VIRTUAL_BASE..image.end - VIRTUAL_BASE
 }
 
-/// The image's parts; the page under the stack is in none of them.
+/// The image's parts. The page below the stack belongs to none.
 pub fn image_parts() -> [ImagePart; 4] {
     const PAGE: u64 = 4096;
     let text_end = mark(&raw const __text_end);

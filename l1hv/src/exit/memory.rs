@@ -24,7 +24,7 @@ pub fn ept_violation(vcpu: &mut Vcpu) -> Action {
     block_nmis_again(vmcs01, EptViolation(vmcs01.read(EXIT_QUALIFICATION)));
     if let Err(reported) = redeliver(vmcs01, &vcpu.caps) {
         crate::log::warn_of_repeatable(format_args!(
-            "an exit of the guest hypervisor interrupted {reported:x?}, which is no event"
+            "an exit of the guest hypervisor interrupted {reported:x?}, which is not a valid event"
         ));
     }
     vcpu.memory.unwatch(address);

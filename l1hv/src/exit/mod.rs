@@ -131,7 +131,7 @@ fn entry_failed_late(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
 pub fn refused(vcpu: &mut Vcpu, why: fmt::Arguments<'_>) -> Fault {
     if control_registers::undo(vcpu) {
         crate::log::warn_of_repeatable(format_args!(
-            "the guest hypervisor's control registers are refused ({why}): #GP"
+            "the processor refuses the guest hypervisor's control registers ({why}): #GP"
         ));
         return Fault::GeneralProtection;
     }
@@ -147,7 +147,7 @@ fn nobody_asked_for(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
     let is_instruction = reason.info().is_none_or(|info| info.fills.contains(Fills::LENGTH));
     let answer = if is_instruction { "#UD" } else { "nothing" };
     crate::log::warn_of_repeatable(format_args!(
-        "the guest hypervisor exited for {reason:?} at {rip:#x}, qualification {qualification:#x}, which nothing asked for: {answer}"
+        "the guest hypervisor exited for {reason:?} at {rip:#x}, qualification {qualification:#x}, which no control asks for: {answer}"
     ));
     if is_instruction { Action::Inject(Fault::InvalidOpcode) } else { Action::Resume }
 }

@@ -103,7 +103,7 @@ pub fn handle_failed_entry<M: Machine>(vcpu: &mut Vcpu<M>) {
         }
         _ => {
             vcpu.machine.warn(format_args!(
-                "VM entry refused by the processor, error {}, of which the guest hypervisor's VMCS is no cause: it is told of a bad control",
+                "VM entry refused by the processor, error {}, not because of the guest hypervisor's VMCS: it gets the error of a bad control",
                 error.0
             ));
             InsnError::ENTRY_INVALID_CONTROL

@@ -16,7 +16,8 @@ pub fn redeliver<M: Machine>(vcpu: &mut Vcpu<M>) {
     if InterruptionInfo(vcpu.vmcs.vmcs02().read(IDT_VECTORING_INFO)).is_valid() {
         borrow(vcpu);
         if let Err(reported) = event::redeliver(vcpu.vmcs.vmcs02(), &vcpu.caps) {
-            vcpu.machine.warn(format_args!("an exit of a nested guest interrupted {reported:x?}, which is no event"));
+            vcpu.machine
+                .warn(format_args!("an exit of a nested guest interrupted {reported:x?}, which is not a valid event"));
         }
     }
 }

@@ -8,7 +8,7 @@ pub const MARK: &[u8; 11] = b"minimal-opA";
 
 /// Names of the operations, in the order in which the nested guest does them.
 ///
-/// "HLT" goes on after the instruction. In "HLT and wake by interrupt" the nested guest enables interrupts and halts.
+/// "HLT" continues after the instruction. In "HLT and wake by interrupt" the nested guest enables interrupts and halts.
 /// The hypervisor answers the exit with an interrupt by VM-entry event injection: STI, HLT, its handler, IRET, CLI.
 pub const OPERATIONS: [&str; 8] = [
     "CPUID",

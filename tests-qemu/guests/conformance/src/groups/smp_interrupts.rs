@@ -84,8 +84,8 @@ pub fn run(suite: &mut Suite, processors: &Processors) {
 const IN_X2APIC_MODE: [&str; 6] =
     ["host-without-guest", "host-exits", "nested-acknowledged", "nmi-host", "nmi-virtual", "posted"];
 
-/// The same with every local APIC in x2APIC mode, and a start of each processor in it (SDM 12.12 "Extended XAPIC
-/// (x2APIC)"): INIT leaves the mode as it is.
+/// Runs these cases with every local APIC in x2APIC mode, and a start of each processor in that mode (SDM 12.12
+/// "Extended XAPIC (x2APIC)"): INIT leaves the mode as it is.
 pub fn run_in_x2apic_mode(suite: &mut Suite, processors: &Processors) {
     let bases = processors.run_on_all(apic::enter_x2apic_mode, 0);
     suite.case("base", format_args!("{:x?}", &bases[..processors.count()]));
