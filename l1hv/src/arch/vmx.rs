@@ -431,7 +431,7 @@ pub fn invvpid(what: Invvpid) {
     let (kind, descriptor) = match what {
         Invvpid::Address { vpid, linear } => (0, [u64::from(vpid), linear]),
         Invvpid::Single(vpid) => (1, [u64::from(vpid), 0]),
-        Invvpid::All => (2, [0; 2]),
+        Invvpid::AllContexts => (2, [0; 2]),
         Invvpid::RetainingGlobals(vpid) => (3, [u64::from(vpid), 0]),
     };
     // SAFETY: dropping cached translations is always sound.

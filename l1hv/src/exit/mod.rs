@@ -41,7 +41,7 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
         | ExitReason::INVVPID => instructions::handle(vcpu, reason),
         ExitReason::VMXOFF => vmxoff(vcpu),
         ExitReason::CPUID => cpuid::handle(vcpu),
-        ExitReason::CR_ACCESS => control_registers::handle(vcpu).unwrap_or_else(|| nobody_asked_for(vcpu, reason)),
+        ExitReason::CR_ACCESS => control_registers::handle(vcpu).unwrap_or_else(|| unexpected_exit(vcpu, reason)),
         ExitReason::RDMSR => guest_msr::rdmsr(vcpu),
         ExitReason::WRMSR => guest_msr::wrmsr(vcpu),
         ExitReason::XSETBV => xsetbv(vcpu),
@@ -61,7 +61,7 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
         ExitReason::TRIPLE_FAULT => triple_fault(vcpu),
         ExitReason::TASK_SWITCH => task_switch(vcpu),
         ExitReason::EPT_MISCONFIGURATION => stop_on_misconfiguration(vcpu),
-        _ => nobody_asked_for(vcpu, reason),
+        _ => unexpected_exit(vcpu, reason),
     }
 }
 
@@ -141,7 +141,7 @@ pub fn refused(vcpu: &mut Vcpu, why: fmt::Arguments<'_>) -> Fault {
 /// An exit that no control asks for and that no processor with known features causes. An instruction that exits so is
 /// undefined for the guest; an event is ignored.
 #[cold]
-fn nobody_asked_for(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
+fn unexpected_exit(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
     let vmcs01 = vcpu.vmcs.vmcs01();
     let (rip, qualification) = (vmcs01.read(GUEST_RIP), vmcs01.read(EXIT_QUALIFICATION));
     let is_instruction = reason.info().is_none_or(|info| info.fills.contains(Fills::LENGTH));

@@ -33,7 +33,7 @@ pub fn enter<M: Machine>(vcpu: &mut Vcpu<M>, wanted: LaunchState) -> Result<(), 
     let unchanged = vcpu.nested.shortcut.entry && vcpu.vmx.vmcs12.is_unchanged();
     if unchanged && msr_bitmap::is_merged(vcpu) {
         if vcpu.nested.ept.violation.is_some() {
-            nested_ept::anticipate(vcpu);
+            nested_ept::fill_after_reflected_violation(vcpu);
         }
         merge::prepare_unchanged(vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12);
     } else if let Err(error) = check_and_merge(vcpu)? {
@@ -137,11 +137,11 @@ fn merge<M: Machine>(vcpu: &mut Vcpu<M>, inherited: Inherited, pdptes: Option<[u
         copy_entry_load_area(vcpu, load_count);
     }
     if !vcpu.vmx.vmcs12.has_secondary(Secondary::ENABLE_VPID) {
-        nested_ept::walk_anew(vcpu);
+        nested_ept::drop_ept02_without_vpid(vcpu);
     }
     let eptp02 = nested_ept::eptp02(vcpu);
     if vcpu.nested.ept.violation.is_some() {
-        nested_ept::anticipate(vcpu);
+        nested_ept::fill_after_reflected_violation(vcpu);
     }
     let vmcs02 = vcpu.vmcs.vmcs02();
     let vmcs12 = &mut vcpu.vmx.vmcs12;

@@ -234,7 +234,7 @@ fn emulate_invvpid<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), Failure> {
         Invalidation::Address { vpid, linear } => vcpu.machine.invvpid(Invvpid::Address { vpid: vpid02(vpid), linear }),
         Invalidation::Vpid(vpid) => vcpu.machine.invvpid(Invvpid::Single(vpid02(vpid))),
         Invalidation::VpidRetainingGlobals(vpid) => vcpu.machine.invvpid(Invvpid::RetainingGlobals(vpid02(vpid))),
-        Invalidation::AllVpids => vcpu.machine.invvpid(Invvpid::All),
+        Invalidation::AllVpids => vcpu.machine.invvpid(Invvpid::AllContexts),
         _ => (),
     }
     Ok(())

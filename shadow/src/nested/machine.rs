@@ -74,7 +74,7 @@ pub enum Invvpid {
     /// All translations of a VPID.
     Single(u16),
     /// All translations of all VPIDs.
-    All,
+    AllContexts,
     /// Translations of a VPID that are not global.
     RetainingGlobals(u16),
 }

@@ -120,7 +120,7 @@ fn resume<M: Machine>(vcpu: &mut Vcpu<M>) -> bool {
     vcpu.nested.kept.stack_rights = stack_rights;
     vcpu.nested.kept.interruptibility = interruptibility;
     if vcpu.nested.ept.violation.is_some() {
-        nested_ept::anticipate(vcpu);
+        nested_ept::fill_after_reflected_violation(vcpu);
     }
     merge::rewrite(vcpu.vmcs.vmcs02(), &vcpu.vmx.vmcs12);
     vcpu.begin_entry();

@@ -114,7 +114,7 @@ fn handle_filled<M: Machine>(vcpu: &mut Vcpu<M>, filled: Fill, address: NestedGp
 
 /// Called when the guest hypervisor resumes its nested guest after a reflected violation. If EPT12 now maps the
 /// address, EPT02 gets the translation before the nested guest tries again, which saves a second exit.
-pub fn anticipate<M: Machine>(vcpu: &mut Vcpu<M>) {
+pub fn fill_after_reflected_violation<M: Machine>(vcpu: &mut Vcpu<M>) {
     let (Some((address, qualification)), Some(ept12)) = (vcpu.nested.ept.violation.take(), vcpu.nested.ept.ept12)
     else {
         return;
@@ -193,7 +193,7 @@ pub fn drop_translations<M: Machine>(vcpu: &mut Vcpu<M>, eptp12: Option<Eptp12>)
 /// combined translations and may keep guest-physical ones (SDM 29.4.3 "Invalidating Cached Translation Information"),
 /// but the processor then walks EPT12 anew, so that software succeeds that edits EPT12 without INVEPT. It must succeed
 /// here too.
-pub fn walk_anew<M: Machine>(vcpu: &mut Vcpu<M>) {
+pub fn drop_ept02_without_vpid<M: Machine>(vcpu: &mut Vcpu<M>) {
     let vmcs12 = &vcpu.vmx.vmcs12;
     if vmcs12.has_secondary(Secondary::ENABLE_EPT) {
         let eptp12 = Eptp12::from_bits(vmcs12.get(EPT_POINTER));
