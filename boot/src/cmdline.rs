@@ -26,6 +26,9 @@ pub struct Options<'a> {
     pub triple_fault: TripleFault,
     /// Whether the guest's kernel may make hypercalls: `hypercalls`.
     pub hypercalls: bool,
+    /// Whether nested guests and their hypervisors are kept apart in the processor's speculation too, as far as the
+    /// processor needs it: `mitigations=auto|off`.
+    pub mitigations: bool,
 }
 
 impl Default for Options<'_> {
@@ -40,6 +43,7 @@ impl Default for Options<'_> {
             profile: false,
             triple_fault: TripleFault::Reset,
             hypercalls: false,
+            mitigations: true,
         }
     }
 }
@@ -67,7 +71,7 @@ enum Apply {
 }
 
 /// All options, one row each, for the parser and the error messages.
-const TABLE: [(&str, Apply); 9] = [
+const TABLE: [(&str, Apply); 10] = [
     ("log", Apply::Value(set_log, "error, warn, info, debug or trace")),
     ("stats", Apply::Flag(|options| options.stats = true)),
     ("vmcs-shadowing", Apply::Value(set_vmcs_shadowing, "on or off")),
@@ -77,6 +81,7 @@ const TABLE: [(&str, Apply); 9] = [
     ("profile", Apply::Flag(|options| options.profile = true)),
     ("triple-fault", Apply::Value(set_triple_fault, "reset or stop")),
     ("hypercalls", Apply::Flag(|options| options.hypercalls = true)),
+    ("mitigations", Apply::Value(set_mitigations, "auto or off")),
 ];
 
 fn set_log(options: &mut Options<'_>, value: &str) -> bool {
@@ -102,6 +107,11 @@ fn set_vmcs_shadowing(options: &mut Options<'_>, value: &str) -> bool {
 fn set_triple_fault(options: &mut Options<'_>, value: &str) -> bool {
     options.triple_fault = if value == "stop" { TripleFault::Stop } else { TripleFault::Reset };
     matches!(value, "reset" | "stop")
+}
+
+fn set_mitigations(options: &mut Options<'_>, value: &str) -> bool {
+    options.mitigations = value == "auto";
+    matches!(value, "auto" | "off")
 }
 
 fn set_host_memory(options: &mut Options<'_>, value: &str) -> bool {
@@ -195,7 +205,7 @@ mod tests {
     fn every_option_is_read_and_the_last_word_wins() {
         assert_eq!(
             Options::parse(
-                "log=trace  stats vmcs-shadowing=off host-memory=64 ept-tables=99 shadow=A:r,B*:none profile triple-fault=stop hypercalls log=warn"
+                "log=trace  stats vmcs-shadowing=off host-memory=64 ept-tables=99 shadow=A:r,B*:none profile triple-fault=stop hypercalls mitigations=off log=warn"
             ),
             Ok(Options {
                 log: LevelFilter::Warn,
@@ -207,6 +217,7 @@ mod tests {
                 profile: true,
                 triple_fault: TripleFault::Stop,
                 hypercalls: true,
+                mitigations: false,
             })
         );
     }
@@ -218,7 +229,7 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "unknown option \"frobnicate=1\": the options are log=, stats, vmcs-shadowing=, host-memory=, ept-tables=, \
-             shadow=, profile, triple-fault=, hypercalls"
+             shadow=, profile, triple-fault=, hypercalls, mitigations="
         );
     }
 
@@ -235,6 +246,7 @@ mod tests {
             "ept-tables=15",
             "shadow=",
             "triple-fault=halt",
+            "mitigations=on",
         ] {
             let error = Options::parse(word).unwrap_err();
             assert!(matches!(error, OptionError::BadValue { word: named, .. } if named == word), "{word}: {error:?}");

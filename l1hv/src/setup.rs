@@ -18,7 +18,8 @@ use shadow::fields::FIELD_COUNT;
 use shadow::host_load::TRAPPED_MSRS;
 use shadow::index::FieldTable;
 use shadow::insn::VmxOperation;
-use shadow::merge::{MSR_AREA_ENTRIES, MsrEntry};
+use shadow::merge::{MSR_AREA_ROOM, MsrEntry};
+use shadow::mitigations::Mitigations;
 use shadow::msr::{BITMAP_BYTES, HOST_INTERCEPTS, IA32_MTRRCAP, intercept_writes};
 use shadow::mtrr::Mtrrs;
 use shadow::nested::control_registers::masks;
@@ -54,6 +55,9 @@ pub struct Shared {
     prints_stats: bool,
     on_triple_fault: TripleFault,
     takes_hypercalls: bool,
+    mitigations: Mitigations,
+    /// VM-exit MSR-load area of all vmcs02s.
+    exit_load02: (Hpa, u32),
     guest_ram: GuestRam,
     host_region: HostRegion,
     scratch: Hpa,
@@ -105,6 +109,8 @@ impl VcpuBuilder {
             intercept_writes(bitmap, trapped);
             address
         });
+        let mitigations = mitigations(options);
+        let exit_load02 = exit_load02(&mut allocator, &mitigations);
         let (shadow_fields, field_bitmaps) = shadow_fields(&mut allocator, options, &caps, &offered);
         let io_bitmaps = io_bitmaps(&mut allocator, &setup.sleep, &caps);
         heap::init(pages(&mut allocator, (processors * NestedPaging::HEAP_BYTES).div_ceil(PAGE_BYTES as usize) as u64));
@@ -132,6 +138,8 @@ impl VcpuBuilder {
             prints_stats: options.stats,
             on_triple_fault: options.triple_fault,
             takes_hypercalls: options.hypercalls,
+            mitigations,
+            exit_load02,
             guest_ram: guest_ram.clone(),
             host_region: *host_region,
             scratch,
@@ -199,7 +207,7 @@ struct ShadowingPages {
 
 impl VcpuPages {
     fn allocate(allocator: &mut PhysAllocator, offered: &VmxCaps, holds_ports: bool) -> Self {
-        const AREA_PAGES: u64 = (MSR_AREA_ENTRIES * size_of::<MsrEntry>()) as u64 / PAGE_BYTES;
+        const AREA_PAGES: u64 = ((MSR_AREA_ROOM * size_of::<MsrEntry>()) as u64).div_ceil(PAGE_BYTES);
         const BITMAP_PAGES: u64 = BITMAP_BYTES as u64 / PAGE_BYTES;
         let mut take = |count| pages(allocator, count);
         let bitmaps = |take: &mut dyn FnMut(u64) -> HostPages| core::array::from_fn(|_| take(BITMAP_PAGES));
@@ -269,7 +277,7 @@ pub fn build(
         kept_at_first(caps),
         NestedEpt::new(ept01, cache),
         pages.msr_bitmaps.map(merged_bitmap),
-        MsrAreas::new(entry_load, host_load),
+        MsrAreas::new(entry_load, host_load, &shared.mitigations),
         shadowing.map(|pages| build_shadowing(pages, &mut vmcs, shadow_fields.table)),
     );
     nested.ports = pages.ports.zip(shared.io_bitmaps).map(|(pages, host)| {
@@ -330,9 +338,8 @@ fn initialize_vmcss(vcpu: &mut Vcpu, shared: &Shared, segments: &HostSegments) {
     let ept01 = shared.ept01.root();
     set_host_state(vcpu, segments);
     let vmcs02 = vcpu.vmcs.vmcs02();
-    let load = vcpu.nested.areas.entry_load.address;
     let bitmap = vcpu.nested.msr_bitmaps[0].address;
-    vmcs_setup::constants02(vmcs02, &vcpu.caps, ept01, bitmap, load);
+    vmcs_setup::constants02(vmcs02, &vcpu.caps, ept01, bitmap, &vcpu.nested.areas, shared.exit_load02);
     let vmcs01 = vcpu.vmcs.vmcs01();
     vmcs_setup::controls01(vmcs01, &vcpu.caps, ept01, shared.msr_bitmaps01[0]);
     if let Some(bitmaps) = shared.io_bitmaps {
@@ -398,6 +405,19 @@ fn io_bitmaps(allocator: &mut PhysAllocator, sleep: &SleepControl, caps: &VmxCap
     Some(addresses)
 }
 
+fn mitigations(options: &Options<'_>) -> Mitigations {
+    let mitigations = if options.mitigations { Mitigations::of(&cpu::speculation()) } else { Mitigations::NONE };
+    log::info!("mitigations of speculation: {mitigations}");
+    mitigations
+}
+
+fn exit_load02(allocator: &mut PhysAllocator, mitigations: &Mitigations) -> (Hpa, u32) {
+    let page = pages(allocator, 1);
+    let address = page.phys();
+    let entries = page.into_values(mitigations.at_exit().iter().copied());
+    (address, entries.len() as u32)
+}
+
 fn pages(allocator: &mut PhysAllocator, count: u64) -> HostPages {
     match allocator.alloc_pages(count) {
         Ok(pages) => pages,
@@ -430,7 +450,7 @@ fn build_shadowing(pages: ShadowingPages, vmcs: &mut Vmcss, offered: &FieldTable
 
 fn msr_area(pages: HostPages) -> MsrArea {
     let address = pages.phys();
-    MsrArea { address, entries: pages.into_value([MsrEntry::default(); MSR_AREA_ENTRIES]) }
+    MsrArea { address, entries: pages.into_value([MsrEntry::default(); MSR_AREA_ROOM]) }
 }
 
 fn merged_bitmap(pages: HostPages) -> MergedBitmap {

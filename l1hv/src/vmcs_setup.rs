@@ -14,7 +14,7 @@ use crate::arch::enter::GuestRegisters;
 use crate::arch::host_state::PAT_AT_RESET;
 use crate::stop::{StopReason, stop};
 use shadow::nested::control_registers::Masks;
-use shadow::nested::{SHARED_VPID02, VPID01};
+use shadow::nested::{MsrAreas, SHARED_VPID02, VPID01};
 
 /// A control word with the bits that the host wants. The boot's checks name the controls that some machines are known
 /// to lack; a stop here names any other control, or one whose field is missing.
@@ -56,15 +56,27 @@ pub fn controls01(vmcs01: &mut impl VmcsAccess, caps: &VmxCaps, ept01: Eptp01, m
 }
 
 /// What of vmcs02 no merge writes.
-pub fn constants02(vmcs02: &mut impl VmcsAccess, caps: &VmxCaps, ept01: Eptp01, msr_bitmap02: Hpa, entry_load: Hpa) {
+///
+/// Its VM-entry MSR-load area is for `entry_load_count` entries from the beginning, its VM-exit MSR-load area for those
+/// of `exit_load` for ever.
+pub fn constants02(
+    vmcs02: &mut impl VmcsAccess,
+    caps: &VmxCaps,
+    ept01: Eptp01,
+    msr_bitmap02: Hpa,
+    areas: &MsrAreas,
+    exit_load: (Hpa, u32),
+) {
     vmcs02.write(VMCS_LINK_POINTER, u64::MAX);
     vmcs02.write(EPT_POINTER, ept01.bits());
     vmcs02.write(MSR_BITMAP, msr_bitmap02.0);
     vmcs02.write(VPID, SHARED_VPID02);
-    vmcs02.write(ENTRY_MSR_LOAD_ADDRESS, entry_load.0);
+    vmcs02.write(ENTRY_MSR_LOAD_ADDRESS, areas.entry_load.address.0);
+    vmcs02.write(ENTRY_MSR_LOAD_COUNT, areas.entry_load_count);
+    vmcs02.write(EXIT_MSR_LOAD_ADDRESS, exit_load.0.0);
+    vmcs02.write(EXIT_MSR_LOAD_COUNT, exit_load.1);
     // The host does what VMCS12's areas ask for when it reflects an exit.
     vmcs02.write(EXIT_MSR_STORE_COUNT, 0);
-    vmcs02.write(EXIT_MSR_LOAD_COUNT, 0);
     if caps.has_secondary(Secondary::ENABLE_VM_FUNCTIONS) {
         vmcs02.write(VM_FUNCTION_CONTROLS, VmFunctions::empty());
     }

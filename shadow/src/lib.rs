@@ -88,7 +88,7 @@
 //!
 //! // VMXON has been executed. VMPTRLD, VMWRITE and the others arrive as exits of vmcs01.
 //! let mut machine =
-//!     FakeMachine::new(&hypervisor_registers(), Ram::with_paging(), Variant { shadowing: false, tables: 64 });
+//!     FakeMachine::new(&hypervisor_registers(), Ram::with_paging(), Variant { shadowing: false, ..Variant::default() });
 //! machine.vmptrld(0x5000)?;
 //! let caps = machine.vcpu.offered.clone();
 //! let exit = ExitControls::HOST_ADDRESS_SPACE_SIZE;
@@ -152,6 +152,7 @@ pub mod injection;
 pub mod insn;
 pub mod linear;
 pub mod merge;
+pub mod mitigations;
 pub mod msr;
 pub mod mtrr;
 pub mod nested;

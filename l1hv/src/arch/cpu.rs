@@ -4,9 +4,10 @@ use core::arch::asm;
 use core::arch::x86_64::{__cpuid, __cpuid_count};
 
 use boot::machine::VmxSupport;
+use shadow::mitigations::Speculation;
 use shadow::msr::{
-    IA32_EFER, IA32_FEATURE_CONTROL, IA32_VMX_ENTRY_CTLS, IA32_VMX_EPT_VPID_CAP, IA32_VMX_EXIT_CTLS,
-    IA32_VMX_PROCBASED_CTLS, IA32_VMX_PROCBASED_CTLS2,
+    IA32_ARCH_CAPABILITIES, IA32_EFER, IA32_FEATURE_CONTROL, IA32_VMX_ENTRY_CTLS, IA32_VMX_EPT_VPID_CAP,
+    IA32_VMX_EXIT_CTLS, IA32_VMX_PROCBASED_CTLS, IA32_VMX_PROCBASED_CTLS2,
 };
 
 use super::fixup::fallible;
@@ -80,6 +81,14 @@ pub fn cr2() -> u64 {
 pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     let answer = __cpuid_count(leaf, subleaf);
     [answer.eax, answer.ebx, answer.ecx, answer.edx]
+}
+
+/// What this processor says of its speculation.
+pub fn speculation() -> Speculation {
+    let [_, features_ebx, _, features_edx] = if __cpuid(0).eax >= 7 { cpuid(7, 0) } else { [0; 4] };
+    let has_capabilities = features_edx & Speculation::ARCH_CAPABILITIES != 0;
+    let arch_capabilities = if has_capabilities { msr::try_read(IA32_ARCH_CAPABILITIES).unwrap_or(0) } else { 0 };
+    Speculation { features_ebx, features_edx, arch_capabilities }
 }
 
 /// Whether the processor maps 1 GiB pages: `CPUID.80000001H:EDX[26]`.

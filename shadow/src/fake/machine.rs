@@ -25,7 +25,8 @@ use crate::fields::*;
 use crate::hw::{GuestMemory, VmcsAccess};
 use crate::index::FieldTable;
 use crate::insn::VmxOperation;
-use crate::merge::{MSR_AREA_ENTRIES, MsrEntry};
+use crate::merge::{MSR_AREA_ROOM, MsrEntry};
+use crate::mitigations::Mitigations;
 use crate::msr::BITMAP_BYTES;
 use crate::nested::write_traps::kept_at_first;
 use crate::nested::*;
@@ -346,6 +347,15 @@ pub struct Variant {
     pub shadowing: bool,
     /// Tables for EPT01 and EPT02s.
     pub tables: u64,
+    /// What is done about the processor's speculation.
+    pub mitigations: Mitigations,
+}
+
+impl Default for Variant {
+    /// With VMCS shadowing, tables for hundreds of pages, and no mitigations.
+    fn default() -> Self {
+        Self { shadowing: true, tables: 400, mitigations: Mitigations::NONE }
+    }
 }
 
 /// A guest hypervisor on the nested logic.
@@ -363,7 +373,7 @@ fn leak<T>(value: T) -> &'static mut T {
 }
 
 fn msr_area(address: u64) -> MsrArea {
-    MsrArea { entries: leak([MsrEntry::default(); MSR_AREA_ENTRIES]), address: Hpa(address) }
+    MsrArea { entries: leak([MsrEntry::default(); MSR_AREA_ROOM]), address: Hpa(address) }
 }
 
 fn bitmap(address: u64) -> MergedBitmap {
@@ -423,7 +433,7 @@ impl FakeMachine {
                 kept_at_first(&caps),
                 NestedEpt::new(ept01, NestedPaging::new(features)),
                 msr_bitmaps,
-                MsrAreas::new(msr_area(0x62_0000_0000), msr_area(0x64_0000_0000)),
+                MsrAreas::new(msr_area(0x62_0000_0000), msr_area(0x64_0000_0000), &variant.mitigations),
                 None,
             ),
             memory: FakeWatchedMemory {
@@ -466,6 +476,7 @@ impl FakeMachine {
         vcpu.vmcs.vmcs01.write(MSR_BITMAP, vcpu.msr_bitmaps01[0].0);
         vcpu.vmcs.vmcs02.write(EPT_POINTER, ept01.bits());
         vcpu.vmcs.vmcs02.write(MSR_BITMAP, first_bitmap.0);
+        vcpu.vmcs.vmcs02.write(ENTRY_MSR_LOAD_COUNT, vcpu.nested.areas.entry_load_count);
         let mut machine = Self { vcpu };
         machine.vcpu.memory.ram.write_u32(Gpa(VMXON_REGION), Policy::EVERYTHING.revision);
         let outcome = machine.instruction(ExitReason::VMXON, MEMORY_OPERAND, VMXON_REGION);

@@ -5,7 +5,7 @@
 
 mod msr_areas;
 
-pub use msr_areas::{AreaError, MSR_AREA_ENTRIES, MsrEntry, copy_in, is_loadable, poison, store};
+pub use msr_areas::{AreaError, MSR_AREA_ROOM, MsrEntry, copy_in, is_loadable, poison, store};
 
 use crate::caps::VmxCaps;
 use crate::controls::{EntryControls, ExitControls, Pin, Primary, Secondary, SecondaryExitControls, Tertiary};

@@ -16,6 +16,9 @@ use ept::Gpa;
 /// Entries that a copy has room for: the maximum that IA32_VMX_MISC\[27:25\] = 0 recommends.
 pub const MSR_AREA_ENTRIES: usize = 512;
 
+/// Entries of a copy with one of the host's own: what the processor is to do after all that VMCS12 asks for.
+pub const MSR_AREA_ROOM: usize = MSR_AREA_ENTRIES + 1;
+
 /// An entry of an MSR area (SDM Table 25-15).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C, align(16))]
@@ -62,23 +65,20 @@ pub fn copy_in(
     address: Gpa,
     count: u32,
     accept: impl Fn(&MsrEntry) -> bool,
-    copy: &mut [MsrEntry; MSR_AREA_ENTRIES],
+    copy: &mut [MsrEntry; MSR_AREA_ROOM],
 ) -> Result<(), AreaError> {
-    for number in 0..count as usize {
-        let entry = MsrEntry::read(memory, address + number as u64 * ENTRY_BYTES);
-        let slot = copy.get_mut(number).ok_or(AreaError(number as u64 + 1))?;
-        if !accept(&entry) {
-            return Err(AreaError(number as u64 + 1));
-        }
-        *slot = entry;
+    for number in 0..u64::from(count) {
+        let entry = MsrEntry::read(memory, address + number * ENTRY_BYTES);
+        let slot = copy[..MSR_AREA_ENTRIES].get_mut(number as usize).filter(|_| accept(&entry));
+        *slot.ok_or(AreaError(number + 1))? = entry;
     }
     Ok(())
 }
 
 /// Makes the processor fail at entry `number` (from 1), which only the host could have processed: IA32_FS_BASE is never
-/// loaded from an area (SDM 27.4). For a number beyond the copy, the last entry fails.
-pub fn poison(copy: &mut [MsrEntry; MSR_AREA_ENTRIES], number: u64) {
-    let slot = (number as usize).clamp(1, MSR_AREA_ENTRIES) - 1;
+/// loaded from an area (SDM 27.4).
+pub fn poison(copy: &mut [MsrEntry; MSR_AREA_ROOM], number: u64) {
+    let slot = (number as usize).clamp(1, MSR_AREA_ROOM) - 1;
     copy[slot] = MsrEntry { index: crate::msr::IA32_FS_BASE, ..MsrEntry::default() };
 }
 
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_load_area_is_copied() {
-        let (memory, mut copy) = (FakeMemory::new(0x4000), [MsrEntry::default(); MSR_AREA_ENTRIES]);
+        let (memory, mut copy) = (FakeMemory::new(0x4000), [MsrEntry::default(); MSR_AREA_ROOM]);
         put(&memory, 0, 0xc000_0081, 7);
         put(&memory, 1, 0xc000_0082, 8);
         copy_in(&memory, AREA, 2, is_loadable, &mut copy).unwrap();
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn an_msr_of_the_host_and_an_entry_too_many_are_refused_by_number() {
-        let (memory, mut copy) = (FakeMemory::new(0x4000), [MsrEntry::default(); MSR_AREA_ENTRIES]);
+        let (memory, mut copy) = (FakeMemory::new(0x4000), [MsrEntry::default(); MSR_AREA_ROOM]);
         put(&memory, 1, IA32_VMX_BASIC, 0);
         assert_eq!(copy_in(&memory, AREA, 2, is_loadable, &mut copy), Err(AreaError(2)));
         put(&memory, 1, 0x4b56_4d01, 0);

@@ -30,10 +30,10 @@ pub fn handle_at_length<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     vcpu.vmcs.note_entry_of_vmcs02();
     if vcpu.running == Running::Entering {
         vcpu.entry_accepted();
-        if vcpu.nested.areas.entry_load_count != 0 {
+        if !vcpu.nested.areas.has_only_own() {
             // The MSRs are loaded once; a later entry after an exit that the host handles must not load them again.
-            vcpu.nested.areas.entry_load_count = 0;
-            vcpu.vmcs.vmcs02().write(ENTRY_MSR_LOAD_COUNT, 0);
+            vcpu.nested.areas.put_own_behind(0);
+            vcpu.vmcs.vmcs02().write(ENTRY_MSR_LOAD_COUNT, vcpu.nested.areas.entry_load_count);
         }
     }
     if vcpu.nested.nmi_waits {

@@ -210,11 +210,11 @@ fn copy_entry_load_area<M: Machine>(vcpu: &mut Vcpu<M>, count: u32) {
     let address = Gpa(vcpu.vmx.vmcs12.get(ENTRY_MSR_LOAD_ADDRESS));
     let areas = &mut vcpu.nested.areas;
     let copied = merge::copy_in(&vcpu.memory, address, count, merge::is_loadable, areas.entry_load.entries);
-    areas.entry_load_count = match copied {
-        Ok(()) => count,
+    match copied {
+        Ok(()) => areas.put_own_behind(count),
         Err(merge::AreaError(number)) => {
             merge::poison(areas.entry_load.entries, number);
-            number.min(merge::MSR_AREA_ENTRIES as u64) as u32
+            areas.entry_load_count = number as u32;
         }
-    };
+    }
 }

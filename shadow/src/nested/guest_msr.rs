@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn an_msr_that_is_held_reaches_the_processor_only_as_its_row_says() {
         let ram = Ram::with_paging();
-        let machine = FakeMachine::new(&hypervisor_registers(), ram, Variant { shadowing: true, tables: 64 });
+        let machine = FakeMachine::new(&hypervisor_registers(), ram, Variant::default());
         let vcpu = &machine.vcpu;
         let read = |msr| read_for_guest(&vcpu.machine, &vcpu.offered, msr);
         let written = |msr, value| {

@@ -16,7 +16,8 @@ use crate::hw::VmcsAccess;
 use crate::index::FieldTable;
 use crate::insn::{SyncStale, VmxOperation};
 use crate::linear::Paging;
-use crate::merge::{MSR_AREA_ENTRIES, MsrEntry};
+use crate::merge::{MSR_AREA_ROOM, MsrEntry};
+use crate::mitigations::Mitigations;
 use crate::msr::IA32_PKRS;
 use crate::outcome::Fault;
 use crate::passing;
@@ -64,7 +65,7 @@ pub const fn vpid02(vpid12: u16) -> u16 {
 #[derive(Debug)]
 pub struct MsrArea {
     /// The entries.
-    pub entries: &'static mut [MsrEntry; MSR_AREA_ENTRIES],
+    pub entries: &'static mut [MsrEntry; MSR_AREA_ROOM],
     /// Their address.
     pub address: Hpa,
 }
@@ -169,18 +170,35 @@ impl NestedEpt {
 /// MSR areas that the processor uses in place of VMCS12's.
 #[derive(Debug)]
 pub struct MsrAreas {
-    /// VM-entry MSR-load area of vmcs02.
+    /// VM-entry MSR-load area of vmcs02: a copy of VMCS12's, and the host's own entries behind it.
     pub entry_load: MsrArea,
     /// Its entries in use.
     pub entry_load_count: u32,
+    /// Its entries that are the host's own, for every entry.
+    own: &'static [MsrEntry],
     /// VM-entry MSR-load area of vmcs01: the VM-exit MSR-load area of VMCS12.
     pub host_load: MsrArea,
 }
 
 impl MsrAreas {
-    /// None has an entry in use.
-    pub const fn new(entry_load: MsrArea, host_load: MsrArea) -> Self {
-        Self { entry_load, entry_load_count: 0, host_load }
+    /// No area has an entry of VMCS12.
+    pub fn new(entry_load: MsrArea, host_load: MsrArea, mitigations: &Mitigations) -> Self {
+        let mut areas = Self { entry_load, entry_load_count: 0, own: mitigations.at_entry(), host_load };
+        areas.put_own_behind(0);
+        areas
+    }
+
+    /// The host's own entries of the VM-entry load area follow the first `count`, which are copies of VMCS12's.
+    pub fn put_own_behind(&mut self, count: u32) {
+        for (entry, own) in self.entry_load.entries[count as usize..].iter_mut().zip(self.own) {
+            *entry = *own;
+        }
+        self.entry_load_count = count + self.own.len() as u32;
+    }
+
+    /// Whether the VM-entry load area has nothing of VMCS12's.
+    pub const fn has_only_own(&self) -> bool {
+        self.entry_load_count == self.own.len() as u32
     }
 }
 

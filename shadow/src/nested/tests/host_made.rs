@@ -19,7 +19,7 @@ fn entered(fields: &[(FieldId, u64)]) -> FakeMachine {
 
 /// The same, after something that the host or the hypervisor does first.
 pub fn entered_after(fields: &[(FieldId, u64)], prepare: impl FnOnce(&mut FakeMachine)) -> FakeMachine {
-    let variant = Variant { shadowing: false, tables: 400 };
+    let variant = Variant { shadowing: false, ..Variant::default() };
     let mut machine = FakeMachine::new(&hypervisor_registers(), program::memory(), variant);
     let writes = fields.iter().map(|&(id, value)| Op::Write(id, value));
     for op in program::prologue().into_iter().chain(writes) {

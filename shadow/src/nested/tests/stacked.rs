@@ -18,7 +18,7 @@ use crate::fake::{
 use crate::fields::*;
 use crate::hw::{GuestMemory, VmcsAccess};
 use crate::merge::MsrEntry;
-use crate::msr::{Access, bitmap_bit};
+use crate::msr::{Access, IA32_FLUSH_CMD, IA32_FS_BASE, bitmap_bit};
 use crate::nested::write_traps::{TrappedWrite, spring};
 use crate::nested::*;
 use crate::outcome::Fault;
@@ -27,11 +27,14 @@ use crate::registers::{RAX, RCX, RDX};
 pub struct Stacked {
     machine: FakeMachine,
     pub seen: Vec<Seen>,
+    /// Every entry of a nested guest flushes the cache.
+    flushes: bool,
 }
 
 impl Stacked {
     pub fn new(words: &Words, ram: Ram, variant: Variant) -> Self {
-        Self { machine: FakeMachine::new(words, ram, variant), seen: Vec::new() }
+        let flushes = variant.mitigations.cache_flush;
+        Self { machine: FakeMachine::new(words, ram, variant), seen: Vec::new(), flushes }
     }
 
     pub fn memory(&self) -> Vec<u8> {
@@ -164,7 +167,7 @@ impl Stacked {
                 vmcs: &mut vmcs.vmcs02,
                 host: &host,
                 guest,
-                surroundings: &mut Below { nested, memory, tables, machine },
+                surroundings: &mut Below { nested, memory, tables, machine, flushes: self.flushes },
                 seen: &mut self.seen,
                 is_first,
                 fields: *offered_fields,
@@ -234,6 +237,7 @@ struct Below<'a> {
     memory: &'a FakeWatchedMemory,
     tables: &'a mut Tables,
     machine: &'a mut FakeHardware,
+    flushes: bool,
 }
 
 impl Surroundings for Below<'_> {
@@ -274,7 +278,15 @@ impl Surroundings for Below<'_> {
     }
 
     fn entry_load(&self, vmcs: &FakeVmcs) -> Vec<MsrEntry> {
-        self.nested.areas.entry_load.entries[..vmcs.read(ENTRY_MSR_LOAD_COUNT) as usize].to_vec()
+        let mut entries = self.nested.areas.entry_load.entries[..vmcs.read(ENTRY_MSR_LOAD_COUNT) as usize].to_vec();
+        // A command to the processor is the host's own, and comes last where the entry does not fail before.
+        if entries.last().is_some_and(|last| last.index == IA32_FLUSH_CMD) {
+            entries.pop();
+        } else {
+            let fails = entries.iter().any(|entry| entry.index == IA32_FS_BASE);
+            assert!(fails || !self.flushes, "an entry without a flush");
+        }
+        entries
     }
 
     fn load_msr(&mut self, msr: u32, value: u64) {
