@@ -23,7 +23,7 @@ use ept::{Gpa, Hpa};
 
 use super::fault::raise;
 use super::machine::{Machine, VmcsPair, WatchedMemory};
-use super::reflect::{Reflected, reflect};
+use super::reflect::{Reflected, complete_instruction, reflect};
 use super::vcpu::{Action, MergedBitmap, Vcpu};
 use super::watching::watch;
 
@@ -148,7 +148,7 @@ pub fn of_nested_guest<M: Machine>(vcpu: &mut Vcpu<M>) {
         return reflect(vcpu, Reflected::AsTaken(ExitReason::IO_INSTRUCTION));
     }
     match carry_out(vcpu, access) {
-        Ok(()) => vcpu.advance(),
+        Ok(()) => complete_instruction(vcpu),
         Err(fault) => raise(vcpu, fault),
     }
 }
@@ -290,5 +290,13 @@ mod tests {
         exit(&mut machine, 0);
         assert_eq!(machine.vcpu.running, Running::GuestHypervisor);
         assert!(machine.vcpu.machine.port_accesses.take().is_empty());
+    }
+
+    #[test]
+    fn an_instruction_that_the_host_carries_out_is_followed_by_the_monitor_trap_flag() {
+        let mut machine = entered(Primary::MONITOR_TRAP_FLAG, |_| ());
+        exit(&mut machine, 1);
+        assert_eq!(machine.vcpu.machine.port_accesses.take().len(), 1);
+        assert_eq!(machine.vmread(EXIT_REASON.id()), Ok(ExitReason::MONITOR_TRAP_FLAG.0.into()));
     }
 }
