@@ -10,6 +10,7 @@
 
 use crate::caps::VmxCaps;
 use crate::controls::{Control, Secondary};
+use crate::msr::XSS_COMPONENTS;
 use crate::registers::{CR4_OSXSAVE, CR4_PKE};
 use core::ops::RangeInclusive;
 
@@ -104,7 +105,7 @@ leaves! {
     /// Extended state: bits of XCR0, without APX, which is withheld.
     0x0d, 0..=0, [bits([0, 1, 2, 3, 4, 5, 6, 7, 9, 17, 18]), ALL, ALL, 0];
     /// Instructions, and bits of IA32_XSS, without Intel PT and architectural LBRs, which are withheld.
-    0x0d, 1..=1, [0x1f, ALL, bits([10, 11, 12, 13, 14, 16]), 0];
+    0x0d, 1..=1, [0x1f, ALL, XSS_COMPONENTS as u32, 0];
     /// The components of extended state.
     0x0d, 2..=7, WHOLE;
     0x0d, 9..=14, WHOLE;

@@ -2,7 +2,10 @@
 
 mod held;
 
-pub use held::{CLEARED_AT_START, Held, held, misc_enable_shown, misc_enable_written, perf_capabilities_shown};
+pub use held::{
+    CLEARED_AT_START, Held, XSS_COMPONENTS, held, misc_enable_shown, misc_enable_written, perf_capabilities_shown,
+    xss_may_be,
+};
 
 /// IA32_TIME_STAMP_COUNTER.
 pub const IA32_TSC: u32 = 0x10;
@@ -94,6 +97,8 @@ pub const IA32_TME_ACTIVATE: u32 = 0x982;
 pub const IA32_UINTR_MISC: u32 = 0x988;
 /// IA32_LBR_CTL.
 pub const IA32_LBR_CTL: u32 = 0x14ce;
+/// IA32_XSS.
+pub const IA32_XSS: u32 = 0xda0;
 /// IA32_EFER.
 pub const IA32_EFER: u32 = 0xc000_0080;
 /// IA32_FS_BASE.

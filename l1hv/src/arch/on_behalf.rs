@@ -58,9 +58,11 @@ pub fn wrmsr(number: u32, value: u64) -> Result<(), GpFault> {
 /// Ends what the firmware may have left on: recording of branches and events by the processor.
 pub fn stop_tracing() {
     for number in CLEARED_AT_START {
-        if msr::try_read(number).is_some_and(|value| value != 0) {
-            log::info!("MSR {number:#x}: the firmware left tracing on, which ends now");
-            // SAFETY: the MSR makes the processor store to memory, as nothing here asks for.
+        if let Some(value) = msr::try_read(number)
+            && value != 0
+        {
+            log::info!("MSR {number:#x}: the firmware left {value:#x} in it: cleared");
+            // SAFETY: nothing here asks for what the MSR makes the processor do.
             _ = unsafe { msr::try_write(number, 0) };
         }
     }

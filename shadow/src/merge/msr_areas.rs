@@ -10,7 +10,7 @@
 use core::fmt;
 
 use crate::hw::GuestMemory;
-use crate::msr::{Access, host_owns, is_outside_ranges};
+use crate::msr::{Access, IA32_XSS, host_owns, is_outside_ranges, xss_may_be};
 use ept::Gpa;
 
 /// Entries that a copy has room for: the maximum that IA32_VMX_MISC\[27:25\] = 0 recommends.
@@ -85,7 +85,8 @@ pub fn poison(copy: &mut [MsrEntry; MSR_AREA_ROOM], number: u64) {
 /// Whether the processor may load an MSR from a copy: the host keeps its own from being written, and those of a
 /// hypervisor below. A processor may refuse an MSR for reasons of its model (SDM 27.4); here IA32_APIC_BASE is one.
 pub const fn is_loadable(entry: &MsrEntry) -> bool {
-    !host_owns(entry.index, Access::Write) && !is_outside_ranges(entry.index)
+    let passes = entry.index == IA32_XSS && xss_may_be(entry.value);
+    (passes || !host_owns(entry.index, Access::Write)) && !is_outside_ranges(entry.index)
 }
 
 /// Whether an MSR may be in a VM-exit store area: not an APIC register of x2APIC mode (SDM 28.4).
@@ -159,6 +160,12 @@ mod tests {
         }
         memory.write_u32(AREA + 4, 1);
         assert_eq!(store(&memory, AREA, 3, read), Err(AreaError(1)));
+    }
+
+    #[test]
+    fn an_area_may_load_components_of_extended_state_that_hold_no_msr_of_the_host() {
+        let entry = |value| MsrEntry { index: IA32_XSS, reserved: 0, value };
+        assert!(is_loadable(&entry(1 << 11)) && !is_loadable(&entry(1 << 8)));
     }
 
     #[test]

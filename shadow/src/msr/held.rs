@@ -11,7 +11,7 @@
 
 use super::{
     IA32_APIC_BASE, IA32_BIOS_UPDT_TRIG, IA32_FEATURE_CONTROL, IA32_LBR_CTL, IA32_MISC_ENABLE, IA32_PEBS_ENABLE,
-    IA32_PERF_CAPABILITIES, IA32_RTIT_CTL, IA32_SMM_MONITOR_CTL, IA32_VMX_BASIC, IA32_VMX_EXIT_CTLS2,
+    IA32_PERF_CAPABILITIES, IA32_RTIT_CTL, IA32_SMM_MONITOR_CTL, IA32_VMX_BASIC, IA32_VMX_EXIT_CTLS2, IA32_XSS,
 };
 
 /// What a guest finds in place of an MSR.
@@ -116,6 +116,8 @@ const ROWS: &[Row] = &[
     one(0xc80, Locked),
     // IA32_COPY_LOCAL_TO_PLATFORM, IA32_COPY_PLATFORM_TO_LOCAL: as for IA32_COPY_STATUS.
     range(0xd91, 0xd92, Absent),
+    // XRSTORS loads MSRs that are held, as components of extended state: those of Intel PT and architectural LBRs.
+    one(IA32_XSS, Written),
     // IA32_SEAMRR_PHYS_BASE, IA32_SEAMRR_PHYS_MASK: memory that only SEAM reaches.
     range(0x1400, 0x1401, Locked),
     // Architectural LBRs would record branches of the host.
@@ -129,9 +131,18 @@ const ROWS: &[Row] = &[
     Row { step: 4, ..range(0x1983, 0x19ff, Absent) },
 ];
 
-/// MSRs that make the processor store to memory, or record what the host does, as soon as they are not 0. The firmware
-/// may have used them: the host clears them when it starts.
-pub const CLEARED_AT_START: [u32; 3] = [IA32_PEBS_ENABLE, IA32_RTIT_CTL, IA32_LBR_CTL];
+/// MSRs that make the processor store to memory, or record what the host does, as soon as they are not 0; and the one by
+/// which XRSTORS loads these. The firmware may have used them: the host clears them when it starts.
+pub const CLEARED_AT_START: [u32; 4] = [IA32_PEBS_ENABLE, IA32_RTIT_CTL, IA32_XSS, IA32_LBR_CTL];
+
+/// The components of extended state that IA32_XSS may enable: PASID, both of CET, HDC, UINTR, HWP (SDM Volume 1, 13.1
+/// "XSAVE-Supported Features and State-Component Bitmaps").
+pub const XSS_COMPONENTS: u64 = 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 16;
+
+/// Whether a guest may write a value to IA32_XSS, as far as the host is concerned.
+pub const fn xss_may_be(value: u64) -> bool {
+    value & !XSS_COMPONENTS == 0
+}
 
 /// The lower range of the MSR bitmaps. No MSR of the upper one is held.
 pub(super) const LOWER_RANGE: u32 = 0x2000;
@@ -223,7 +234,7 @@ mod tests {
         let tracing = (0x560..=0x561).chain(0x570..=0x572).chain(0x580..=0x587);
         let pebs = [0x3f1, 0x3f2, 0x3f4, 0x3f5, 0x600, 0x1903, 0x1907, 0x1983];
         let others = [0x80, 0x87, 0x982, 0x17d0, 0x17d1];
-        for msr in tracing.chain(pebs).chain(others).chain(CLEARED_AT_START) {
+        for msr in tracing.chain(pebs).chain(others).chain([0x570, 0x14ce]) {
             assert_eq!(held(msr), Some(Absent), "{msr:x}");
         }
         // Counters, their events, and what an operating system writes at each of its starts.
@@ -241,5 +252,16 @@ mod tests {
         assert_eq!(misc_enable_written(1 << 22, unavailable), Some(1 << 22 | unavailable));
         assert_eq!(perf_capabilities_shown(u64::MAX), 1 << 12 | 1 << 13 | 1 << 15);
         assert_eq!(perf_capabilities_shown(0x3_5fc5), 1 << 12 | 5);
+    }
+
+    #[test]
+    fn xrstors_loads_no_msr_that_is_held() {
+        const INTEL_PT: u64 = 1 << 8;
+        const ARCHITECTURAL_LBRS: u64 = 1 << 15;
+        assert!(!xss_may_be(INTEL_PT) && !xss_may_be(ARCHITECTURAL_LBRS | 1 << 11));
+        assert!(xss_may_be(0) && xss_may_be(1 << 11 | 1 << 12));
+        for msr in CLEARED_AT_START {
+            assert!(matches!(held(msr), Some(Absent | Written)), "{msr:x}");
+        }
     }
 }

@@ -69,6 +69,7 @@ pub fn write_for_guest<M: Machine>(vcpu: &Vcpu<M>, msr: u32, value: u64) -> Resu
         IA32_BIOS_UPDT_TRIG => return Ok(()),
         // DEVIATION: the bare machine lets its owner switch execute-disable off; the host's page tables need it.
         IA32_MISC_ENABLE => machine.read_msr(msr).and_then(|current| misc_enable_written(value, current)),
+        IA32_XSS if !xss_may_be(value) => None,
         // DEVIATION: the bare machine lets its owner move the APIC over any memory; over the host's it may not.
         IA32_APIC_BASE if vcpu.memory.is_host(Gpa(value & !0xfff)) || !vcpu.caps.is_physical(value) => None,
         _ => Some(value),
@@ -106,6 +107,8 @@ mod tests {
         assert_eq!(written(IA32_MISC_ENABLE, 1 << 34 | 1), (false, None));
         assert_eq!(written(IA32_MISC_ENABLE, 1), (true, Some(1)));
         assert_eq!(read(IA32_MISC_ENABLE), Ok(1 | 3 << 11));
+        assert_eq!(written(IA32_XSS, 1 << 8), (false, None));
+        assert_eq!(written(IA32_XSS, 1 << 11), (true, Some(1 << 11)));
         assert_eq!(written(IA32_BIOS_UPDT_TRIG, 1), (true, None));
         assert_eq!(written(IA32_APIC_BASE, 1 << vcpu.caps.physical_bits), (false, None));
         assert!(!written(IA32_FEATURE_CONTROL, 1).0 && !written(IA32_SMM_MONITOR_CTL, 1).0);

@@ -36,6 +36,17 @@ const WITHHELD: [u32; 27] = [
 const IA32_MISC_ENABLE: u32 = 0x1a0;
 const XD_BIT_DISABLE: u64 = 1 << 34;
 
+/// IA32_XSS, by which XRSTORS loads MSRs.
+fn extended_supervisor_state(suite: &mut Suite) {
+    const IA32_XSS: u32 = 0xda0;
+    let before = rdmsr(IA32_XSS);
+    for bit in 0..64 {
+        let written = wrmsr(IA32_XSS, 1 << bit);
+        suite.case(format_args!("xss-bit-{bit}"), format_args!("{written} {}", Read(rdmsr(IA32_XSS))));
+        let _ = wrmsr(IA32_XSS, before.unwrap_or(0));
+    }
+}
+
 /// Reads and writes of MTRRs: types and reserved bits, and the registers at the ends.
 fn mtrrs(suite: &mut Suite) {
     const REGISTERS: [u32; 9] = [0xfe, 0x200, 0x201, 0x20e, 0x20f, 0x250, 0x258, 0x26f, 0x2ff];
@@ -74,6 +85,7 @@ pub fn run(suite: &mut Suite) {
         suite.case(format_args!("withheld-write-{msr:#x}"), wrmsr(msr, 0));
     }
     mtrrs(suite);
+    extended_supervisor_state(suite);
     let misc_enable = rdmsr(IA32_MISC_ENABLE).unwrap_or(0);
     suite.case("misc-enable-write-back", wrmsr(IA32_MISC_ENABLE, misc_enable));
     suite.case("misc-enable-without-execute-disable", wrmsr(IA32_MISC_ENABLE, misc_enable | XD_BIT_DISABLE));
