@@ -139,6 +139,10 @@ static WINDOW_PT: Page = Page::new();
 /// The first address above the image that cases may use freely.
 const FREE_MEMORY: u64 = 128 << 20;
 
+/// A page for the processor to write to when a case changes one bit of its address: neither the page nor those that
+/// differ from it in one bit are of the image.
+pub const FAR_FROM_THE_IMAGE: u64 = 256 << 20;
+
 fn free_memory(address: u64) -> *mut u64 {
     assert!(address >= FREE_MEMORY && address.is_multiple_of(8), "memory of the image");
     core::ptr::with_exposed_provenance_mut(address as usize)

@@ -9,7 +9,7 @@ use super::ept::{ACCESSED_DIRTY, TARGET, WithEntries, accesses, replace_bits};
 use super::exits::user;
 use super::{as_it_is, entry_guest::protected, flip};
 use crate::cpu::invept;
-use crate::memory::{Page, SPARE};
+use crate::memory::{FAR_FROM_THE_IMAGE, Page, SPARE};
 use crate::nested_paging::*;
 use crate::output::Suite;
 use crate::vm::{Verdict, Vm};
@@ -222,7 +222,10 @@ fn vm_function_fields(suite: &mut Suite) {
         switching(vm);
         vm.clear(SECONDARY_CONTROLS, Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST);
     });
-    flip(suite, "ve-area", VIRTUALIZATION_EXCEPTION_INFO, 0..64, converting);
+    flip(suite, "ve-area", VIRTUALIZATION_EXCEPTION_INFO, 0..64, |vm| {
+        converting(vm);
+        vm.set(VIRTUALIZATION_EXCEPTION_INFO, FAR_FROM_THE_IMAGE);
+    });
 }
 
 fn converting(vm: &mut Vm) {

@@ -6,7 +6,7 @@ use shadow::fields::*;
 use super::{Change, flip};
 use crate::code;
 use crate::cpu::invept;
-use crate::memory::{MODIFICATION_LOG, guest_stack};
+use crate::memory::{FAR_FROM_THE_IMAGE, MODIFICATION_LOG, guest_stack};
 use crate::nested_paging::{self, LINEAR, WINDOW, WINDOW_PT};
 use crate::output::Suite;
 use crate::vm::{Verdict, Vm};
@@ -23,7 +23,10 @@ pub fn run(suite: &mut Suite) {
     accesses(suite);
     dirty_already(suite);
     resumed(suite);
-    flip(suite, "address", PML_ADDRESS, 0..64, |vm| logging(vm, LAST));
+    flip(suite, "address", PML_ADDRESS, 0..64, |vm| {
+        logging(vm, LAST);
+        vm.set(PML_ADDRESS, FAR_FROM_THE_IMAGE);
+    });
 }
 
 fn logging(vm: &mut Vm, index: u16) {
