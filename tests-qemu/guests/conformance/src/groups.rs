@@ -100,6 +100,8 @@ pub const OF_SEVERAL_PROCESSORS: &[GroupOfSeveral] = &[
     ("smp-races", smp_races::run),
     ("smp-time", smp_time::run),
     ("smp-x2apic", smp_interrupts::run_in_x2apic_mode),
+    ("smp-posted", smp_interrupts::run_posted),
+    ("smp-posted-x2apic", smp_interrupts::run_posted_in_x2apic_mode),
 ];
 
 /// Code for the nested guest; evaluates to its address. The code ends with VMCALL, which always exits.
