@@ -143,6 +143,7 @@ fn guest_accesses(suite: &mut Suite) {
                 }
                 if refused {
                     WINDOW_PT.set(0, 0);
+                    let _ = invept(2, [0; 2]);
                 }
                 vm.registers.rax = linear.wrapping_add(offset);
                 let verdict = vm.run();

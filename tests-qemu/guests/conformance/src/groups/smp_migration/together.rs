@@ -11,12 +11,17 @@ use crate::groups::ept_random::Random;
 use crate::memory::{Page, Table};
 use crate::nested_paging::*;
 use crate::output::Suite;
-use crate::smp::{Meeting, Processors, number};
+use crate::smp::{Meeting, Processors, count, number};
 use crate::vm::Vm;
 
 /// Edits of each kind.
 const ROUNDS: u64 = 1000;
 const VPID12: u16 = 7;
+
+/// Writes to the bitmap by nested guests, and entries of each processor after each: a host that watches the page for
+/// writes does so again after a few.
+const WRITES: u64 = 200;
+const LOOKS: u64 = 12;
 
 #[unsafe(link_section = ".shared")]
 static MEETING: Meeting = Meeting::new();
@@ -33,7 +38,7 @@ static BITMAP: Page = Page::new();
 
 /// Runs all cases.
 pub fn run(suite: &mut Suite, processors: &Processors) {
-    let mut case = |name, work| {
+    let mut case = |name, work, per_processor: u64| {
         MEETING.clear();
         let _ = Vm::with_vpid(code!("nop"));
         SHARED.set(CR3, guest_cr3());
@@ -43,7 +48,7 @@ pub fn run(suite: &mut Suite, processors: &Processors) {
         }
         BITMAP.fill(0);
         let wrong: u64 = processors.run_on_all(work, 0).iter().sum();
-        let accesses = ROUNDS * processors.count() as u64;
+        let accesses = per_processor * processors.count() as u64;
         if wrong == 0 {
             suite.case(name, format_args!("{accesses} right"));
         } else {
@@ -51,9 +56,10 @@ pub fn run(suite: &mut Suite, processors: &Processors) {
         }
         reset_guest();
     };
-    case("ept-page-moved", page_moved_in_ept);
-    case("guest-page-moved", page_moved_by_guest);
-    case("msr-bitmap", msr_bitmap);
+    case("ept-page-moved", page_moved_in_ept, ROUNDS);
+    case("guest-page-moved", page_moved_by_guest, ROUNDS);
+    case("msr-bitmap", msr_bitmap, ROUNDS);
+    case("msr-bitmap-written-by-nested-guest", msr_bitmap_written_by_nested_guest, WRITES * LOOKS);
 }
 
 /// Runs the rounds: the first processor edits, and all processors access before the edit is certain to be visible, and
@@ -72,8 +78,10 @@ fn rounds(edit: impl Fn(&mut Random), mut look: impl FnMut(u64) -> u64) -> u64 {
     wrong
 }
 
-/// A nested guest in the first processor's address spaces, which reads the first page's number.
+/// A nested guest in the first processor's address spaces, which reads the first page's number. What this processor has
+/// cached of them is from before that one wrote its tables anew.
 fn reader() -> Vm {
+    let _ = invept(2, [0; 2]);
     let mut vm = Vm::with_vpid(code!("mov rcx, [rax + 8]"));
     vm.set(GUEST_CR3, SHARED.get(CR3)).set(EPT_POINTER, SHARED.get(EPTP));
     vm.set(VPID, VPID12);
@@ -129,10 +137,39 @@ fn page_moved_by_guest(_: u64) -> u64 {
     })
 }
 
+/// IA32_SYSENTER_CS.
+const MSR: u64 = 0x174;
+
+/// The processors' nested guests, whose memory the bitmap is, write it in turn: the next entry on every processor goes
+/// by it, whatever translations of the page there are.
+fn msr_bitmap_written_by_nested_guest(_: u64) -> u64 {
+    let (read, write) = (code!("rdmsr"), code!("mov [rax], rcx"));
+    let mut vm = Vm::with_vpid(read);
+    vm.set(MSR_BITMAP, BITMAP.address());
+    let mut random = Random(1);
+    let mut wrong = 0;
+    for round in 0..WRITES {
+        let bit = random.below(2);
+        MEETING.join();
+        if round % count() as u64 == number() as u64 {
+            vm.set_entry_point(write);
+            vm.registers.rax = BITMAP.address() + MSR / 64 * 8;
+            vm.registers.rcx = bit << (MSR % 64);
+            wrong += u64::from(!vm.rerun().is(ExitReason::VMCALL));
+        }
+        MEETING.join();
+        let expected = if bit == 1 { ExitReason::RDMSR } else { ExitReason::VMCALL };
+        vm.set_entry_point(read);
+        for _ in 0..LOOKS {
+            vm.registers.rcx = MSR;
+            wrong += u64::from(!vm.rerun().is(expected));
+        }
+    }
+    wrong
+}
+
 /// An MSR's bit in the common bitmap: the next entry on every processor uses the new value.
 fn msr_bitmap(_: u64) -> u64 {
-    /// IA32_SYSENTER_CS.
-    const MSR: u64 = 0x174;
     let mut vm = Vm::with_vpid(code!("rdmsr"));
     vm.set(MSR_BITMAP, BITMAP.address());
     let edit = |random: &mut Random| {
