@@ -1,5 +1,7 @@
 //! Instructions outside VMX operation, and the entry to VMX operation (SDM 24.6 to 24.8, VMXON in 31.3).
 
+use guest_abi::port::{inb, outb};
+
 use crate::attempt;
 use crate::cpu::*;
 use crate::fault::Outcome;
@@ -131,6 +133,21 @@ fn vmxon_operands(suite: &mut Suite) {
     suite.case("vmxon-operand-non-canonical", vmxon_at(1 << 62));
 }
 
+/// VMX operation blocks A20M (SDM 24.8): what two words hold whose addresses differ in bit 20, while that bit is to be
+/// masked.
+fn address_bit_20() -> &'static str {
+    const SYSTEM_CONTROL: u16 = 0x92;
+    const A20: u8 = 2;
+    const PLACE: u64 = 144 << 20;
+    let control = inb(SYSTEM_CONTROL);
+    outb(SYSTEM_CONTROL, control & !A20);
+    poke(PLACE, 1);
+    poke(PLACE + (1 << 20), 2);
+    let seen = peek(PLACE);
+    outb(SYSTEM_CONTROL, control);
+    if seen == 1 { "two words" } else { "one word" }
+}
+
 fn inside(suite: &mut Suite) {
     suite.case("vmxon-twice", vmxon(VMXON.address()));
     suite.case("vmxon-twice-operand-not-present", vmxon_at(WINDOW + 0x1000));
@@ -162,6 +179,7 @@ fn inside(suite: &mut Suite) {
         let _ = set_cr4(old);
         suite.case(format_args!("cr4-bit-{bit}"), format_args!("{outcome} {read:#x}"));
     }
+    suite.case("a20-masked", address_bit_20());
     let outcome = attempt!("clts", "test rsp, rsp");
     suite.case("clts", format_args!("{outcome} {:#x}", cr0()));
     let outcome = attempt!("lmsw {value:x}", "test rsp, rsp"; value = in(reg) (cr0() | CR0_TS) & 0xffff);
