@@ -6,6 +6,7 @@ use protocol::statistics;
 
 use crate::attempt;
 use crate::fault::Outcome;
+use crate::memory::{CODE, CODE_32};
 
 /// Reads an MSR.
 pub fn rdmsr(msr: u32) -> Result<u64, Outcome> {
@@ -122,6 +123,28 @@ pub fn load_tables(gdt: u64, idt: u64) {
     let (gdt, idt) = (TablePointer { limit: GDT_LIMIT, base: gdt }, TablePointer { limit: IDT_LIMIT, base: idt });
     // SAFETY: both tables are complete and static.
     unsafe { asm!("lgdt [{}]", "lidt [{}]", in(reg) &raw const gdt, in(reg) &raw const idt, options(nostack)) };
+}
+
+/// Leaves 64-bit mode for a mode without paging, by way of 32-bit code, and comes back: CR0 on the way and after it.
+#[unsafe(naked)]
+pub extern "C" fn without_paging(without: u32, with: u32) {
+    core::arch::naked_asm!(
+        "lea rcx, [rip + 3f]",
+        "lea rax, [rip + 2f]",
+        "push {code_32}",
+        "push rax",
+        "retfq",
+        ".code32",
+        "2: mov cr0, edi",
+        "mov cr0, esi",
+        "push {code}",
+        "push ecx",
+        "retf",
+        ".code64",
+        "3: ret",
+        code_32 = const CODE_32,
+        code = const CODE,
+    )
 }
 
 /// Loads TR.

@@ -31,6 +31,7 @@ mod smp_migration;
 mod smp_races;
 mod smp_start;
 mod smp_time;
+mod stale_translations;
 mod stepping;
 mod virtual_apic;
 mod vmcs_shadowing;
@@ -81,6 +82,7 @@ pub const ALL: &[Group] = &[
     ("isolation", isolation::run),
     ("exhaustion", exhaustion::run),
     ("memory-load", memory_load::run),
+    ("stale-translations", stale_translations::run),
     ("vmcs-shadowing", vmcs_shadowing::run),
 ];
 

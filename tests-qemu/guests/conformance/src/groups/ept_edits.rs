@@ -104,20 +104,22 @@ fn present_without_a_violation(suite: &mut Suite) {
 
 /// A violation invalidates the cached mappings of its address: a later read uses the present EPT12, without INVEPT.
 fn moved_before_a_violation(suite: &mut Suite) {
-    for dirty in [0, ACCESSED_DIRTY] {
+    type Build = fn(u64) -> Vm;
+    let with: [(&str, Build); 2] = [("", Vm::new), ("-vpid", Vm::with_vpid)];
+    for (dirty, (tag, build)) in [0, ACCESSED_DIRTY].into_iter().flat_map(|dirty| with.map(|with| (dirty, with))) {
         for (refused, code) in &accesses()[1..4] {
             mark_pages();
             let read = code!("mov rax, 0x40001008", "mov rcx, [rax]");
-            let mut vm = Vm::new(read);
+            let mut vm = build(read);
             vm.or(EPT_POINTER, dirty);
             replace_bits(&WINDOW_PT, TARGET, 7, 1);
             let _ = invept(2, [0; 2]);
-            step(suite, &mut vm, format_args!("refused-{refused}-ad-{}-before", dirty >> 6));
+            step(suite, &mut vm, format_args!("refused-{refused}{tag}-ad-{}-before", dirty >> 6));
             WINDOW_PT.set(TARGET, (PAGES.address() + 0x2000) | LEAF & !6);
             vm.set_entry_point(*code);
-            step(suite, &mut vm, format_args!("refused-{refused}-ad-{}", dirty >> 6));
+            step(suite, &mut vm, format_args!("refused-{refused}{tag}-ad-{}", dirty >> 6));
             vm.set_entry_point(read);
-            step(suite, &mut vm, format_args!("refused-{refused}-ad-{}-after", dirty >> 6));
+            step(suite, &mut vm, format_args!("refused-{refused}{tag}-ad-{}-after", dirty >> 6));
         }
     }
 }
