@@ -1,6 +1,6 @@
 //! Builds the programs that run inside machines.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -16,15 +16,26 @@ const LINUX_TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Builds l1hv; returns its ELF file.
 pub fn l1hv(layout: &Layout, progress: &Progress) -> Result<PathBuf> {
     let step = progress.step("building l1hv");
-    cargo_build(layout, &["--package", "l1hv", "--target", BARE_TARGET], "")?;
+    let elf = l1hv_in(layout.workspace(), &layout.bare_target())?;
     step.done();
-    Ok(layout.bare_target().join(BARE_TARGET).join("release/l1hv"))
+    Ok(elf)
+}
+
+/// Builds the l1hv of a workspace in a target directory; returns its ELF file.
+pub fn l1hv_in(workspace: &Path, target: &Path) -> Result<PathBuf> {
+    cargo_build(workspace, target, &["--package", "l1hv", "--target", BARE_TARGET], "")?;
+    Ok(target.join(BARE_TARGET).join("release/l1hv"))
 }
 
 /// Builds the image of the differential suite; returns its ELF file.
 pub fn conformance(layout: &Layout, progress: &Progress) -> Result<PathBuf> {
     let step = progress.step("building the conformance image");
-    cargo_build(layout, &["--package", "conformance-guest", "--target", BARE_TARGET], "")?;
+    cargo_build(
+        layout.workspace(),
+        &layout.bare_target(),
+        &["--package", "conformance-guest", "--target", BARE_TARGET],
+        "",
+    )?;
     step.done();
     Ok(layout.bare_target().join(BARE_TARGET).join("release/conformance-guest"))
 }
@@ -50,11 +61,12 @@ pub struct GuestPrograms {
 pub fn guest_programs(layout: &Layout, progress: &Progress) -> Result<GuestPrograms> {
     let step = progress.step("building the guests");
     let bare = ["--package", "payload", "--package", "multiboot-guest", "--package", "conformance-guest"];
-    cargo_build(layout, &[&bare[..], &["--target", BARE_TARGET]].concat(), "")?;
+    let (workspace, built) = (layout.workspace(), layout.bare_target());
+    cargo_build(workspace, &built, &[&bare[..], &["--target", BARE_TARGET]].concat(), "")?;
     let is_static = "-C target-feature=+crt-static -C strip=symbols";
-    cargo_build(layout, &["--package", "vmm", "--package", "parallel", "--target", LINUX_TARGET], is_static)?;
+    let linux = ["--package", "vmm", "--package", "parallel", "--target", LINUX_TARGET];
+    cargo_build(workspace, &built, &linux, is_static)?;
     step.done();
-    let built = layout.bare_target();
     Ok(GuestPrograms {
         vmm: built.join(LINUX_TARGET).join("release/vmm"),
         parallel: built.join(LINUX_TARGET).join("release/parallel"),
@@ -66,13 +78,9 @@ pub fn guest_programs(layout: &Layout, progress: &Progress) -> Result<GuestProgr
 }
 
 /// Runs a release build in a target directory of its own.
-fn cargo_build(layout: &Layout, args: &[&str], rustflags: &str) -> Result<()> {
+fn cargo_build(workspace: &Path, target: &Path, args: &[&str], rustflags: &str) -> Result<()> {
     let mut command = command::cargo();
-    command
-        .args(["build", "--release", "--quiet"])
-        .args(args)
-        .current_dir(layout.workspace())
-        .env("CARGO_TARGET_DIR", layout.bare_target());
+    command.args(["build", "--release", "--quiet"]).args(args).current_dir(workspace).env("CARGO_TARGET_DIR", target);
     if !rustflags.is_empty() {
         command.env("RUSTFLAGS", rustflags);
     }

@@ -34,6 +34,9 @@ pub use verdict::{Case, Report, Verdict};
 /// Limit on one of the two runs, on a host that does other work too.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
+/// How long an l1hv that may hang shows nothing new.
+const MUTANT_SILENCE: Duration = Duration::from_secs(60);
+
 /// The limit on slow machines ([`crate::machine::Emulator::is_slow`]).
 const SLOW_TIMEOUT: Duration = Duration::from_secs(7200);
 
@@ -148,6 +151,29 @@ impl<'a> Suite<'a> {
         }))
     }
 
+    /// The cases on the bare machine, once l1hv as it is has shown the same with this command line.
+    ///
+    /// # Errors
+    /// When they differ, or a machine cannot be started.
+    pub fn reference(&self, host: &str) -> Result<Results> {
+        let bare = self.run_on_bare_machine()?;
+        ensure!(bare.complete, "the suite does not end on the bare machine: {}", bare.end);
+        let report = self.compare_host(&self.l1hv, host, &bare)?;
+        ensure!(report.different == 0, "before anything is left out: {report}");
+        Ok(bare)
+    }
+
+    /// Compares with what another l1hv shows, which may hang.
+    ///
+    /// # Errors
+    /// When the machine cannot be started.
+    pub fn compare_host(&self, l1hv: &Path, host: &str, bare: &Results) -> Result<Report> {
+        let mode = Mode { name: "conformance-mutant", host, image: "" };
+        let boot = Boot::L1hv { host: Module::with_args(l1hv, host), guest: vec![self.image("")] };
+        let under = self.run_within((TIMEOUT, MUTANT_SILENCE), mode.name, "under another l1hv", boot)?;
+        Ok(self.report(mode, bare, &under, None))
+    }
+
     fn report(&self, mode: Mode<'_>, bare: &Results, under: &Results, filter: Option<&str>) -> Report {
         let Place { emulator, options, only } = &self.place;
         let explained = self.explained.under(mode.host, options.cpus, emulator.hypervisor(), &bare.cases);
@@ -188,14 +214,21 @@ impl<'a> Suite<'a> {
     }
 
     fn run(&self, name: &str, what: &str, boot: Boot) -> Result<Results> {
+        let timeout = if self.place.emulator.is_slow() { SLOW_TIMEOUT } else { TIMEOUT };
+        self.run_within((timeout, timeout), name, what, boot)
+    }
+
+    fn run_within(
+        &self,
+        (timeout, silence): (Duration, Duration),
+        name: &str,
+        what: &str,
+        boot: Boot,
+    ) -> Result<Results> {
         let place = &self.place;
         let step = self.progress.step(format!("conformance {}", place.describe(what)));
-        let timeout = if place.emulator.is_slow() { SLOW_TIMEOUT } else { TIMEOUT };
-        let machine = place.options.apply(Machine {
-            timeout,
-            silence: timeout,
-            ..Machine::new(place.logs(name), place.emulator, boot)
-        });
+        let machine =
+            place.options.apply(Machine { timeout, silence, ..Machine::new(place.logs(name), place.emulator, boot) });
         let mut results = Results::default();
         let outcome = machine.run(self.layout, self.provisioned, |line: Line<'_>| {
             results.add(line.text);
@@ -216,8 +249,8 @@ impl<'a> Suite<'a> {
 }
 
 /// The output of one run.
-#[derive(Default)]
-struct Results {
+#[derive(Debug, Default)]
+pub struct Results {
     /// Name and result of each case, in order.
     cases: Vec<(String, String)>,
     /// Whether the last line was printed and counts all cases.

@@ -8,6 +8,7 @@
 //!   bench       what nesting costs, counted by the emulator, on three systems side by side
 //!   demo        all of it, with progress and a table at the end
 //!   conformance the same image on the bare machine and under l1hv, compared case by case
+//!   mutants     whether the suite notices what is left out of l1hv
 //! ```
 //!
 //! Invariants: a machine never outlives its [`machine::Machine::run`]; every run keeps its logs; the
@@ -28,6 +29,7 @@ pub mod layout;
 pub mod linux;
 pub mod machine;
 pub mod models;
+pub mod mutants;
 pub mod parallel;
 pub mod profile;
 pub mod progress;

@@ -6,6 +6,7 @@ mod conformance;
 mod demo;
 mod guest;
 mod machine;
+mod mutants;
 mod profile;
 mod run;
 
@@ -50,6 +51,8 @@ enum CliCommand {
     BenchImage(bench_image::Args),
     /// Compare what a guest hypervisor observes under l1hv and on the bare machine, case by case.
     Conformance(conformance::Args),
+    /// Leave an invalidation out of l1hv, one after the other, and see whether the suite notices.
+    Mutants(mutants::Args),
     /// Count a guest hypervisor's accesses to VMCS fields, propose which to grant, and show what that is worth.
     Profile(profile::Args),
     /// Fetch and build what the machines need.
@@ -103,6 +106,7 @@ fn dispatch(command: CliCommand) -> anyhow::Result<u8> {
         CliCommand::BenchNested(args) => bench::run(&args, &layout, &progress),
         CliCommand::BenchImage(args) => bench_image::run(&args, &layout, &progress),
         CliCommand::Conformance(args) => conformance::run(&args, &layout, &progress),
+        CliCommand::Mutants(args) => mutants::run(&args, &layout, &progress),
         CliCommand::Profile(args) => profile::run(&args, &layout, &progress),
         CliCommand::Demo(args) => demo::run(&args, &layout, &progress),
         CliCommand::Guest(args) => guest::run(&args, &layout, &progress),
