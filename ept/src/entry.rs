@@ -277,9 +277,18 @@ impl Entry<Hpa> {
         Self::from_bits(self.0 | ACCESSED | DIRTY)
     }
 
-    /// This pointer to a table, unlinked: the processor does not follow it until the host has checked the table.
+    /// This pointer to a table, unlinked: the processor does not follow it until the host has checked the table. The
+    /// address is inverted, because a processor with L1 terminal fault reads at the address of an entry that is not
+    /// present, in speculation.
     pub const fn unlinked(self) -> Self {
-        Self::from_bits(self.0 & Self::ADDRESS | Self::UNLINKED)
+        Self::from_bits(!self.table_address().0 & Self::ADDRESS | Self::UNLINKED)
+    }
+
+    /// The address of the table that this points to, for the processor or for the host alone.
+    #[inline]
+    pub const fn table_address(self) -> Hpa {
+        let bits = if self.is_unlinked() { !self.0 } else { self.0 };
+        Hpa(bits & Self::ADDRESS)
     }
 
     /// Whether this is an unlinked pointer.
@@ -326,6 +335,16 @@ mod tests {
                 // Bit 7 is reserved in an entry above level 3; at the other levels it makes a leaf.
                 assert_eq!(entry.is_open_table(&FEATURES, execute), expected, "{execute:?}, level {level}, bit {bit}");
             }
+        }
+    }
+
+    #[test]
+    fn an_unlinked_pointer_hides_the_address_of_its_table_and_keeps_it() {
+        let table = Entry::table(Hpa(0x1234_5000));
+        for unlinked in [table.unlinked(), table.unlinked().unlinked()] {
+            assert!(!unlinked.is_present() && unlinked.is_unlinked() && unlinked.links_table(2));
+            assert_eq!((unlinked.table_address(), table.table_address()), (Hpa(0x1234_5000), Hpa(0x1234_5000)));
+            assert_eq!(unlinked.address().0 & 0x1234_5000, 0, "no speculation reads the table");
         }
     }
 

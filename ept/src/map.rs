@@ -115,7 +115,7 @@ pub fn map_page<F: Address>(
     memory.write(table, at, leaf);
     let replaced_tables = old.links_table(level);
     if replaced_tables {
-        free_tables(memory, old.address(), level - 1);
+        free_tables(memory, old.table_address(), level - 1);
     }
     Ok(LeafTable { table, is_new, replaced_tables })
 }
@@ -283,7 +283,7 @@ pub fn free_tables(memory: &mut impl TableMemory, table: Hpa, level: u32) {
     if level > 1 {
         for_each_used(memory, table, |memory, _, entry| {
             if entry.links_table(level) {
-                free_tables(memory, entry.address(), level - 1);
+                free_tables(memory, entry.table_address(), level - 1);
             }
         });
     }

@@ -378,7 +378,7 @@ fn empty(tables: &mut impl TableMemory, eptp02: Eptp02) -> bool {
         if entry.links_table(level) {
             any = true;
             tables.write(root, at, Entry::NOT_PRESENT);
-            free_tables(tables, entry.address(), level - 1);
+            free_tables(tables, entry.table_address(), level - 1);
         }
     }
     any

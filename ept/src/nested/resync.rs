@@ -95,7 +95,7 @@ impl<'a, 'b, T: TableMemory, G: GuestTables> Resync<'a, 'b, T, G> {
             if !entry.links_table(level) {
                 return;
             }
-            let child = entry.address();
+            let child = entry.table_address();
             let Some(below) = self.source(source, level, at) else {
                 self.context.tables.write(table, at, Entry::NOT_PRESENT);
                 free_tables(self.context.tables, child, level - 1);
