@@ -23,12 +23,12 @@ use shadow::mitigations::Mitigations;
 use shadow::msr::{BITMAP_BYTES, HOST_INTERCEPTS, IA32_MTRRCAP, intercept_writes};
 use shadow::mtrr::Mtrrs;
 use shadow::nested::control_registers::masks;
-use shadow::nested::ports::{HeldPorts, MOST_PORTS};
+use shadow::nested::held_ports::{HeldPorts, MOST_PORTS};
 use shadow::nested::write_traps::kept_at_first;
-use shadow::nested::{MergedBitmap, MsrArea, MsrAreas, Nested, NestedEpt, NestedShadowing, Running, VmcsPair};
+use shadow::nested::{MsrArea, MsrAreas, Nested, NestedEpt, NestedShadowing, Running, VmcsPair};
 use shadow::permission::Permissions;
 use shadow::sync::SyncSets;
-use shadow::watch::SLOTS;
+use shadow::watch::{MergedBitmap, SLOTS};
 use shadow::{FieldId, FieldSet, VmxCaps};
 
 use crate::arch::enter::GuestRegisters;

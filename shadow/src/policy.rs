@@ -8,10 +8,19 @@ use crate::exit::ExitReason;
 use crate::fields::{MSR_BITMAP, PRIMARY_CONTROLS};
 use crate::hw::GuestMemory;
 use crate::msr::{Access, bitmap_bit, host_owns};
-use crate::nested::ports::IoExits;
 use crate::permission::BITMAP_BYTES;
 use crate::vmcs12::Vmcs12;
 use ept::Gpa;
+
+/// Who has asked for the exits of I/O instructions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum IoExits {
+    /// The guest hypervisor, for all of them.
+    #[default]
+    GuestHypervisors,
+    /// The host, for some.
+    HostsToo,
+}
 
 /// Where an exit goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

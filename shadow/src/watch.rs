@@ -9,7 +9,7 @@
 use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
 
-use ept::Gpa;
+use ept::{Gpa, Hpa};
 
 /// Pages watched at a time: as many VMCSs can take turns without a merge.
 pub const SLOTS: usize = 8;
@@ -43,6 +43,15 @@ pub enum MergedAs {
     IoBitmapA,
     /// I/O bitmap B.
     IoBitmapB,
+}
+
+/// A bitmap in the host's memory, merged from a bitmap of the guest hypervisor.
+#[derive(Debug)]
+pub struct MergedBitmap {
+    /// Its content.
+    pub bytes: &'static mut [u8],
+    /// Its address.
+    pub address: Hpa,
 }
 
 impl MergedAs {

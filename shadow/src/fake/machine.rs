@@ -34,7 +34,7 @@ use crate::outcome::{Fault, rflags_succeed};
 use crate::permission::{Access as FieldAccess, Permissions};
 use crate::registers::*;
 use crate::sync::SyncSets;
-use crate::watch::{MergedAs, ProcessorWritten, SLOTS, WatchedPages, Watches};
+use crate::watch::{MergedAs, MergedBitmap, ProcessorWritten, SLOTS, WatchedPages, Watches};
 
 /// Register state: a word for each field that loads and saves it, by row number.
 pub type Words = [u64; FIELD_COUNT];

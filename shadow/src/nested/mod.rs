@@ -28,6 +28,7 @@ mod entry;
 mod ept12_memory;
 mod fault;
 pub mod guest_msr;
+pub mod held_ports;
 mod injection;
 pub mod instructions;
 mod machine;
@@ -66,8 +67,8 @@ pub use machine::{Invept, Invvpid, Machine, Protection, Stop, VmcsPair, WatchedM
 pub use nested_ept::map_beyond;
 use reflect::abort;
 pub use vcpu::{
-    Action, Displaced, MergedBitmap, MsrArea, MsrAreas, Nested, NestedEpt, NestedShadowing, Running, SHARED_VPID02,
-    Shortcut, Undo, VPID01, Vcpu,
+    Action, Displaced, MsrArea, MsrAreas, Nested, NestedEpt, NestedShadowing, Running, SHARED_VPID02, Shortcut, Undo,
+    VPID01, Vcpu,
 };
 pub use watching::drop_what_ept01_forbids;
 

@@ -28,9 +28,9 @@ use ept::{Gpa, Hpa};
 use super::fault::raise;
 use super::machine::{Machine, VmcsPair, WatchedMemory};
 use super::reflect::{Reflected, complete_instruction, reflect};
-use super::vcpu::{MergedBitmap, NestedShadowing, Vcpu};
+use super::vcpu::{NestedShadowing, Vcpu};
 use super::watching::watch;
-use crate::watch::{MergedAs, SLOTS};
+use crate::watch::{MergedAs, MergedBitmap, SLOTS};
 
 /// Indexes of a pair of bitmaps.
 const VMREADS: usize = 0;

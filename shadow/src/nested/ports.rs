@@ -9,8 +9,6 @@
 //! | neither control | the host's bitmaps |
 //! | I/O bitmaps | both together, merged again after a write ([`crate::watch`]) |
 
-use arrayvec::ArrayVec;
-
 use crate::Vmcs12;
 use crate::controls::Primary;
 use crate::exit::{ExitReason, IoAccess};
@@ -18,90 +16,35 @@ use crate::fields::*;
 use crate::hw::{GuestMemory, VmcsAccess};
 use crate::outcome::Fault;
 use crate::registers::RAX;
-use crate::watch::{MergedAs, SLOTS};
+use crate::watch::MergedAs;
 use ept::{Gpa, Hpa};
 
 use super::fault::raise;
+use super::held_ports::{Bitmaps02, HeldPorts, PORTS_OF_A_BITMAP, bits};
 use super::machine::{Machine, VmcsPair, WatchedMemory};
 use super::reflect::{Reflected, complete_instruction, reflect};
-use super::vcpu::{Action, MergedBitmap, Vcpu};
+use super::vcpu::{Action, Vcpu};
 use super::watching::watch;
-
-/// The most ports that the host looks at.
-pub const MOST_PORTS: usize = 12;
 
 /// I/O bitmap A is of ports 0 to 7FFFH, B of the others.
 const KINDS: [MergedAs; 2] = [MergedAs::IoBitmapA, MergedAs::IoBitmapB];
-/// Ports of one bitmap.
-const PORTS_OF_A_BITMAP: u32 = 0x8000;
 
-/// The ports, and the bitmaps of one processor.
-#[derive(Debug)]
-pub struct HeldPorts {
-    ports: ArrayVec<u16, MOST_PORTS>,
-    /// The host's bitmaps.
-    host: [Hpa; 2],
-    /// Merged ones, by the slots of the watched pages.
-    merged: [[MergedBitmap; SLOTS]; 2],
-}
-
-impl HeldPorts {
-    /// The bitmaps at `host` have just the bits of `ports`.
-    pub const fn new(ports: ArrayVec<u16, MOST_PORTS>, host: [Hpa; 2], merged: [[MergedBitmap; SLOTS]; 2]) -> Self {
-        Self { ports, host, merged }
+/// The bitmap of vmcs02 that stands for VMCS12's `bitmap12`. To be called before the EPTP of vmcs02 is determined,
+/// because EPT01 may permit less afterwards.
+fn merge_one<M: Machine>(held: &mut HeldPorts, vcpu: &mut Vcpu<M>, number: usize, bitmap12: Gpa) -> Hpa {
+    if bits(&held.ports, number).next().is_none() {
+        return vcpu.memory.translate(bitmap12);
     }
-
-    /// Makes accesses to these ports exit.
-    pub fn intercept(ports: &[u16], bitmaps: [&mut [u8]; 2]) {
-        for (number, bitmap) in bitmaps.into_iter().enumerate() {
-            for (byte, bit) in bits(ports, number) {
-                bitmap[byte] |= bit;
-            }
+    let found = vcpu.memory.watches(KINDS[number]).find(bitmap12);
+    let slot = found.unwrap_or_else(|| watch(vcpu, KINDS[number], bitmap12));
+    let merged = &mut held.merged[number][slot];
+    if found.is_none() {
+        vcpu.memory.read(bitmap12, merged.bytes);
+        for (byte, bit) in bits(&held.ports, number) {
+            merged.bytes[byte] |= bit;
         }
     }
-
-    /// The bitmap of vmcs02 that stands for VMCS12's `bitmap12`. To be called before the EPTP of vmcs02 is determined,
-    /// because EPT01 may permit less afterwards.
-    fn merge<M: Machine>(&mut self, vcpu: &mut Vcpu<M>, number: usize, bitmap12: Gpa) -> Hpa {
-        if bits(&self.ports, number).next().is_none() {
-            return vcpu.memory.translate(bitmap12);
-        }
-        let found = vcpu.memory.watches(KINDS[number]).find(bitmap12);
-        let slot = found.unwrap_or_else(|| watch(vcpu, KINDS[number], bitmap12));
-        let merged = &mut self.merged[number][slot];
-        if found.is_none() {
-            vcpu.memory.read(bitmap12, merged.bytes);
-            for (byte, bit) in bits(&self.ports, number) {
-                merged.bytes[byte] |= bit;
-            }
-        }
-        merged.address
-    }
-}
-
-/// The places of ports in one of the bitmaps: byte and bit.
-fn bits(ports: &[u16], number: usize) -> impl Iterator<Item = (usize, u8)> {
-    let of_this =
-        ports.iter().map(|&port| u32::from(port)).filter(move |port| (port / PORTS_OF_A_BITMAP) as usize == number);
-    of_this.map(|port| ((port % PORTS_OF_A_BITMAP / 8) as usize, 1 << (port % 8)))
-}
-
-/// Who has asked for the exits of I/O instructions.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum IoExits {
-    /// The guest hypervisor, for all of them.
-    #[default]
-    GuestHypervisors,
-    /// The host, for some.
-    HostsToo,
-}
-
-/// What vmcs02 needs beside what VMCS12 has.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Bitmaps02 {
-    addresses: [Hpa; 2],
-    /// The bitmaps are merged from VMCS12's, which may be written to at any time.
-    pub are_merged: bool,
+    merged.address
 }
 
 /// Merges VMCS12's bitmaps where it has any. Nothing if vmcs02 has what VMCS12 has.
@@ -110,7 +53,7 @@ pub fn merge<M: Machine>(vcpu: &mut Vcpu<M>) -> Option<Bitmaps02> {
     let controls = vcpu.vmx.vmcs12.get(PRIMARY_CONTROLS);
     let bitmaps02 = if controls.contains(Primary::USE_IO_BITMAPS) {
         let bitmaps12 = [IO_BITMAP_A, IO_BITMAP_B].map(|field| Gpa(vcpu.vmx.vmcs12.get(field)));
-        let addresses = [0, 1].map(|number| held.merge(vcpu, number, bitmaps12[number]));
+        let addresses = [0, 1].map(|number| merge_one(held, vcpu, number, bitmaps12[number]));
         Some(Bitmaps02 { addresses, are_merged: true })
     } else {
         let is_any = controls.contains(Primary::UNCONDITIONAL_IO_EXITING);
@@ -118,17 +61,6 @@ pub fn merge<M: Machine>(vcpu: &mut Vcpu<M>) -> Option<Bitmaps02> {
     };
     vcpu.nested.ports = Some(held);
     bitmaps02
-}
-
-impl Bitmaps02 {
-    /// Writes them to vmcs02, which has been merged.
-    pub fn write(&self, vmcs02: &mut impl VmcsAccess) {
-        vmcs02.write(IO_BITMAP_A, self.addresses[0].0);
-        vmcs02.write(IO_BITMAP_B, self.addresses[1].0);
-        if !self.are_merged {
-            vmcs02.write(PRIMARY_CONTROLS, vmcs02.read(PRIMARY_CONTROLS) | Primary::USE_IO_BITMAPS);
-        }
-    }
 }
 
 /// An I/O instruction of the guest hypervisor.
@@ -194,6 +126,9 @@ mod tests {
     use crate::msr::BITMAP_BYTES;
     use crate::nested::Running;
     use crate::nested::tests::host_made::entered_after;
+    use crate::policy::IoExits;
+    use crate::watch::MergedBitmap;
+    use arrayvec::ArrayVec;
     use std::boxed::Box;
     use std::vec;
 

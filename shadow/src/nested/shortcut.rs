@@ -9,10 +9,11 @@ use crate::controls::{Pin, Secondary};
 use crate::fields::*;
 use crate::host_load::is_self_contained;
 
+use super::held_ports::Bitmaps02;
 use super::machine::{Machine, VmcsPair};
-use super::ports::{Bitmaps02, IoExits};
 use super::vcpu::{Shortcut, Vcpu};
 use super::write_traps;
+use crate::policy::IoExits;
 
 impl Shortcut {
     /// For a VMCS12 that has just been merged; `entries_load` if its entries load or copy something that is no field of

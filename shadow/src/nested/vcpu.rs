@@ -5,8 +5,8 @@ use ept::violation::EptViolation;
 use ept::walk::Ept12;
 use ept::{Eptp01, Eptp02, Gpa, Hpa, NestedGpa};
 
+use super::held_ports::HeldPorts;
 use super::machine::{Machine, VmcsPair};
-use super::ports::{HeldPorts, IoExits};
 use crate::check::HostMode;
 use crate::controls::EntryControls;
 use crate::event::{BLOCKING_BY_MOV_SS, BLOCKING_BY_STI};
@@ -21,10 +21,11 @@ use crate::mitigations::Mitigations;
 use crate::msr::IA32_PKRS;
 use crate::outcome::Fault;
 use crate::passing;
+use crate::policy::IoExits;
 use crate::registers::{CR4_PKE, CR4_PKS, RAX, RCX, RDX, RFLAGS_TF, RSP, access_rights};
 use crate::sync::{SyncSets, save_stale, save_stale_field};
 use crate::vmcs12::LaunchState;
-use crate::watch::SLOTS;
+use crate::watch::{MergedBitmap, SLOTS};
 use crate::{Field, FieldId, FieldSet, Vmcs12, VmxCaps};
 
 /// Which VMCS the processor enters next, and what the last transition left to do.
@@ -67,15 +68,6 @@ pub struct MsrArea {
     /// The entries.
     pub entries: &'static mut [MsrEntry; MSR_AREA_ROOM],
     /// Their address.
-    pub address: Hpa,
-}
-
-/// A bitmap in the host's memory, merged from a bitmap of the guest hypervisor.
-#[derive(Debug)]
-pub struct MergedBitmap {
-    /// Its content.
-    pub bytes: &'static mut [u8],
-    /// Its address.
     pub address: Hpa,
 }
 
