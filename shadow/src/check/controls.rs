@@ -493,7 +493,7 @@ mod tests {
             let verdict = controls_of_vmcs12(&vmcs12, &caps);
             checked += usize::from(verdict.is_ok());
             for id in caps.fields().minus(&CHECKED_CONTROLS).iter() {
-                for change in [0, 1, 0x1001, u64::MAX] {
+                for change in [0, 1, 0x1001, 1 << 39, u64::MAX] {
                     let mut other = vmcs12.clone();
                     other.set_word(id, change & id.encoding().width().mask());
                     assert_eq!(controls_of_vmcs12(&other, &caps), verdict, "{id:?} := {change:#x}");

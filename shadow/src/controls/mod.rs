@@ -139,11 +139,19 @@ impl fmt::Display for Control {
 /// 2. give the rows of its fields in [`crate::fields`] the class that vmcs02 needs ([`crate::fields::Merge`]); the
 ///    present class of a hidden field was never tried;
 /// 3. add to [`crate::check`] its VM-entry checks that the processor cannot make on vmcs02, and to the dependencies the
-///    controls that it needs;
-/// 4. add it to the causes of the exits that it adds or changes in [`crate::exit::ExitReason`]; a structure that
-///    contains addresses needs a merged copy, as MSR bitmaps have ([`crate::watch`]);
+///    controls that it needs; a field that such a check reads has a class that [`crate::merge`] checks again after a
+///    write;
+/// 4. add it to the causes of the exits that it adds or changes in [`crate::exit::ExitReason`]; one that sets modifier
+///    bits of other exits' reasons is for [`crate::policy`], which compares whole reasons;
 /// 5. add cases to the conformance suite and run them on a processor that has the control; addresses in its fields get
-///    cases of the group `isolation`.
+///    cases of the group `isolation`. A control that no processor of the tests has stays hidden.
+///
+/// That is all for a control that vmcs02 copies with its fields. A structure with addresses in it needs more: a copy in
+/// the host's memory with the addresses that EPT01 gives. MSR bitmaps are the example: `l1hv/src/setup.rs` allocates the
+/// copies, [`crate::nested::Nested`] holds them, the merge of `nested/entry.rs` fills one in before it determines the
+/// EPTP of vmcs02, `nested/shortcut.rs` says whether a short entry may use it again, and [`crate::watch`] notices a write
+/// to the guest hypervisor's page. A page that the processor itself writes to is one of
+/// [`crate::watch::ProcessorWritten`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BitMerge {
     /// vmcs02 has vmcs12's bit. Then none of the fields that the control uses may be
@@ -298,18 +306,18 @@ control_word! {
 }
 
 control_word! {
-    /// Tertiary processor-based VM-execution controls. All but one are hidden: no processor of the tests has
-    /// them.
+    /// Tertiary processor-based VM-execution controls. No processor of the tests has those that are hidden; some have
+    /// other reasons, too.
     Tertiary: u64, "tertiary processor-based VM-execution controls", default1 0, {
         /// LOADIWKEY exiting.
         LOADIWKEY_EXITING = 0, Hidden;
-        /// Enable HLAT.
+        /// Enable HLAT. Hidden: the HLAT pointer is to paging structures, which the host would have to walk for operands.
         ENABLE_HLAT = 1, Hidden;
-        /// EPT paging-write control.
+        /// EPT paging-write control. Hidden: EPT02 would need the bit of EPT12's entries.
         EPT_PAGING_WRITE = 2, Hidden;
-        /// Guest-paging verification.
+        /// Guest-paging verification. Hidden: as for the EPT paging-write control.
         GUEST_PAGING_VERIFICATION = 3, Hidden;
-        /// IPI virtualization.
+        /// IPI virtualization. Hidden: the PID-pointer table holds addresses, to which the processor writes.
         IPI_VIRTUALIZATION = 4, Hidden;
         /// Enable MSR-list instructions: RDMSRLIST and WRMSRLIST.
         ENABLE_MSR_LIST = 6, Hidden;

@@ -1,7 +1,6 @@
 use super::*;
-use crate::caps::CapabilityWord;
-use crate::caps::Policy;
-use crate::controls::ControlWords;
+use crate::caps::{CapabilityWord, Policy};
+use crate::controls::*;
 use crate::fake::{FakeMemory, FakeVmcs, all_offered_caps, skylake_caps};
 use crate::sync::{SyncSets, save_guest_state, save_stale};
 use std::vec::Vec;
@@ -250,4 +249,27 @@ fn stale_state_written_by_the_guest_hypervisor_reaches_vmcs02() {
     assert!(nested.enter().contains(&GUEST_ES_BASE.id()));
     save_stale(&nested.vmcs02, &mut nested.vmcs12);
     assert_eq!(nested.vmcs12.get(GUEST_ES_BASE), 0);
+}
+
+/// A control that vmcs02 copies uses fields of vmcs02, which something has to write. For a field of the class `HostOnly`
+/// that is code of its own; this list names the fields that have it.
+#[test]
+fn a_field_that_a_copied_control_uses_is_merged_or_has_code_that_writes_it() {
+    const HAVE_CODE: [FieldId; 4] =
+        [MSR_BITMAP.id(), VM_FUNCTION_CONTROLS.id(), VMREAD_BITMAP.id(), VMWRITE_BITMAP.id()];
+    let is_copied = |control: &Control| match *control {
+        Control::Pin(bits) => bits.intersects(Pin::FROM_GUEST),
+        Control::Primary(bits) => bits.intersects(Primary::FROM_GUEST),
+        Control::Secondary(bits) => bits.intersects(Secondary::FROM_GUEST),
+        Control::Tertiary(bits) => bits.intersects(Tertiary::FROM_GUEST),
+        Control::Exit(bits) => bits.intersects(ExitControls::FROM_GUEST),
+        Control::SecondaryExit(bits) => bits.intersects(SecondaryExitControls::FROM_GUEST),
+        Control::Entry(bits) => bits.intersects(EntryControls::FROM_GUEST),
+        Control::VmFunction(bits) => bits.intersects(VmFunctions::FROM_GUEST),
+    };
+    let fields = FieldId::all().filter(|id| id.info().merge == Merge::HostOnly).filter(|id| match id.info().exists {
+        Exists::With(controls) => controls.iter().any(is_copied),
+        _ => false,
+    });
+    assert_eq!(fields.collect::<Vec<_>>(), HAVE_CODE);
 }
