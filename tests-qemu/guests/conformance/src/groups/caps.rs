@@ -1,6 +1,6 @@
 //! Capability MSRs and IA32_FEATURE_CONTROL (SDM Appendix A), CPUID, and MSRs that only hypervisors have.
 
-use core::arch::x86_64::__cpuid_count;
+use core::arch::x86_64::{__cpuid, __cpuid_count};
 use core::fmt;
 
 use crate::cpu::{rdmsr, wrmsr};
@@ -39,6 +39,11 @@ const XD_BIT_DISABLE: u64 = 1 << 34;
 /// IA32_XSS, by which XRSTORS loads MSRs.
 fn extended_supervisor_state(suite: &mut Suite) {
     const IA32_XSS: u32 = 0xda0;
+    // Without XSAVES there is no such MSR; the emulator would take any write to it.
+    let has_xsaves = __cpuid(0).eax >= 0xd && __cpuid_count(0xd, 1).eax >> 3 & 1 != 0;
+    if !has_xsaves {
+        return;
+    }
     let before = rdmsr(IA32_XSS);
     for bit in 0..64 {
         let written = wrmsr(IA32_XSS, 1 << bit);
