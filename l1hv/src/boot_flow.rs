@@ -34,7 +34,7 @@ pub fn run(magic: u32, info: u32) -> ! {
         stop(StopReason::new(StopKind::NoGuestImage, message));
     }
     check_processor();
-    log::info!("l1hv uses no IOMMU: devices can reach its memory, as the guest hypervisor tells them");
+    log::info!("no IOMMU is used: devices can reach the memory of l1hv, as the guest hypervisor tells them");
     let acpi_rsdp = acpi::find_rsdp(&BootMemory);
     let apic_ids = startup::find_processors(acpi_rsdp, &boot_info);
     let sleep = sleep::find(acpi_rsdp);
