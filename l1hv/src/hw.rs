@@ -164,15 +164,15 @@ impl Machine for Hardware {
         warn_of_repeatable(line);
     }
 
-    fn stop(&self, why: Stop<'_>) -> ! {
+    fn stop(&self, why: Stop) -> ! {
         match why {
             Stop::VmxAbort(reason) => {
                 let number = reason as u32;
                 let message = format_args!("VMX abort {number} ({reason:?}): the guest hypervisor's VMCS is at fault");
                 stop(StopReason::new(StopKind::VmxAbort, message))
             }
-            Stop::NoTables(purpose) => {
-                stop_internal!("no table is left {purpose}: raise ept-tables=COUNT or host-memory=MIB")
+            Stop::NoTables => {
+                stop_internal!("no table is left for an EPT02: raise ept-tables=COUNT or host-memory=MIB")
             }
         }
     }
@@ -195,16 +195,14 @@ pub struct GuestPhysical {
 impl GuestPhysical {
     /// `scratch` is what the guest hypervisor finds wherever it looks into `hole`; `processor` is where others see which
     /// pages this processor has merged.
-    pub const fn new(
+    pub fn new(
         ram: GuestRam,
         hole: HostRegion,
         scratch: Hpa,
         ept01: &'static Ept01,
         processor: &'static Processor,
     ) -> Self {
-        let [msr, vmread, vmwrite, io_a, io_b] = &processor.watched;
-        let watches =
-            [Watches::new(msr), Watches::new(vmread), Watches::new(vmwrite), Watches::new(io_a), Watches::new(io_b)];
+        let watches = processor.watched.each_ref().map(Watches::new);
         Self { ram, hole, scratch, ept01, watches, written: &processor.written }
     }
 }
@@ -224,9 +222,8 @@ impl WatchedMemory for GuestPhysical {
         }
     }
 
-    fn leave_unwatched(&self, pages: [Gpa; ProcessorWritten::PAGES]) {
-        self.written.set(pages);
-        pages.into_iter().for_each(|page| self.unwatch(page));
+    fn written(&self) -> &ProcessorWritten {
+        self.written
     }
 
     fn is_host(&self, address: Gpa) -> bool {

@@ -387,9 +387,7 @@ fn shadow_fields(
         let place = pages(allocator, (size_of::<Profile>() as u64).div_ceil(PAGE_BYTES));
         &*place.into_value([const { AccessCounters::new() }; FIELD_COUNT])
     });
-    let bitmaps = [pages(allocator, 1), pages(allocator, 1)];
-    let addresses = [bitmaps[0].phys(), bitmaps[1].phys()];
-    let bitmaps = bitmaps.map(HostPages::into_bytes);
+    let (addresses, bitmaps) = two_bitmaps(allocator);
     (ShadowFields::new(permissions, [all, short], bitmaps, profile), addresses)
 }
 
@@ -399,10 +397,15 @@ fn io_bitmaps(allocator: &mut PhysAllocator, sleep: &SleepControl, caps: &VmxCap
     if ports.is_empty() || !caps.may_be_1(Control::Primary(Primary::USE_IO_BITMAPS)) {
         return None;
     }
-    let bitmaps = [pages(allocator, 1), pages(allocator, 1)];
-    let addresses = [bitmaps[0].phys(), bitmaps[1].phys()];
-    HeldPorts::intercept(&ports, bitmaps.map(HostPages::into_bytes));
+    let (addresses, bitmaps) = two_bitmaps(allocator);
+    HeldPorts::intercept(&ports, bitmaps);
     Some(addresses)
+}
+
+/// Bitmaps of a page each: where they are, and their bytes.
+fn two_bitmaps(allocator: &mut PhysAllocator) -> ([Hpa; 2], [&'static mut [u8]; 2]) {
+    let bitmaps = [pages(allocator, 1), pages(allocator, 1)];
+    ([bitmaps[0].phys(), bitmaps[1].phys()], bitmaps.map(HostPages::into_bytes))
 }
 
 fn mitigations(options: &Options<'_>) -> Mitigations {

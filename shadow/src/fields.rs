@@ -10,7 +10,6 @@ use crate::controls::{
     SecondaryExitControls as X2, Tertiary as T, VmFunctions as F,
 };
 use crate::encoding::{Area, Encoding, Width};
-use core::fmt;
 use core::marker::PhantomData;
 
 /// Dense number of a field: its row in the table.
@@ -662,67 +661,6 @@ vmcs_fields! {
 /// The PDPTE fields, by number.
 pub const GUEST_PDPTES: [Field<u64>; 4] = [GUEST_PDPTE0, GUEST_PDPTE1, GUEST_PDPTE2, GUEST_PDPTE3];
 
-const ENCODINGS: [Encoding; FIELD_COUNT] = {
-    let mut encodings = [Encoding(0); FIELD_COUNT];
-    let mut id = 0;
-    while id < FIELD_COUNT {
-        encodings[id] = FIELD_ROWS[id].encoding;
-        id += 1;
-    }
-    encodings
-};
-
-const ENCODINGS_BUT_HOST_STATE: [Encoding; FIELD_COUNT] = {
-    let mut encodings = ENCODINGS;
-    let mut id = 0;
-    while id < FIELD_COUNT {
-        if matches!(encodings[id].area(), Area::Host) && !matches!(FIELD_ROWS[id].merge, Merge::Passing) {
-            // Bits that are reserved (SDM 25.11.2 "VMREAD, VMWRITE, and Encodings of VMCS Fields").
-            encodings[id] = Encoding(u32::MAX);
-        }
-        id += 1;
-    }
-    encodings
-};
-
-impl FieldId {
-    /// The field's row.
-    pub fn info(self) -> &'static FieldInfo {
-        &FIELDS[usize::from(self.0)]
-    }
-
-    /// Its encoding for full access.
-    #[inline(always)]
-    pub const fn encoding(self) -> Encoding {
-        ENCODINGS[self.0 as usize]
-    }
-
-    /// The field's encoding; for a field of the host-state area, an encoding that no processor has. So VMWRITE by this
-    /// encoding fails for such a field, without a test of each field before. The host-state fields of the class
-    /// [`Merge::Passing`] have their ordinary encoding.
-    #[inline(always)]
-    pub const fn encoding_but_host_state(self) -> Encoding {
-        ENCODINGS_BUT_HOST_STATE[self.0 as usize]
-    }
-
-    /// Its row number, for arrays indexed by field.
-    #[inline(always)]
-    pub const fn row(self) -> usize {
-        self.0 as usize
-    }
-
-    /// All fields, in table order.
-    pub fn all() -> impl Iterator<Item = Self> {
-        (0..FIELD_COUNT as u8).map(Self)
-    }
-}
-
-impl fmt::Debug for FieldId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.info().name)
-    }
-}
-
 /// A value that a VMCS field can hold.
 pub trait FieldValue: Copy {
     /// Takes the value from the low bits of a word.
@@ -774,5 +712,6 @@ control_fields!(
     VM_FUNCTION_CONTROLS: F
 );
 
+mod id;
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@
 
 use crate::hw::GuestMemory;
 use crate::msr::Access;
-use crate::outcome::Fault;
+use crate::outcome::{FAULT_KEY, FAULT_PRESENT, FAULT_RESERVED, FAULT_WRITE, Fault};
 use crate::registers::*;
 use ept::Gpa;
 
@@ -37,11 +37,6 @@ const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
-
-const FAULT_PRESENT: u32 = 1 << 0;
-const FAULT_WRITE: u32 = 1 << 1;
-const FAULT_RESERVED: u32 = 1 << 3;
-const FAULT_KEY: u32 = 1 << 5;
 
 /// How one paging mode lays out its tables.
 struct Layout {

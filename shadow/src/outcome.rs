@@ -86,6 +86,14 @@ impl fmt::Display for VmFail {
 
 impl core::error::Error for VmFail {}
 
+/// Bits of the error code of a page fault (SDM Volume 3A, 4.7 "Page-Fault Exceptions"): P, W/R, U/S, RSVD, I/D, PK.
+pub(crate) const FAULT_PRESENT: u32 = 1 << 0;
+pub(crate) const FAULT_WRITE: u32 = 1 << 1;
+pub(crate) const FAULT_USER: u32 = 1 << 2;
+pub(crate) const FAULT_RESERVED: u32 = 1 << 3;
+pub(crate) const FAULT_FETCH: u32 = 1 << 4;
+pub(crate) const FAULT_KEY: u32 = 1 << 5;
+
 /// An exception for the guest hypervisor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {

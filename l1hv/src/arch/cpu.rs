@@ -83,9 +83,14 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     [answer.eax, answer.ebx, answer.ecx, answer.edx]
 }
 
+/// CPUID.07H.0: structured extended features; none on a processor without the leaf.
+pub fn structured_features() -> [u32; 4] {
+    if __cpuid(0).eax >= 7 { cpuid(7, 0) } else { [0; 4] }
+}
+
 /// What this processor says of its speculation.
 pub fn speculation() -> Speculation {
-    let [_, features_ebx, _, features_edx] = if __cpuid(0).eax >= 7 { cpuid(7, 0) } else { [0; 4] };
+    let [_, features_ebx, _, features_edx] = structured_features();
     let has_capabilities = features_edx & Speculation::ARCH_CAPABILITIES != 0;
     let arch_capabilities = if has_capabilities { msr::try_read(IA32_ARCH_CAPABILITIES).unwrap_or(0) } else { 0 };
     Speculation { features_ebx, features_edx, arch_capabilities }

@@ -5,7 +5,7 @@
 //! no performance counter.
 
 use core::arch::asm;
-use core::arch::x86_64::{__cpuid, __cpuid_count};
+use core::arch::x86_64::__cpuid;
 use core::num::NonZeroU32;
 
 use shadow::caps::usable_physical_bits;
@@ -124,15 +124,16 @@ pub fn known_fields(vmxon: HostPages, vmcs: HostPages, caps: &VmxCaps) -> FieldS
 
 /// The width of physical addresses that guests can have.
 pub fn physical_address_bits() -> u32 {
-    let has_encryption = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).ecx >> 13 & 1 != 0;
+    let [_, _, features, _] = cpu::structured_features();
+    let has_encryption = features >> 13 & 1 != 0;
     let tme_activate = if has_encryption { msr::try_read(IA32_TME_ACTIVATE) } else { None };
     usable_physical_bits(__cpuid(0x8000_0008).eax & 0xff, tme_activate.unwrap_or(0))
 }
 
 /// The width of linear addresses that the processor supports: 57 with 5-level paging, `CPUID.07H:ECX[16]`.
 pub fn linear_address_bits() -> u32 {
-    let has_leaf = __cpuid(0).eax >= 7;
-    if has_leaf && __cpuid_count(7, 0).ecx >> 16 & 1 != 0 { 57 } else { 48 }
+    let [_, _, features, _] = cpu::structured_features();
+    if features >> 16 & 1 != 0 { 57 } else { 48 }
 }
 
 /// CPUID.01H:EAX: what RDX holds after a reset.

@@ -196,9 +196,8 @@ impl WatchedMemory for FakeWatchedMemory {
         }
     }
 
-    fn leave_unwatched(&self, pages: [Gpa; ProcessorWritten::PAGES]) {
-        self.written.set(pages);
-        pages.into_iter().for_each(|page| self.unwatch(page));
+    fn written(&self) -> &ProcessorWritten {
+        self.written
     }
 
     fn is_host(&self, _: Gpa) -> bool {
@@ -335,7 +334,7 @@ impl Machine for FakeHardware {
         panic!("{line}");
     }
 
-    fn stop(&self, why: Stop<'_>) -> ! {
+    fn stop(&self, why: Stop) -> ! {
         panic!("{why:?}");
     }
 }
@@ -441,7 +440,7 @@ impl FakeMachine {
                 tables: tables.clone(),
                 ept01,
                 watched,
-                watches: core::array::from_fn(|kind| Watches::new(&watched[kind])),
+                watches: watched.each_ref().map(Watches::new),
                 written,
             },
             tables,

@@ -5,7 +5,7 @@
 use crate::exit::{InterruptionInfo, interruption_type};
 use crate::fields::*;
 use crate::hw::VmcsAccess;
-use crate::outcome::Fault;
+use crate::outcome::{FAULT_FETCH, FAULT_PRESENT, FAULT_RESERVED, FAULT_USER, FAULT_WRITE, Fault};
 use crate::registers::{CR4_PAE, CR4_SMEP, EFER_NXE};
 use ept::violation::EptViolation;
 
@@ -39,12 +39,6 @@ pub fn fault(vmcs: &impl VmcsAccess) -> Option<Fault> {
         access.iter().filter(|(is_so, _)| *is_so).fold(FAULT_PRESENT | FAULT_RESERVED, |all, (_, bit)| all | bit);
     Some(Fault::Page { address: vmcs.read(GUEST_LINEAR_ADDRESS), error_code })
 }
-
-const FAULT_PRESENT: u32 = 1 << 0;
-const FAULT_WRITE: u32 = 1 << 1;
-const FAULT_USER: u32 = 1 << 2;
-const FAULT_RESERVED: u32 = 1 << 3;
-const FAULT_FETCH: u32 = 1 << 4;
 
 #[cfg(test)]
 mod tests {

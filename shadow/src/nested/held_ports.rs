@@ -34,9 +34,7 @@ impl HeldPorts {
     /// Makes accesses to these ports exit.
     pub fn intercept(ports: &[u16], bitmaps: [&mut [u8]; 2]) {
         for (number, bitmap) in bitmaps.into_iter().enumerate() {
-            for (byte, bit) in bits(ports, number) {
-                bitmap[byte] |= bit;
-            }
+            set_bits(ports, number, bitmap);
         }
     }
 }
@@ -46,6 +44,13 @@ pub(super) fn bits(ports: &[u16], number: usize) -> impl Iterator<Item = (usize,
     let of_this =
         ports.iter().map(|&port| u32::from(port)).filter(move |port| (port / PORTS_OF_A_BITMAP) as usize == number);
     of_this.map(|port| ((port % PORTS_OF_A_BITMAP / 8) as usize, 1 << (port % 8)))
+}
+
+/// Sets the bits of ports in one of the bitmaps.
+pub(super) fn set_bits(ports: &[u16], number: usize, bitmap: &mut [u8]) {
+    for (byte, bit) in bits(ports, number) {
+        bitmap[byte] |= bit;
+    }
 }
 
 /// What vmcs02 needs beside what VMCS12 has.

@@ -46,10 +46,16 @@ pub trait WatchedMemory: GuestMemory {
     /// Lets every processor write to the page of an address again, because a write is about to happen. Does nothing to
     /// a page that is not watched.
     fn unwatch(&self, address: Gpa);
-    /// The processor writes to these pages by itself from now on, until the next call: nobody watches them.
-    fn leave_unwatched(&self, pages: [Gpa; ProcessorWritten::PAGES]);
+    /// The pages that vmcs02 gives this processor to write to.
+    fn written(&self) -> &ProcessorWritten;
     /// Whether an address is the host's own.
     fn is_host(&self, address: Gpa) -> bool;
+
+    /// The processor writes to these pages by itself from now on, until the next call: nobody watches them.
+    fn leave_unwatched(&self, pages: [Gpa; ProcessorWritten::PAGES]) {
+        self.written().set(pages);
+        pages.into_iter().for_each(|page| self.unwatch(page));
+    }
 }
 
 /// Which translations an INVEPT drops.
@@ -93,11 +99,11 @@ pub enum Protection {
 
 /// Why the machine cannot go on.
 #[derive(Clone, Copy, Debug)]
-pub enum Stop<'a> {
+pub enum Stop {
     /// A VMX abort: the guest hypervisor's VMCS is at fault.
     VmxAbort(VmxAbort),
-    /// The budget of tables is spent, and no table can be dropped. The text says what the table was for.
-    NoTables(fmt::Arguments<'a>),
+    /// The budget of tables has none left for an EPT02, and nothing can be dropped.
+    NoTables,
 }
 
 /// A logical processor and its surroundings, as the nested logic uses them. A machine may hold more than the parts that
@@ -164,5 +170,5 @@ pub trait Machine: Sized {
     /// Logs a warning of an event that a guest can repeat at will.
     fn warn(&self, line: fmt::Arguments<'_>);
     /// Stops the machine.
-    fn stop(&self, why: Stop<'_>) -> !;
+    fn stop(&self, why: Stop) -> !;
 }

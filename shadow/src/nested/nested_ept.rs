@@ -51,7 +51,7 @@ fn find_eptp02<M: Machine>(vcpu: &mut Vcpu<M>) -> Eptp02 {
 
 #[cold]
 fn stop(machine: &impl Machine) -> ! {
-    machine.stop(Stop::NoTables(format_args!("for an EPT02")))
+    machine.stop(Stop::NoTables)
 }
 
 /// Gives vmcs02 the EPTP for VMCS12's new EPTP, after EPTP switching by the running nested guest.

@@ -17,7 +17,7 @@ use crate::encoding::Encoding;
 use crate::event::privilege_level;
 use crate::exit::{ExitReason, InsnInfo};
 use crate::fields::*;
-use crate::hw::{GuestMemory, VmcsAccess};
+use crate::hw::VmcsAccess;
 use crate::index::FieldTable;
 use crate::outcome::{Fault, InsnError, rflags_fail_invalid, rflags_fail_valid};
 use crate::permission::BITMAP_BYTES;
@@ -26,10 +26,10 @@ use crate::registers::{EFER_LMA, RSP};
 use ept::{Gpa, Hpa};
 
 use super::fault::raise;
-use super::machine::{Machine, VmcsPair, WatchedMemory};
+use super::machine::{Machine, VmcsPair};
 use super::reflect::{Reflected, complete_instruction, reflect};
 use super::vcpu::{NestedShadowing, Vcpu};
-use super::watching::watch;
+use super::watching::merged;
 use crate::watch::{MergedAs, MergedBitmap, SLOTS};
 
 /// Indexes of a pair of bitmaps.
@@ -56,19 +56,12 @@ impl NestedShadowing {
         }
     }
 
-    /// Finds the bitmap that was merged from a bitmap of the guest hypervisor, or merges and watches for the next
-    /// change.
+    /// The bitmap that is merged from one of the guest hypervisor and the bits of hidden fields.
     fn merged<M: Machine>(&mut self, vcpu: &mut Vcpu<M>, kind: usize, bitmap12: Gpa) -> Hpa {
-        let found = vcpu.memory.watches(KINDS[kind]).find(bitmap12);
-        let slot = found.unwrap_or_else(|| watch(vcpu, KINDS[kind], bitmap12));
-        let merged = &mut self.bitmaps[kind][slot];
-        if found.is_none() {
-            vcpu.memory.read(bitmap12, merged.bytes);
-            for (byte, hidden) in merged.bytes.iter_mut().zip(self.hidden) {
-                *byte |= hidden;
-            }
-        }
-        merged.address
+        let hidden = self.hidden;
+        merged(vcpu, KINDS[kind], bitmap12, &mut self.bitmaps[kind], |bytes| {
+            bytes.iter_mut().zip(hidden).for_each(|(byte, hidden)| *byte |= hidden);
+        })
     }
 
     /// Copies the content of a region to the host's shadow VMCS.

@@ -20,11 +20,11 @@ use crate::watch::MergedAs;
 use ept::{Gpa, Hpa};
 
 use super::fault::raise;
-use super::held_ports::{Bitmaps02, HeldPorts, PORTS_OF_A_BITMAP, bits};
-use super::machine::{Machine, VmcsPair, WatchedMemory};
+use super::held_ports::{Bitmaps02, HeldPorts, PORTS_OF_A_BITMAP, bits, set_bits};
+use super::machine::{Machine, VmcsPair};
 use super::reflect::{Reflected, complete_instruction, reflect};
 use super::vcpu::{Action, Vcpu};
-use super::watching::watch;
+use super::watching::merged;
 
 /// I/O bitmap A is of ports 0 to 7FFFH, B of the others.
 const KINDS: [MergedAs; 2] = [MergedAs::IoBitmapA, MergedAs::IoBitmapB];
@@ -35,16 +35,8 @@ fn merge_one<M: Machine>(held: &mut HeldPorts, vcpu: &mut Vcpu<M>, number: usize
     if bits(&held.ports, number).next().is_none() {
         return vcpu.memory.translate(bitmap12);
     }
-    let found = vcpu.memory.watches(KINDS[number]).find(bitmap12);
-    let slot = found.unwrap_or_else(|| watch(vcpu, KINDS[number], bitmap12));
-    let merged = &mut held.merged[number][slot];
-    if found.is_none() {
-        vcpu.memory.read(bitmap12, merged.bytes);
-        for (byte, bit) in bits(&held.ports, number) {
-            merged.bytes[byte] |= bit;
-        }
-    }
-    merged.address
+    let HeldPorts { ports, merged: copies, .. } = held;
+    merged(vcpu, KINDS[number], bitmap12, &mut copies[number], |bytes| set_bits(ports, number, bytes))
 }
 
 /// Merges VMCS12's bitmaps where it has any. Nothing if vmcs02 has what VMCS12 has.

@@ -1,12 +1,32 @@
 //! Watched pages, whose content the host has merged, are read-only in EPT01, and so in every EPT02, until a write to
 //! them ([`crate::watch`]).
 
-use ept::Gpa;
+use crate::hw::GuestMemory;
+use ept::{Gpa, Hpa};
 
 use super::machine::{Invept, Machine, Protection, WatchedMemory};
 use super::nested_ept::drop_translations;
 use super::vcpu::Vcpu;
-use crate::watch::MergedAs;
+use crate::watch::{MergedAs, MergedBitmap, SLOTS};
+
+/// The bitmap of the host's among `copies` that is merged from one of the guest hypervisor: found, or merged now and
+/// watched for the next change. `add_host` sets the bits that the host adds to the copy.
+pub fn merged<M: Machine>(
+    vcpu: &mut Vcpu<M>,
+    kind: MergedAs,
+    bitmap12: Gpa,
+    copies: &mut [MergedBitmap; SLOTS],
+    add_host: impl FnOnce(&mut [u8]),
+) -> Hpa {
+    let found = vcpu.memory.watches(kind).find(bitmap12);
+    let slot = found.unwrap_or_else(|| watch(vcpu, kind, bitmap12));
+    let copy = &mut copies[slot];
+    if found.is_none() {
+        vcpu.memory.read(bitmap12, copy.bytes);
+        add_host(copy.bytes);
+    }
+    copy.address
+}
 
 /// Write-protects a page before it is read, so that no write is missed. A page that cannot be protected is merged at
 /// every entry. Returns its slot.
