@@ -89,6 +89,11 @@ impl Machine for Hardware {
         on_behalf::set_cr2(address);
     }
 
+    #[cold]
+    fn note_task_switch_trap(&self) {
+        on_behalf::note_task_switch_trap();
+    }
+
     #[inline]
     fn ept01(&self) -> Eptp01 {
         self.ept01.root()

@@ -10,6 +10,9 @@ use crate::registers::RFLAGS_RF;
 use ept::violation::EptViolation;
 
 const UD: u8 = 6;
+const DF: u8 = 8;
+const TS: u8 = 10;
+const NP: u8 = 11;
 const SS: u8 = 12;
 const GP: u8 = 13;
 const PF: u8 = 14;
@@ -44,6 +47,10 @@ impl Fault {
             Self::InvalidOpcode => (UD, None),
             Self::GeneralProtection => (GP, Some(0)),
             Self::StackSegment => (SS, Some(0)),
+            Self::DoubleFault => (DF, Some(0)),
+            Self::InvalidTss(code) => (TS, Some(code as u32)),
+            Self::NotPresent(code) => (NP, Some(code as u32)),
+            Self::Stack(code) => (SS, Some(code as u32)),
             Self::Virtualization => (VE, None),
             Self::Page { error_code, .. } => (PF, Some(error_code)),
         };
@@ -64,6 +71,34 @@ pub fn inject_fault(vmcs: &mut impl VmcsAccess, fault: Fault) {
     if let Some(code) = error_code {
         vmcs.write(ENTRY_EXCEPTION_ERROR_CODE, code);
     }
+}
+
+/// The fault that a processor delivers for one that it meets while it delivers `first`, or `None` if it shuts down (SDM
+/// Volume 3A, table 6-5 "Conditions for Generating a Double Fault").
+pub const fn while_delivering(first: InterruptionInfo, second: Fault) -> Option<Fault> {
+    if !first.is_valid() || first.kind() != interruption_type::HARDWARE_EXCEPTION {
+        return Some(second);
+    }
+    let (info, _) = second.interruption(GuestMode::Protected);
+    let is_serious = is_contributory(info.vector()) || is_page_fault(info.vector());
+    match first.vector() {
+        DF if is_serious => None,
+        vector if is_contributory(vector) && is_contributory(info.vector()) => Some(Fault::DoubleFault),
+        vector if is_page_fault(vector) && is_serious => Some(Fault::DoubleFault),
+        _ => Some(second),
+    }
+}
+
+/// Whether an exception is of the class "contributory exceptions".
+const fn is_contributory(vector: u8) -> bool {
+    const DE: u8 = 0;
+    const CP: u8 = 21;
+    matches!(vector, DE | TS | NP | SS | GP | CP)
+}
+
+/// Whether an exception is of the class "page faults".
+const fn is_page_fault(vector: u8) -> bool {
+    matches!(vector, PF | VE)
 }
 
 /// Sets RFLAGS.RF of the guest, as the delivery of a fault saves it.
@@ -128,6 +163,29 @@ mod tests {
         vmcs
     }
 
+    #[test]
+    fn a_fault_during_the_delivery_of_an_exception_may_be_a_double_fault_or_the_end() {
+        let exception = |vector| InterruptionInfo::new(interruption_type::HARDWARE_EXCEPTION, vector);
+        let page = Fault::Page { address: 0, error_code: 0 };
+        let tss = Fault::InvalidTss(0x28);
+        for (first, second, delivered) in [
+            (exception(UD), tss, Some(tss)),
+            (exception(UD), page, Some(page)),
+            (exception(GP), tss, Some(Fault::DoubleFault)),
+            (exception(GP), page, Some(page)),
+            (exception(PF), tss, Some(Fault::DoubleFault)),
+            (exception(PF), page, Some(Fault::DoubleFault)),
+            (exception(PF), Fault::InvalidOpcode, Some(Fault::InvalidOpcode)),
+            (exception(DF), page, None),
+            (exception(DF), tss, None),
+            (InterruptionInfo::new(interruption_type::SOFTWARE_INTERRUPT, DF), tss, Some(tss)),
+            (InterruptionInfo::new(interruption_type::EXTERNAL_INTERRUPT, 0x20), page, Some(page)),
+            (exception(DF).invalidated(), tss, Some(tss)),
+        ] {
+            assert_eq!(while_delivering(first, second), delivered, "{first:?} {second}");
+        }
+    }
+
     /// VM entry accepts every fault in every mode.
     #[test]
     fn a_fault_has_an_error_code_as_its_vector_wants_and_none_in_real_mode() {
@@ -135,6 +193,10 @@ mod tests {
             Fault::InvalidOpcode,
             Fault::GeneralProtection,
             Fault::StackSegment,
+            Fault::DoubleFault,
+            Fault::InvalidTss(0x28),
+            Fault::NotPresent(0x29),
+            Fault::Stack(0x10),
             Fault::Page { address: 0, error_code: 3 },
             Fault::Virtualization,
         ];

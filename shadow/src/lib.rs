@@ -139,6 +139,7 @@ pub mod caps;
 pub mod check;
 pub mod controls;
 pub mod cpuid;
+pub mod descriptor;
 pub mod encoding;
 pub mod event;
 pub mod exit;

@@ -1,13 +1,23 @@
 //! The guest hypervisor's own paging: from its linear addresses to its physical ones (SDM Volume 3A, chapter 4
 //! "Paging").
 //!
-//! Only operands of VMX instructions are translated here. All of them are supervisor-mode data accesses.
+//! Operands of VMX instructions are translated here, and what a task switch accesses. All of them are data accesses.
 
 use crate::hw::GuestMemory;
 use crate::msr::Access;
-use crate::outcome::{FAULT_KEY, FAULT_PRESENT, FAULT_RESERVED, FAULT_WRITE, Fault};
+use crate::outcome::{FAULT_KEY, FAULT_PRESENT, FAULT_RESERVED, FAULT_USER, FAULT_WRITE, Fault};
 use crate::registers::*;
 use ept::Gpa;
+
+/// The mode of an access (SDM Volume 3A, 4.6 "Access Rights").
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum AccessMode {
+    /// CPL is below 3, or the access is an implicit one, to a system structure.
+    #[default]
+    Supervisor,
+    /// CPL is 3.
+    User,
+}
 
 /// The registers that decide how linear addresses are translated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -28,6 +38,8 @@ pub struct Paging {
     pub pkru: u32,
     /// IA32_PKRS, for CR4.PKS.
     pub pkrs: u32,
+    /// The mode of the accesses.
+    pub mode: AccessMode,
 }
 
 const PRESENT: u64 = 1 << 0;
@@ -155,9 +167,18 @@ impl Paging {
 
     fn check_rights(&self, linear: u64, access: Access, rights: u64) -> Result<(), Fault> {
         let smap = self.cr4 & CR4_SMAP != 0 && self.rflags & RFLAGS_AC == 0;
-        let user_page_forbidden = smap && rights & USER != 0;
-        let read_only = matches!(access, Access::Write) && self.cr0 & CR0_WP != 0 && rights & WRITABLE == 0;
-        if user_page_forbidden || read_only { Err(self.fault(linear, access, FAULT_PRESENT)) } else { Ok(()) }
+        let is_users = rights & USER != 0;
+        let is_forbidden = match self.mode {
+            AccessMode::Supervisor => smap && is_users,
+            AccessMode::User => !is_users,
+        };
+        let read_only = matches!(access, Access::Write) && self.obeys_write_protection() && rights & WRITABLE == 0;
+        if is_forbidden || read_only { Err(self.fault(linear, access, FAULT_PRESENT)) } else { Ok(()) }
+    }
+
+    /// Whether read-only pages cannot be written.
+    fn obeys_write_protection(&self) -> bool {
+        self.cr0 & CR0_WP != 0 || self.mode == AccessMode::User
     }
 
     /// The protection key of a page in IA-32e mode (SDM Volume 3A, 4.6.2 "Protection Keys"): PKRU holds the rights to
@@ -171,7 +192,8 @@ impl Paging {
         }
         let key = entry >> 59 & 0xf;
         let disabled = register >> (2 * key);
-        let write_disabled = matches!(access, Access::Write) && self.cr0 & CR0_WP != 0 && disabled & WRITE_DISABLE != 0;
+        let obeys = matches!(access, Access::Write) && self.obeys_write_protection();
+        let write_disabled = obeys && disabled & WRITE_DISABLE != 0;
         if disabled & ACCESS_DISABLE != 0 || write_disabled {
             return Err(self.fault(linear, access, FAULT_PRESENT | FAULT_KEY));
         }
@@ -190,7 +212,8 @@ impl Paging {
 
     fn fault(&self, linear: u64, access: Access, code: u32) -> Fault {
         let write = if matches!(access, Access::Write) { FAULT_WRITE } else { 0 };
-        Fault::Page { address: linear, error_code: code | write }
+        let user = if self.mode == AccessMode::User { FAULT_USER } else { 0 };
+        Fault::Page { address: linear, error_code: code | write | user }
     }
 
     /// Copies an operand in, page by page.
@@ -264,6 +287,7 @@ mod tests {
         physical_bits: 39,
         pkru: 0,
         pkrs: 0,
+        mode: AccessMode::Supervisor,
     };
 
     /// Maps linear 0 to 0x5000 (user, writable), 0x1000 to 0x6000 (supervisor, read-only), 0x20_0000 to a 2-MiB page at
@@ -362,6 +386,19 @@ mod tests {
         assert!(smap.translate(&memory, 0, Access::Read).is_err());
         assert!(smap.translate(&memory, 0x1000, Access::Read).is_ok());
         assert!(Paging { rflags: RFLAGS_AC, ..smap }.translate(&memory, 0, Access::Read).is_ok());
+    }
+
+    #[test]
+    fn a_user_mode_access_needs_a_user_page_and_obeys_write_protection_always() {
+        let memory = tables();
+        let user = Paging { mode: AccessMode::User, cr0: CR0_PG | 1, cr4: LONG.cr4 | CR4_SMAP, ..LONG };
+        assert!(user.translate(&memory, 0, Access::Write).is_ok());
+        let fault = |address, error_code| Err(Fault::Page { address, error_code });
+        assert_eq!(user.translate(&memory, 0x1000, Access::Read), fault(0x1000, 5));
+        assert_eq!(user.translate(&memory, 0x2000, Access::Write), fault(0x2000, 6));
+        memory.write_u64(Gpa(0x4000), 0x5005);
+        assert_eq!(user.translate(&memory, 0, Access::Write), fault(0, 7));
+        assert!(user.translate(&memory, 0, Access::Read).is_ok());
     }
 
     #[test]

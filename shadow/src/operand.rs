@@ -34,6 +34,17 @@ impl Segment {
             }
     }
 
+    /// The linear address of an operand outside 64-bit mode; `None` if the segment does not permit the access.
+    pub fn linear(&self, offset: u64, bytes: u64, access: Access) -> Option<u64> {
+        let is_permitted = self.permits(access) && self.contains(offset, bytes);
+        is_permitted.then(|| self.base.wrapping_add(offset) & 0xffff_ffff)
+    }
+
+    /// The bits of ESP that a push onto this stack segment uses.
+    pub const fn stack_pointer_mask(&self) -> u32 {
+        if self.access_rights & Self::BIG != 0 { 0xffff_ffff } else { 0xffff }
+    }
+
     fn contains(&self, offset: u64, bytes: u64) -> bool {
         let last = offset + bytes - 1;
         let expand_down = self.access_rights & (Self::CODE | Self::EXPAND_DOWN) == Self::EXPAND_DOWN;
@@ -90,10 +101,7 @@ pub fn linear_address(
         let last = linear.wrapping_add(bytes - 1);
         return if space.contains(linear) && space.contains(last) { Ok(linear) } else { Err(fault) };
     }
-    if !segment.permits(access) || !segment.contains(offset, bytes) {
-        return Err(fault);
-    }
-    Ok(segment.base.wrapping_add(offset) & 0xffff_ffff)
+    segment.linear(offset, bytes, access).ok_or(fault)
 }
 
 #[cfg(test)]

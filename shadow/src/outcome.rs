@@ -103,6 +103,14 @@ pub enum Fault {
     GeneralProtection,
     /// #SS with an error code of 0.
     StackSegment,
+    /// #DF.
+    DoubleFault,
+    /// #TS, with a selector error code.
+    InvalidTss(u16),
+    /// #NP, with a selector error code.
+    NotPresent(u16),
+    /// #SS, with a selector error code.
+    Stack(u16),
     /// #PF.
     Page {
         /// The address that CR2 gets.
@@ -120,6 +128,10 @@ impl fmt::Display for Fault {
             Self::InvalidOpcode => f.write_str("#UD"),
             Self::GeneralProtection => f.write_str("#GP(0)"),
             Self::StackSegment => f.write_str("#SS(0)"),
+            Self::DoubleFault => f.write_str("#DF"),
+            Self::InvalidTss(code) => write!(f, "#TS({code:#x})"),
+            Self::NotPresent(code) => write!(f, "#NP({code:#x})"),
+            Self::Stack(code) => write!(f, "#SS({code:#x})"),
             Self::Page { address, error_code } => write!(f, "#PF({error_code:#x}) at {address:#x}"),
             Self::Virtualization => f.write_str("#VE"),
         }

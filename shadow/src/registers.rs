@@ -21,6 +21,8 @@ pub const RSI: usize = 6;
 
 /// RFLAGS.TF.
 pub const RFLAGS_TF: u64 = 1 << 8;
+/// RFLAGS.NT: IRET returns to another task.
+pub const RFLAGS_NT: u64 = 1 << 14;
 /// RFLAGS.RF.
 pub const RFLAGS_RF: u64 = 1 << 16;
 /// RFLAGS.VM: virtual-8086 mode.

@@ -106,6 +106,15 @@ pub fn set_cr2(address: u64) {
     unsafe { asm!("mov cr2, {}", in(reg) address, options(nomem, nostack, preserves_flags)) };
 }
 
+/// Sets DR6.BT, for which the VMCS has no field. The host uses no debug registers.
+pub fn note_task_switch_trap() {
+    const BT: u64 = 1 << 15;
+    // SAFETY: DR6 only informs #DB handlers.
+    unsafe {
+        asm!("mov {0}, dr6", "or {0}, {1:r}", "mov dr6, {0}", out(reg) _, in(reg) BT, options(nomem, nostack));
+    }
+}
+
 /// Enters VMX operation with two VMCSs. The regions are pages of zeros.
 pub fn start_vmx(vmxon: HostPages, vmcs01: HostPages, vmcs02: HostPages, revision: u32, caps: &VmxCaps) -> vmx::Vmcss {
     // SAFETY: `host::check_processor` has found that the processor has VMX and that IA32_FEATURE_CONTROL allows it; the

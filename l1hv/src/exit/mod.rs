@@ -14,6 +14,7 @@ use boot::stop::StopKind;
 use shadow::exit::{ExitReason, Fills};
 use shadow::fields::*;
 use shadow::hw::VmcsAccess;
+use shadow::nested::task_switch::{self, Impossible};
 use shadow::nested::write_traps::{self, TrappedWrite};
 use shadow::nested::{Action, VmcsPair, control_registers, guest_msr, instructions, nmi, ports};
 use shadow::outcome::Fault;
@@ -59,7 +60,7 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
         ExitReason::MOV_DR => write_traps::spring(vcpu, TrappedWrite::Registers),
         ExitReason::GDTR_IDTR_ACCESS | ExitReason::LDTR_TR_ACCESS => write_traps::spring(vcpu, TrappedWrite::Tables),
         ExitReason::TRIPLE_FAULT => triple_fault(vcpu),
-        ExitReason::TASK_SWITCH => task_switch(vcpu),
+        ExitReason::TASK_SWITCH => switch_tasks(vcpu),
         ExitReason::EPT_MISCONFIGURATION => stop_on_misconfiguration(vcpu),
         _ => unexpected_exit(vcpu, reason),
     }
@@ -97,11 +98,16 @@ fn triple_fault(vcpu: &mut Vcpu) -> ! {
     shut_down(vcpu, format_args!("triple-faulted"), "look there for its bug")
 }
 
-/// A task switch always exits, and the host emulates none.
 #[cold]
-fn task_switch(vcpu: &mut Vcpu) -> ! {
-    let why = format_args!("switched tasks by hardware, which VMX leaves to software and l1hv does not do,");
-    shut_down(vcpu, why, "run it without task gates and 32-bit tasks")
+fn switch_tasks(vcpu: &mut Vcpu) -> Action {
+    match task_switch::handle(vcpu) {
+        Ok(action) => action,
+        Err(Impossible::TripleFault) => triple_fault(vcpu),
+        Err(Impossible::ShadowStacks) => {
+            let why = format_args!("switched between tasks with shadow stacks, which l1hv does not do,");
+            shut_down(vcpu, why, "run it without shadow stacks or without 32-bit tasks")
+        }
+    }
 }
 
 /// The guest's processor is in shutdown state, which the chipset turns into a reset.

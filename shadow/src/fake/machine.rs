@@ -264,6 +264,8 @@ impl Machine for FakeHardware {
 
     fn set_cr2(&self, _: u64) {}
 
+    fn note_task_switch_trap(&self) {}
+
     fn ept01(&self) -> Eptp01 {
         self.ept01
     }

@@ -169,7 +169,7 @@ fn commit_cr0<M: Machine>(vcpu: &mut Vcpu<M>, value: u64, efer: u64) {
 
 /// MOV to CR3 with all its conditions, for a processor without the TRUE capability MSRs, which cannot let accesses to
 /// CR3 pass.
-fn set_cr3<M: Machine>(vcpu: &mut Vcpu<M>, written: u64) -> Result<(), Fault> {
+pub(super) fn set_cr3<M: Machine>(vcpu: &mut Vcpu<M>, written: u64) -> Result<(), Fault> {
     let vmcs01 = vcpu.vmcs.vmcs01();
     let (cr0, cr4, efer) = (vmcs01.read(GUEST_CR0), vmcs01.read(GUEST_CR4), vmcs01.read(GUEST_EFER));
     let after = cr3_after_write(written, cr4, efer, vcpu.caps.physical_bits);

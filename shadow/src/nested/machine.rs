@@ -135,6 +135,8 @@ pub trait Machine: Sized {
     fn pkru(&self) -> u32;
     /// Sets CR2 of the guest.
     fn set_cr2(&self, address: u64);
+    /// Sets DR6.BT of the guest: a task switch causes #DB.
+    fn note_task_switch_trap(&self);
 
     /// EPT01.
     fn ept01(&self) -> Eptp01;

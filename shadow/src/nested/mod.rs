@@ -41,6 +41,7 @@ pub mod ports;
 mod quick_access;
 mod reflect;
 mod shortcut;
+pub mod task_switch;
 #[cfg(test)]
 mod tests;
 mod vcpu;

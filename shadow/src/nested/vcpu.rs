@@ -15,7 +15,7 @@ use crate::host_load::{HostImage, Kept};
 use crate::hw::VmcsAccess;
 use crate::index::FieldTable;
 use crate::insn::{SyncStale, VmxOperation};
-use crate::linear::Paging;
+use crate::linear::{AccessMode, Paging};
 use crate::merge::{MSR_AREA_ROOM, MsrEntry};
 use crate::mitigations::Mitigations;
 use crate::msr::IA32_PKRS;
@@ -377,6 +377,7 @@ impl<M: Machine> Vcpu<M> {
             physical_bits,
             pkru: if cr4 & CR4_PKE != 0 { machine.pkru() } else { 0 },
             pkrs: if cr4 & CR4_PKS != 0 { machine.read_msr(IA32_PKRS).unwrap_or(0) as u32 } else { 0 },
+            mode: AccessMode::Supervisor,
         }
     }
 

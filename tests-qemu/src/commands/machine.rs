@@ -12,7 +12,7 @@ use crate::machine::{
     QEMU_IN_BOCHS, QEMU_KVM, QEMU_TCG, Source,
 };
 use crate::models::{self, Model};
-use crate::provision::Provisioned;
+use crate::provision::{KERNEL_SERIES, Provisioned};
 
 /// Which machine.
 #[derive(Debug, Clone, clap::Args)]
@@ -38,6 +38,9 @@ pub struct MachineArgs {
     /// Who loads the image (qemu, qemu-in-bochs) [default: grub, from an ISO; on qemu-in-bochs qemu, by its -kernel].
     #[arg(long, value_enum)]
     loader: Option<LoaderChoice>,
+    /// Debian kernel series of the Linux below QEMU [default: the oldest] (qemu-in-bochs).
+    #[arg(long, value_name = "SERIES", value_parser = KERNEL_SERIES)]
+    outer_series: Option<String>,
     /// A parameter of the kvm-intel module below QEMU; repeatable (qemu-in-bochs).
     #[arg(long, value_name = "NAME=VALUE")]
     outer_kvm: Vec<String>,
@@ -98,6 +101,7 @@ impl MachineArgs {
                 LoaderChoice::Qemu => Loader::Qemu,
             }),
             qemu_args: self.qemu_args.split_whitespace().map(str::to_owned).collect(),
+            outer_series: self.outer_series.clone(),
             kvm_parameters: self.outer_kvm.clone(),
         }
     }

@@ -158,6 +158,8 @@ pub struct Machine {
     pub triple_fault: TripleFault,
     /// More arguments of QEMU.
     pub qemu_args: Vec<String>,
+    /// Debian kernel series of the Linux below QEMU; if `None`, the oldest (QEMU in Bochs).
+    pub outer_series: Option<String>,
     /// Parameters of the kvm-intel module below QEMU, `NAME=VALUE` (QEMU in Bochs).
     pub kvm_parameters: Vec<String>,
     /// Limit on the whole run, wall-clock.
@@ -181,6 +183,8 @@ pub struct MachineOptions {
     pub loader: Option<Loader>,
     /// See [`Machine::qemu_args`].
     pub qemu_args: Vec<String>,
+    /// See [`Machine::outer_series`].
+    pub outer_series: Option<String>,
     /// See [`Machine::kvm_parameters`].
     pub kvm_parameters: Vec<String>,
 }
@@ -194,6 +198,7 @@ impl Default for MachineOptions {
             model: None,
             loader: None,
             qemu_args: Vec::new(),
+            outer_series: None,
             kvm_parameters: Vec::new(),
         }
     }
@@ -202,10 +207,10 @@ impl Default for MachineOptions {
 impl MachineOptions {
     /// `machine` with these options.
     pub fn apply(&self, machine: Machine) -> Machine {
-        let Self { cpus, memory_mib, ips, model, loader, qemu_args, kvm_parameters } = self.clone();
+        let Self { cpus, memory_mib, ips, model, loader, qemu_args, outer_series, kvm_parameters } = self.clone();
         let loader = loader.unwrap_or(machine.loader);
         let cpu_model = model.map(|model| model.name).or(machine.cpu_model);
-        Machine { cpus, memory_mib, ips, cpu_model, loader, qemu_args, kvm_parameters, ..machine }
+        Machine { cpus, memory_mib, ips, cpu_model, loader, qemu_args, outer_series, kvm_parameters, ..machine }
     }
 }
 
@@ -226,6 +231,7 @@ impl Machine {
             firmware_vmx: FirmwareVmx::Enabled,
             triple_fault: TripleFault::Stops,
             qemu_args: Vec::new(),
+            outer_series: None,
             kvm_parameters: Vec::new(),
             timeout: Duration::from_secs(300),
             silence: Duration::from_secs(120),

@@ -27,7 +27,7 @@ use crate::initrd::Initrd;
 use crate::layout::Layout;
 use crate::linux;
 use crate::protocol::HostStop;
-use crate::provision::{Kernel, Provisioned};
+use crate::provision::{KERNEL_SERIES, Kernel, Provisioned};
 
 const INIT: &str = include_str!("../../guests/outer-init.sh");
 
@@ -176,7 +176,8 @@ fn command_for(
     provisioned: &Provisioned,
     logs: &Path,
 ) -> Result<Command> {
-    let kernel = provisioned.kernel("6.1")?;
+    let series = machines.iter().find_map(|machine| machine.outer_series.as_deref());
+    let kernel = provisioned.kernel(series.unwrap_or(KERNEL_SERIES[0]))?;
     let initrd = logs.join("outer-initrd");
     fs::write(&initrd, file_system(machines, limit, provisioned, kernel, logs)?)?;
     let most = |of: fn(&Machine) -> u32| machines.iter().map(|machine| of(machine)).max().unwrap_or_default();

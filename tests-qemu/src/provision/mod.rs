@@ -19,7 +19,7 @@ use crate::command;
 use crate::layout::Layout;
 use crate::progress::Progress;
 
-pub use packages::Kernel;
+pub use packages::{KERNEL_SERIES, Kernel};
 
 /// Everything that machines and guests are made from.
 #[derive(Debug, Clone)]

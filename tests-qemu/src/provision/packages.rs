@@ -11,8 +11,8 @@ use super::stamp;
 use crate::command;
 use crate::progress::Progress;
 
-/// Kernel series that serve as guest hypervisors; Debian 12 has both.
-const KERNEL_SERIES: [&str; 2] = ["6.1", "6.12"];
+/// Kernel series that serve as guest hypervisors, oldest first; Debian 12 has both.
+pub const KERNEL_SERIES: [&str; 2] = ["6.1", "6.12"];
 
 /// A Debian kernel with its modules.
 #[derive(Debug, Clone)]

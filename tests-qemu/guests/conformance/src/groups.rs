@@ -33,6 +33,7 @@ mod smp_start;
 mod smp_time;
 mod stale_translations;
 mod stepping;
+mod task_switches;
 mod virtual_apic;
 mod vmcs_shadowing;
 
@@ -56,6 +57,7 @@ pub const WAY_IN: &str = "outside";
 /// All groups, in the order in which they run: the first ones before VMXON, which ends [`WAY_IN`].
 pub const ALL: &[Group] = &[
     ("caps", caps::run),
+    ("task-switches", task_switches::run),
     (WAY_IN, outside::run),
     ("fields", fields::run),
     ("insn", insn::run),

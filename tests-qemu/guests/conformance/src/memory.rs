@@ -214,7 +214,13 @@ pub fn init() {
     window();
 }
 
-/// Marks the host's TSS available and loads it again.
+/// Loads TR with the host's TSS again.
+pub fn reload_task_register() {
+    tss(HOST_TSS, &HOST_TSS_AREA, 0x89);
+    cpu::load_task_register(HOST_TSS);
+}
+
+/// Describes a TSS.
 fn tss(selector: u16, area: &Page, kind: u64) {
     const LIMIT: u64 = 0x67;
     let base = area.address();

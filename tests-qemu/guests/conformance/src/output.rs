@@ -85,13 +85,13 @@ pub fn abandon() -> ! {
 
 /// A line to print. It is written at once, so that no other processor writes between its bytes.
 struct Line {
-    bytes: [u8; 512],
+    bytes: [u8; 1024],
     length: usize,
 }
 
 impl Line {
     fn new() -> Self {
-        Self { bytes: [0; 512], length: 0 }
+        Self { bytes: [0; 1024], length: 0 }
     }
 
     fn print(&mut self) {
