@@ -30,6 +30,7 @@ pub mod linux;
 pub mod machine;
 pub mod models;
 pub mod mutants;
+pub mod panics;
 pub mod parallel;
 pub mod profile;
 pub mod progress;

@@ -4,9 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
-use tests_qemu::build::BARE_TARGET;
+use tests_qemu::build::{self, BARE_TARGET};
 use tests_qemu::command;
 use tests_qemu::layout::Layout;
+use tests_qemu::panics;
 use tests_qemu::progress::Progress;
 use tests_qemu::provision;
 
@@ -62,6 +63,19 @@ fn no_lint_warns() {
 fn the_documentation_has_no_dead_link() {
     cargo(&["doc", "--quiet", "--no-deps"]);
     cargo_bare("doc", &["--no-deps"]);
+}
+
+/// The list says why no guest gets there.
+#[test]
+fn every_place_where_l1hv_can_panic_is_argued_about() {
+    let layout = layout();
+    provision::provision(&layout, &Progress::silent()).expect("the target is there");
+    let program = build::l1hv(&layout, &Progress::silent()).expect("l1hv is built");
+    let found = panics::found(&program, layout.workspace()).expect("the program is there");
+    let argued = panics::argued(&layout).expect("the list is there");
+    let new: Vec<&String> = found.difference(&argued).collect();
+    let gone: Vec<&String> = argued.difference(&found).collect();
+    assert!(new.is_empty() && gone.is_empty(), "without an argument: {new:#?}\nargued about and gone: {gone:#?}");
 }
 
 #[derive(Deserialize)]
