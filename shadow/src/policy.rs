@@ -61,7 +61,7 @@ pub const fn is_always_reflected(reason: ExitReason, rcx: u64, io: IoExits) -> b
     }
 }
 
-/// Decides where an exit of a nested guest goes. `rcx` is the nested guest's.
+/// Decides where an exit of a nested guest with this basic reason goes. `rcx` is the nested guest's.
 #[inline]
 pub fn route(reason: ExitReason, rcx: u64, vmcs12: &Vmcs12, memory: &impl GuestMemory) -> Route {
     match reason {

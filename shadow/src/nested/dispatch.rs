@@ -27,6 +27,7 @@ pub fn handle_at_length<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     if reason.is_entry_failure() {
         return entry_failed_late(vcpu, reason);
     }
+    let basic = reason.without_modifiers();
     vcpu.vmcs.note_entry_of_vmcs02();
     if vcpu.running == Running::Entering {
         vcpu.entry_accepted();
@@ -39,17 +40,17 @@ pub fn handle_at_length<M: Machine>(vcpu: &mut Vcpu<M>, reason: ExitReason) {
     if vcpu.nested.nmi_waits {
         nmi::retry_after_nested_exit(vcpu);
         let trap12 = vcpu.vmx.vmcs12.get(PRIMARY_CONTROLS).contains(Primary::MONITOR_TRAP_FLAG);
-        if reason == ExitReason::MONITOR_TRAP_FLAG && !trap12 {
+        if basic == ExitReason::MONITOR_TRAP_FLAG && !trap12 {
             return;
         }
     }
-    match route(reason, vcpu.registers[RCX], &vcpu.vmx.vmcs12, &vcpu.memory) {
+    match route(basic, vcpu.registers[RCX], &vcpu.vmx.vmcs12, &vcpu.memory) {
         Route::Reflect => reflect(vcpu, Reflected::AsTaken(reason)),
         Route::NestedPaging => nested_ept::handle(vcpu),
-        Route::HostMsr => host_msr(vcpu, reason),
+        Route::HostMsr => host_msr(vcpu, basic),
         Route::Port => ports::of_nested_guest(vcpu),
         Route::VmFunction => vm_function::handle(vcpu),
-        Route::ShadowedField => nested_shadowing::handle(vcpu, reason),
+        Route::ShadowedField => nested_shadowing::handle(vcpu, basic),
         Route::Undefined => raise(vcpu, Fault::InvalidOpcode),
         Route::Init if vcpu.machine.take_kick() => (),
         Route::Init => reflect(vcpu, Reflected::AsTaken(reason)),

@@ -86,6 +86,20 @@ fn an_address_beyond_the_width_in_the_delivery_of_an_exception_is_a_triple_fault
     assert_eq!(read(&mut machine, &[EXIT_REASON.id()]), vec![u64::from(ExitReason::TRIPLE_FAULT.0)]);
 }
 
+/// A processor in enclave mode says so in the reason of each exit (SDM 25.9.1 "Basic VM-Exit Information").
+#[test]
+fn an_exit_from_an_enclave_goes_where_its_basic_reason_goes() {
+    const FROM_ENCLAVE: u32 = 1 << 27;
+    let mut machine = entered(&[(SECONDARY_CONTROLS.id(), Secondary::ENABLE_VPID.bits().into())]);
+    machine.vcpu.vmcs.vmcs02.poke(GUEST_PHYSICAL_ADDRESS.id(), 0x1000);
+    let read = EptViolation::LINEAR_ADDRESS_IS_VALID | EptViolation::READ;
+    machine.nested_exit(ExitReason(ExitReason::EPT_VIOLATION.0 | FROM_ENCLAVE), read.0);
+    assert_eq!(machine.vcpu.running, Running::NestedGuest);
+    let mut machine = entered(&[]);
+    machine.nested_exit(ExitReason(84 | FROM_ENCLAVE), 0x174);
+    assert_eq!(machine.vcpu.running, Running::NestedGuest);
+}
+
 /// The guest hypervisor is told that the processor lacks these instructions, whatever its bitmap says of the MSR.
 #[test]
 fn an_instruction_that_the_guest_hypervisor_is_told_of_not_is_undefined_in_its_nested_guest() {
