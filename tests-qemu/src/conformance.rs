@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::build;
 use crate::layout::Layout;
-use crate::machine::{self, BOCHS, Boot, ChosenEmulator, Line, Machine, MachineOptions, Module, Outcome};
+use crate::machine::{self, BOCHS, Boot, ChosenEmulator, Line, Machine, MachineOptions, Module, Outcome, UnknownMsrs};
 use crate::models::Model;
 use crate::progress::Progress;
 use crate::provision::Provisioned;
@@ -227,8 +227,12 @@ impl<'a> Suite<'a> {
     ) -> Result<Results> {
         let place = &self.place;
         let step = self.progress.step(format!("conformance {}", place.describe(what)));
-        let machine =
-            place.options.apply(Machine { timeout, silence, ..Machine::new(place.logs(name), place.emulator, boot) });
+        let machine = place.options.apply(Machine {
+            timeout,
+            silence,
+            unknown_msrs: UnknownMsrs::Fault,
+            ..Machine::new(place.logs(name), place.emulator, boot)
+        });
         let mut results = Results::default();
         let outcome = machine.run(self.layout, self.provisioned, |line: Line<'_>| {
             results.add(line.text);

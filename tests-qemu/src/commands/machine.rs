@@ -32,6 +32,9 @@ pub struct MachineArgs {
     /// The processor: a model of Bochs (bochs).
     #[arg(long, value_name = "NAME", value_parser = models::parser())]
     model: Option<&'static Model>,
+    /// Turns of random lengths for several processors, the same ones for the same number (bochs).
+    #[arg(long, value_name = "N")]
+    turns_seed: Option<u64>,
     /// More arguments of QEMU, separated by spaces (qemu, qemu-in-bochs).
     #[arg(long, value_name = "STRING", default_value = "", allow_hyphen_values = true)]
     qemu_args: String,
@@ -96,6 +99,7 @@ impl MachineArgs {
             memory_mib: self.memory.unwrap_or(memory_mib),
             ips: self.ips,
             model: self.model,
+            turns_seed: self.turns_seed,
             loader: self.loader.map(|choice| match choice {
                 LoaderChoice::Grub => Loader::Grub,
                 LoaderChoice::Qemu => Loader::Qemu,

@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use super::emulator::{Emulator, Stream};
 use super::files::{BOOT_ISO, CONSOLE, DEBUG, supervised};
-use super::{FirmwareVmx, Machine, Outcome, TripleFault, iso};
+use super::{FirmwareVmx, Machine, Outcome, TripleFault, UnknownMsrs, iso};
 use crate::command::tail;
 use crate::provision::Provisioned;
 
@@ -31,6 +31,9 @@ const FIRMWARE_FEATURE_CONTROL: &str = "BOCHS_FIRMWARE_FEATURE_CONTROL";
 
 /// The width of physical addresses; see the patch of Bochs.
 const PHYSICAL_ADDRESS_BITS: &str = "BOCHS_PHYSICAL_ADDRESS_BITS";
+
+/// A seed for turns of random lengths; see the patch of Bochs.
+const TURNS_SEED: &str = "BOCHS_TURNS_SEED";
 
 /// Bochs greets on standard output, which is where port 0xe9 goes too.
 pub const DEBUG_STREAM: Stream = Stream { banner_lines: 5, ..Stream::DEBUG };
@@ -85,6 +88,9 @@ pub fn command(machine: &Machine, provisioned: &Provisioned, logs: &Path, serial
     if let Some(bits) = machine.physical_bits {
         command.env(PHYSICAL_ADDRESS_BITS, bits.to_string());
     }
+    if let Some(seed) = machine.turns_seed {
+        command.env(TURNS_SEED, seed.to_string());
+    }
     command.arg("-q").arg("-f").arg(config).current_dir(logs);
     Ok(command)
 }
@@ -99,7 +105,7 @@ fn configuration(machine: &Machine, provisioned: &Provisioned, logs: &Path, seri
     format!(
         "config_interface: textconfig
 display_library: nogui
-cpu: model={cpu_model}, count={cpus}, quantum={QUANTUM}, ips={ips}, reset_on_triple_fault={resets}, ignore_bad_msrs=1
+cpu: model={cpu_model}, count={cpus}, quantum={quantum}, ips={ips}, reset_on_triple_fault={resets}, ignore_bad_msrs={ignored}
 memory: guest={memory_mib}, host={host_mib}
 romimage: file={bios}
 vgaromimage: file={vga_bios}
@@ -115,6 +121,9 @@ error: action=ignore
 info: action=ignore
 debug: action=ignore
 ",
+        // Turns of random lengths end in the middle of what would be a trace.
+        quantum = if machine.turns_seed.is_some() { 1 } else { QUANTUM },
+        ignored = u8::from(machine.unknown_msrs == UnknownMsrs::ReadAsZero),
         resets = u8::from(machine.triple_fault == TripleFault::Resets),
         cpu_model = machine.cpu_model.unwrap_or(CPU_MODEL),
         host_mib = HOST_MEMORY_MIB.min(*memory_mib),

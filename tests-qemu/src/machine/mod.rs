@@ -64,6 +64,15 @@ pub enum FirmwareVmx {
     Unlocked,
 }
 
+/// What an MSR that the emulator does not know does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnknownMsrs {
+    /// RDMSR reads 0, WRMSR has no effect: Linux expects MSRs of its processor's model.
+    ReadAsZero,
+    /// Both fault, as an MSR does that a processor lacks.
+    Fault,
+}
+
 /// The effect of a triple fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TripleFault {
@@ -154,6 +163,10 @@ pub struct Machine {
     pub firmware_vmx: FirmwareVmx,
     /// Bits of physical addresses, if more than 40 (Bochs).
     pub physical_bits: Option<u32>,
+    /// Unknown MSRs (Bochs).
+    pub unknown_msrs: UnknownMsrs,
+    /// A number that stands for turns of random lengths of several processors (Bochs).
+    pub turns_seed: Option<u64>,
     /// What a triple fault does.
     pub triple_fault: TripleFault,
     /// More arguments of QEMU.
@@ -179,6 +192,8 @@ pub struct MachineOptions {
     pub ips: u64,
     /// The processor; see [`Machine::cpu_model`].
     pub model: Option<&'static Model>,
+    /// See [`Machine::turns_seed`].
+    pub turns_seed: Option<u64>,
     /// See [`Machine::loader`]; the emulator's own choice if `None`.
     pub loader: Option<Loader>,
     /// See [`Machine::qemu_args`].
@@ -196,6 +211,7 @@ impl Default for MachineOptions {
             memory_mib: DEFAULT_MEMORY_MIB,
             ips: DEFAULT_IPS,
             model: None,
+            turns_seed: None,
             loader: None,
             qemu_args: Vec::new(),
             outer_series: None,
@@ -207,10 +223,22 @@ impl Default for MachineOptions {
 impl MachineOptions {
     /// `machine` with these options.
     pub fn apply(&self, machine: Machine) -> Machine {
-        let Self { cpus, memory_mib, ips, model, loader, qemu_args, outer_series, kvm_parameters } = self.clone();
+        let Self { cpus, memory_mib, ips, model, turns_seed, loader, qemu_args, outer_series, kvm_parameters } =
+            self.clone();
         let loader = loader.unwrap_or(machine.loader);
         let cpu_model = model.map(|model| model.name).or(machine.cpu_model);
-        Machine { cpus, memory_mib, ips, cpu_model, loader, qemu_args, outer_series, kvm_parameters, ..machine }
+        Machine {
+            cpus,
+            memory_mib,
+            ips,
+            cpu_model,
+            turns_seed,
+            loader,
+            qemu_args,
+            outer_series,
+            kvm_parameters,
+            ..machine
+        }
     }
 }
 
@@ -228,6 +256,8 @@ impl Machine {
             boot,
             madt: None,
             physical_bits: None,
+            unknown_msrs: UnknownMsrs::ReadAsZero,
+            turns_seed: None,
             firmware_vmx: FirmwareVmx::Enabled,
             triple_fault: TripleFault::Stops,
             qemu_args: Vec::new(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
-use tests_qemu::machine::{Boot, Machine, Module};
+use tests_qemu::machine::{Boot, Machine, Module, UnknownMsrs};
 use tests_qemu::protocol::STATS_PREFIX;
 
 use crate::context::{Context, Finished, Test};
@@ -18,6 +18,7 @@ const TIGHT: u64 = 48;
 pub fn tests() -> Vec<Test> {
     vec![
         Test { name: "addresses_beyond_what_ept_maps_are_page_faults", run: far_addresses },
+        Test { name: "msrs_that_reach_memory_or_the_host_fault_though_the_processor_has_them", run: withheld_msrs },
         Test { name: "tables_of_ept01_run_out_and_nested_guests_run_right", run: tables_of_ept01_run_out },
         Test { name: "2_gib_and_16_epts_run_right_within_a_budget_of_48_tables", run: within_a_budget },
     ]
@@ -40,6 +41,28 @@ fn far_addresses(context: &Context, name: &str) -> Result<()> {
         "far: a nested guest without EPT: exit=0x0 q=0x8100004000 int=0x80000b0e err=0x9",
     ] {
         finished.debug_must_say(text)?;
+    }
+    Ok(())
+}
+
+/// The emulated processor takes every MSR for one that it has.
+fn withheld_msrs(context: &Context, name: &str) -> Result<()> {
+    let guest = || Module::with_args(&context.programs.conformance, "only=caps");
+    let with_all = |name: &str, boot| Machine { unknown_msrs: UnknownMsrs::ReadAsZero, ..context.bochs(name, boot) };
+    let bare = Boot::Multiboot { kernel: guest(), modules: Vec::new() };
+    let bare = context.run(&with_all(&format!("{name}-bare"), bare))?;
+    let boot = Boot::L1hv { host: context.host(""), guest: vec![guest()] };
+    let under = context.run(&with_all(name, boot))?;
+    let outcomes = |finished| -> Result<BTreeMap<_, _>> {
+        Ok(cases(finished)?.into_iter().filter_map(|case| case.split_once(' ')).collect())
+    };
+    let (has, found) = (outcomes(&bare)?, outcomes(&under)?);
+    let is_withheld = |case: &str| ["caps/withheld-", "caps/hypervisors-"].iter().any(|start| case.starts_with(start));
+    let withheld: Vec<_> = found.iter().filter(|(case, _)| is_withheld(case)).collect();
+    ensure!(withheld.len() > 50, "{withheld:#?}");
+    for (case, outcome) in withheld {
+        ensure!(outcome.starts_with("#13("), "{case}: {outcome}");
+        ensure!(!has[case].starts_with('#'), "{case} of the bare processor: {}", has[case]);
     }
     Ok(())
 }
