@@ -86,10 +86,9 @@ impl Place {
 
     /// The name of a run's logs.
     fn logs(&self, name: &str) -> String {
-        match self.options.model {
-            Some(model) => format!("{name}-{}", model.name),
-            None => name.to_owned(),
-        }
+        let model = self.options.model.map(|model| format!("-{}", model.name));
+        let turns = self.options.turns_seed.map(|seed| format!("-turns-{seed}"));
+        [Some(name.to_owned()), model, turns].into_iter().flatten().collect()
     }
 
     /// Describes, for people, where the suite runs.

@@ -29,6 +29,11 @@ const MODELS: [&str; 2] = ["corei5_arrandale_m520", "sapphire_rapids"];
 const SEVERAL: u32 = 4;
 const CASES_OF_SEVERAL: usize = 350;
 
+/// The groups that depend most on which processor runs next, the least number of their cases, and a seed of turns.
+const RACES: &str = "smp-races,smp-migration";
+const CASES_OF_RACES: usize = 40;
+const TURNS_SEED: u64 = 20_261_127;
+
 #[test]
 fn a_guest_hypervisor_observes_under_l1hv_what_it_observes_on_the_bare_machine() {
     let layout = Layout::find().expect("the workspace is where it was built");
@@ -60,15 +65,29 @@ fn an_old_and_a_new_processor_look_under_l1hv_as_they_are() {
 /// The suite itself fails if interrupts are lost or a processor misses an edit.
 #[test]
 fn several_processors_observe_under_l1hv_what_they_observe_on_the_bare_machine() {
+    let cases = equal_cases_of_several("conformance-processors", Place::usual(SEVERAL));
+    assert!(cases >= CASES_OF_SEVERAL, "only {cases} cases");
+}
+
+/// Any instruction of one processor may come between any two of another one.
+#[test]
+fn several_processors_observe_the_same_when_they_take_turns_of_random_lengths() {
+    let mut place = Place { only: Some(RACES.to_owned()), ..Place::usual(SEVERAL) };
+    place.options.turns_seed = Some(TURNS_SEED);
+    let cases = equal_cases_of_several("conformance-turns", place);
+    assert!(cases >= CASES_OF_RACES, "only {cases} cases");
+}
+
+/// The number of cases of several processors, which are all right and equal.
+fn equal_cases_of_several(name: &str, place: Place) -> usize {
     let layout = Layout::find().expect("the workspace is where it was built");
     let progress = Progress::stderr();
     let provisioned = provision::provision(&layout, &progress).expect("what the machines need is there");
-    let suite = Suite::build(&layout, &progress, &provisioned, Place::usual(SEVERAL)).expect("the suite can be built");
-    let mode = Mode { name: "conformance-processors", ..Mode::DEFAULT };
-    let [report] = suite.compare([mode], None).expect("the suite runs");
-    assert!(report.cases >= CASES_OF_SEVERAL, "only {} cases", report.cases);
+    let suite = Suite::build(&layout, &progress, &provisioned, place).expect("the suite can be built");
+    let [report] = suite.compare([Mode { name, ..Mode::DEFAULT }], None).expect("the suite runs");
     let is_wrong = |case: &&Case| case.bare.as_ref().is_some_and(|result| result.starts_with("wrong"));
     let wrong: Vec<_> = report.records.iter().filter(is_wrong).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert_eq!(report.different, 0, "{report}");
+    report.cases
 }
