@@ -213,8 +213,12 @@ fn map() {
 
 /// Changes the flags of a page in the old task's page table, or the new one's.
 fn remap(task: usize, page: &Page, flags: u32) {
-    let page = address(page);
-    put(&PAGE_TABLES[task], (page >> 12 & 0x3ff) as usize * 4, page | flags);
+    move_page(task, page, page, flags);
+}
+
+/// Puts another page at the place of a page.
+fn move_page(task: usize, page: &Page, other: &Page, flags: u32) {
+    put(&PAGE_TABLES[task], (address(page) >> 12 & 0x3ff) as usize * 4, address(other) | flags);
 }
 
 const READ_ONLY_PAGE: u32 = 1;
@@ -422,6 +426,11 @@ const PAGED: &[Case] = &[
         put(&OLD_TSS, at::CR3, address(&DIRECTORIES[0]));
         put(&NEW_TSS, at::EIP, label!(task_returns));
     }),
+    ("other-cr3-with-another-stack", program!(task_indirect_jump), || {
+        put(&NEW_TSS, at::CR3, address(&DIRECTORIES[1]));
+        put(&NEW_TSS, at::ESP, stack_top(&OLD_STACK));
+        move_page(1, &OLD_STACK, &NEW_STACK, 3);
+    }),
     ("page-fault", program!(task_page_fault), || task_gate(14)),
     ("new-absent", program!(task_jump), || remap(0, &NEW_TSS, ABSENT_PAGE)),
     ("new-read-only", program!(task_jump), || remap(0, &NEW_TSS, READ_ONLY_PAGE)),
@@ -518,7 +527,7 @@ impl fmt::Display for Found {
         write!(f, " sums {:x} {:x}", sum(&OLD_TSS), sum(&NEW_TSS))?;
         write!(f, " link={:x}", get(&NEW_TSS, at::LINK))?;
         if self.0 == Paging::On {
-            write!(f, " cr2={:x}", cr2())?;
+            write!(f, " cr2={:x} stacks {:x} {:x}", cr2(), sum(&OLD_STACK), sum(&NEW_STACK))?;
         }
         f.write_str(" types")?;
         [OLD, NEW, NEW_16, UNTOUCHED_CODE, UNTOUCHED_DATA, SHORT_CODE]
@@ -529,5 +538,5 @@ impl fmt::Display for Found {
 
 /// A sum over a page in which each word's place counts.
 fn sum(page: &Page) -> u64 {
-    (0..64).fold(0, |sum: u64, index| sum.rotate_left(7) ^ page.get(index))
+    (0..512).fold(0, |sum: u64, index| sum.rotate_left(7) ^ page.get(index))
 }
