@@ -116,8 +116,9 @@ pub fn guest_state01(vmcs01: &mut impl VmcsAccess, registers: &mut GuestRegister
             vmcs01.write(GUEST_RSP, rsp);
             registers[RSI] = rsi;
         }
-        GuestEntry::Protected32 { rip, eax, ebx } => {
+        GuestEntry::Protected32 { rip, eax, ebx, esp } => {
             vmcs01.write(GUEST_RIP, rip.into());
+            vmcs01.write(GUEST_RSP, esp.into());
             registers[RAX] = eax.into();
             registers[RBX] = ebx.into();
         }

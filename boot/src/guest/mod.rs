@@ -88,6 +88,8 @@ pub enum GuestEntry {
         eax: u32,
         /// The multiboot information.
         ebx: u32,
+        /// The top of a small stack. The specification leaves it open, and some images use what GRUB has left.
+        esp: u32,
     },
 }
 

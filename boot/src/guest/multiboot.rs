@@ -22,6 +22,8 @@ const FLAG_ADDRESSES: u32 = 1 << 16;
 const INFO_BYTES: u64 = 120;
 const MODULE_BYTES: u64 = 16;
 const MAP_ENTRY_BYTES: u64 = 24;
+const STACK_BYTES: u64 = 4096;
+const STACK_ALIGN: u64 = 16;
 
 /// A multiboot header, and its offset in the file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,8 +85,10 @@ pub(crate) fn plan<'a>(
     } else {
         load_elf(&mut builder, file)?
     };
-    let (low, info) = build_info(&mut builder, input, scratch)?;
-    builder.finish(low, GuestEntry::Protected32 { rip, eax: LOADER_MAGIC, ebx: info as u32 })
+    let (mut low, info) = build_info(&mut builder, input, scratch)?;
+    let (stack, _) = low.alloc(STACK_BYTES, STACK_ALIGN)?;
+    let esp = (stack + STACK_BYTES) as u32;
+    builder.finish(low, GuestEntry::Protected32 { rip, eax: LOADER_MAGIC, ebx: info as u32, esp })
 }
 
 /// Copies the file's bytes from `file_offset` to `start` and zeroes the rest up to `memory_bytes`.
@@ -206,7 +210,7 @@ fn load_elf<'a>(builder: &mut PlanBuilder<'a>, file: &'a [u8]) -> Result<u32, Lo
     rip.map(|rip| rip as u32).ok_or(LoadError::Unsupported("its ELF entry is in none of its segments: link it again"))
 }
 
-/// Composes the information structure; returns its block and its address.
+/// Composes the information structure; returns its block, with room for the stack, and its address.
 fn build_info<'a>(
     builder: &mut PlanBuilder<'a>,
     input: &GuestInput<'a>,
@@ -215,7 +219,8 @@ fn build_info<'a>(
     let strings = core::iter::once(&input.image).chain(input.modules).map(|module| module.string.len() as u64 + 1);
     let modules_bytes = input.modules.len() as u64 * MODULE_BYTES;
     let map_bytes = input.memory_map.regions().len() as u64 * MAP_ENTRY_BYTES;
-    let total = INFO_BYTES + modules_bytes + map_bytes + strings.sum::<u64>() + input.loader_name.len() as u64 + 1;
+    let strings = strings.sum::<u64>() + input.loader_name.len() as u64 + 1;
+    let total = INFO_BYTES + modules_bytes + map_bytes + strings + STACK_BYTES + STACK_ALIGN;
     let mut low = builder.low_block(total, scratch)?;
 
     let (info, _) = low.alloc(INFO_BYTES, 8)?;

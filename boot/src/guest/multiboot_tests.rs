@@ -63,7 +63,11 @@ fn an_image_with_address_fields_is_copied_as_one_piece_with_zeros_behind() {
     assert_eq!(plan.copies[0].bytes, &file[HEADER_AT..]);
     let end = MIB + 0x3f00;
     assert_eq!(plan.zeros.as_slice(), core::slice::from_ref(&(end..end + 0x3000)));
-    assert_eq!(plan.entry, GuestEntry::Protected32 { rip: 0x10_0040, eax: LOADER_MAGIC, ebx: 0x1_0000 });
+    let GuestEntry::Protected32 { rip, eax, ebx, esp } = plan.entry else { panic!("{plan:?}") };
+    assert_eq!((rip, eax, ebx), (0x10_0040, LOADER_MAGIC, 0x1_0000));
+    let low = plan.copies.last().unwrap();
+    let stack = (u64::from(esp) - STACK_BYTES - low.to.0) as usize;
+    assert!(esp % 16 == 0 && low.bytes[stack..][..STACK_BYTES as usize].iter().all(|&byte| byte == 0));
     check_plan(&plan, &map, &[module(60 * MIB, &file, b"")]);
 }
 

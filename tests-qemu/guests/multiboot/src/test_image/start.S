@@ -14,7 +14,8 @@
     .global _start
 _start:
     movl %ebx, %ebp                 # the multiboot information
-    movl %eax, %esi                 # the loader's magic
+    pushl %eax                      # on the stack that the loader left, as other images do
+    popl %esi                       # the loader's magic
     movl $stack_top, %esp
 
     # The first 4 GiB, in 2 MiB pages.
