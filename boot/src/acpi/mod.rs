@@ -1,10 +1,14 @@
-//! What the firmware says of the machine: how it sleeps, and its lists of processors, the ACPI table MADT (ACPI 6.5, 5.2.12 "Multiple APIC Description Table") and the
-//! older MP configuration table (MultiProcessor Specification 1.4, 4 "MP Configuration Table").
+//! What the firmware says of the machine: how it sleeps, the units that remap its devices' memory accesses, and its lists
+//! of processors, the ACPI table MADT (ACPI 6.5, 5.2.12 "Multiple APIC Description Table") and the older MP configuration
+//! table (MultiProcessor Specification 1.4, 4 "MP Configuration Table").
 
+pub mod dmar;
 mod madt;
 mod mp_table;
 pub mod sleep;
 mod tables;
+
+pub use tables::hide;
 
 use core::fmt;
 
@@ -27,6 +31,10 @@ pub enum TableError {
     BadEntry(u64),
     /// The table has too many processors.
     TooManyProcessors,
+    /// The table's bytes do not add up to zero.
+    BadChecksum(u64),
+    /// The table has too many entries of a kind, which this names.
+    TooMany(&'static str),
 }
 
 impl From<OutOfRange> for TableError {
@@ -41,6 +49,8 @@ impl fmt::Display for TableError {
             Self::OutOfRange(error) => write!(f, "{error}"),
             Self::BadEntry(address) => write!(f, "the entry at {address:#x} is damaged"),
             Self::TooManyProcessors => write!(f, "there are more than {MAX_PROCESSORS} processors"),
+            Self::BadChecksum(address) => write!(f, "the checksum of the table at {address:#x} is wrong"),
+            Self::TooMany(what) => write!(f, "there are too many {what}"),
         }
     }
 }
@@ -138,6 +148,6 @@ pub fn find_rsdp(memory: &impl PhysMemory) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 #[cfg(test)]
 mod tests;
