@@ -1,7 +1,7 @@
 //! The decisions between power-on and the guest's first instruction that need no access to the machine.
 //!
 //! ```text
-//!   entry (assembly) -> multiboot -> cmdline, memory_map -> layout -> acpi -> guest -> LoadPlan, GuestEntry
+//!   entry (assembly) -> multiboot -> cmdline, memory_map -> acpi -> iommu -> layout -> guest -> LoadPlan, GuestEntry
 //! ```
 //!
 //! Everything but `entry` is pure: it reads copies, and returns plans that the `l1hv` binary carries out.
@@ -24,6 +24,7 @@ pub mod cmdline;
 #[cfg(target_os = "none")]
 pub mod entry;
 pub mod guest;
+pub mod iommu;
 pub mod layout;
 pub mod machine;
 pub mod memory_map;
