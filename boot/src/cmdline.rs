@@ -29,6 +29,8 @@ pub struct Options<'a> {
     /// Whether nested guests and their hypervisors are kept apart in the processor's speculation too, as far as the
     /// processor needs it: `mitigations=auto|off`.
     pub mitigations: bool,
+    /// Whether devices are kept from the host's memory: `iommu=auto|on|off`.
+    pub iommu: Iommu,
 }
 
 impl Default for Options<'_> {
@@ -44,8 +46,20 @@ impl Default for Options<'_> {
             triple_fault: TripleFault::Reset,
             hypercalls: false,
             mitigations: true,
+            iommu: Iommu::Auto,
         }
     }
+}
+
+/// The use of the units that remap the devices' memory accesses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Iommu {
+    /// The host uses them if it can. If not, it says so and goes on.
+    Auto,
+    /// The host uses them, or stops.
+    On,
+    /// The host leaves them to the guest.
+    Off,
 }
 
 /// The effect of a triple fault of the guest hypervisor.
@@ -71,7 +85,7 @@ enum Apply {
 }
 
 /// All options, one row each, for the parser and the error messages.
-const TABLE: [(&str, Apply); 10] = [
+const TABLE: [(&str, Apply); 11] = [
     ("log", Apply::Value(set_log, "error, warn, info, debug or trace")),
     ("stats", Apply::Flag(|options| options.stats = true)),
     ("vmcs-shadowing", Apply::Value(set_vmcs_shadowing, "on or off")),
@@ -82,6 +96,7 @@ const TABLE: [(&str, Apply); 10] = [
     ("triple-fault", Apply::Value(set_triple_fault, "reset or stop")),
     ("hypercalls", Apply::Flag(|options| options.hypercalls = true)),
     ("mitigations", Apply::Value(set_mitigations, "auto or off")),
+    ("iommu", Apply::Value(set_iommu, "auto, on or off")),
 ];
 
 fn set_log(options: &mut Options<'_>, value: &str) -> bool {
@@ -112,6 +127,15 @@ fn set_triple_fault(options: &mut Options<'_>, value: &str) -> bool {
 fn set_mitigations(options: &mut Options<'_>, value: &str) -> bool {
     options.mitigations = value == "auto";
     matches!(value, "auto" | "off")
+}
+
+fn set_iommu(options: &mut Options<'_>, value: &str) -> bool {
+    const USES: [(&str, Iommu); 3] = [("auto", Iommu::Auto), ("on", Iommu::On), ("off", Iommu::Off)];
+    let chosen = USES.iter().find(|(name, _)| *name == value);
+    if let Some((_, chosen)) = chosen {
+        options.iommu = *chosen;
+    }
+    chosen.is_some()
 }
 
 fn set_host_memory(options: &mut Options<'_>, value: &str) -> bool {
@@ -205,7 +229,7 @@ mod tests {
     fn every_option_is_read_and_the_last_word_wins() {
         assert_eq!(
             Options::parse(
-                "log=trace  stats vmcs-shadowing=off host-memory=64 ept-tables=99 shadow=A:r,B*:none profile triple-fault=stop hypercalls mitigations=off log=warn"
+                "log=trace  stats vmcs-shadowing=off host-memory=64 ept-tables=99 shadow=A:r,B*:none profile triple-fault=stop hypercalls mitigations=off iommu=off iommu=on log=warn"
             ),
             Ok(Options {
                 log: LevelFilter::Warn,
@@ -218,6 +242,7 @@ mod tests {
                 triple_fault: TripleFault::Stop,
                 hypercalls: true,
                 mitigations: false,
+                iommu: Iommu::On,
             })
         );
     }
@@ -229,7 +254,7 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "unknown option \"frobnicate=1\": the options are log=, stats, vmcs-shadowing=, host-memory=, ept-tables=, \
-             shadow=, profile, triple-fault=, hypercalls, mitigations="
+             shadow=, profile, triple-fault=, hypercalls, mitigations=, iommu="
         );
     }
 
@@ -247,6 +272,7 @@ mod tests {
             "shadow=",
             "triple-fault=halt",
             "mitigations=on",
+            "iommu=yes",
         ] {
             let error = Options::parse(word).unwrap_err();
             assert!(matches!(error, OptionError::BadValue { word: named, .. } if named == word), "{word}: {error:?}");

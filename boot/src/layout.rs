@@ -64,17 +64,19 @@ impl fmt::Display for LayoutError {
 
 impl core::error::Error for LayoutError {}
 
-/// The size of the host's region: 32 MiB, 4 MiB for each processor but the first and 1/256 of the memory, or what the
-/// user asked for, in whole 2 MiB.
-pub fn host_region_bytes(map: &MemoryMap, processors: usize, host_memory_mib: Option<u32>) -> u64 {
+/// The size of the host's region: 32 MiB, 4 MiB for each processor but the first, 1/256 of the memory and the pages of the
+/// IOMMUs' tables, or what the user asked for, in whole 2 MiB.
+pub fn host_region_bytes(map: &MemoryMap, processors: usize, iommu_pages: u64, host_memory_mib: Option<u32>) -> u64 {
+    let for_processors = 32 * MIB + 4 * MIB * (processors as u64).saturating_sub(1);
     let bytes = match host_memory_mib {
         Some(mib) => u64::from(mib) * MIB,
-        None => 32 * MIB + 4 * MIB * (processors as u64).saturating_sub(1) + map.usable_bytes() / 256,
+        None => for_processors + map.usable_bytes() / 256 + iommu_pages * PAGE,
     };
     bytes.next_multiple_of(REGION_ALIGN)
 }
 
-/// Picks the highest free range of `bytes` under 4 GiB that is clear of `taken`: the modules and the running image.
+/// Picks the highest free range of `bytes` under 4 GiB that is clear of `taken`: the modules, the running image
+/// and what devices access for the firmware.
 ///
 /// # Errors
 ///
@@ -144,9 +146,10 @@ mod tests {
     #[test]
     fn the_host_gets_32_mib_and_a_256th_of_the_memory_in_whole_2_mib() {
         let map = map(&[0..0x9_f000, MIB..2048 * MIB]);
-        assert_eq!(host_region_bytes(&map, 1, None), 40 * MIB);
-        assert_eq!(host_region_bytes(&map, 4, None), 52 * MIB);
-        assert_eq!(host_region_bytes(&map, 4, Some(9)), 10 * MIB);
+        assert_eq!(host_region_bytes(&map, 1, 0, None), 40 * MIB);
+        assert_eq!(host_region_bytes(&map, 4, 0, None), 52 * MIB);
+        assert_eq!(host_region_bytes(&map, 4, 600, None), 56 * MIB);
+        assert_eq!(host_region_bytes(&map, 4, 600, Some(9)), 10 * MIB);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::arch::phys::BootMemory;
 use crate::arch::takeover::{LoadGuestError, Takeover, TakeoverError, take_over};
 use crate::host::{HostSetup, check_processor, stop_host_memory};
 use crate::stop::{StopReason, stop};
-use crate::{sleep, startup};
+use crate::{iommu, sleep, startup};
 
 /// Boots: `magic` and `info` are the loader's values of EAX and EBX.
 pub fn run(magic: u32, info: u32) -> ! {
@@ -34,21 +34,29 @@ pub fn run(magic: u32, info: u32) -> ! {
         stop(StopReason::new(StopKind::NoGuestImage, message));
     }
     check_processor();
-    log::info!("no IOMMU is used: devices can reach the memory of l1hv, as the guest hypervisor tells them");
     let acpi_rsdp = acpi::find_rsdp(&BootMemory);
     let apic_ids = startup::find_processors(acpi_rsdp, &boot_info);
     let sleep = sleep::find(acpi_rsdp);
-    let mut machine = match take_over(&boot_info, apic_ids.len(), options.host_memory_mib) {
+    let iommu = iommu::plan(options.iommu, acpi_rsdp, &boot_info.memory_map, &apic_ids);
+    let mut machine = match take_over(&boot_info, apic_ids.len(), options.host_memory_mib, iommu.as_ref()) {
         Ok(machine) => machine,
         Err(error) => stop_takeover(&error),
     };
     log::info!("host memory: {}..{}", machine.region.start, machine.region.end);
+    if let Some(plan) = &iommu {
+        match machine.allocator.alloc_pages(plan.pages()) {
+            Ok(pages) => iommu::turn_on(options.iommu, plan, machine.region, pages),
+            Err(error) => stop_host_memory(&error),
+        }
+        iommu::hide_table(plan, acpi_rsdp, &machine.guest_ram);
+    }
     let entry = match machine.load_guest(&boot_info, acpi_rsdp) {
         Ok(entry) => entry,
         Err(error) => stop_load(&error),
     };
-    let Takeover { region: host_region, allocator, guest_ram, memory_map, tables, .. } = machine;
-    let setup = HostSetup { options, host_region, memory_map, guest_ram, segments, entry, apic_ids, tables, sleep };
+    let Takeover { region: host_region, allocator, guest_ram, held, memory_map, tables, .. } = machine;
+    let setup =
+        HostSetup { options, host_region, memory_map, guest_ram, held, segments, entry, apic_ids, tables, sleep };
     startup::launch(setup, allocator)
 }
 

@@ -1,7 +1,10 @@
-//! EPT01: an identity map, except that the host's region leads to one scratch page. All processors share it.
+//! EPT01: an identity map, except that the host's region and the pages that it holds lead to one scratch page. All
+//! processors share it.
 //!
 //! Code that changes EPT01 holds its lock, for a few stores; walks take no lock. EPT01 only grows: none of its tables
 //! is ever given back.
+
+use core::ops::Range;
 
 use boot::memory_map::{MemoryMap, RegionKind};
 use ept::map::{MapError, Mapping, OutOfTables, fill_gap, gap, leaf_level, lookup, map_page, map_range, set_rights};
@@ -9,7 +12,7 @@ use ept::table::{ENTRIES, TableMemory};
 use ept::{Caching, Entry, Eptp01, ExecuteControl, Gpa, Hpa, Levels, MemoryType, PageSize, Rights};
 use spin::Mutex;
 
-use crate::mem::{HostRegion, PAGE_BYTES};
+use crate::mem::{HeldPages, HostRegion, PAGE_BYTES};
 use crate::stop::stop_internal;
 use crate::tables::{RoomForEpt01, TableArea, TablePool};
 
@@ -27,6 +30,17 @@ pub struct Ept01 {
     limit: Gpa,
 }
 
+/// The addresses at which the guest hypervisor finds the scratch page.
+#[derive(Clone, Copy, Debug)]
+pub struct Withheld<'a> {
+    /// The host's memory.
+    pub region: HostRegion,
+    /// Pages of devices, below 4 GiB and outside memory.
+    pub held: &'a HeldPages,
+    /// The page.
+    pub scratch: Hpa,
+}
+
 /// The right to change EPT01, and the list of watched pages, which belongs to it.
 pub struct Writer<'a> {
     ept01: &'a Ept01,
@@ -39,9 +53,10 @@ fn identity(memory_type: MemoryType) -> impl Fn(Gpa, PageSize) -> Entry {
 }
 
 impl Ept01 {
-    /// Memory write-back and devices uncacheable. `scratch` is plain memory without another use, all ones until a guest
-    /// writes to it: whatever the guest hypervisor does to the host's region reaches nothing of the host's, causes no
-    /// exit and costs one table for each 2 MiB. Nothing is mapped from `limit` on, the end of what guests can address.
+    /// Memory write-back and devices uncacheable. The scratch page is plain memory without another use, all ones until a
+    /// guest writes to it: whatever the guest hypervisor does to what is withheld reaches nothing of the host's, causes
+    /// no exit and costs one table for each 2 MiB. Nothing is mapped from `limit` on, the end of what guests can
+    /// address.
     ///
     /// # Errors
     ///
@@ -51,11 +66,12 @@ impl Ept01 {
         pool: &mut TablePool,
         largest: PageSize,
         map: &MemoryMap,
-        hole: HostRegion,
-        scratch: Hpa,
+        withheld: Withheld<'_>,
         limit: Gpa,
     ) -> Result<Self, MapError> {
         const LOW_END: u64 = 1 << 32;
+        let Withheld { region: hole, held, scratch } = withheld;
+        let nothing = |_, size| Entry::leaf(scratch, size, Rights::ALL, Caching::new(MemoryType::WRITE_BACK));
         let root = Eptp01::new(pool.allocate().ok_or(OutOfTables)?, Levels::Four);
         let mut next = 0;
         let end = map.memory_end().min(limit.0).max(LOW_END).next_multiple_of(PageSize::Size2M.bytes());
@@ -66,14 +82,12 @@ impl Ept01 {
             if !is_memory || start >= stop || start < next {
                 continue;
             }
-            map_range(pool, root, Gpa(next)..Gpa(start), largest, identity(MemoryType::UNCACHEABLE))?;
+            map_devices(pool, root, next..start, largest, held, &nothing)?;
             map_range(pool, root, Gpa(start)..Gpa(stop), largest, identity(MemoryType::WRITE_BACK))?;
             next = stop;
         }
-        map_range(pool, root, Gpa(next)..Gpa(end), largest, identity(MemoryType::UNCACHEABLE))?;
-        map_range(pool, root, Gpa(hole.start.0)..Gpa(hole.end.0), PageSize::Size4K, |_, size| {
-            Entry::leaf(scratch, size, Rights::ALL, Caching::new(MemoryType::WRITE_BACK))
-        })?;
+        map_devices(pool, root, next..end, largest, held, &nothing)?;
+        map_range(pool, root, Gpa(hole.start.0)..Gpa(hole.end.0), PageSize::Size4K, nothing)?;
         let nothing = tables_of_nothing(pool, scratch)?;
         Ok(Self { area, root, writer: Mutex::new(()), largest, nothing, limit })
     }
@@ -101,6 +115,26 @@ impl Ept01 {
     fn lookup(&self, address: Gpa) -> Option<Mapping> {
         lookup(&self.area.without_room(), self.root, address)
     }
+}
+
+/// Maps addresses without memory, but for pages that the host holds, where `nothing` gives the entries.
+fn map_devices(
+    pool: &mut TablePool,
+    root: Eptp01,
+    range: Range<u64>,
+    largest: PageSize,
+    held: &HeldPages,
+    nothing: &impl Fn(Gpa, PageSize) -> Entry,
+) -> Result<(), MapError> {
+    let mut next = range.start;
+    let within = held.ranges().iter().map(|held| held.start.max(range.start)..held.end.min(range.end));
+    for held in within.filter(|held| !held.is_empty()) {
+        map_range(pool, root, Gpa(next)..Gpa(held.start), largest, identity(MemoryType::UNCACHEABLE))?;
+        map_range(pool, root, Gpa(held.start)..Gpa(held.end), PageSize::Size4K, nothing)?;
+        // The ranges of two units may overlap.
+        next = next.max(held.end);
+    }
+    map_range(pool, root, Gpa(next)..Gpa(range.end), largest, identity(MemoryType::UNCACHEABLE))
 }
 
 /// Tables that map everything to the scratch page, by level from 1 on.

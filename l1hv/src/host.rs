@@ -10,7 +10,7 @@ use boot::stop::StopKind;
 
 use crate::arch::cpu;
 use crate::arch::gdt::HostSegments;
-use crate::mem::{GuestRam, HostRegion, HostTables, OutOfHostMemory};
+use crate::mem::{GuestRam, HeldPages, HostRegion, HostTables, OutOfHostMemory};
 use crate::stop::{StopReason, stop};
 
 /// Everything that the boot hands to the run loop.
@@ -24,6 +24,8 @@ pub struct HostSetup<'a> {
     pub memory_map: MemoryMap,
     /// All memory that is not the host's.
     pub guest_ram: GuestRam,
+    /// Pages of devices that are the host's.
+    pub held: HeldPages,
     /// Selectors and bases for the host-state area.
     pub segments: HostSegments,
     /// The guest's initial state.

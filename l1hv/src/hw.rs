@@ -20,7 +20,7 @@ use crate::arch::vmx::{self, Vmcss};
 use crate::arch::{apic, cpu, msr, on_behalf};
 use crate::ept01::Ept01;
 use crate::log::warn_of_repeatable;
-use crate::mem::{GuestRam, HostRegion, PAGE_BYTES};
+use crate::mem::{GuestRam, HeldPages, HostRegion, PAGE_BYTES};
 use crate::processor::{self, Processor, Requests};
 use crate::shadow_fields::ShadowFields;
 use crate::sleep;
@@ -183,12 +183,13 @@ impl Machine for Hardware {
     }
 }
 
-/// The guest hypervisor's physical memory. EPT01 is an identity map with a hole, and behind the hole is one scratch
-/// page.
+/// The guest hypervisor's physical memory. EPT01 is an identity map with a hole and pages that the host holds, and behind
+/// them is one scratch page.
 #[derive(Debug)]
 pub struct GuestPhysical {
     ram: GuestRam,
     hole: HostRegion,
+    held: &'static HeldPages,
     scratch: Hpa,
     ept01: &'static Ept01,
     /// Pages that the host has merged, by [`MergedAs`].
@@ -198,17 +199,18 @@ pub struct GuestPhysical {
 }
 
 impl GuestPhysical {
-    /// `scratch` is what the guest hypervisor finds wherever it looks into `hole`; `processor` is where others see which
-    /// pages this processor has merged.
+    /// `scratch` is what the guest hypervisor finds wherever it looks into `hole` and at `held`; `processor` is where
+    /// others see which pages this processor has merged.
     pub fn new(
         ram: GuestRam,
         hole: HostRegion,
+        held: &'static HeldPages,
         scratch: Hpa,
         ept01: &'static Ept01,
         processor: &'static Processor,
     ) -> Self {
         let watches = processor.watched.each_ref().map(Watches::new);
-        Self { ram, hole, scratch, ept01, watches, written: &processor.written }
+        Self { ram, hole, held, scratch, ept01, watches, written: &processor.written }
     }
 }
 
@@ -232,7 +234,7 @@ impl WatchedMemory for GuestPhysical {
     }
 
     fn is_host(&self, address: Gpa) -> bool {
-        self.hole.range().contains(&Hpa(address.0))
+        self.hole.range().contains(&Hpa(address.0)) || self.held.touch(address.0, address.0.saturating_add(1))
     }
 }
 

@@ -20,6 +20,7 @@ mod ept01;
 mod exit;
 mod host;
 mod hw;
+mod iommu;
 mod log;
 mod mem;
 mod panic;

@@ -35,11 +35,11 @@ use crate::arch::enter::GuestRegisters;
 use crate::arch::gdt::HostSegments;
 use crate::arch::vmx::Vmcss;
 use crate::arch::{cpu, host_state, msr, on_behalf};
-use crate::ept01::Ept01;
+use crate::ept01::{Ept01, Withheld};
 use crate::exit::wait_for_start;
 use crate::host::{HostSetup, stop_host_memory};
 use crate::hw::{GuestPhysical, Hardware, Vcpu};
-use crate::mem::{GuestRam, HostPages, HostRegion, PAGE_BYTES, PhysAllocator, heap};
+use crate::mem::{GuestRam, HeldPages, HostPages, HostRegion, PAGE_BYTES, PhysAllocator, heap};
 use crate::processor::Processor;
 use crate::shadow_fields::{AccessCounters, Profile, ShadowFields};
 use crate::stop::{StopReason, stop};
@@ -60,6 +60,7 @@ pub struct Shared {
     exit_load02: (Hpa, u32),
     guest_ram: GuestRam,
     host_region: HostRegion,
+    held: HeldPages,
     scratch: Hpa,
     msr_bitmaps01: [Hpa; 2],
     field_bitmaps: [Hpa; 2],
@@ -88,7 +89,7 @@ impl VcpuBuilder {
     /// The builder for the processors of `setup`. Each of them but the boot processor needs `pages_to_start` besides
     /// its memory.
     pub fn new(setup: &HostSetup<'_>, mut allocator: PhysAllocator, pages_to_start: u64) -> Self {
-        let HostSetup { options, host_region, memory_map, guest_ram, apic_ids, .. } = setup;
+        let HostSetup { options, host_region, memory_map, guest_ram, held, apic_ids, .. } = setup;
         let processors = apic_ids.len();
         let caps = read_capabilities([pages(&mut allocator, 1), pages(&mut allocator, 1)]);
         if let Some(id) = caps.missing_essential() {
@@ -126,7 +127,8 @@ impl VcpuBuilder {
         let mut pool = tables.pool(0, processors);
         let largest = if caps.ept_vpid & ept_vpid::PAGE_1G != 0 { PageSize::Size1G } else { PageSize::Size2M };
         let limit = Gpa(1 << caps.physical_bits);
-        let ept01 = match Ept01::build(tables, &mut pool, largest, memory_map, *host_region, scratch, limit) {
+        let withheld = Withheld { region: *host_region, held, scratch };
+        let ept01 = match Ept01::build(tables, &mut pool, largest, memory_map, withheld, limit) {
             Ok(ept01) if pool.budget() - pool.in_use() >= NestedPaging::LEAST_TABLES => ept01,
             _ => stop_few_tables(table_pages),
         };
@@ -142,6 +144,7 @@ impl VcpuBuilder {
             exit_load02,
             guest_ram: guest_ram.clone(),
             host_region: *host_region,
+            held: held.clone(),
             scratch,
             msr_bitmaps01,
             field_bitmaps,
@@ -299,6 +302,7 @@ pub fn build(
         memory: GuestPhysical::new(
             shared.guest_ram.clone(),
             shared.host_region,
+            &shared.held,
             shared.scratch,
             &shared.ept01,
             processor,

@@ -8,6 +8,7 @@ use shadow::exit::IoAccess;
 
 use crate::arch::on_behalf;
 use crate::arch::phys::BootMemory;
+use crate::iommu;
 use crate::log::warn_of_repeatable;
 
 /// A sleep was denied, and no guest has cleared the status that says that the machine has woken up.
@@ -35,6 +36,7 @@ pub fn access(control: &SleepControl, access: IoAccess, value: u32) -> u32 {
         let seems_woken = SEEMS_WOKEN.load(Ordering::Relaxed);
         return if seems_woken { control.read_after_denial(port, bytes, value) } else { value };
     }
+    iommu::report();
     let written = control.write(port, bytes, value);
     if written.clears_wake_status {
         SEEMS_WOKEN.store(false, Ordering::Relaxed);

@@ -8,8 +8,7 @@ use protocol::SHUTDOWN_TEXT;
 
 use crate::arch::cpu;
 use crate::arch::port::Port;
-use crate::log;
-use crate::processor;
+use crate::{iommu, log, processor};
 
 /// Why the host stops: the kind, and a message of one line that says what is wrong and what to do.
 pub struct StopReason<'a> {
@@ -27,6 +26,7 @@ impl<'a> StopReason<'a> {
 /// Stops the machine: says the reason, then tries each emulator's way to exit, then halts for ever, which is the only
 /// way on a real machine.
 pub fn stop(reason: StopReason<'_>) -> ! {
+    iommu::report();
     log::write_line(format_args!("{LINE_PREFIX}{}: {}", reason.kind.name(), reason.message));
     processor::stop_others();
     for &byte in SHUTDOWN_TEXT {

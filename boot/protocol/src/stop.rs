@@ -36,6 +36,8 @@ pub enum StopKind {
     NoVmxFeature,
     /// The processor has no execute-disable, or the firmware switched it off.
     NoExecuteDisable,
+    /// The machine has no IOMMU that can be used, and the user asks for one.
+    NoIommu,
     /// A processor of the machine does not start, or is not like the others.
     Processors,
     /// The boot loader's information is unusable.
@@ -58,7 +60,7 @@ pub enum StopKind {
 
 impl StopKind {
     /// All kinds.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::NoLongMode,
         Self::NoVmx,
         Self::VmxLocked,
@@ -67,6 +69,7 @@ impl StopKind {
         Self::NoVpid,
         Self::NoVmxFeature,
         Self::NoExecuteDisable,
+        Self::NoIommu,
         Self::Processors,
         Self::BadBootInfo,
         Self::NoGuestImage,
@@ -89,6 +92,7 @@ impl StopKind {
             Self::NoVpid => "no-vpid",
             Self::NoVmxFeature => "no-vmx-feature",
             Self::NoExecuteDisable => "no-execute-disable",
+            Self::NoIommu => "no-iommu",
             Self::Processors => "processors",
             Self::BadBootInfo => "bad-boot-info",
             Self::NoGuestImage => "no-guest-image",

@@ -77,6 +77,12 @@ pub fn cr2() -> u64 {
     value
 }
 
+/// The time-stamp counter.
+pub fn tsc() -> u64 {
+    // SAFETY: reading the counter has no effect; CR4.TSD does not matter at CPL 0.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
 /// CPUID: EAX, EBX, ECX and EDX.
 pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     let answer = __cpuid_count(leaf, subleaf);
@@ -94,6 +100,16 @@ pub fn speculation() -> Speculation {
     let has_capabilities = features_edx & Speculation::ARCH_CAPABILITIES != 0;
     let arch_capabilities = if has_capabilities { msr::try_read(IA32_ARCH_CAPABILITIES).unwrap_or(0) } else { 0 };
     Speculation { features_ebx, features_edx, arch_capabilities }
+}
+
+/// Whether the firmware has put the processor into x2APIC mode for good: IA32_XAPIC_DISABLE_STATUS, if
+/// IA32_ARCH_CAPABILITIES says that it exists.
+pub fn is_locked_in_x2apic_mode() -> bool {
+    const IA32_XAPIC_DISABLE_STATUS: u32 = 0xbd;
+    const LEGACY_XAPIC_DISABLED: u64 = 1 << 0;
+    const HAS_STATUS: u64 = 1 << 21;
+    let has_status = speculation().arch_capabilities & HAS_STATUS != 0;
+    has_status && msr::try_read(IA32_XAPIC_DISABLE_STATUS).is_some_and(|status| status & LEGACY_XAPIC_DISABLED != 0)
 }
 
 /// Whether the processor maps 1 GiB pages: `CPUID.80000001H:EDX[26]`.

@@ -8,6 +8,7 @@ pub mod fixup;
 pub mod gdt;
 pub mod host_state;
 pub mod idt;
+pub mod mmio;
 pub mod msr;
 pub mod on_behalf;
 pub mod phys;

@@ -5,7 +5,9 @@
 use core::ops::Range;
 
 use arrayvec::ArrayVec;
+use boot::acpi::dmar::MAX_RESERVED;
 use boot::guest::{self, GuestEntry, GuestInput, GuestModule, LoadError};
+use boot::iommu::Plan;
 use boot::layout::{self, LayoutError};
 use boot::memory_map::{MemoryMap, TooManyRegions};
 use boot::multiboot::{BootInfo, MAX_MODULES};
@@ -13,7 +15,9 @@ use ept::{Hpa, PageSize};
 
 use super::relocate::{self, image, image_parts, loaded_image};
 use super::{cpu, phys};
-use crate::mem::{GuestRam, HostRegion, HostTables, OutOfHostMemory, PAGE_BYTES, PhysAllocator, build_host_tables};
+use crate::mem::{
+    GuestRam, HeldPages, HostMap, HostRegion, HostTables, OutOfHostMemory, PAGE_BYTES, PhysAllocator, build_host_tables,
+};
 
 /// Why the takeover failed.
 pub enum TakeoverError {
@@ -51,6 +55,8 @@ pub struct Takeover {
     pub allocator: PhysAllocator,
     /// All other memory.
     pub guest_ram: GuestRam,
+    /// Pages of devices that are the host's.
+    pub held: HeldPages,
     /// The machine's memory, with the host's region reserved.
     pub memory_map: MemoryMap,
     /// The host's page tables.
@@ -68,11 +74,14 @@ pub fn take_over(
     boot_info: &BootInfo,
     processors: usize,
     host_memory_mib: Option<u32>,
+    iommu: Option<&Plan>,
 ) -> Result<Takeover, TakeoverError> {
-    let bytes = layout::host_region_bytes(&boot_info.memory_map, processors, host_memory_mib);
-    let mut taken: ArrayVec<Range<u64>, { MAX_MODULES + 1 }> =
+    let bytes =
+        layout::host_region_bytes(&boot_info.memory_map, processors, iommu.map_or(0, Plan::pages), host_memory_mib);
+    let mut taken: ArrayVec<Range<u64>, { MAX_MODULES + 1 + MAX_RESERVED }> =
         boot_info.modules.iter().map(|module| module.range.clone()).collect();
     taken.push(loaded_image());
+    taken.extend(iommu.iter().flat_map(|plan| plan.reserved.iter().cloned()));
     let range = layout::host_region(&boot_info.memory_map, bytes, &taken)?;
     let region = HostRegion { start: Hpa(range.start), end: Hpa(range.end) };
     let memory_map = boot_info.memory_map.with_reserved(range)?;
@@ -80,11 +89,12 @@ pub fn take_over(
     // SAFETY: the region is free memory below 4 GiB, hence in the boot code's direct map, and this is the only
     // allocator.
     let mut allocator = unsafe { PhysAllocator::new(region) };
-    let tables = move_host(&mut allocator, &memory_map, processors - 1)?;
+    let held = HeldPages::new(iommu.iter().flat_map(|plan| plan.units.iter().map(|(registers, _)| registers.clone())));
+    let tables = move_host(&mut allocator, &memory_map, processors - 1, &held)?;
     let modules = stage_modules(boot_info, &memory_map, region)?;
     // SAFETY: the region holds all of the host's memory: the image, its stack and tables, and the allocator's pages.
     let guest_ram = unsafe { GuestRam::new(region.range()) };
-    Ok(Takeover { region, allocator, guest_ram, memory_map, tables, modules })
+    Ok(Takeover { region, allocator, guest_ram, held, memory_map, tables, modules })
 }
 
 /// The end of the direct map, which covers all memory, and the devices below 4 GiB.
@@ -93,12 +103,26 @@ fn wanted_direct_map_end(map: &MemoryMap) -> Hpa {
     Hpa(map.memory_end().max(FOUR_GIB).next_multiple_of(PageSize::Size1G.bytes()))
 }
 
-fn move_host(allocator: &mut PhysAllocator, map: &MemoryMap, stacks: usize) -> Result<HostTables, OutOfHostMemory> {
+fn move_host(
+    allocator: &mut PhysAllocator,
+    map: &MemoryMap,
+    stacks: usize,
+    held: &HeldPages,
+) -> Result<HostTables, OutOfHostMemory> {
     let image = image();
     let target = allocator.alloc_pages((image.end - image.start) / PAGE_BYTES)?.phys();
     let end = wanted_direct_map_end(map);
     let page = if cpu::has_1gib_pages() { PageSize::Size1G } else { PageSize::Size2M };
-    let tables = build_host_tables(allocator, end, page, &image, target, &image_parts(), stacks)?;
+    let map = HostMap {
+        direct_map_end: end,
+        direct_page: page,
+        image: &image,
+        image_start: target,
+        parts: &image_parts(),
+        stacks,
+        held,
+    };
+    let tables = build_host_tables(allocator, &map)?;
     // SAFETY: `target` was just allocated with the image's size, the tables map what `relocate` asks for, and from here
     // on the host uses only the image's virtual addresses and the direct map.
     unsafe { relocate::relocate(target, tables.root, end) };

@@ -8,13 +8,18 @@ use shadow::registers::{RAX, RBX, RCX, RDX};
 
 use crate::arch::cpu;
 use crate::hw::Vcpu;
-use crate::processor;
 use crate::stats;
+use crate::{iommu, processor};
 
 /// Handles CPUID.
 pub fn handle(vcpu: &mut Vcpu) -> Action {
+    iommu::report_now_and_then();
     let (leaf, subleaf) = (vcpu.registers[RAX] as u32, vcpu.ecx());
-    if leaf == statistics::LEAF && subleaf == statistics::SUBLEAF && vcpu.machine.prints_stats && stats::may_print() {
+    let asks_for_stats = leaf == statistics::LEAF && subleaf == statistics::SUBLEAF && vcpu.machine.prints_stats;
+    if asks_for_stats {
+        iommu::report();
+    }
+    if asks_for_stats && stats::may_print() {
         let all = processor::all().iter().map(|processor| &processor.stats);
         stats::print(all, &vcpu.tables, &vcpu.nested.ept.cache);
         vcpu.machine.shadow_fields.print();

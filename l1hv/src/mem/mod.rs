@@ -2,11 +2,13 @@
 
 mod alloc;
 pub mod heap;
+mod held;
 mod paging;
 
 pub use crate::arch::phys::{GuestRam, phys_to_virt};
 pub use alloc::{HostPages, OutOfHostMemory, PhysAllocator};
-pub use paging::{HostTables, build_host_tables, stack_end};
+pub use held::HeldPages;
+pub use paging::{HostMap, HostTables, build_host_tables, held_to_virt, stack_end};
 
 use core::ops::Range;
 

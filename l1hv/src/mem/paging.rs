@@ -1,7 +1,9 @@
 //! The host's own page tables.
 //!
 //! ```text
-//!   0xFFFF_8000_0000_0000 + p   all of physical memory: supervisor, writable, never executable; 1 GiB or 2 MiB pages
+//!   0xFFFF_8000_0000_0000 + p   all of physical memory: supervisor, writable, never executable; 1 GiB or 2 MiB pages;
+//!                               but for pages of devices that the host holds: there is a page without another use
+//!   0xFFFF_FE00_0000_0000 + p   the pages of devices that the host holds, uncacheable
 //!   0xFFFF_FF00_0000_0000       stacks of the processors but the first, each above a page that is not mapped
 //!   0xFFFF_FFFF_8010_0000       the image, backed by the host's region: text read+execute, constants read, data read+write
 //! ```
@@ -14,12 +16,14 @@ use core::ops::Range;
 use ept::{Hpa, PageSize};
 
 use super::alloc::OutOfHostMemory;
-use super::{HostPages, PAGE_BYTES, PhysAllocator};
+use super::{HeldPages, HostPages, PAGE_BYTES, PhysAllocator};
 use crate::arch::phys::DIRECT_MAP_BASE;
 use crate::arch::relocate::{Access, ImagePart};
 
 const PRESENT: u64 = 1 << 0;
 const WRITABLE: u64 = 1 << 1;
+const WRITE_THROUGH: u64 = 1 << 3;
+const CACHE_DISABLE: u64 = 1 << 4;
 const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -68,6 +72,24 @@ impl Tables {
         self.map_from(0, virt, phys, size, flags);
     }
 
+    /// Maps a page of the direct map. In place of pages that the host holds, `nothing` is mapped.
+    fn map_directly(&mut self, phys: Hpa, size: PageSize, held: &HeldPages, nothing: Hpa) {
+        let is_free = !held.touch(phys.0, phys.0 + size.bytes());
+        let smaller = match size {
+            _ if is_free => None,
+            PageSize::Size1G => Some(PageSize::Size2M),
+            PageSize::Size2M => Some(PageSize::Size4K),
+            PageSize::Size4K => None,
+        };
+        let Some(smaller) = smaller else {
+            let to = if is_free { phys } else { nothing };
+            return self.map(DIRECT_MAP_BASE + phys.0, to, size, WRITABLE | NO_EXECUTE);
+        };
+        for at in (0..size.bytes()).step_by(smaller.bytes() as usize) {
+            self.map_directly(phys + at, smaller, held, nothing);
+        }
+    }
+
     /// Maps one page below another top table.
     fn map_from(&mut self, root: usize, virt: u64, phys: Hpa, size: PageSize, flags: u64) {
         let index = |shift: u32| (virt >> shift & 511) as usize;
@@ -95,8 +117,37 @@ pub const fn stack_end(number: usize) -> u64 {
     STACKS + (number as u64 + 1) * STACK_SLOT_BYTES
 }
 
+/// Where the pages of devices begin that the host holds.
+const DEVICES: u64 = 0xFFFF_FE00_0000_0000;
+
+/// The address of a register in a page of a device that the host holds.
+pub const fn held_to_virt(hpa: Hpa) -> u64 {
+    DEVICES + hpa.0
+}
+
+/// What the host's tables map.
+#[derive(Clone, Copy, Debug)]
+pub struct HostMap<'a> {
+    /// The end of the direct map: a multiple of 1 GiB.
+    pub direct_map_end: Hpa,
+    /// The size of its pages.
+    pub direct_page: PageSize,
+    /// The image's virtual addresses.
+    pub image: &'a Range<u64>,
+    /// What backs the image's first byte; the others follow.
+    pub image_start: Hpa,
+    /// The image's parts.
+    pub parts: &'a [ImagePart],
+    /// The number of new stacks.
+    pub stacks: usize,
+    /// Pages of devices that the host holds: what it does for guests does not reach them.
+    pub held: &'a HeldPages,
+}
+
 /// The most tables that [`build_host_tables`] needs.
-fn tables_needed(direct_map_end: Hpa, direct_page: PageSize, image_bytes: u64, stacks: u64) -> u64 {
+fn tables_needed(map: &HostMap<'_>) -> u64 {
+    let HostMap { direct_map_end, direct_page, image, stacks, held, .. } = *map;
+    let (image_bytes, stacks) = (image.end - image.start, stacks as u64);
     let pdpts = direct_map_end.0.div_ceil(TOP_ENTRY_BYTES);
     let pds = if direct_page == PageSize::Size1G { 0 } else { direct_map_end.0.div_ceil(PageSize::Size1G.bytes()) };
     // The image: a PDPT, a page directory, and page tables of 2 MiB each, the first and the last of them in part.
@@ -105,7 +156,10 @@ fn tables_needed(direct_map_end: Hpa, direct_page: PageSize, image_bytes: u64, s
     let start = 3;
     // The stacks: as for the image.
     let stacks = 2 + stacks * STACK_SLOT_BYTES / PageSize::Size2M.bytes() + 2;
-    1 + pdpts + pds + image + start + stacks
+    // A range of pages of a device that lies across a border of 1 GiB: for the hole in the direct map, and for itself.
+    let held =
+        held.ranges().iter().map(|range| 4 + 6 + 2 * (range.end - range.start) / PageSize::Size2M.bytes()).sum::<u64>();
+    1 + pdpts + pds + image + start + stacks + held
 }
 
 /// The roots of the host's tables.
@@ -117,26 +171,24 @@ pub struct HostTables {
     pub start_root: Hpa,
 }
 
-/// Builds the host's tables: the direct map up to `direct_map_end` (a multiple of 1 GiB), `parts` of the image, whose
-/// first part is backed by `image_start` and the others by what follows it at the same distances, and so many new
-/// `stacks`.
+/// Builds the host's tables.
 ///
 /// # Errors
 ///
 /// The region is too small for the tables.
-pub fn build_host_tables(
-    allocator: &mut PhysAllocator,
-    direct_map_end: Hpa,
-    direct_page: PageSize,
-    image: &Range<u64>,
-    image_start: Hpa,
-    parts: &[ImagePart],
-    stacks: usize,
-) -> Result<HostTables, OutOfHostMemory> {
-    let count = tables_needed(direct_map_end, direct_page, image.end - image.start, stacks as u64);
-    let mut tables = Tables::new(allocator.alloc_pages(count)?);
+pub fn build_host_tables(allocator: &mut PhysAllocator, map: &HostMap<'_>) -> Result<HostTables, OutOfHostMemory> {
+    let HostMap { direct_map_end, direct_page, image, image_start, parts, stacks, held } = *map;
+    let mut tables = Tables::new(allocator.alloc_pages(tables_needed(map))?);
+    let nothing = allocator.alloc_pages(1)?;
+    let nothing_at = nothing.phys();
+    // The page reads as ones, as a bus without a device does.
+    nothing.into_bytes().fill(0xff);
     for phys in (0..direct_map_end.0).step_by(direct_page.bytes() as usize) {
-        tables.map(DIRECT_MAP_BASE + phys, Hpa(phys), direct_page, WRITABLE | NO_EXECUTE);
+        tables.map_directly(Hpa(phys), direct_page, held, nothing_at);
+    }
+    for page in held.ranges().iter().flat_map(|range| range.clone().step_by(PAGE_BYTES as usize)) {
+        let flags = WRITABLE | NO_EXECUTE | WRITE_THROUGH | CACHE_DISABLE;
+        tables.map(held_to_virt(Hpa(page)), Hpa(page), PageSize::Size4K, flags);
     }
     for part in parts {
         let flags = match part.access {

@@ -19,6 +19,7 @@ pub fn tests() -> Vec<Test> {
         Test { name: "vmx_locked_off_by_firmware_is_named_as_the_reason", run: vmx_locked },
         Test { name: "a_processor_without_ept_is_named_as_the_reason", run: no_ept },
         Test { name: "a_processor_without_unrestricted_guest_is_named_as_the_reason", run: no_unrestricted_guest },
+        Test { name: "a_machine_without_the_iommu_that_the_user_asks_for_is_named_as_the_reason", run: no_iommu },
         Test { name: "a_processor_that_does_not_start_is_named_as_the_reason", run: no_start },
         Test { name: "more_processors_than_there_is_room_for_are_named_as_the_reason", run: too_many_processors },
         Test { name: "no_guest_image_is_named_as_the_reason", run: no_guest_image },
@@ -71,6 +72,12 @@ fn no_ept(context: &Context, name: &str) -> Result<()> {
 fn no_unrestricted_guest(context: &Context, name: &str) -> Result<()> {
     let machine = Machine { cpu_model: Some("corei5_lynnfield_750"), ..context.bochs(name, boot(context)) };
     context.run(&machine)?.must_stop("no-unrestricted-guest", "unrestricted guest")
+}
+
+fn no_iommu(context: &Context, name: &str) -> Result<()> {
+    let guest = vec![Module::new(&context.programs.multiboot_guest)];
+    let boot = Boot::L1hv { host: context.host("iommu=on"), guest };
+    context.run(&context.bochs(name, boot))?.must_stop("no-iommu", "VT-d")
 }
 
 /// The firmware's list has a processor that the machine does not have.
