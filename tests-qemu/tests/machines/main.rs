@@ -7,6 +7,7 @@ mod boot;
 mod cli;
 mod context;
 mod cost;
+mod devices;
 mod images;
 mod madt;
 mod memory;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         nesting::tests(),
         cost::tests(),
         images::tests(),
+        devices::tests(),
         memory::tests(),
         processors::tests(),
         second::tests(),

@@ -8,8 +8,8 @@ use core::arch::asm;
 #[inline]
 pub fn inb(port: u16) -> u8 {
     let value;
-    // SAFETY: the guests name ports of the console, of the interrupt controllers and of the emulator, which touch no
-    // memory.
+    // SAFETY: the guests name ports of the console, of the interrupt controllers, of PCI's configuration and of the
+    // emulator, which touch no memory.
     unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags)) };
     value
 }
@@ -20,6 +20,15 @@ pub fn inw(port: u16) -> u16 {
     let value;
     // SAFETY: as for `inb`.
     unsafe { asm!("in ax, dx", in("dx") port, out("ax") value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// Reads a dword.
+#[inline]
+pub fn inl(port: u16) -> u32 {
+    let value;
+    // SAFETY: as for `inb`.
+    unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack, preserves_flags)) };
     value
 }
 

@@ -28,6 +28,7 @@ mod abort;
 mod apic;
 mod arguments;
 mod cpu;
+mod dma;
 mod far;
 mod fault;
 mod groups;
@@ -62,6 +63,7 @@ extern "C" fn conformance_main(loader_information: u32) -> ! {
             abort::LOAD => abort::load(),
             abort::STORE => abort::store(),
             far::WORD => far::run(),
+            dma::WORD => dma::run(),
             sleep::WORD => sleep::run(),
             scribble::WORD => scribble::run(&Processors::start()),
             _ => (),
