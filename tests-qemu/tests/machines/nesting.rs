@@ -22,6 +22,7 @@ pub fn tests() -> Vec<Test> {
         Test { name: "kvm_on_the_bare_machine_runs_payload", run: payload_on_the_bare_machine },
         Test { name: "l1hv_under_l1hv_has_vmcs_shadowing_for_its_own_guest_hypervisor", run: under_itself },
         Test { name: "l1hv_under_l1hv_gives_linux_all_four_processors", run: linux_under_both },
+        Test { name: "l1hv_under_l1hv_loses_no_posted_interrupt", run: posted_under_itself },
     ]
 }
 
@@ -70,4 +71,16 @@ fn linux_under_both(context: &Context, name: &str) -> Result<()> {
     let finished = context.run(&machine)?;
     finished.must_have_done(&[])?;
     finished.console_must_say("init: 4 cpu")
+}
+
+/// The inner l1hv's nested guests get posted interrupts from another processor. KVM in the outer one's place loses some.
+fn posted_under_itself(context: &Context, name: &str) -> Result<()> {
+    let image = Module::with_args(&context.programs.conformance, "only=smp-posted");
+    let boot = Boot::L1hv { host: context.host(""), guest: vec![context.host(""), image] };
+    let finished = context.run(&Machine { cpus: 2, ..context.bochs(name, boot) })?;
+    finished.must_shut_down()?;
+    for case in ["posted", "posted-halted", "posted-host-takes", "posted-host-takes-halted"] {
+        finished.debug_must_say(&format!("C smp-posted/{case} 6400 posted, 6400 counted"))?;
+    }
+    Ok(())
 }

@@ -156,7 +156,7 @@ fn prepare() {
     describe(OLD, address(&OLD_TSS), 0x67, 0x89, 0);
     describe(NEW, address(&NEW_TSS), 0x67, 0x89, 0);
     describe(NEW_16, address(&NEW_TSS), 0x2b, 0x81, 0);
-    describe(selector::LDT, address(&LOCAL_TABLE), 0xf, 0x82, 0);
+    describe(LDT, address(&LOCAL_TABLE), 0xf, 0x82, 0);
     GDT.set(usize::from(GATE / 8), 0x0000_e500_0000_0000 | u64::from(NEW) << 16);
     describe(USER_CODE, 0, FLAT, 0xfb, BIG_GRANULAR);
     describe(USER_DATA, 0, FLAT, 0xf3, BIG_GRANULAR);
@@ -204,7 +204,7 @@ fn map() {
     for (directory, table) in DIRECTORIES.iter().zip(&PAGE_TABLES) {
         for index in 0..1024 {
             put(directory, 4 * index, (index as u32) << 22 | PRESENT_WRITE_LARGE);
-            put(table, 4 * index, region + ((index as u32) << 12) | PRESENT_WRITE);
+            put(table, 4 * index, (region + ((index as u32) << 12)) | PRESENT_WRITE);
         }
         put(directory, (region >> 22) as usize * 4, address(table) | PRESENT_WRITE);
         put(directory, (ABSENT >> 22) as usize * 4, 0);
@@ -342,9 +342,9 @@ const BEGINNINGS: &[Case] = &[
 ];
 
 const NEW_TASKS: &[Case] = &[
-    ("ldt", program!(task_jump), with!(LDT = selector::LDT)),
+    ("ldt", program!(task_jump), with!(LDT = LDT)),
     ("ldt-for-data", program!(task_jump), || {
-        put(&NEW_TSS, at::LDT, selector::LDT.into());
+        put(&NEW_TSS, at::LDT, LDT.into());
         put(&NEW_TSS, at::ES, IN_LDT.into());
     }),
     ("ldt-in-ldt", program!(task_jump), with!(LDT = IN_LDT)),
@@ -446,7 +446,7 @@ const PAGED: &[Case] = &[
     }),
     ("ldt-absent-in-new", program!(task_jump), || {
         put(&NEW_TSS, at::CR3, address(&DIRECTORIES[1]));
-        put(&NEW_TSS, at::LDT, selector::LDT.into());
+        put(&NEW_TSS, at::LDT, LDT.into());
         put(&NEW_TSS, at::DS, IN_LDT.into());
         remap(1, &LOCAL_TABLE, ABSENT_PAGE);
     }),
