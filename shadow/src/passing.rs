@@ -99,25 +99,6 @@ pub fn read_inherited(vmcs01: &impl VmcsAccess, vmcs12: &Vmcs12) -> Values {
     fields.map(|guest| (guest, vmcs01.read_raw(guest))).collect()
 }
 
-/// The values of the registers after an entry that the host has refused, and the VM-entry controls that load them. The
-/// processor, which has not executed that entry, has loaded no host state for it.
-#[cold]
-pub fn after_refused_entry(vmcs12: &Vmcs12) -> (EntryControls, Values) {
-    let (mut controls, mut values) = (EntryControls::empty(), Values::new());
-    for passing in &PASSING {
-        let (_, by_exits) = passing.is_loaded(vmcs12);
-        let value = |&(guest, host): &(FieldId, Option<FieldId>)| {
-            by_exits.then(|| (guest, host.map_or(0, |host| vmcs12.word(host))))
-        };
-        let before = values.len();
-        values.extend(passing.registers.iter().filter_map(value));
-        if values.len() > before {
-            controls |= passing.entry;
-        }
-    }
-    (controls, values)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,13 +146,5 @@ mod tests {
     fn a_vmcs12_without_the_controls_leaves_the_registers_alone() {
         let vmcs12 = vmcs12(EntryControls::empty(), ExitControls::empty());
         assert!(entry_controls(&vmcs12).is_empty() && !inherits(&vmcs12));
-        assert_eq!(after_refused_entry(&vmcs12), (EntryControls::empty(), Values::new()));
-    }
-
-    #[test]
-    fn an_entry_that_the_processor_has_not_seen_loads_what_its_exit_would_load() {
-        let vmcs12 = vmcs12(EntryControls::LOAD_UINV, ExitControls::LOAD_PKRS);
-        let (controls, values) = after_refused_entry(&vmcs12);
-        assert_eq!((controls, &values[..]), (EntryControls::LOAD_PKRS, &[(GUEST_PKRS.id(), 7)][..]));
     }
 }

@@ -1,6 +1,6 @@
 //! VMLAUNCH and VMRESUME of the guest hypervisor (SDM 27 "VM Entries").
 
-use crate::check::{self, GuestStateError, Violation};
+use crate::check::{self, Violation};
 use crate::controls::{EntryControls, Secondary};
 use crate::fields::*;
 use crate::host_load::HostImage;
@@ -8,13 +8,12 @@ use crate::hw::VmcsAccess;
 use crate::merge::{self, Inherited, Surroundings};
 use crate::outcome::{Failure, InsnError};
 use crate::passing;
-use crate::sync::save_stale_controls;
+use crate::sync::{save_stale, save_stale_controls};
 use crate::vmcs12::LaunchState;
 use crate::{FieldSet, Vmcs12};
 use ept::{Gpa, PageSize};
 
 use super::machine::{Invvpid, Machine, VmcsPair, WatchedMemory};
-use super::reflect::reflect_refused_entry;
 use super::vcpu::{SHARED_VPID02, Shortcut, VPID01, Vcpu, vpid02};
 use super::{msr_bitmap, nested_ept, nested_shadowing, ports};
 use crate::watch::{MergedAs, ProcessorWritten};
@@ -36,9 +35,8 @@ pub fn enter<M: Machine>(vcpu: &mut Vcpu<M>, wanted: LaunchState) -> Result<(), 
             nested_ept::fill_after_reflected_violation(vcpu);
         }
         merge::prepare_unchanged(vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12);
-    } else if let Err(error) = check_and_merge(vcpu)? {
-        reflect_refused_entry(vcpu, error);
-        return Ok(());
+    } else {
+        check_and_merge(vcpu)?;
     }
     if vcpu.init_blocked {
         // In VMX non-root operation an INIT causes an exit. The processor itself orders it among the other events that
@@ -49,12 +47,8 @@ pub fn enter<M: Machine>(vcpu: &mut Vcpu<M>, wanted: LaunchState) -> Result<(), 
     Ok(())
 }
 
-/// Makes all checks that the processor cannot make, and the whole merge. The inner error is an entry failure of the
-/// late kind.
-fn check_and_merge<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<Result<(), GuestStateError>, Failure> {
-    if vcpu.nested.loading_registers {
-        stop_loading_registers(vcpu);
-    }
+/// Makes all checks that the processor cannot make, and the whole merge.
+fn check_and_merge<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<(), Failure> {
     let inherited = Inherited::read(vcpu.vmcs.vmcs01(), &vcpu.vmx.vmcs12);
     save_stale_controls(vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12);
     let vmcs12 = &vcpu.vmx.vmcs12;
@@ -68,16 +62,29 @@ fn check_and_merge<M: Machine>(vcpu: &mut Vcpu<M>) -> Result<Result<(), GuestSta
             true => check::host_state(vmcs12, &vcpu.offered, vcpu.mode),
             false => check::host_bases(vmcs12, &vcpu.offered),
         };
-        checked.map_err(|violation| refused(violation, InsnError::ENTRY_INVALID_HOST_STATE))?;
+        if let Err(violation) = checked {
+            return Err(refused_with_host_state(vcpu, violation));
+        }
+        let vmcs12 = &vcpu.vmx.vmcs12;
         if vmcs12.dirty.intersects(&HostImage::SOURCE) {
             vcpu.nested.host_image.update(vmcs12, &mut vcpu.nested.kept);
         }
     }
-    let checked = check::guest_state(vmcs12, &vcpu.offered, &vcpu.memory);
-    Ok(checked.map(|()| {
-        let pdptes = pdptes_from_memory(vcpu);
-        merge(vcpu, inherited, pdptes);
-    }))
+    let pdptes = pdptes_from_memory(vcpu);
+    merge(vcpu, inherited, pdptes);
+    Ok(())
+}
+
+/// A processor may check controls and host state in any order (SDM 27.2 "Checks on VMX Controls and Host-State Area").
+/// So that a guest hypervisor sees one order, controls come first, those among them that vmcs02 has to show the
+/// processor.
+#[cold]
+fn refused_with_host_state<M: Machine>(vcpu: &mut Vcpu<M>, violation: Violation) -> Failure {
+    save_stale(vcpu.vmcs.vmcs02(), &mut vcpu.vmx.vmcs12);
+    match check::controls(&vcpu.vmx.vmcs12, &vcpu.offered, &vcpu.memory) {
+        Err(violation) => refused(violation, InsnError::ENTRY_INVALID_CONTROL),
+        Ok(()) => refused(violation, InsnError::ENTRY_INVALID_HOST_STATE),
+    }
 }
 
 #[cold]
@@ -174,15 +181,6 @@ fn inherit_registers<M: Machine>(vcpu: &mut Vcpu<M>) {
     let vmcs02 = vcpu.vmcs.vmcs02();
     vcpu.nested.displaced_registers = values.iter().map(|&(id, _)| (id, vmcs02.read_raw(id))).collect();
     passing::write(vmcs02, &values);
-}
-
-/// vmcs01's entries no longer load the registers of [`passing`]: the nested guest may change them in the processor.
-#[cold]
-fn stop_loading_registers<M: Machine>(vcpu: &mut Vcpu<M>) {
-    vcpu.nested.loading_registers = false;
-    let vmcs01 = vcpu.vmcs.vmcs01();
-    let controls = vmcs01.read(ENTRY_CONTROLS);
-    vmcs01.write(ENTRY_CONTROLS, controls.difference(passing::ENTRY));
 }
 
 /// Each VPID12 has a VPID02, whose translations stay until INVVPID. The shared VPID02 is emptied whenever its VPID12

@@ -12,6 +12,7 @@
 //! the processor has and the guest hypervisor is not offered always exit.
 
 use crate::Vmcs12;
+use crate::check;
 use crate::controls::Secondary;
 use crate::encoding::Encoding;
 use crate::event::privilege_level;
@@ -40,10 +41,13 @@ const KINDS: [MergedAs; 2] = [MergedAs::VmreadBitmap, MergedAs::VmwriteBitmap];
 /// The link pointer of a VMCS that is linked to no other.
 const NO_LINK: Gpa = Gpa(u64::MAX);
 
+/// A link pointer with which VM entry fails: misaligned.
+const REFUSED_LINK: u64 = 1;
+
 impl NestedShadowing {
     /// The state before any region is linked.
     pub const fn new(shadow02: Hpa, hidden: &'static [u8], bitmaps: [[MergedBitmap; SLOTS]; 2]) -> Self {
-        Self { shadow02, content: None, is_linked: false, hidden, bitmaps }
+        Self { shadow02, content: None, hidden, bitmaps }
     }
 
     /// Fills `hidden` with the fields that the processor has and the guest hypervisor is not offered.
@@ -105,18 +109,25 @@ fn with<M: Machine>(vcpu: &mut Vcpu<M>, what: impl FnOnce(&mut Vcpu<M>, &mut Nes
 
 /// Gives vmcs02 the link pointer and bitmaps that do what VMCS12's are meant to do. To be called before the EPTP of
 /// vmcs02 is determined, because EPT01 may permit less afterwards.
+///
+/// If VMCS12's link pointer is wrong, so is vmcs02's: what else is wrong decides whether the processor ever checks it.
 pub fn prepare<M: Machine>(vcpu: &mut Vcpu<M>) {
+    let vmcs12 = &vcpu.vmx.vmcs12;
+    let is_valid = check::guest_state(vmcs12, &vcpu.offered, &vcpu.memory).is_ok();
+    let is_on = vmcs12.has_secondary(Secondary::VMCS_SHADOWING);
+    let link12 = Gpa(vmcs12.get(VMCS_LINK_POINTER));
+    let is_linked = is_on && is_valid && link12 != NO_LINK;
+    // VM entry requires a shadow VMCS at the link pointer if the control is 1, and an ordinary one if it is 0 (SDM
+    // 27.3.1.5).
+    let link02 = match &vcpu.nested.shadowing {
+        _ if !is_valid => REFUSED_LINK,
+        Some(shadowing) if is_linked => shadowing.shadow02.0,
+        _ => NO_LINK.0,
+    };
+    if core::mem::replace(&mut vcpu.nested.link02, link02) != link02 {
+        vcpu.vmcs.vmcs02().write(VMCS_LINK_POINTER, link02);
+    }
     with(vcpu, |vcpu, shadowing| {
-        let vmcs12 = &vcpu.vmx.vmcs12;
-        let is_on = vmcs12.has_secondary(Secondary::VMCS_SHADOWING);
-        let link12 = Gpa(vmcs12.get(VMCS_LINK_POINTER));
-        let is_linked = is_on && link12 != NO_LINK;
-        if core::mem::replace(&mut shadowing.is_linked, is_linked) != is_linked {
-            // VM entry requires a shadow VMCS at the link pointer if the control is 1, and an ordinary one if it is 0
-            // (SDM 27.3.1.5).
-            let shadow02 = if is_linked { shadowing.shadow02.0 } else { NO_LINK.0 };
-            vcpu.vmcs.vmcs02().write(VMCS_LINK_POINTER, shadow02);
-        }
         if is_linked && shadowing.content != Some(link12) {
             shadowing.release(vcpu);
             shadowing.fill(vcpu, link12);

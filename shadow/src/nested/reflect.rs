@@ -1,7 +1,6 @@
 //! Giving an exit to the guest hypervisor (SDM 28 "VM Exits").
 
 use crate::FieldSet;
-use crate::check::GuestStateError;
 use crate::controls::{EntryControls, Pin, Primary, Secondary};
 use crate::event::{BLOCKING_BY_NMI, NMI_INTERRUPTION, set_resume_flag};
 use crate::exit::{ExitReason, InterruptionInfo};
@@ -174,27 +173,6 @@ fn saved_passing_msr(machine: &impl Machine, vmcs02: &impl VmcsAccess, fields: &
         }
         _ => None,
     }
-}
-
-/// Reflects the failure of an entry that the host refuses for its guest state.
-#[cold]
-pub fn reflect_refused_entry<M: Machine>(vcpu: &mut Vcpu<M>, error: GuestStateError) {
-    load_registers(vcpu);
-    vcpu.nested.displaced_registers.clear();
-    reflect_failed_entry(vcpu, ExitReason::ENTRY_FAILURE_GUEST_STATE, error.0);
-}
-
-/// Lets vmcs01 load the registers of [`passing`], as a processor that refuses an entry loads them.
-fn load_registers<M: Machine>(vcpu: &mut Vcpu<M>) {
-    let (controls, values) = passing::after_refused_entry(&vcpu.vmx.vmcs12);
-    if controls.is_empty() {
-        return;
-    }
-    let vmcs01 = vcpu.vmcs.vmcs01();
-    passing::write(vmcs01, &values);
-    vmcs01.write(ENTRY_CONTROLS, vmcs01.read(ENTRY_CONTROLS) | controls);
-    vcpu.nested.loading_registers = true;
-    vcpu.nested.shortcut.entry = false;
 }
 
 /// Reflects an entry failure of the late kind (SDM 27.8): only exit reason and qualification are written, and guest

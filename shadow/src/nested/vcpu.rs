@@ -119,8 +119,6 @@ pub struct NestedShadowing {
     pub(super) shadow02: Hpa,
     /// The region whose content the host's shadow VMCS has.
     pub(super) content: Option<Gpa>,
-    /// Whether vmcs02 is linked to the host's shadow VMCS.
-    pub(super) is_linked: bool,
     /// Fields that the processor has and the guest hypervisor is not offered, in the format of a VMREAD bitmap.
     pub(super) hidden: &'static [u8],
     /// Merged VMREAD bitmaps and merged VMWRITE bitmaps, by the slots of the watched pages that they were merged from.
@@ -212,6 +210,8 @@ pub struct Nested {
     pub ept: NestedEpt,
     /// The VPID12 that vmcs02's VPID stands for; 0 is none.
     pub vpid12: u16,
+    /// vmcs02's link pointer.
+    pub link02: u64,
     /// Merged MSR bitmaps, by the slot of the watched page that they were merged from.
     pub msr_bitmaps: [MergedBitmap; SLOTS],
     /// The slot of the merged MSR bitmap that vmcs02 has.
@@ -225,8 +225,6 @@ pub struct Nested {
     /// VMCS12's values of the guest-state fields in which vmcs02 holds registers that the nested guest inherits: an
     /// entry that fails saves no registers.
     pub displaced_registers: passing::Values,
-    /// vmcs01 loads the registers of [`passing`], until the next VMLAUNCH or VMRESUME.
-    pub loading_registers: bool,
 }
 
 impl Nested {
@@ -246,13 +244,13 @@ impl Nested {
             displaced: None,
             ept,
             vpid12: 0,
+            link02: u64::MAX,
             msr_bitmaps,
             msr_bitmap_slot: 0,
             areas,
             ports: None,
             shadowing,
             displaced_registers: passing::Values::new(),
-            loading_registers: false,
         }
     }
 }

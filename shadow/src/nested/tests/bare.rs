@@ -36,6 +36,7 @@ struct Outside {
     ram: Ram,
     tlb: Tlb,
     msrs: BTreeMap<u32, u64>,
+    link_is_valid: bool,
 }
 
 impl Bare {
@@ -45,7 +46,7 @@ impl Bare {
             vmcss: VMCS_REGIONS.iter().map(|_| (FakeVmcs::new(caps), false, FieldSet::EMPTY)).collect(),
             current: None,
             words,
-            outside: Outside { ram, tlb: Tlb::default(), msrs: BTreeMap::new() },
+            outside: Outside { ram, tlb: Tlb::default(), msrs: BTreeMap::new(), link_is_valid: true },
             seen: Vec::new(),
         }
     }
@@ -136,36 +137,26 @@ impl Bare {
         }
         let mut checked = Vmcs12::new(Gpa(VMCS_REGIONS[current]), &self.caps);
         self.caps.fields().iter().for_each(|id| checked.set_word(id, vmcs.read_raw(id)));
-        if check::controls_of_vmcs12(&checked, &self.caps).is_err() {
+        if check::controls(&checked, &self.caps, &self.outside.ram).is_err() {
             return self.end(Err(Some(InsnError::ENTRY_INVALID_CONTROL)));
         }
         if check::host_state(&checked, &self.caps, HostMode::Ia32e).is_err() {
             return self.end(Err(Some(InsnError::ENTRY_INVALID_HOST_STATE)));
         }
         let mut guest_words = self.words;
-        let ended = match check::guest_state(&checked, &self.caps, &self.outside.ram) {
-            Err(error) => {
-                let reason = ExitReason::ENTRY_FAILURE_GUEST_STATE.of_failed_entry();
-                vmcs.poke(EXIT_REASON.id(), reason.0.into());
-                vmcs.poke(EXIT_QUALIFICATION.id(), error.0);
-                Ended::Exited
-            }
-            Ok(()) => {
-                let fields = self.caps.fields();
-                let run = Run {
-                    vmcs,
-                    host: &self.words,
-                    guest,
-                    surroundings: &mut self.outside,
-                    seen: &mut self.seen,
-                    is_first: true,
-                    fields,
-                    words: &mut guest_words,
-                    ticks: 0,
-                };
-                run.run()
-            }
+        self.outside.link_is_valid = check::guest_state(&checked, &self.caps, &self.outside.ram).is_ok();
+        let run = Run {
+            vmcs,
+            host: &self.words,
+            guest,
+            surroundings: &mut self.outside,
+            seen: &mut self.seen,
+            is_first: true,
+            fields: self.caps.fields(),
+            words: &mut guest_words,
+            ticks: 0,
         };
+        let ended = run.run();
         if let Ended::Refused(error) = ended {
             return self.end(Err(Some(error)));
         }
@@ -276,6 +267,10 @@ impl Surroundings for Outside {
 
     fn ram(&self) -> &Ram {
         &self.ram
+    }
+
+    fn has_valid_link(&self, _: &FakeVmcs) -> bool {
+        self.link_is_valid
     }
 
     fn intercepts_rdmsr(&self, vmcs: &FakeVmcs, msr: u32) -> bool {

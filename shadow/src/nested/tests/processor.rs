@@ -8,6 +8,7 @@ use std::vec::Vec;
 use crate::controls::{EntryControls, Exists, ExitControls, Pin, Primary, Secondary};
 use crate::encoding::Area;
 use crate::event::{BLOCKING_BY_NMI, NMI_INTERRUPTION};
+use crate::exit::entry_failure_qualification::LINK_POINTER;
 use crate::exit::{ExitReason, InterruptionInfo, interruption_type};
 use crate::fake::{FakeVmcs, Ram, Words};
 use crate::fields::*;
@@ -98,6 +99,8 @@ pub trait Surroundings {
     fn translate(&mut self, vmcs: &FakeVmcs, page: u64, write: bool) -> Result<u64, Untranslated>;
     /// The memory at the physical addresses.
     fn ram(&self) -> &Ram;
+    /// Whether VM entry accepts the link pointer.
+    fn has_valid_link(&self, vmcs: &FakeVmcs) -> bool;
     /// Whether RDMSR exits by the MSR bitmap.
     fn intercepts_rdmsr(&self, vmcs: &FakeVmcs, msr: u32) -> bool;
     /// The value that RDMSR returns.
@@ -175,6 +178,9 @@ impl<S: Surroundings> Run<'_, S> {
         }
         if self.get(GUEST_RFLAGS) & 2 == 0 {
             return self.fail_late(ExitReason::ENTRY_FAILURE_GUEST_STATE, 0);
+        }
+        if !self.surroundings.has_valid_link(self.vmcs) {
+            return self.fail_late(ExitReason::ENTRY_FAILURE_GUEST_STATE, LINK_POINTER);
         }
         self.load_registers();
         for (number, entry) in (1..).zip(self.surroundings.entry_load(self.vmcs)) {

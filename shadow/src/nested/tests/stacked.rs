@@ -262,6 +262,11 @@ impl Surroundings for Below<'_> {
         &self.memory.ram
     }
 
+    fn has_valid_link(&self, vmcs: &FakeVmcs) -> bool {
+        let link = vmcs.read(VMCS_LINK_POINTER);
+        link == u64::MAX || link.is_multiple_of(4096)
+    }
+
     fn intercepts_rdmsr(&self, vmcs: &FakeVmcs, msr: u32) -> bool {
         let Some((byte, bit)) = bitmap_bit(msr, Access::Read) else { return true };
         if !vmcs.read(PRIMARY_CONTROLS).contains(Primary::USE_MSR_BITMAPS) {
