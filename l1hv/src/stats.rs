@@ -4,9 +4,10 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use ept::nested::NestedPaging;
-use protocol::statistics::{HEADING, LINE_PREFIX, Row, TOTAL};
+use protocol::statistics::{CHECKSUM_PREFIX, HEADING, LINE_PREFIX, Row, TOTAL};
 use shadow::exit::ExitReason;
 
+use crate::arch::relocate::checksum_of_constants;
 use crate::tables::TablePool;
 
 /// Counters of reasons: a power of two, so that counting needs no bounds check. The SDM defines fewer reasons.
@@ -81,8 +82,8 @@ fn sums<'a>(all: impl Iterator<Item = &'a Stats>, reasons: Range<usize>) -> [u64
     sums
 }
 
-/// Writes the counters of all processors to the log, a line for each reason that occurred, and the use of tables by
-/// this processor. The runner reads these lines.
+/// Writes the counters of all processors to the log, a line for each reason that occurred, the use of tables by
+/// this processor, and a checksum of the host's code and constants. The runner reads these lines.
 pub fn print<'a>(all: impl Iterator<Item = &'a Stats> + Clone, tables: &TablePool, paging: &NestedPaging) {
     let write = |reason: &str, [guest_hypervisor, nested, reflected]: [u64; 3]| {
         let row = Row { reason, guest_hypervisor, nested, reflected };
@@ -106,4 +107,5 @@ pub fn print<'a>(all: impl Iterator<Item = &'a Stats> + Clone, tables: &TablePoo
         counters.kept,
         counters.dropped
     ));
+    crate::log::write_line(format_args!("{CHECKSUM_PREFIX}{:#018x}", checksum_of_constants()));
 }

@@ -12,6 +12,10 @@ pub const SUBLEAF: u32 = 1;
 /// The beginning of each line.
 pub const LINE_PREFIX: &str = "[l1hv STATS] ";
 
+/// The beginning of the line with a checksum of l1hv's code and constants: the same each time, unless somebody has
+/// changed the host's memory.
+pub const CHECKSUM_PREFIX: &str = "[l1hv CHECKSUM] ";
+
 /// The beginning of each line of a profile, which follows with the option `profile`: `FIELD READS WRITES GRANTED MOST`.
 /// The last two are each one of `none`, `r`, `w` and `rw`.
 pub const PROFILE_PREFIX: &str = "[l1hv PROFILE] ";

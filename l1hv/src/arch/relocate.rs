@@ -74,6 +74,20 @@ pub fn image_parts() -> [ImagePart; 4] {
     ]
 }
 
+/// A checksum of the image's code and constants, which nothing changes once the host runs.
+pub fn checksum_of_constants() -> u64 {
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+    const OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+    let constants = mark(&raw const __image_start)..mark(&raw const __rodata_end);
+    let words = (constants.end - constants.start) / 8;
+    (0..words).fold(OFFSET_BASIS, |sum, word| {
+        let address = core::ptr::with_exposed_provenance::<u64>((constants.start + word * 8) as usize);
+        // SAFETY: the address is between the linker script's marks, in pages that are mapped for reading. The read is
+        // volatile, as the point is that memory holds what it should.
+        (sum ^ unsafe { address.read_volatile() }).wrapping_mul(PRIME)
+    })
+}
+
 /// Copies the image, the running stack included, to `target` and continues there with the page tables at `cr3`.
 ///
 /// # Safety
