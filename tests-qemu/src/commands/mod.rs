@@ -4,6 +4,7 @@ mod bench;
 mod bench_image;
 mod conformance;
 mod demo;
+mod fuzz;
 mod guest;
 mod machine;
 mod mutants;
@@ -51,6 +52,8 @@ enum CliCommand {
     BenchImage(bench_image::Args),
     /// Compare what a guest hypervisor observes under l1hv and on the bare machine, case by case.
     Conformance(conformance::Args),
+    /// Run random programs of a guest hypervisor under l1hv and on the bare machine, and compare what they see.
+    Fuzz(fuzz::Args),
     /// Leave an invalidation out of l1hv, one after the other, and see whether the suite notices.
     Mutants(mutants::Args),
     /// Count a guest hypervisor's accesses to VMCS fields, propose which to grant, and show what that is worth.
@@ -106,6 +109,7 @@ fn dispatch(command: CliCommand) -> anyhow::Result<u8> {
         CliCommand::BenchNested(args) => bench::run(&args, &layout, &progress),
         CliCommand::BenchImage(args) => bench_image::run(&args, &layout, &progress),
         CliCommand::Conformance(args) => conformance::run(&args, &layout, &progress),
+        CliCommand::Fuzz(args) => fuzz::run(&args, &layout, &progress),
         CliCommand::Mutants(args) => mutants::run(&args, &layout, &progress),
         CliCommand::Profile(args) => profile::run(&args, &layout, &progress),
         CliCommand::Demo(args) => demo::run(&args, &layout, &progress),

@@ -38,7 +38,7 @@ pub fn words() -> impl Iterator<Item = &'static str> {
 }
 
 /// The rest of the word that begins with `name`.
-fn word(name: &str) -> Option<&'static str> {
+pub fn word(name: &str) -> Option<&'static str> {
     words().find_map(|word| word.strip_prefix(name))
 }
 

@@ -101,6 +101,7 @@ macro_rules! write_register {
 
 read_register!(cr0, "cr0");
 read_register!(cr2, "cr2");
+read_register!(cr3, "cr3");
 read_register!(cr4, "cr4");
 read_register!(cr8, "cr8");
 read_register!(dr7, "dr7");

@@ -46,8 +46,6 @@ use crate::output::Suite;
 use crate::smp::Processors;
 use crate::vm::{Verdict, Vm};
 
-pub use ept_random::Random;
-
 /// A group of cases and its name.
 pub type Group = (&'static str, fn(&mut Suite));
 

@@ -31,12 +31,14 @@ mod cpu;
 mod dma;
 mod far;
 mod fault;
+mod fuzz;
 mod groups;
 mod memory;
 mod minimal;
 mod nested_paging;
 mod output;
 mod permissions;
+mod random;
 mod scribble;
 mod sleep;
 mod smp;
@@ -65,6 +67,7 @@ extern "C" fn conformance_main(loader_information: u32) -> ! {
             far::WORD => far::run(),
             dma::WORD => dma::run(),
             sleep::WORD => sleep::run(),
+            fuzz::WORD => fuzz::run(),
             scribble::WORD => scribble::run(&Processors::start()),
             _ => (),
         }

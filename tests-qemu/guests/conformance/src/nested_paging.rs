@@ -165,3 +165,20 @@ pub fn low_directory() -> u64 {
 pub fn first_page_directory() -> u64 {
     GUEST_PDS.address()
 }
+
+/// Sets the accessed and dirty flags in all tables but those of the window, whose flags then are the only ones that the
+/// processor changes.
+pub fn set_all_flags() {
+    const EPT: u64 = 3 << 8;
+    const GUEST: u64 = 3 << 5;
+    let set = |table: &Page, flags| {
+        for index in (0..512).filter(|&index| table.get(index) != 0) {
+            table.set(index, table.get(index) | flags);
+        }
+    };
+    [&PML4, &PDPT, &LOW_PD, &HIGH_PD, &WINDOW_PD].iter().for_each(|table| set(table, EPT));
+    [&GUEST_PML4, &GUEST_PDPT, &GUEST_LINEAR_PD].iter().for_each(|table| set(table, GUEST));
+    for index in 0..2048 {
+        GUEST_PDS.set(index, GUEST_PDS.get(index) | GUEST);
+    }
+}

@@ -9,9 +9,9 @@ use shadow::exit::ExitReason;
 use shadow::fields::*;
 
 use crate::code;
-use crate::groups::Random;
 use crate::memory::Page;
 use crate::output::{power_off, print};
+use crate::random::Random;
 use crate::smp::{MAX, Processors, count, enter_vmx, number};
 use crate::vm::Vm;
 

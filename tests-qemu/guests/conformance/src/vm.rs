@@ -14,7 +14,7 @@ use crate::cpu;
 use crate::fault::Outcome;
 use crate::memory::{Page, VMCS, guest_stack};
 
-pub use enter::{CR4, CR4_LA57_BIT, CR4_LASS_BIT, Registers, prepare_host};
+pub use enter::{CR4, CR4_LA57_BIT, CR4_LASS_BIT, Registers, enter, prepare_host};
 pub use exit::{Exit, Verdict};
 
 /// The nested guest of one case.
@@ -107,7 +107,7 @@ impl Vm {
 
     /// Enters without restoring the host's state afterwards: for many entries in a row with the image's own host state.
     pub fn run_again(&mut self) -> Verdict {
-        match enter::enter(&mut self.registers, self.launched) {
+        match enter(&mut self.registers, self.launched) {
             Outcome::Success => {
                 let exit = Exit::read(self.entry_point);
                 self.launched |= !exit.is_entry_failure();
@@ -139,7 +139,7 @@ impl Vm {
     pub fn run_and_observe<T>(&mut self, observe: impl FnOnce(&Registers) -> T) -> (Verdict, T) {
         // The error numbers of failed preparations do not count.
         let _ = cpu::vmwrite(VM_INSTRUCTION_ERROR.id().encoding().0.into(), 0);
-        let outcome = enter::enter(&mut self.registers, self.launched);
+        let outcome = enter(&mut self.registers, self.launched);
         let observed = observe(&self.registers);
         if outcome != Outcome::Success {
             return (Verdict::NotEntered(outcome), observed);

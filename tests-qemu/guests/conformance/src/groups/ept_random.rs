@@ -13,6 +13,7 @@ use crate::cpu::invept;
 use crate::memory::{Page, guest_stack};
 use crate::nested_paging::*;
 use crate::output::Suite;
+use crate::random::Random;
 use crate::vm::Vm;
 
 const PROGRAMS: u64 = 48;
@@ -28,19 +29,6 @@ pub fn run(suite: &mut Suite) {
     }
     OTHER_PML4.fill(0);
     reset_guest();
-}
-
-/// Numbers that look random and are the same everywhere (SplitMix64).
-pub struct Random(pub u64);
-
-impl Random {
-    /// The next number, below `limit`.
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ mixed >> 31) % limit
-    }
 }
 
 fn program(suite: &mut Suite, seed: u64) {

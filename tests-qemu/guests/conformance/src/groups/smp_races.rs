@@ -19,8 +19,8 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 
 use crate::arguments;
 use crate::fault::{Outcome, take_interrupt};
-use crate::groups::ept_random::Random;
 use crate::output::Suite;
+use crate::random::Random;
 use crate::smp::{Meeting, Processors, count, number};
 use crate::vm::{Verdict, Vm};
 

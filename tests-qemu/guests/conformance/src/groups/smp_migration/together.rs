@@ -7,10 +7,10 @@ use shadow::fields::*;
 
 use crate::code;
 use crate::cpu::{invept, invvpid};
-use crate::groups::ept_random::Random;
 use crate::memory::{Page, Table};
 use crate::nested_paging::*;
 use crate::output::Suite;
+use crate::random::Random;
 use crate::smp::{Meeting, Processors, count, number};
 use crate::vm::Vm;
 

@@ -7,7 +7,7 @@ use super::arena::{self, mine, own};
 use super::{FAILS, Race, VMCALL, enter};
 use crate::apic::{self, Message};
 use crate::code;
-use crate::groups::ept_random::Random;
+use crate::random::Random;
 use crate::vm::{Verdict, Vm};
 
 const EXCEPTION: u64 = 0;

@@ -7,8 +7,8 @@ use super::arena::{self, AREAS, BITMAPS, SHADOWING, mine, own};
 use super::{FAILS, Race, SUCCEEDS, VMCALL, enter};
 use crate::code;
 use crate::cpu::{rdmsr, vmclear, vmptrld};
-use crate::groups::ept_random::Random;
 use crate::memory::VMCS;
+use crate::random::Random;
 use crate::vm::{Verdict, Vm, revision};
 
 const EXCEPTION: u64 = 0;

@@ -6,8 +6,8 @@ use super::arena::{self, EPT_PD, EPT_PT, PAGE_TABLE, target};
 use super::{Race, VMCALL, enter};
 use crate::code;
 use crate::cpu::{invept, invvpid};
-use crate::groups::ept_random::Random;
 use crate::nested_paging::*;
+use crate::random::Random;
 use crate::vm::{Verdict, Vm};
 
 const EXCEPTION: u64 = 0;
