@@ -39,8 +39,8 @@ pub struct Observer {
 impl Observer {
     /// No observations.
     pub fn new(caps: &VmxCaps, is_verbose: bool) -> Self {
-        // The timer counts time. Bochs has no IA32_DEBUGCTL that an exit could save (SDM 28.3.1).
-        const NOT_DETERMINED: FieldSet = FieldSet::of(&[PREEMPTION_TIMER_VALUE.id(), GUEST_DEBUGCTL.id()]);
+        // The timer counts time.
+        const NOT_DETERMINED: FieldSet = FieldSet::of(&[PREEMPTION_TIMER_VALUE.id()]);
         let is_saved = |id: &FieldId| id.encoding().area() == Area::Guest;
         let saved = caps.fields().minus(&NOT_DETERMINED).iter().filter(is_saved).fold(FieldSet::EMPTY, FieldSet::with);
         Self { digest: 0, is_verbose, saved }
