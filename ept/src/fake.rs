@@ -1,7 +1,7 @@
 //! Fakes of the seams, for tests: a pool of tables that checks its laws, and a guest hypervisor's memory with an EPT12
 //! in it.
 
-extern crate alloc;
+pub mod model;
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;

@@ -86,6 +86,8 @@
 #![forbid(unsafe_code)]
 #![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
 
+#[cfg(any(test, feature = "fake"))]
+extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
