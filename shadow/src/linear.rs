@@ -216,6 +216,13 @@ impl Paging {
         Fault::Page { address: linear, error_code: code | write | user }
     }
 
+    /// The address so many bytes further on. Linear addresses wrap around, at 4 GiB outside IA-32e mode. Compatibility
+    /// mode is not of interest: VMX instructions and task switches fault in it.
+    fn following(&self, linear: u64, bytes: usize) -> u64 {
+        let mask = if self.efer & EFER_LMA != 0 { u64::MAX } else { 0xffff_ffff };
+        linear.wrapping_add(bytes as u64) & mask
+    }
+
     /// Copies an operand in, page by page.
     ///
     /// # Errors
@@ -226,7 +233,7 @@ impl Paging {
         let (first, second) = to.split_at_mut(in_first);
         let first_at = self.translate(memory, linear, Access::Read)?;
         if !second.is_empty() {
-            let second_at = self.translate(memory, linear + in_first as u64, Access::Read)?;
+            let second_at = self.translate(memory, self.following(linear, in_first), Access::Read)?;
             memory.read(second_at, second);
         }
         memory.read(first_at, first);
@@ -243,7 +250,7 @@ impl Paging {
         let (first, second) = from.split_at(in_first);
         let first_at = self.translate(memory, linear, Access::Write)?;
         if !second.is_empty() {
-            let second_at = self.translate(memory, linear + in_first as u64, Access::Write)?;
+            let second_at = self.translate(memory, self.following(linear, in_first), Access::Write)?;
             memory.write(second_at, second);
         }
         memory.write(first_at, first);
@@ -446,5 +453,25 @@ mod tests {
         let mut bytes = [9; 8];
         LONG.read(&memory, 0xffc, &mut bytes).unwrap();
         assert_eq!(bytes, [0; 8]);
+    }
+
+    #[test]
+    fn an_operand_at_the_end_of_the_address_space_goes_on_at_its_beginning() {
+        let fault = Fault::Page { address: 0, error_code: 0 };
+        let memory = tables();
+        // The last PML4 entry leads to tables whose last page is mapped.
+        for (at, entry) in [(0x1ff8, 0x8007), (0x8ff8, 0x9007), (0x9ff8, 0xa007), (0xaff8, 0xb007), (0x1000, 0)] {
+            memory.write_u64(Gpa(at), entry);
+        }
+        let mut bytes = [9; 16];
+        assert_eq!(LONG.read(&memory, u64::MAX - 7, &mut bytes), Err(fault));
+        memory.write_u64(Gpa(0x1000), 0x2007);
+        memory.write_u64(Gpa(0x5000), 7);
+        LONG.read(&memory, u64::MAX - 7, &mut bytes).unwrap();
+        assert_eq!(bytes[8..], [7, 0, 0, 0, 0, 0, 0, 0]);
+
+        memory.write_u32(Gpa(0xcffc), 0x83);
+        let legacy = Paging { cr3: 0xc000, cr4: CR4_PSE, efer: 0, ..LONG };
+        assert_eq!(legacy.read(&memory, 0xffff_fff8, &mut bytes), Err(fault));
     }
 }
