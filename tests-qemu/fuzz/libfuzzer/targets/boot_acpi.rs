@@ -1,0 +1,4 @@
+//! See `fuzz::boot::acpi`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::boot::acpi(bytes));

@@ -1,0 +1,4 @@
+//! See `fuzz::ept::walk`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::ept::walk(bytes));

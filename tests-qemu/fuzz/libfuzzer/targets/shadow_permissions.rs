@@ -1,0 +1,4 @@
+//! See `fuzz::shadow::permissions`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::shadow::permissions(bytes));
