@@ -106,7 +106,7 @@ fn layout(count: usize, input: &mut Input<'_>) {
     let claims: Vec<Region> = (0..count).map(|_| region(input, 32 * MIB)).collect();
     let Ok(map) = MemoryMap::sanitize(claims) else { return };
     let asked = if input.flag() { Some(8 + u32::from(input.byte())) } else { None };
-    let bytes = host_region_bytes(&map, input.below(300), asked);
+    let bytes = host_region_bytes(&map, input.below(300), input.below(4096) as u64, asked);
     let modules: Vec<Range<u64>> = (0..input.below(5))
         .map(|_| {
             let start = u64::from(input.half()) * PAGE * 8;
