@@ -22,6 +22,8 @@ pub struct Survival {
     /// How often programs have ended the machine as the bare machine would end, too: by a triple fault, a VMX abort, or
     /// an error of the image itself, whose memory is not safe from its own programs.
     ended: u64,
+    /// How often a processor was lost to its own program: the host still answers on the others.
+    lost: u64,
     /// Ends that are the host's fault, each with the first program of its batch.
     pub defects: Vec<(u64, String)>,
 }
@@ -42,12 +44,13 @@ impl fmt::Display for Survival {
         for (program, how) in &self.defects {
             writeln!(f, "from program {program} on: {how}")?;
         }
-        let Self { seed, programs, seconds, checksums, ended, defects } = self;
+        let Self { seed, programs, seconds, checksums, ended, lost, defects } = self;
         let memory = if self.is_unchanged() { "the same" } else { "DIFFERENT" };
         write!(
             f,
             "seed {seed}: {} hostile programs in {seconds} s, {} checksums of the host's code and constants, {memory}; {ended} \
-             times the machine ended by its guest's fault, {} times by the host's",
+             times the machine ended by its guest's fault, {lost} times a processor was lost to its own program, {} times the \
+             machine ended by the host's fault",
             grouped(*programs),
             checksums.len(),
             defects.len()
@@ -80,9 +83,12 @@ impl Fuzzer<'_> {
         while next < end {
             let Some(left) = super::side::time_left(deadline) else { break };
             let arguments = format!("hostile first={next} count={} batch={BATCH}", end - next);
+            let lost_before = survival.lost;
             let outcome = self.run_image(Side::L1hv, "hostile", (&arguments, left), |line| {
                 if let Some(checksum) = line.strip_prefix(CHECKSUM_PREFIX) {
                     survival.checksums.push(checksum.to_owned());
+                } else if line.starts_with("F-LOST ") {
+                    survival.lost += 1;
                 } else if line.starts_with("F ") {
                     survival.programs += BATCH.min(end - next);
                     next += BATCH.min(end - next);
@@ -92,6 +98,7 @@ impl Fuzzer<'_> {
                 None => (),
                 Some(Outcome::Timeout) => break,
                 Some(outcome) if is_the_guests_fault(&outcome) => survival.ended += 1,
+                Some(Outcome::GuestShutdown) if survival.lost > lost_before => (),
                 Some(outcome) => {
                     step.line(&format!("  from program {next} on: {outcome}"));
                     survival.defects.push((next, outcome.to_string()));

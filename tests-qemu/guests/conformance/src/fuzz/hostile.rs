@@ -17,6 +17,7 @@ use shadow::fields::*;
 
 use super::program::{Program, Step};
 use super::{Fuzzer, Job};
+use crate::apic::{self, Message};
 use crate::cpu::request_host_statistics;
 use crate::memory::*;
 use crate::nested_paging::{self, WINDOW_PD, WINDOW_PT};
@@ -27,11 +28,12 @@ use crate::smp::{MAX, Processors, count, local, number};
 /// Lines from one request for statistics to the next.
 const LINES: u64 = 8;
 
-/// Of the batch under way: its first program, and how many programs.
+/// Of the batch under way: its first program, how many programs, and the batch's number. The others wait for the number
+/// in a loop, as their programs may keep their APICs from waking them.
 #[unsafe(link_section = ".shared")]
-static BATCH: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+static BATCH: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
 
-/// Processors that have finished their share.
+/// Processors that have finished their share, a bit each.
 #[unsafe(link_section = ".shared")]
 static FINISHED: AtomicU64 = AtomicU64::new(0);
 
@@ -42,19 +44,17 @@ pub fn run(job: &Job) -> ! {
     let mut own = (processors.count() == 1).then(|| Fuzzer::new(job, true));
     request_host_statistics();
     let mut next = job.first;
+    processors.others().for_each(|number| processors.begin(number, take_part, job.seed));
     for line in 1.. {
         let programs = job.batch.min(job.first + job.count - next);
         if let Some(fuzzer) = &mut own {
             (next..next + programs).for_each(|program| fuzzer.run(program, u64::MAX));
         } else {
             BATCH[0].store(next, Relaxed);
-            BATCH[1].store(programs, Release);
-            FINISHED.store(0, Release);
-            processors.others().for_each(|number| processors.begin(number, take_part, job.seed));
-            while FINISHED.load(Acquire) < processors.others().len() as u64 {
-                scribble(&mut random);
-            }
-            processors.others().for_each(|number| _ = processors.finish(number));
+            BATCH[1].store(programs, Relaxed);
+            FINISHED.store(0, Relaxed);
+            BATCH[2].store(line, Release);
+            scribble_until_all_have_finished(&processors, &mut random);
         }
         next += programs;
         print(format_args!("F {} - failed= exits=", next - 1));
@@ -69,14 +69,43 @@ pub fn run(job: &Job) -> ! {
     power_off()
 }
 
-/// Work: this processor's share of the batch.
+/// Work: this processor's share of each batch, until the machine ends.
 fn take_part(seed: u64) -> u64 {
-    let (first, programs) = (BATCH[0].load(Relaxed), BATCH[1].load(Acquire));
     let mut fuzzer = Fuzzer::new(&Job { seed, ..Job::default() }, true);
-    let share = first + number() as u64 - 1..first + programs;
-    share.step_by(count() - 1).for_each(|program| fuzzer.run(program, u64::MAX));
-    FINISHED.fetch_add(1, Release);
+    for batch in 1.. {
+        while BATCH[2].load(Acquire) < batch {
+            core::hint::spin_loop();
+        }
+        let (first, programs) = (BATCH[0].load(Relaxed), BATCH[1].load(Relaxed));
+        let share = first + number() as u64 - 1..first + programs;
+        share.step_by(count() - 1).for_each(|program| fuzzer.run(program, u64::MAX));
+        FINISHED.fetch_or(1 << number(), Release);
+    }
     0
+}
+
+/// A nested guest whose controls were scribbled away may halt or loop for ever. INIT gets its hypervisor out of it. A
+/// processor that INIT does not reach is lost to its own program, and the machine ends.
+fn scribble_until_all_have_finished(processors: &Processors, random: &mut Random) {
+    const PATIENCE: u64 = 10_000;
+    const ATTEMPTS: usize = 20;
+    let all = processors.others().fold(0, |all, number| all | 1 << number);
+    for _ in 0..ATTEMPTS {
+        for _ in 0..PATIENCE {
+            if FINISHED.load(Acquire) == all {
+                return;
+            }
+            scribble(random);
+        }
+        let finished = FINISHED.load(Acquire);
+        for number in processors.others().filter(|number| finished >> number & 1 == 0) {
+            apic::send(number, Message::Init);
+        }
+    }
+    // The host answers, whatever its guests do.
+    request_host_statistics();
+    print(format_args!("F-LOST {:#x}", all & !FINISHED.load(Acquire)));
+    power_off()
 }
 
 /// Writes a word to a structure of another processor: mostly one that is in use.
