@@ -56,6 +56,7 @@ pub const WAY_IN: &str = "outside";
 pub const ALL: &[Group] = &[
     ("caps", caps::run),
     ("task-switches", task_switches::run),
+    ("task-switches-16", task_switches::run_16),
     (WAY_IN, outside::run),
     ("fields", fields::run),
     ("insn", insn::run),

@@ -311,14 +311,8 @@ const BEGINNINGS: &[Case] = &[
     ("jump-gate", program!(task_jump_gate), plain),
     ("call-gate", program!(task_call_gate), plain),
     ("indirect-jump", program!(task_indirect_jump), plain),
-    ("jump-to-16", program!(task_jump_16), sixteen_bits),
-    ("call-to-16", program!(task_call_16), sixteen_bits),
     ("call-and-return", program!(task_call), || put(&NEW_TSS, at::EIP, label!(task_returns))),
     ("call-and-return-twice", program!(task_call_twice), || put(&NEW_TSS, at::EIP, label!(task_returns))),
-    ("call-to-16-and-return", program!(task_call_16), || {
-        sixteen_bits();
-        describe(CODE_OF_16, label!(task_returns), 0xf_ffff, 0x9b, 0xc);
-    }),
     ("int", program!(task_int), || task_gate(0x21)),
     ("int-and-return", program!(task_int), || {
         task_gate(0x21);
@@ -327,10 +321,6 @@ const BEGINNINGS: &[Case] = &[
     ("int3", program!(task_int3), || task_gate(3)),
     ("exception", program!(task_ud), || task_gate(6)),
     ("exception-with-error-code", program!(task_gp), || task_gate(13)),
-    ("exception-to-16-with-error-code", program!(task_gp), || {
-        sixteen_bits();
-        IDT.set(13, 0x0000_e500_0000_0000 | u64::from(NEW_16) << 16);
-    }),
     ("double-fault", program!(task_gp), || {
         IDT.set(13, 0);
         task_gate(8);
@@ -415,6 +405,20 @@ const NEW_TASKS: &[Case] = &[
         describe(OLD, address(&OLD_TSS), 0x5e, 0x89, 0);
         task_gate(6);
     }),
+];
+
+/// Tasks with 16-bit TSSs.
+const SIXTEEN_BITS: &[Case] = &[
+    ("jump-to-16", program!(task_jump_16), sixteen_bits),
+    ("call-to-16", program!(task_call_16), sixteen_bits),
+    ("call-to-16-and-return", program!(task_call_16), || {
+        sixteen_bits();
+        describe(CODE_OF_16, label!(task_returns), 0xf_ffff, 0x9b, 0xc);
+    }),
+    ("exception-to-16-with-error-code", program!(task_gp), || {
+        sixteen_bits();
+        IDT.set(13, 0x0000_e500_0000_0000 | u64::from(NEW_16) << 16);
+    }),
     ("old-is-16", program!(task_jump), || describe(OLD, address(&OLD_TSS), 0x2b, 0x81, 0)),
 ];
 
@@ -456,14 +460,22 @@ const PAGED: &[Case] = &[
     ("error-code-on-users-stack", program!(task_gp), || error_code_for_user(7)),
 ];
 
-/// Runs all cases. Without paging a processor sees the first one's memory, and not its own.
+/// Runs the cases of 32-bit tasks.
 pub fn run(suite: &mut Suite) {
+    run_cases(suite, &[("by", Paging::Off, BEGINNINGS), ("to", Paging::Off, NEW_TASKS), ("paged", Paging::On, PAGED)]);
+}
+
+/// Runs the cases of 16-bit tasks.
+pub fn run_16(suite: &mut Suite) {
+    run_cases(suite, &[("16", Paging::Off, SIXTEEN_BITS)]);
+}
+
+/// Runs cases. Without paging a processor sees the first one's memory, and not its own.
+fn run_cases(suite: &mut Suite, kinds: &[(&str, Paging, &[Case])]) {
     if smp::number() != 0 {
         return;
     }
-    for (kind, paging, cases) in
-        [("by", Paging::Off, BEGINNINGS), ("to", Paging::Off, NEW_TASKS), ("paged", Paging::On, PAGED)]
-    {
+    for &(kind, paging, cases) in kinds {
         for (name, program, change) in cases {
             prepare();
             change();
