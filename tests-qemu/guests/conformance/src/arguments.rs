@@ -3,13 +3,22 @@
 
 use core::ffi::CStr;
 use core::ops::Range;
-use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 static INFORMATION: AtomicU32 = AtomicU32::new(0);
+static COMMAND_LINE: [AtomicU8; 1024] = [const { AtomicU8::new(0) }; 1024];
+static RESERVED_MEMORY: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
-/// Notes the address of the loader's information.
+/// Copies the loader's information, which may lie where nested guests write.
 pub fn init(address: u32) {
     INFORMATION.store(address, Relaxed);
+    for (copy, &byte) in COMMAND_LINE.iter().zip(loaders_command_line().as_bytes()).take(COMMAND_LINE.len() - 1) {
+        copy.store(byte, Relaxed);
+    }
+    if let Some(Range { start, end }) = loaders_reserved_memory() {
+        RESERVED_MEMORY[0].store(start, Relaxed);
+        RESERVED_MEMORY[1].store(end, Relaxed);
+    }
 }
 
 /// A dword of the loader's information.
@@ -26,6 +35,12 @@ fn information(flag: u32, offset: u32) -> Option<u32> {
 
 /// The command line.
 pub fn command_line() -> &'static str {
+    // SAFETY: the copy ends with a zero, and does not change.
+    let text = unsafe { CStr::from_ptr((&raw const COMMAND_LINE).cast()) };
+    text.to_str().unwrap_or("")
+}
+
+fn loaders_command_line() -> &'static str {
     let Some(address) = information(2, 16) else { return "" };
     // SAFETY: by the flag, it is a C string.
     let text = unsafe { CStr::from_ptr(core::ptr::with_exposed_provenance(address as usize)) };
@@ -65,6 +80,11 @@ pub fn value(name: &str) -> Option<u64> {
 /// Memory below 3 GiB that the map reserves in pieces of 2 MiB: a host's memory. Firmware reserves smaller pieces, and
 /// elsewhere.
 pub fn reserved_memory() -> Option<Range<u64>> {
+    let [start, end] = [0, 1].map(|index| RESERVED_MEMORY[index].load(Relaxed));
+    (start < end).then_some(start..end)
+}
+
+fn loaders_reserved_memory() -> Option<Range<u64>> {
     const RESERVED: u32 = 2;
     const LIMIT: u64 = 3 << 30;
     let (length, first) = (information(6, 44)?, information(6, 48)?);

@@ -9,6 +9,7 @@
 //! ```
 
 use core::arch::global_asm;
+use core::ops::Range;
 
 use crate::memory::{CODE_32, Page};
 
@@ -155,13 +156,13 @@ fn set(address: u64, word: u64) {
     low_page(offset / 4096).set(offset % 4096 / 8, word);
 }
 
-/// The memory below: a nested guest in real mode that goes astray gets there.
-const BELOW: u64 = 0x8000;
+/// The memory around: a nested guest in real mode that goes astray gets there.
+const AROUND: [Range<u64>; 2] = [0..0x8000, LOW + LOW_PAGES as u64 * 4096..0x9_f000];
 
-/// Fills the memory. What firmware left below it depends on time; HLT takes its place.
+/// Fills the memory. What firmware and loader left around it depends on time and host; HLT takes its place.
 pub fn init() {
-    for address in (0..BELOW).step_by(8) {
-        // SAFETY: no firmware runs any more, and the loader has nothing there.
+    for address in AROUND.into_iter().flat_map(|range| range.step_by(8)) {
+        // SAFETY: no firmware runs any more, and the loader's information has been copied.
         unsafe {
             core::ptr::with_exposed_provenance_mut::<u64>(address as usize).write_volatile(0xf4f4_f4f4_f4f4_f4f4);
         }
