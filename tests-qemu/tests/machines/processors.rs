@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 use tests_qemu::conformance::{Explained, Report};
-use tests_qemu::machine::{Boot, Machine, Module};
+use tests_qemu::machine::{Boot, Machine, Module, UnknownMsrs};
 
 use crate::context::{Context, Finished, Test};
 use crate::madt;
@@ -22,7 +22,9 @@ pub fn tests() -> Vec<Test> {
 /// The image with these arguments, under l1hv or without it.
 fn run(context: &Context, name: &str, arguments: &str, boot: impl FnOnce(Module) -> Boot) -> Result<Finished> {
     let image = Module::with_args(&context.programs.conformance, arguments);
-    let finished = context.run(&Machine { cpus: PROCESSORS, ..context.bochs(name, boot(image)) })?;
+    // As in the suite.
+    let unknown_msrs = UnknownMsrs::Fault;
+    let finished = context.run(&Machine { cpus: PROCESSORS, unknown_msrs, ..context.bochs(name, boot(image)) })?;
     finished.must_shut_down()?;
     Ok(finished)
 }
