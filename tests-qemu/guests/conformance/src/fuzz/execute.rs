@@ -8,7 +8,7 @@ use shadow::fields::*;
 use super::fresh::forget_translations;
 use super::observe::{Counts, Observer};
 use super::program::{Entering, General, Operand, Program, Region, Step};
-use super::snippets::{self, LOW_OPERANDS, SNIPPETS};
+use super::snippets::{self, LOW_OPERANDS};
 use super::state::{State, written};
 use crate::apic::{self, Message};
 use crate::attempt;
@@ -228,6 +228,7 @@ impl<'a> Run<'a> {
         let General { rax, rcx, rdx } = entering.registers;
         let [rbx, rbp, rsi, rdi] = [LOW_OPERANDS; 4];
         let mut registers = Registers { rax, rcx, rdx, rbx, rbp, rsi, rdi, ..Registers::default() };
+        let began_at = next_instruction();
         let outcome = enter(&mut registers, self.is_launched() != entering.is_wrong);
         if outcome != Outcome::Success {
             self.count_failure(outcome);
@@ -240,7 +241,7 @@ impl<'a> Run<'a> {
             self.observer.note("out of time", 0);
             return Course::RanOutOfTime;
         }
-        if entering.snippet.is_some_and(|snippet| SNIPPETS[usize::from(snippet)].1 == snippets::Operand::Time) {
+        if [began_at, next_instruction()].into_iter().any(snippets::reads_time) {
             (registers.rax, registers.rdx) = (0, 0);
         }
         self.observer.host(&registers);
@@ -281,6 +282,12 @@ impl<'a> Run<'a> {
         };
         self.counts.failed[number] += 1;
     }
+}
+
+/// The linear address at which the nested guest goes on.
+fn next_instruction() -> u64 {
+    let [base, rip] = [GUEST_CS_BASE.id(), GUEST_RIP.id()].map(|id| cpu::vmread(id.encoding().0.into()).unwrap_or(0));
+    base.wrapping_add(rip)
 }
 
 /// Writes the fields on which it depends that a nested guest ends, and that its exit comes back.

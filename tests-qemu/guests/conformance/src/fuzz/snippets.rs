@@ -139,6 +139,12 @@ pub fn address(snippet: usize, width: Width) -> u64 {
     LOW + (width as u64 * SNIPPETS.len() as u64 + snippet as u64) * SLOT
 }
 
+/// Whether the snippet around a linear address reads the time.
+pub fn reads_time(linear: u64) -> bool {
+    let slot = linear.wrapping_sub(LOW) / SLOT;
+    slot < SNIPPETS.len() as u64 * 3 && SNIPPETS[slot as usize % SNIPPETS.len()].1 == Operand::Time
+}
+
 unsafe extern "C" {
     static fuzz_snippets: Page;
     static fuzz_snippets_end: u8;
