@@ -24,6 +24,7 @@ pub fn suspicious<'a>(bare: &'a Batches, l1hv: &'a Batches) -> impl Iterator<Ite
 
 fn verdict(bare: &Fate, l1hv: &Fate) -> Option<Verdict> {
     match (bare, l1hv) {
+        (_, Fate::Defect(_)) => Some(Verdict::Differs),
         (Fate::Death(how), _) => Some(Verdict::Excluded(how.clone())),
         _ if bare == l1hv => None,
         (Fate::OutOfTime(_), Fate::Digest(_)) => Some(Verdict::Excluded("no end within its time".to_owned())),
@@ -73,5 +74,6 @@ mod tests {
         assert_eq!(verdict(&digest("a"), &out_of_time()), Some(Verdict::Differs));
         assert!(matches!(verdict(&out_of_time(), &digest("a")), Some(Verdict::Excluded(_))));
         assert_eq!(verdict(&death(), &digest("a")), Some(Verdict::Excluded("triple fault".to_owned())));
+        assert_eq!(verdict(&death(), &Fate::Defect("internal".to_owned())), Some(Verdict::Differs));
     }
 }

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use anyhow::Result;
 use protocol::statistics::CHECKSUM_PREFIX;
-use protocol::stop::StopKind;
 use table::grouped;
 
+use super::side::is_the_guests_fault;
 use super::{BATCH, Fuzzer, Range, Side};
 use crate::machine::Outcome;
 
@@ -58,17 +58,6 @@ impl fmt::Display for Survival {
     }
 }
 
-/// Whether a bare machine would have ended, too.
-fn is_the_guests_fault(outcome: &Outcome) -> bool {
-    let kinds = [StopKind::TripleFault, StopKind::VmxAbort].map(StopKind::name);
-    match outcome {
-        Outcome::HostStop(stop) => kinds.contains(&stop.kind.as_str()),
-        // The image has noticed that its own memory is not what it was.
-        Outcome::MachineError(error) => error.starts_with("C-PANIC"),
-        _ => false,
-    }
-}
-
 impl Fuzzer<'_> {
     /// Runs hostile programs, and starts again behind a batch that ends the machine.
     ///
@@ -115,6 +104,8 @@ impl Fuzzer<'_> {
 
 #[cfg(test)]
 mod tests {
+    use protocol::stop::StopKind;
+
     use super::*;
     use crate::protocol::HostStop;
 

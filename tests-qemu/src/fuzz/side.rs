@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use protocol::stop::StopKind;
 use shadow::exit::ExitReason;
 
 use super::{BATCH, Fuzzer, Range};
@@ -44,6 +45,27 @@ pub enum Fate {
     OutOfTime(String),
     /// A program ended the machine.
     Death(String),
+    /// l1hv stopped, where the bare machine would not have ended.
+    Defect(String),
+}
+
+impl Fate {
+    fn of_end(outcome: &Outcome) -> Self {
+        let how = outcome.to_string();
+        let is_stop = matches!(outcome, Outcome::HostStop(_));
+        if is_stop && !is_the_guests_fault(outcome) { Self::Defect(how) } else { Self::Death(how) }
+    }
+}
+
+/// Whether a bare machine would have ended, too.
+pub fn is_the_guests_fault(outcome: &Outcome) -> bool {
+    let kinds = [StopKind::TripleFault, StopKind::VmxAbort].map(StopKind::name);
+    match outcome {
+        Outcome::HostStop(stop) => kinds.contains(&stop.kind.as_str()),
+        // The image has noticed that its own memory is not what it was.
+        Outcome::MachineError(error) => error.starts_with("C-PANIC"),
+        _ => false,
+    }
 }
 
 /// Numbers of events, by number of an error or of an exit reason.
@@ -125,7 +147,7 @@ impl Fuzzer<'_> {
                 Some(Outcome::Timeout) => break,
                 Some(outcome) => {
                     step.line(&format!("  {side}: programs {next} to {}: {outcome}", next + BATCH - 1));
-                    batches.fates.insert(next, Fate::Death(outcome.to_string()));
+                    batches.fates.insert(next, Fate::of_end(&outcome));
                     next += BATCH.min(end - next);
                 }
             }
@@ -154,7 +176,7 @@ impl Fuzzer<'_> {
             match outcome {
                 None if fates.len() == count => (),
                 None => bail!("the image has done {} of {count} programs", fates.len()),
-                Some(outcome) => fates.push(Fate::Death(outcome.to_string())),
+                Some(outcome) => fates.push(Fate::of_end(&outcome)),
             }
         }
         Ok(fates)
