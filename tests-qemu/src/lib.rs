@@ -9,6 +9,7 @@
 //!   demo        all of it, with progress and a table at the end
 //!   conformance the same image on the bare machine and under l1hv, compared case by case
 //!   fuzz        random programs of a guest hypervisor, compared in the same way
+//!   coverage    which lines of l1hv have executed
 //!   mutants     whether the suite notices what is left out of l1hv
 //! ```
 //!
@@ -23,6 +24,7 @@ pub mod command;
 pub mod commands;
 pub mod conformance;
 pub mod counters;
+pub mod coverage;
 pub mod demo;
 pub mod fuzz;
 pub mod guest;

@@ -1,5 +1,6 @@
 //! The options for the machine of a command.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -35,6 +36,9 @@ pub struct MachineArgs {
     /// Turns of random lengths for several processors, the same ones for the same number (bochs).
     #[arg(long, value_name = "N")]
     turns_seed: Option<u64>,
+    /// Note in this directory which of l1hv's instructions execute, in addition to those of earlier runs (bochs).
+    #[arg(long, value_name = "DIR")]
+    coverage: Option<PathBuf>,
     /// More arguments of QEMU, separated by spaces (qemu, qemu-in-bochs).
     #[arg(long, value_name = "STRING", default_value = "", allow_hyphen_values = true)]
     qemu_args: String,
@@ -75,16 +79,22 @@ impl MachineArgs {
 
     /// As [`Self::emulator`], with `auto` in place of "auto".
     pub fn emulator_or(&self, auto: ChosenEmulator) -> Result<ChosenEmulator> {
-        Ok(match (self.machine, self.model) {
+        Ok(match (self.machine, self.option_of_bochs()) {
             (MachineChoice::Bochs, _) | (MachineChoice::Auto, Some(_)) => BOCHS,
-            (_, Some(model)) => {
-                return Err(BadArgument(format!("--model {}: only the machine bochs has it", model.name)).into());
-            }
+            (_, Some(option)) => return Err(BadArgument(format!("{option}: only the machine bochs has it")).into()),
             (MachineChoice::Auto, None) => auto,
             (MachineChoice::Qemu, None) if machine::host_has_nested_vmx() => QEMU_KVM,
             (MachineChoice::Qemu, None) => QEMU_TCG,
             (MachineChoice::QemuInBochs, None) => QEMU_IN_BOCHS,
         })
+    }
+
+    /// An option that only Bochs has, if there is one.
+    fn option_of_bochs(&self) -> Option<String> {
+        let model = self.model.map(|model| format!("--model {}", model.name));
+        let turns_seed = self.turns_seed.map(|seed| format!("--turns-seed {seed}"));
+        let coverage = self.coverage.as_ref().map(|dir| format!("--coverage {}", dir.display()));
+        model.or(turns_seed).or(coverage)
     }
 
     /// The other options of the machine.
@@ -100,6 +110,7 @@ impl MachineArgs {
             ips: self.ips,
             model: self.model,
             turns_seed: self.turns_seed,
+            coverage: self.coverage.clone(),
             loader: self.loader.map(|choice| match choice {
                 LoaderChoice::Grub => Loader::Grub,
                 LoaderChoice::Qemu => Loader::Qemu,

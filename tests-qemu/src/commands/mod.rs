@@ -3,6 +3,7 @@
 mod bench;
 mod bench_image;
 mod conformance;
+mod coverage;
 mod demo;
 mod fuzz;
 mod guest;
@@ -54,6 +55,8 @@ enum CliCommand {
     Conformance(conformance::Args),
     /// Run random programs of a guest hypervisor under l1hv and on the bare machine, and compare what they see.
     Fuzz(fuzz::Args),
+    /// Say which lines of l1hv have executed in the runs with --coverage.
+    Coverage(coverage::Args),
     /// Leave an invalidation out of l1hv, one after the other, and see whether the suite notices.
     Mutants(mutants::Args),
     /// Count a guest hypervisor's accesses to VMCS fields, propose which to grant, and show what that is worth.
@@ -109,6 +112,7 @@ fn dispatch(command: CliCommand) -> anyhow::Result<u8> {
         CliCommand::BenchNested(args) => bench::run(&args, &layout, &progress),
         CliCommand::BenchImage(args) => bench_image::run(&args, &layout, &progress),
         CliCommand::Conformance(args) => conformance::run(&args, &layout, &progress),
+        CliCommand::Coverage(args) => coverage::run(&args, &layout),
         CliCommand::Fuzz(args) => fuzz::run(&args, &layout, &progress),
         CliCommand::Mutants(args) => mutants::run(&args, &layout, &progress),
         CliCommand::Profile(args) => profile::run(&args, &layout, &progress),

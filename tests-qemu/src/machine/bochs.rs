@@ -10,8 +10,9 @@ use anyhow::Result;
 
 use super::emulator::{Emulator, Stream};
 use super::files::{BOOT_ISO, CONSOLE, DEBUG, supervised};
-use super::{FirmwareVmx, Machine, Outcome, TripleFault, UnknownMsrs, iso};
+use super::{Boot, FirmwareVmx, Machine, Outcome, TripleFault, UnknownMsrs, iso};
 use crate::command::tail;
+use crate::coverage::Notes;
 use crate::provision::Provisioned;
 
 /// Icelake and Tiger Lake models hang Linux 6.1 early; this is the newest that does not.
@@ -34,6 +35,9 @@ const PHYSICAL_ADDRESS_BITS: &str = "BOCHS_PHYSICAL_ADDRESS_BITS";
 
 /// A seed for turns of random lengths; see the patch of Bochs.
 const TURNS_SEED: &str = "BOCHS_TURNS_SEED";
+
+/// Where l1hv's instructions are, and the file for notes about them; see the patch of Bochs.
+const COVERAGE: &str = "BOCHS_COVERAGE";
 
 /// Bochs greets on standard output, which is where port 0xe9 goes too.
 pub const DEBUG_STREAM: Stream = Stream { banner_lines: 5, ..Stream::DEBUG };
@@ -90,6 +94,10 @@ pub fn command(machine: &Machine, provisioned: &Provisioned, logs: &Path, serial
     }
     if let Some(seed) = machine.turns_seed {
         command.env(TURNS_SEED, seed.to_string());
+    }
+    if let (Some(dir), Boot::L1hv { host, .. }) = (&machine.coverage, &machine.boot) {
+        let Notes { base, file } = Notes::open(dir, &host.file)?;
+        command.env(COVERAGE, format!("{base:#x}:{}", file.display()));
     }
     command.arg("-q").arg("-f").arg(config).current_dir(logs);
     Ok(command)

@@ -167,6 +167,8 @@ pub struct Machine {
     pub unknown_msrs: UnknownMsrs,
     /// A number that stands for turns of random lengths of several processors (Bochs).
     pub turns_seed: Option<u64>,
+    /// A directory for the emulator's notes about l1hv's instructions (Bochs).
+    pub coverage: Option<PathBuf>,
     /// What a triple fault does.
     pub triple_fault: TripleFault,
     /// More arguments of QEMU.
@@ -194,6 +196,8 @@ pub struct MachineOptions {
     pub model: Option<&'static Model>,
     /// See [`Machine::turns_seed`].
     pub turns_seed: Option<u64>,
+    /// See [`Machine::coverage`].
+    pub coverage: Option<PathBuf>,
     /// See [`Machine::loader`]; the emulator's own choice if `None`.
     pub loader: Option<Loader>,
     /// See [`Machine::qemu_args`].
@@ -212,6 +216,7 @@ impl Default for MachineOptions {
             ips: DEFAULT_IPS,
             model: None,
             turns_seed: None,
+            coverage: None,
             loader: None,
             qemu_args: Vec::new(),
             outer_series: None,
@@ -223,8 +228,18 @@ impl Default for MachineOptions {
 impl MachineOptions {
     /// `machine` with these options.
     pub fn apply(&self, machine: Machine) -> Machine {
-        let Self { cpus, memory_mib, ips, model, turns_seed, loader, qemu_args, outer_series, kvm_parameters } =
-            self.clone();
+        let Self {
+            cpus,
+            memory_mib,
+            ips,
+            model,
+            turns_seed,
+            coverage,
+            loader,
+            qemu_args,
+            outer_series,
+            kvm_parameters,
+        } = self.clone();
         let loader = loader.unwrap_or(machine.loader);
         let cpu_model = model.map(|model| model.name).or(machine.cpu_model);
         Machine {
@@ -233,6 +248,7 @@ impl MachineOptions {
             ips,
             cpu_model,
             turns_seed,
+            coverage,
             loader,
             qemu_args,
             outer_series,
@@ -258,6 +274,7 @@ impl Machine {
             physical_bits: None,
             unknown_msrs: UnknownMsrs::ReadAsZero,
             turns_seed: None,
+            coverage: None,
             firmware_vmx: FirmwareVmx::Enabled,
             triple_fault: TripleFault::Stops,
             qemu_args: Vec::new(),
