@@ -2,11 +2,11 @@
 
 use shadow::controls::Secondary;
 use shadow::encoding::Area;
-use shadow::exit::{ExitReason, Fills};
+use shadow::exit::ExitReason;
 use shadow::fields::*;
 
 use super::fresh::forget_translations;
-use super::observe::{Counts, Observer};
+use super::observe::{Counts, Observer, has_instruction_length};
 use super::program::{Entering, General, Operand, Program, Region, Step};
 use super::snippets::{self, LOW_OPERANDS};
 use super::state::{State, written};
@@ -40,7 +40,8 @@ pub struct Run<'a> {
     is_in_vmx_operation: bool,
     current: Option<Region>,
     launched: [bool; 2],
-    last_exit: Option<ExitReason>,
+    /// Whether the last exit was of an instruction whose length it tells.
+    is_behind_instruction: bool,
 }
 
 impl<'a> Run<'a> {
@@ -68,7 +69,7 @@ impl<'a> Run<'a> {
             is_in_vmx_operation: true,
             current,
             launched: [false; 2],
-            last_exit: None,
+            is_behind_instruction: false,
         }
     }
 
@@ -161,7 +162,7 @@ impl<'a> Run<'a> {
         let outcome = cpu::vmptrld(address(operand));
         if outcome == Outcome::Success {
             self.current = Some(operand.region);
-            self.last_exit = None;
+            self.is_behind_instruction = false;
         }
         outcome
     }
@@ -250,7 +251,7 @@ impl<'a> Run<'a> {
         if !reason.is_entry_failure() {
             self.set_launched(self.current, true);
         }
-        self.last_exit = Some(reason);
+        self.is_behind_instruction = !reason.is_entry_failure() && has_instruction_length(reason);
         Course::GoesOn
     }
 
@@ -260,7 +261,7 @@ impl<'a> Run<'a> {
         let read = |id: FieldId| cpu::vmread(id.encoding().0.into()).unwrap_or(0);
         if let Some(snippet) = entering.snippet {
             let _ = write(GUEST_RIP.id(), self.program.mode.rip(usize::from(snippet)));
-        } else if self.last_exit.and_then(ExitReason::info).is_some_and(|row| row.fills.contains(Fills::LENGTH)) {
+        } else if self.is_behind_instruction {
             let _ = write(GUEST_RIP.id(), read(GUEST_RIP.id()) + read(EXIT_INSTRUCTION_LENGTH.id()));
         }
         let _ = write(PREEMPTION_TIMER_VALUE.id(), if entering.has_no_time { 0 } else { GUARD });

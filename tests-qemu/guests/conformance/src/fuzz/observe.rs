@@ -138,12 +138,8 @@ impl Observer {
     }
 
     fn information(&mut self, reason: ExitReason) {
-        const VALID: u64 = 1 << 31;
         const ERROR_CODE: u64 = 1 << 11;
-        const SOFTWARE: core::ops::RangeInclusive<u64> = 4..=6;
         let fills = reason.info().map_or(Fills::empty(), |row| row.fills);
-        let read = |id: FieldId| vmread(id.encoding().0.into()).unwrap_or(0);
-        let mut is_software = false;
         for (info, error) in
             [(EXIT_INTERRUPTION_INFO, EXIT_INTERRUPTION_ERROR_CODE), (IDT_VECTORING_INFO, IDT_VECTORING_ERROR_CODE)]
         {
@@ -153,13 +149,11 @@ impl Observer {
                 continue;
             }
             self.field(info.id());
-            is_software |= SOFTWARE.contains(&(value >> 8 & 7));
             if value & ERROR_CODE != 0 {
                 self.field(error.id());
             }
         }
-        let is_exception = reason.without_modifiers() == ExitReason::EXCEPTION_OR_NMI;
-        if fills.contains(Fills::LENGTH) && !is_exception || is_software {
+        if has_instruction_length(reason) {
             self.field(EXIT_INSTRUCTION_LENGTH.id());
         }
         let qualification = read(EXIT_QUALIFICATION.id());
@@ -181,6 +175,23 @@ impl Observer {
             self.field(GUEST_PHYSICAL_ADDRESS.id());
         }
     }
+}
+
+const VALID: u64 = 1 << 31;
+
+fn read(id: FieldId) -> u64 {
+    vmread(id.encoding().0.into()).unwrap_or(0)
+}
+
+/// Whether the SDM defines the length of an instruction for an exit (28.2.5 "Information for VM Exits Due to Instruction
+/// Execution"): of exceptions, and of exits during the delivery of an event, for software's alone.
+pub fn has_instruction_length(reason: ExitReason) -> bool {
+    const SOFTWARE: core::ops::RangeInclusive<u64> = 4..=6;
+    let is_software = |value: u64| value & VALID != 0 && SOFTWARE.contains(&(value >> 8 & 7));
+    let is_exception = reason.without_modifiers() == ExitReason::EXCEPTION_OR_NMI;
+    let fills = reason.info().map_or(Fills::empty(), |row| row.fills);
+    let by_software = [EXIT_INTERRUPTION_INFO.id(), IDT_VECTORING_INFO.id()].map(read).into_iter().any(is_software);
+    fills.contains(Fills::LENGTH) && !is_exception || by_software
 }
 
 /// TR, SS, DS and ES, 16 bits each. FS and GS are in their bases, and CS is what the code runs with.

@@ -162,16 +162,17 @@ fn set(address: u64, word: u64) {
     low_page(offset / 4096).set(offset % 4096 / 8, word);
 }
 
-/// The memory around: a nested guest in real mode that goes astray gets there.
-const AROUND: [Range<u64>; 2] = [0..0x8000, LOW + LOW_PAGES as u64 * 4096..0x9_f000];
+/// The memory around, but for an interrupt-vector table at 0: a nested guest in real mode that goes astray gets there.
+const AROUND: [Range<u64>; 2] = [0x400..0x8000, LOW + LOW_PAGES as u64 * 4096..0x9_f000];
 
 /// Fills the memory. What firmware and loader left around it depends on time and host; HLT takes its place.
 pub fn init() {
+    // SAFETY: no firmware runs any more, and the loader's information has been copied.
+    let set_around = |address: u64, word: u64| unsafe {
+        core::ptr::with_exposed_provenance_mut::<u64>(address as usize).write_volatile(word);
+    };
     for address in AROUND.into_iter().flat_map(|range| range.step_by(8)) {
-        // SAFETY: no firmware runs any more, and the loader's information has been copied.
-        unsafe {
-            core::ptr::with_exposed_provenance_mut::<u64>(address as usize).write_volatile(0xf4f4_f4f4_f4f4_f4f4);
-        }
+        set_around(address, 0xf4f4_f4f4_f4f4_f4f4);
     }
     for page in 0..LOW_PAGES {
         low_page(page).fill(0);
@@ -186,7 +187,9 @@ pub fn init() {
     let (real, protected) = (address(0, Width::W16), address(0, Width::W32));
     for vector in (0..256).step_by(2) {
         let pointer = LOW << 12 | (real - LOW);
-        set(VECTOR_TABLE + vector * 4, pointer | pointer << 32);
+        let pointers = pointer | pointer << 32;
+        set(VECTOR_TABLE + vector * 4, pointers);
+        set_around(vector * 4, pointers);
     }
     const PRESENT_INTERRUPT_GATE: u64 = 0x8e00 << 32;
     for vector in 0..256 {
