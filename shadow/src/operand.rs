@@ -3,9 +3,10 @@
 
 pub use crate::exit::{Gpr, InsnInfo};
 
+use crate::hw::VmcsAccess;
 use crate::msr::Access;
 use crate::outcome::Fault;
-use crate::registers::{CR4_LASS, CR4_SMAP, RFLAGS_AC, access_rights, is_canonical, linear_bits_of};
+use crate::registers::{CR4_LASS, CR4_SMAP, RFLAGS_AC, SS, SegmentFields, access_rights, is_canonical, linear_bits_of};
 
 /// A segment register's hidden part, as in the VMCS.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -23,6 +24,23 @@ impl Segment {
     const EXPAND_DOWN: u32 = 1 << 2;
     const READABLE_OR_WRITABLE: u32 = 1 << 1;
     const BIG: u32 = 1 << 14;
+
+    /// The hidden part that a VMCS has for a segment register.
+    pub fn read(vmcs: &impl VmcsAccess, register: &SegmentFields) -> Self {
+        Self {
+            base: vmcs.read(register.base),
+            limit: vmcs.read(register.limit),
+            access_rights: vmcs.read(register.access_rights),
+        }
+    }
+
+    /// Gives a VMCS this hidden part for a segment register, together with a selector.
+    pub fn load(&self, vmcs: &mut impl VmcsAccess, register: &SegmentFields, selector: u16) {
+        vmcs.write(register.selector, selector);
+        vmcs.write(register.base, self.base);
+        vmcs.write(register.limit, self.limit);
+        vmcs.write(register.access_rights, self.access_rights);
+    }
 
     fn permits(&self, access: Access) -> bool {
         let readable_or_writable = self.access_rights & Self::READABLE_OR_WRITABLE != 0;
@@ -92,7 +110,6 @@ pub fn linear_address(
     segment: &Segment,
     space: Option<AddressSpace>,
 ) -> Result<u64, Fault> {
-    const SS: usize = 2;
     const FS: usize = 4;
     let fault = if info.segment() == SS { Fault::StackSegment } else { Fault::GeneralProtection };
     if let Some(space) = space {

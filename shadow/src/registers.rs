@@ -21,6 +21,8 @@ pub const RSI: usize = 6;
 
 /// RFLAGS.TF.
 pub const RFLAGS_TF: u64 = 1 << 8;
+/// RFLAGS.IF.
+pub const RFLAGS_IF: u64 = 1 << 9;
 /// RFLAGS.NT: IRET returns to another task.
 pub const RFLAGS_NT: u64 = 1 << 14;
 /// RFLAGS.RF.
@@ -271,6 +273,9 @@ pub const GUEST_SEGMENTS: [SegmentFields; 6] = [
 
 /// Number of CS in [`GUEST_SEGMENTS`].
 pub const CS: usize = 1;
+
+/// Number of SS in [`GUEST_SEGMENTS`].
+pub const SS: usize = 2;
 
 /// LDTR.
 pub const GUEST_LDTR: SegmentFields =

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use object::{Object as _, ObjectSegment as _};
 use serde::Deserialize;
 
@@ -26,8 +26,7 @@ struct Arguments {
 #[serde(deny_unknown_fields)]
 struct Argument {
     /// Why no guest gets there.
-    #[serde(rename = "why")]
-    _why: String,
+    why: String,
     /// File and line of code.
     places: Vec<String>,
 }
@@ -35,10 +34,13 @@ struct Argument {
 /// The places that the list argues about.
 ///
 /// # Errors
-/// When the list cannot be read.
+/// When the list cannot be read, or lacks a reason.
 pub fn argued(layout: &Layout) -> Result<BTreeSet<String>> {
     let text = fs::read_to_string(layout.workspace().join(FILE)).context(FILE)?;
     let Arguments { argument } = toml::from_str(&text).context(FILE)?;
+    if let Some(Argument { places, .. }) = argument.iter().find(|argument| argument.why.trim().is_empty()) {
+        bail!("{FILE} has no reason for {}", places.join(", "));
+    }
     Ok(argument.into_iter().flat_map(|argument| argument.places).collect())
 }
 

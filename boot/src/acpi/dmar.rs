@@ -5,7 +5,7 @@ use core::ops::Range;
 
 use arrayvec::ArrayVec;
 
-use super::tables::{each, table_length};
+use super::tables::{first, table_length};
 use super::{TableError, read_u8, read_u16, sums_to_zero};
 use crate::phys::PhysMemory;
 
@@ -58,14 +58,7 @@ impl Dmar {
     ///
     /// The table is damaged.
     pub fn find(memory: &impl PhysMemory, rsdp: u64) -> Result<Option<Self>, TableError> {
-        let mut found = None;
-        each(memory, rsdp, |signature, table| {
-            if signature == *b"DMAR" && found.is_none() {
-                found = Some(table);
-            }
-            Ok(())
-        })?;
-        found.map(|table| Self::read(memory, table)).transpose()
+        first(memory, rsdp, *b"DMAR")?.map(|table| Self::read(memory, table)).transpose()
     }
 
     fn read(memory: &impl PhysMemory, table: u64) -> Result<Self, TableError> {
@@ -120,6 +113,7 @@ impl Dmar {
 mod tests {
     use super::*;
     use crate::acpi::fixtures::{RSDP, RSDT, machine_with, seal, table};
+    use crate::acpi::tables::each;
     use crate::acpi::{TableError, hide};
     use crate::phys::FakePhys;
     use proptest::prelude::*;

@@ -1,6 +1,6 @@
 //! The MADT: ACPI's list of interrupt controllers, and so of processors.
 
-use super::tables::{each, table_length};
+use super::tables::{first, table_length};
 use super::{Processors, TableError, add, read_u8};
 use crate::phys::{OutOfRange, PhysMemory};
 
@@ -14,14 +14,7 @@ const FLAG_ENABLED: u8 = 0b01;
 ///
 /// A table lies where there is no memory.
 pub fn find(memory: &impl PhysMemory, rsdp: u64) -> Result<Option<u64>, OutOfRange> {
-    let mut found = None;
-    each(memory, rsdp, |signature, table| {
-        if signature == *b"APIC" && found.is_none() {
-            found = Some(table);
-        }
-        Ok(())
-    })?;
-    Ok(found)
+    first(memory, rsdp, *b"APIC")
 }
 
 /// The processor that the entry at `entry` describes, if it describes an enabled one.

@@ -42,6 +42,22 @@ pub fn each(
     Ok(())
 }
 
+/// The address of the first table with this signature.
+///
+/// # Errors
+///
+/// A table lies where there is no memory.
+pub fn first(memory: &impl PhysMemory, rsdp: u64, wanted: [u8; 4]) -> Result<Option<u64>, OutOfRange> {
+    let mut found = None;
+    each(memory, rsdp, |signature, table| {
+        if signature == wanted && found.is_none() {
+            found = Some(table);
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
 /// The length of a table, header included.
 ///
 /// # Errors

@@ -9,6 +9,7 @@ use shadow::msr::{
     IA32_ARCH_CAPABILITIES, IA32_EFER, IA32_FEATURE_CONTROL, IA32_VMX_ENTRY_CTLS, IA32_VMX_EPT_VPID_CAP,
     IA32_VMX_EXIT_CTLS, IA32_VMX_PROCBASED_CTLS, IA32_VMX_PROCBASED_CTLS2,
 };
+use shadow::registers::{CR4_PKE, EFER_NXE};
 
 use super::fixup::fallible;
 use super::msr::{self, GpFault};
@@ -46,7 +47,6 @@ pub unsafe fn try_xsetbv(register: u32, value: u64) -> Result<(), GpFault> {
 
 /// PKRU of a guest that has set CR4.PKE, so the processor has PKRU.
 pub fn pkru() -> u32 {
-    const CR4_PKE: u64 = 1 << 22;
     let pkru: u32;
     // SAFETY: RDPKRU needs CR4.PKE, which decides about user-mode pages only, and the host has none.
     unsafe {
@@ -132,7 +132,6 @@ pub fn is_one_of_several() -> bool {
 
 /// Reads what [`VmxSupport::check`] needs to know.
 pub fn vmx_support() -> VmxSupport {
-    const EFER_NXE: u64 = 1 << 11;
     let vmx = __cpuid(1).ecx & 1 << 5 != 0;
     // Without VMX none of its MSRs exists, and some emulators answer an absent MSR with 0 instead of a fault.
     let vmx_msr = |number| if vmx { msr::try_read(number).unwrap_or(0) } else { 0 };

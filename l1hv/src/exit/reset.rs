@@ -8,6 +8,7 @@ use shadow::hw::VmcsAccess;
 use shadow::msr::IA32_APIC_BASE;
 use shadow::nested::control_registers::masks;
 use shadow::nested::{Action, Invvpid, Machine, VPID01, VmcsPair};
+use shadow::operand::Segment;
 use shadow::registers::*;
 
 use crate::arch::{apic, msr, on_behalf};
@@ -68,9 +69,11 @@ pub fn startup(vcpu: &mut Vcpu) -> Action {
 }
 
 fn reset_registers(vcpu: &mut Vcpu) {
-    const CODE: u32 = 0x9b;
-    const DATA: u32 = 0x93;
-    const LDT: u32 = 0x82;
+    const AT_0: Segment = Segment { base: 0, limit: 0xffff, access_rights: 0 };
+    const CODE: Segment = Segment { base: 0xffff_0000, access_rights: 0x9b, ..AT_0 };
+    const DATA: Segment = Segment { access_rights: 0x93, ..AT_0 };
+    const LDT: Segment = Segment { access_rights: 0x82, ..AT_0 };
+    const TSS: Segment = Segment { access_rights: access_rights::BUSY_TSS, ..AT_0 };
     let masks = masks(vcpu);
     let signature = on_behalf::signature();
     vcpu.nested.kept.forget();
@@ -84,18 +87,12 @@ fn reset_registers(vcpu: &mut Vcpu) {
     vmcs01.write(GUEST_EFER, 0);
     let entry = vmcs01.read(ENTRY_CONTROLS) - EntryControls::IA32E_MODE_GUEST;
     vmcs01.write(ENTRY_CONTROLS, entry);
-    let mut set = |segment: &SegmentFields, selector, base, rights| {
-        vmcs01.write(segment.selector, selector);
-        vmcs01.write(segment.base, base);
-        vmcs01.write(segment.limit, 0xffff);
-        vmcs01.write(segment.access_rights, rights);
-    };
-    for segment in &GUEST_SEGMENTS {
-        set(segment, 0, 0, DATA);
+    for register in &GUEST_SEGMENTS {
+        DATA.load(vmcs01, register, 0);
     }
-    set(&GUEST_SEGMENTS[CS], 0xf000, 0xffff_0000, CODE);
-    set(&GUEST_LDTR, 0, 0, LDT);
-    set(&GUEST_TR, 0, 0, access_rights::BUSY_TSS);
+    CODE.load(vmcs01, &GUEST_SEGMENTS[CS], 0xf000);
+    LDT.load(vmcs01, &GUEST_LDTR, 0);
+    TSS.load(vmcs01, &GUEST_TR, 0);
     for (base, limit) in [(GUEST_GDTR_BASE, GUEST_GDTR_LIMIT), (GUEST_IDTR_BASE, GUEST_IDTR_LIMIT)] {
         vmcs01.write(base, 0);
         vmcs01.write(limit, 0xffff);

@@ -9,6 +9,7 @@ use std::vec::Vec;
 use ept::table::TableMemory;
 use ept::{Entry, Gpa, Hpa};
 
+use super::compare_exchange_alone;
 use crate::hw::GuestMemory;
 
 /// The guest hypervisor's memory, from address 0.
@@ -52,11 +53,7 @@ impl GuestMemory for Ram {
     }
 
     fn compare_exchange_u64(&self, at: Gpa, seen: u64, new: u64) -> bool {
-        let is_seen = self.read_u64(at) == seen;
-        if is_seen {
-            self.write_u64(at, new);
-        }
-        is_seen
+        compare_exchange_alone(self, at, seen, new)
     }
 
     fn translate(&self, address: Gpa) -> Hpa {

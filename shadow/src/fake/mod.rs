@@ -2,12 +2,14 @@
 
 mod machine;
 mod memory;
+mod tlb;
 
 pub use machine::{
-    FakeHardware, FakeMachine, FakeVmcss, FakeWatchedMemory, MEMORY_OPERAND, OPERAND, REGISTER_OPERANDS, Tlb,
-    VMXON_REGION, Variant, Words, hypervisor_registers,
+    FakeHardware, FakeMachine, FakeVmcss, FakeWatchedMemory, MEMORY_OPERAND, OPERAND, REGISTER_OPERANDS, VMXON_REGION,
+    Variant, Words, hypervisor_registers,
 };
 pub use memory::{Ram, Tables};
+pub use tlb::Tlb;
 
 use crate::caps::{Policy, VmxCaps};
 use crate::controls::{
@@ -135,16 +137,21 @@ impl GuestMemory for FakeMemory {
     }
 
     fn compare_exchange_u64(&self, at: Gpa, seen: u64, new: u64) -> bool {
-        let is_seen = self.read_u64(at) == seen;
-        if is_seen {
-            self.write_u64(at, new);
-        }
-        is_seen
+        compare_exchange_alone(self, at, seen, new)
     }
 
     fn translate(&self, address: Gpa) -> Hpa {
         Hpa(address.0 + Self::OFFSET)
     }
+}
+
+/// A compare-exchange of memory that nobody else accesses meanwhile.
+pub fn compare_exchange_alone(memory: &impl GuestMemory, at: Gpa, seen: u64, new: u64) -> bool {
+    let is_seen = memory.read_u64(at) == seen;
+    if is_seen {
+        memory.write_u64(at, new);
+    }
+    is_seen
 }
 
 /// For tests in which nothing is ever stale.

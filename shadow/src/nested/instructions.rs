@@ -263,12 +263,7 @@ fn operand_address<M: Machine>(vcpu: &mut Vcpu<M>, info: InsnInfo, bytes: u64, a
     let space = long_mode.then(|| AddressSpace::of(vmcs01.read(GUEST_CR4), vmcs01.read(GUEST_RFLAGS)));
     let displacement = vmcs01.read(EXIT_QUALIFICATION);
     let rsp = vmcs01.read(GUEST_RSP);
-    let fields = &GUEST_SEGMENTS[info.segment().min(GUEST_SEGMENTS.len() - 1)];
-    let segment = Segment {
-        base: vmcs01.read(fields.base),
-        limit: vmcs01.read(fields.limit),
-        access_rights: vmcs01.read(fields.access_rights),
-    };
+    let segment = Segment::read(vmcs01, &GUEST_SEGMENTS[info.segment().min(GUEST_SEGMENTS.len() - 1)]);
     let registers = &vcpu.registers;
     let offset = info.effective_address(displacement, |number| if number == RSP { rsp } else { registers[number] });
     linear_address(info, offset, bytes, access, &segment, space)

@@ -25,8 +25,8 @@ use crate::registers::*;
 const MOST_BYTES: usize = TSS_32.bytes;
 /// Number of general-purpose registers in a TSS.
 const REGISTERS: usize = 8;
-/// Number of SS in [`GUEST_SEGMENTS`].
-const SS: usize = 2;
+/// The bit of a selector whose descriptor is in the LDT.
+const IN_LDT: u16 = 1 << 2;
 
 /// Where a TSS has its task's registers (SDM Volume 3A, figures 8-2 "32-Bit Task-State Segment (TSS)" and 8-10 "16-Bit
 /// TSS Format"): EIP, EFLAGS, general-purpose registers, segment registers, LDTR, one behind the other.
@@ -248,7 +248,6 @@ impl<M: Machine> Switching<'_, M> {
 
     /// The linear address of a selector's descriptor, which the table may not contain.
     fn descriptor_address(&mut self, selector: u16) -> Option<u64> {
-        const IN_LDT: u16 = 1 << 2;
         let vmcs01 = self.vcpu.vmcs.vmcs01();
         let (base, limit) = if selector & IN_LDT == 0 {
             (vmcs01.read(GUEST_GDTR_BASE), vmcs01.read(GUEST_GDTR_LIMIT))
@@ -367,14 +366,10 @@ impl<M: Machine> Switching<'_, M> {
             _ => vmcs01.read(GUEST_INTERRUPTIBILITY) & BLOCKING_BY_NMI,
         };
         vmcs01.write(GUEST_INTERRUPTIBILITY, nmis);
-        set_segment(
-            vmcs01,
-            GUEST_TR,
-            task.selector,
-            &Segment { access_rights: task.segment.access_rights | u32::from(Descriptor::BUSY), ..task.segment },
-        );
-        set_segment(vmcs01, GUEST_LDTR, tss.ldt(), &UNUSABLE);
-        for (number, fields) in GUEST_SEGMENTS.into_iter().enumerate() {
+        let busy = task.segment.access_rights | u32::from(Descriptor::BUSY);
+        Segment { access_rights: busy, ..task.segment }.load(vmcs01, &GUEST_TR, task.selector);
+        UNUSABLE.load(vmcs01, &GUEST_LDTR, tss.ldt());
+        for (number, register) in GUEST_SEGMENTS.iter().enumerate() {
             let selector = tss.selector(number);
             let segment = match number {
                 _ if flags & RFLAGS_VM != 0 => virtual_8086(selector),
@@ -382,7 +377,7 @@ impl<M: Machine> Switching<'_, M> {
                 CS => Segment { base: 0, limit: 0xffff_ffff, access_rights: access_rights::CODE_32 | USER },
                 _ => UNUSABLE,
             };
-            set_segment(vmcs01, fields, selector, &segment);
+            segment.load(vmcs01, register, selector);
         }
         self.vcpu.nested.kept.forget();
     }
@@ -422,7 +417,6 @@ impl<M: Machine> Switching<'_, M> {
 
     fn load_ldtr(&mut self, selector: u16) -> Result<(), Fault> {
         const LDT: u8 = 2;
-        const IN_LDT: u16 = 1 << 2;
         let fault = self.invalid_tss(selector);
         if selector & IN_LDT != 0 {
             return Err(fault);
@@ -434,7 +428,7 @@ impl<M: Machine> Switching<'_, M> {
         if !descriptor.is_system() || descriptor.kind() != LDT || !descriptor.is_present() {
             return Err(fault);
         }
-        set_segment(self.vcpu.vmcs.vmcs01(), GUEST_LDTR, selector, &descriptor.segment());
+        descriptor.segment().load(self.vcpu.vmcs.vmcs01(), &GUEST_LDTR, selector);
         Ok(())
     }
 
@@ -501,18 +495,14 @@ impl<M: Machine> Switching<'_, M> {
         }
         let mut segment = descriptor.segment();
         segment.access_rights |= u32::from(Descriptor::ACCESSED);
-        set_segment(self.vcpu.vmcs.vmcs01(), GUEST_SEGMENTS[number], selector, &segment);
+        segment.load(self.vcpu.vmcs.vmcs01(), &GUEST_SEGMENTS[number], selector);
         Ok(())
     }
 
     /// Pushes an error code onto the new task's stack, as an access of the new task.
     fn push(&mut self, error_code: u32, bytes: usize) -> Result<(), Fault> {
         let vmcs01 = self.vcpu.vmcs.vmcs01();
-        let stack = Segment {
-            base: vmcs01.read(GUEST_SEGMENTS[SS].base),
-            limit: vmcs01.read(GUEST_SEGMENTS[SS].limit),
-            access_rights: vmcs01.read(GUEST_SEGMENTS[SS].access_rights),
-        };
+        let stack = Segment::read(vmcs01, &GUEST_SEGMENTS[SS]);
         let is_user = privilege_level(stack.access_rights) == 3;
         let esp = vmcs01.read(GUEST_RSP) as u32;
         let mask = stack.stack_pointer_mask();
@@ -535,13 +525,6 @@ const UNUSABLE: Segment = Segment { base: 0, limit: 0, access_rights: access_rig
 /// A segment register in virtual-8086 mode (SDM 27.3.1.2 "Checks on Guest Segment Registers").
 const fn virtual_8086(selector: u16) -> Segment {
     Segment { base: (selector as u64) << 4, limit: 0xffff, access_rights: 0xf3 }
-}
-
-fn set_segment(vmcs: &mut impl VmcsAccess, fields: SegmentFields, selector: u16, segment: &Segment) {
-    vmcs.write(fields.selector, selector);
-    vmcs.write(fields.base, segment.base);
-    vmcs.write(fields.limit, segment.limit);
-    vmcs.write(fields.access_rights, segment.access_rights);
 }
 
 impl<M: Machine> Vcpu<M> {

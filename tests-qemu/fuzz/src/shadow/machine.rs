@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use ept::{Gpa, Hpa};
 use shadow::caps::Policy;
-use shadow::fake::{all_offered_caps, skylake_caps};
+use shadow::fake::{all_offered_caps, compare_exchange_alone, skylake_caps};
 use shadow::fields::{FIELD_COUNT, FieldId};
 use shadow::hw::{GuestMemory, VmcsAccess};
 use shadow::{FieldSet, VmxCaps};
@@ -102,11 +102,7 @@ impl GuestMemory for Ram {
     }
 
     fn compare_exchange_u64(&self, at: Gpa, seen: u64, new: u64) -> bool {
-        let is_seen = self.read_u64(at) == seen;
-        if is_seen {
-            self.write_u64(at, new);
-        }
-        is_seen
+        compare_exchange_alone(self, at, seen, new)
     }
 
     fn translate(&self, address: Gpa) -> Hpa {

@@ -5,6 +5,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use shadow::fields::VM_INSTRUCTION_ERROR;
+use shadow::registers::RFLAGS_RF;
 
 use crate::apic;
 use crate::cpu;
@@ -127,7 +128,6 @@ struct Frame {
 
 #[unsafe(no_mangle)]
 extern "C" fn handle_exception(frame: &mut Frame) {
-    const RFLAGS_RF: u64 = 1 << 16;
     const RFLAGS_CF_ZF_TF_IF: u64 = 1 | 1 << 6 | 1 << 8 | 1 << 9;
     if frame.vector == NMI || frame.vector >= 32 {
         INTERRUPT.store(HAPPENED | frame.vector as u32, Relaxed);

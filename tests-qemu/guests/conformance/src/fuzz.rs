@@ -118,7 +118,7 @@ impl Fuzzer {
         let Self { generator, fresh, observer, counts } = self;
         fresh::begin();
         let (program, start) = generator.program(number);
-        execute::second(number, &start, &generator.caps.fields());
+        execute::second(number, &start);
         let repaired = generator.is_hostile.then_some(&generator.base);
         let course = Run::begin(&program, &start, observer, (counts, repaired)).steps(mask);
         observer.step(program.steps().len(), "end");

@@ -9,7 +9,7 @@ use super::fresh::forget_translations;
 use super::observe::{Counts, Observer, has_instruction_length};
 use super::program::{Entering, General, Operand, Program, Region, Step};
 use super::snippets::{self, LOW_OPERANDS};
-use super::state::{State, written};
+use super::state::State;
 use crate::apic::{self, Message};
 use crate::attempt;
 use crate::cpu;
@@ -54,12 +54,7 @@ impl<'a> Run<'a> {
         (counts, repaired): (&'a mut Counts, Option<&'a State>),
     ) -> Self {
         let _ = cpu::vmptrld(VMCS.address());
-        for id in FieldId::all() {
-            let value = start.word(id);
-            if value != 0 {
-                let _ = cpu::vmwrite(id.encoding().0.into(), value);
-            }
-        }
+        fill(start);
         let current = Some(Region::First);
         Self {
             program,
@@ -315,14 +310,20 @@ fn address(operand: Operand) -> u64 {
     page.address() ^ operand.inverted
 }
 
-/// Fills the second VMCS with a state too, for half of the programs.
-pub fn second(number: u64, start: &State, fields: &shadow::FieldSet) {
+/// Gives the current VMCS, which has been cleared, this state.
+fn fill(state: &State) {
+    for id in FieldId::all() {
+        let value = state.word(id);
+        if value != 0 {
+            let _ = cpu::vmwrite(id.encoding().0.into(), value);
+        }
+    }
+}
+
+/// Fills the second VMCS with a state too, for a quarter of the programs.
+pub fn second(number: u64, start: &State) {
     if Random(number).one_in(4) {
         let _ = cpu::vmptrld(OTHER_VMCS.address());
-        for id in written(fields) {
-            if start.word(id) != 0 {
-                let _ = cpu::vmwrite(id.encoding().0.into(), start.word(id));
-            }
-        }
+        fill(start);
     }
 }

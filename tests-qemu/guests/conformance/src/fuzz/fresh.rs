@@ -1,5 +1,7 @@
 //! The state that every program begins with, so that none depends on those before it.
 
+use shadow::registers::CR4_VMXE;
+
 use super::observe::Observer;
 use super::{areas, snippets, tables};
 use crate::apic;
@@ -164,8 +166,6 @@ pub fn begin() {
         assert!(clear(region), "no VMCS can be made");
     }
 }
-
-const CR4_VMXE: u64 = 1 << 13;
 
 fn word(address: u64, index: usize) -> u64 {
     // SAFETY: the callers' memory is the image's: its own pages, or the pages below 1 MiB.

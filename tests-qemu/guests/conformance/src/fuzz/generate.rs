@@ -32,10 +32,8 @@ pub struct Generator {
 /// Ports without a device, or with one that any value leaves as it is.
 const PORTS: [u64; 8] = [0x80, 0x81, 0xed, 0x7ffc, 0x7fff, 0x8000, 0xffff, 0xfffe];
 
-/// Exit information that only some exits define, which is observed after those; and guest state that is not observed at
-/// all.
+/// Exit information that only some exits define, which is observed after those.
 const UNDEFINED_AT_TIMES: FieldSet = FieldSet::of(&[
-    GUEST_DEBUGCTL.id(),
     GUEST_LINEAR_ADDRESS.id(),
     GUEST_PHYSICAL_ADDRESS.id(),
     EXIT_INSTRUCTION_LENGTH.id(),

@@ -2,7 +2,7 @@
 
 use shadow::controls::{EntryControls, Secondary};
 use shadow::fields::*;
-use shadow::registers::{GUEST_LDTR, GUEST_SEGMENTS, GUEST_TR};
+use shadow::registers::*;
 
 use super::snippets::{self, IDT_32, LOW, STACK_16, VECTOR_TABLE, Width};
 use super::state::State;
@@ -48,12 +48,7 @@ pub const MODES: [Mode; 12] = [
     Mode::Virtual8086,
 ];
 
-pub const CR0_PE: u64 = 1;
-pub const CR0_PG: u64 = 1 << 31;
-pub const CR4_PSE: u64 = 1 << 4;
-pub const CR4_PAE: u64 = 1 << 5;
-pub const RFLAGS_VM: u64 = 1 << 17;
-const EFER_LME_LMA: u64 = 0x500;
+const EFER_LME_LMA: u64 = EFER_LME | EFER_LMA;
 
 impl Mode {
     /// The width of the mode's code.
@@ -154,7 +149,7 @@ fn real(state: &mut State) {
 }
 
 /// The system segment registers.
-pub const SYSTEM_SEGMENTS: [shadow::registers::SegmentFields; 2] = [GUEST_TR, GUEST_LDTR];
+pub const SYSTEM_SEGMENTS: [SegmentFields; 2] = [GUEST_TR, GUEST_LDTR];
 
 /// Whether the state's guest is unrestricted.
 pub fn is_unrestricted(state: &State) -> bool {

@@ -4,7 +4,7 @@ use core::arch::asm;
 use core::fmt;
 
 use shadow::encoding::Area;
-use shadow::exit::{ExitReason, Fills};
+use shadow::exit::{ExitReason, Fills, InterruptionInfo};
 use shadow::fields::*;
 use shadow::{FieldSet, VmxCaps};
 
@@ -138,18 +138,17 @@ impl Observer {
     }
 
     fn information(&mut self, reason: ExitReason) {
-        const ERROR_CODE: u64 = 1 << 11;
         let fills = reason.info().map_or(Fills::empty(), |row| row.fills);
         for (info, error) in
             [(EXIT_INTERRUPTION_INFO, EXIT_INTERRUPTION_ERROR_CODE), (IDT_VECTORING_INFO, IDT_VECTORING_ERROR_CODE)]
         {
-            let value = read(info.id());
-            if value & VALID == 0 {
+            let event = event(info);
+            if !event.is_valid() {
                 self.note("no event", 0);
                 continue;
             }
             self.field(info.id());
-            if value & ERROR_CODE != 0 {
+            if event.has_error_code() {
                 self.field(error.id());
             }
         }
@@ -177,21 +176,22 @@ impl Observer {
     }
 }
 
-const VALID: u64 = 1 << 31;
-
 fn read(id: FieldId) -> u64 {
     vmread(id.encoding().0.into()).unwrap_or(0)
+}
+
+fn event(field: Field<u32>) -> InterruptionInfo {
+    InterruptionInfo(read(field.id()) as u32)
 }
 
 /// Whether the SDM defines the length of an instruction for an exit (28.2.5 "Information for VM Exits Due to Instruction
 /// Execution"): of exceptions, and of exits during the delivery of an event, for software's alone.
 pub fn has_instruction_length(reason: ExitReason) -> bool {
-    const SOFTWARE: core::ops::RangeInclusive<u64> = 4..=6;
-    let is_software = |value: u64| value & VALID != 0 && SOFTWARE.contains(&(value >> 8 & 7));
+    let is_by_software = |event: InterruptionInfo| event.is_valid() && event.needs_instruction_length();
     let is_exception = reason.without_modifiers() == ExitReason::EXCEPTION_OR_NMI;
     let fills = reason.info().map_or(Fills::empty(), |row| row.fills);
-    let by_software = [EXIT_INTERRUPTION_INFO.id(), IDT_VECTORING_INFO.id()].map(read).into_iter().any(is_software);
-    fills.contains(Fills::LENGTH) && !is_exception || by_software
+    let events = [EXIT_INTERRUPTION_INFO, IDT_VECTORING_INFO].map(event);
+    fills.contains(Fills::LENGTH) && !is_exception || events.into_iter().any(is_by_software)
 }
 
 /// TR, SS, DS and ES, 16 bits each. FS and GS are in their bases, and CS is what the code runs with.

@@ -4,19 +4,12 @@
 use shadow::VmxCaps;
 use shadow::controls::{Allowed, EntryControls, ExitControls, Pin, Primary, Secondary};
 use shadow::fields::*;
-use shadow::registers::GUEST_SEGMENTS;
+use shadow::registers::*;
 
-use super::modes::{CR0_PE, CR0_PG, CR4_PAE, RFLAGS_VM, SYSTEM_SEGMENTS, is_ia32e, is_unrestricted};
+use super::modes::{SYSTEM_SEGMENTS, is_ia32e, is_unrestricted};
 use super::state::State;
 
-const CR4_PCIDE: u64 = 1 << 17;
-const CR4_CET: u64 = 1 << 23;
-const CR0_WP: u64 = 1 << 16;
-const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
-const RFLAGS_IF: u64 = 1 << 9;
-const RFLAGS_TF: u64 = 1 << 8;
-const UNUSABLE: u64 = 1 << 16;
+const UNUSABLE: u64 = access_rights::UNUSABLE as u64;
 
 /// Rounds everything.
 pub fn round(state: &mut State, caps: &VmxCaps) {

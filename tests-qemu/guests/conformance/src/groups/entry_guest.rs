@@ -4,6 +4,7 @@
 use shadow::Field;
 use shadow::controls::{EntryControls, Secondary};
 use shadow::fields::*;
+use shadow::registers::{CR0_PE, CR0_PG, CR4_PAE, RFLAGS_VM};
 
 use super::{Change, as_it_is, enter, flip, values};
 use crate::code;
@@ -14,8 +15,6 @@ use crate::vm::{Vm, revision};
 
 const CANONICAL: [u64; 7] =
     [0, 0x7fff_ffff_ffff, 1 << 47, 0x1_0000_0000_0000, 0xffff_7fff_ffff_ffff, 0xffff_8000_0000_0000, 1 << 63];
-const CR0_PG: u64 = 1 << 31;
-const CR0_PE: u64 = 1;
 
 /// Runs all cases.
 pub fn run(suite: &mut Suite) {
@@ -43,7 +42,6 @@ pub fn protected(vm: &mut Vm) {
 
 /// Virtual-8086 mode. The code is beyond the mode's addresses, so that the result is #GP or an entry failure.
 fn virtual_8086(vm: &mut Vm) {
-    const RFLAGS_VM: u64 = 1 << 17;
     const RIGHTS: u32 = 0xf3;
     protected(vm);
     vm.or(GUEST_RFLAGS, RFLAGS_VM);
@@ -238,7 +236,6 @@ fn link_pointer(suite: &mut Suite) {
 
 /// PAE paging: the PDPTEs of the VMCS with EPT, of memory without (SDM 27.3.1.6).
 fn pdptes(suite: &mut Suite) {
-    const CR4_PAE: u64 = 1 << 5;
     let pae = |vm: &mut Vm| {
         protected(vm);
         vm.or(GUEST_CR0, CR0_PG).or(GUEST_CR4, CR4_PAE);

@@ -4,6 +4,7 @@ use core::fmt;
 
 use shadow::controls::{Secondary, VmFunctions};
 use shadow::fields::*;
+use shadow::registers::CR0_PE;
 
 use super::ept::{ACCESSED_DIRTY, TARGET, WithEntries, accesses, replace_bits};
 use super::exits::user;
@@ -278,7 +279,6 @@ fn virtualization_exceptions(suite: &mut Suite) {
 
 /// A busy area, modes without exceptions, delivery of an event, and the nested guest's own page walk.
 fn conditions_of_virtualization_exceptions(suite: &mut Suite) {
-    const CR0_PE: u64 = 1;
     const INJECTED_BREAKPOINT: u32 = 0x8000_0306;
     let read = code!("mov rax, 0x40001000", "mov al, [rax]");
     let read_32 = code_32!("mov eax, 0x40001000", "mov al, [eax]");

@@ -8,6 +8,7 @@ use core::fmt;
 
 use shadow::controls::{Pin, Primary, Secondary, VmFunctions};
 use shadow::fields::*;
+use shadow::registers::CR0_PG;
 
 use super::entry_guest::protected;
 use crate::arguments::{has_memory_only, reserved_memory};
@@ -171,7 +172,6 @@ impl Aim<'_> {
             vm.set(GUEST_CR3, target);
         });
         self.case(format_args!("pdptes-no-ept"), code_32!("nop"), |vm, target| {
-            const CR0_PG: u64 = 1 << 31;
             protected(vm);
             vm.clear(SECONDARY_CONTROLS, Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST);
             vm.or(GUEST_CR0, CR0_PG).set(GUEST_CR3, target);

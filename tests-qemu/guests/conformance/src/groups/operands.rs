@@ -1,5 +1,7 @@
 //! Operand forms of the VMX instructions, and the faults of their memory operands (SDM 31.3; Volume 3A, 6.15).
 
+use shadow::registers::CR4_OSXSAVE;
+
 use core::arch::{asm, naked_asm};
 
 use crate::attempt;
@@ -227,7 +229,6 @@ fn at_cpl_3(suite: &mut Suite) {
 /// Instructions that exit from a guest hypervisor, and privileged ones that may exit: their faults come before the
 /// exits.
 fn others_at_cpl_3(suite: &mut Suite) {
-    const CR4_OSXSAVE: u64 = 1 << 18;
     let before = crate::cpu::cr4();
     let _ = crate::cpu::set_cr4(before | CR4_OSXSAVE);
     let instructions = instructions! {

@@ -1,5 +1,7 @@
 //! Instructions outside VMX operation, and the entry to VMX operation (SDM 24.6 to 24.8, VMXON in 31.3).
 
+use shadow::registers::{CR0_TS, CR4_VMXE};
+
 use guest_abi::port::{inb, outb};
 
 use crate::attempt;
@@ -8,9 +10,6 @@ use crate::fault::Outcome;
 use crate::memory::*;
 use crate::output::Suite;
 use crate::vm::{CR4_LASS_BIT, prepare_host, revision};
-
-const CR4_VMXE: u64 = 1 << 13;
-const CR0_TS: u64 = 1 << 3;
 
 /// Ends in VMX operation.
 pub fn run(suite: &mut Suite) {

@@ -9,6 +9,7 @@ use core::fmt;
 
 use shadow::controls::{EntryControls, Secondary};
 use shadow::fields::*;
+use shadow::registers::{CR0_PE, CR0_PG, CR4_PAE, CR4_PSE};
 
 use super::entry_guest::protected;
 use crate::cpu::invept;
@@ -27,10 +28,6 @@ const POINTERS: usize = 7;
 const LINEAR_32: u64 = 3 << 30;
 const PRESENT_WRITE_USER: u64 = 7;
 const LARGE: u64 = 1 << 7;
-const CR0_PE: u64 = 1;
-const CR0_PG: u64 = 1 << 31;
-const CR4_PSE: u64 = 1 << 4;
-const CR4_PAE: u64 = 1 << 5;
 
 /// A paging mode, and the guest's address of [`TARGET`].
 struct Mode {

@@ -1,6 +1,8 @@
 //! Protection keys of the pages that hold operands (SDM Volume 3A, 4.6.2 "Protection Keys"): VMX instructions access
 //! them as a supervisor. A processor without keys refuses CR4.PKE and CR4.PKS.
 
+use shadow::registers::CR0_WP;
+
 use crate::attempt;
 use crate::cpu::*;
 use crate::fault::Outcome;
@@ -14,7 +16,6 @@ const KEY: u64 = 1;
 
 /// Runs all cases.
 pub fn run(suite: &mut Suite) {
-    const CR0_WP: u64 = 1 << 16;
     const USER: u64 = 1 << 2;
     load_fresh(&VMCS);
     for (page, user) in [("user", USER), ("supervisor", 0)] {

@@ -9,6 +9,7 @@ use shadow::caps::ept_vpid;
 use shadow::controls::Primary;
 use shadow::fields::*;
 use shadow::msr::IA32_VMX_EPT_VPID_CAP;
+use shadow::registers::{CR0_NE, CR0_PG, CR4_PCIDE, CR4_PGE, CR4_SMEP, CR4_VMXE};
 
 use super::ept::LARGE;
 
@@ -26,13 +27,6 @@ const PAGE: usize = 5;
 const LINEAR: u64 = WINDOW + PAGE as u64 * 4096;
 const PRESENT_WRITE_USER: u64 = 7;
 const GLOBAL: u64 = 1 << 8;
-
-const CR0_NE: u64 = 1 << 5;
-const CR0_PG: u64 = 1 << 31;
-const CR4_PGE: u64 = 1 << 7;
-const CR4_VMXE: u64 = 1 << 13;
-const CR4_PCIDE: u64 = 1 << 17;
-const CR4_SMEP: u64 = 1 << 20;
 
 /// Entries after which a host has seen all there is: it may watch a bitmap for writes after a few.
 const ENTRIES: u32 = 20;

@@ -2,6 +2,7 @@
 
 use shadow::controls::{Primary, Secondary};
 use shadow::fields::*;
+use shadow::registers::CR0_TS;
 
 use super::case;
 use super::others::user;
@@ -11,7 +12,6 @@ use crate::nested_paging::guest_cr3;
 use crate::output::Suite;
 use crate::vm::{Registers, Vm};
 
-const CR0_TS: u64 = 1 << 3;
 const CR0: u64 = 0x8001_0033;
 const CR4: u64 = 0x2020;
 

@@ -2,6 +2,7 @@
 
 use shadow::controls::{Primary, Secondary};
 use shadow::fields::*;
+use shadow::registers::CR4_OSXSAVE;
 
 use super::case;
 use crate::code;
@@ -27,7 +28,6 @@ fn unconditional(suite: &mut Suite) {
     case(suite, "getsec", code!("xor eax, eax", ".byte 0x0f, 0x37"), |_| ());
     let xsetbv = code!("xor ecx, ecx", "mov eax, 7", "xor edx, edx", "xsetbv");
     case(suite, "xsetbv-without-osxsave", xsetbv, |_| ());
-    const CR4_OSXSAVE: u64 = 1 << 18;
     case(suite, "xsetbv", xsetbv, |vm| _ = vm.or(GUEST_CR4, CR4_OSXSAVE));
     case(suite, "rsm", code!("rsm"), |_| ());
     case(suite, "ud2", code!("ud2"), |_| ());
@@ -126,7 +126,6 @@ fn secondary(suite: &mut Suite) {
             Secondary::ENABLE_USER_WAIT_AND_PAUSE,
         ),
     ];
-    const CR4_OSXSAVE: u64 = 1 << 18;
     for &(name, code, control) in enabling {
         for enabled in [false, true] {
             case(suite, format_args!("{name}-enabled-{enabled}"), code, |vm| {

@@ -2,6 +2,7 @@
 
 use shadow::controls::Secondary;
 use shadow::fields::*;
+use shadow::registers::RFLAGS_NT;
 
 use super::super::entry_guest::protected;
 use super::case;
@@ -53,7 +54,6 @@ fn task_switches(suite: &mut Suite) {
     case(suite, "task-gate-call", code!(".byte 0x9a, 0, 0, 0, 0, 0x58, 0"), protected);
     case(suite, "task-jump-to-busy", code!(".byte 0xea, 0, 0, 0, 0, 0x40, 0"), protected);
     case(suite, "task-jump-in-64-bit-mode", code!(".byte 0x48, 0xff, 0x2c, 0x24"), |_| ());
-    const RFLAGS_NT: u64 = 1 << 14;
     case(suite, "task-return", code!(".byte 0xcf"), |vm| {
         protected(vm);
         vm.or(GUEST_RFLAGS, RFLAGS_NT);
