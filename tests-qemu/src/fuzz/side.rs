@@ -9,7 +9,7 @@ use protocol::stop::StopKind;
 use shadow::exit::ExitReason;
 
 use super::{BATCH, Fuzzer, Range};
-use crate::machine::{Boot, Line, Machine, Module, Outcome};
+use crate::machine::{Boot, Line, Machine, Module, Outcome, UnknownMsrs};
 use crate::side_by_side;
 
 /// A program takes less than a millisecond, and a machine's start a few seconds, on a busy host many.
@@ -198,7 +198,12 @@ impl Fuzzer<'_> {
         let mut is_complete = false;
         let mut panic = None;
         let name = format!("fuzz-{name}-{side}");
-        let machine = Machine { timeout: limit, silence: SILENCE, ..Machine::new(name, self.place.emulator, boot) };
+        let machine = Machine {
+            unknown_msrs: UnknownMsrs::Fault,
+            timeout: limit,
+            silence: SILENCE,
+            ..Machine::new(name, self.place.emulator, boot)
+        };
         let outcome = self.place.options.apply(machine).run(self.layout, self.provisioned, |line: Line<'_>| {
             is_complete |= line.text == "F-END";
             if line.text.starts_with("C-PANIC") {

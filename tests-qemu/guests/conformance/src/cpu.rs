@@ -22,6 +22,17 @@ pub fn wrmsr(msr: u32, value: u64) -> Outcome {
     attempt!("wrmsr"; in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32)
 }
 
+/// CPUID: EAX, EBX, ECX, EDX.
+pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
+    let answer = core::arch::x86_64::__cpuid_count(leaf, subleaf);
+    [answer.eax, answer.ebx, answer.ecx, answer.edx]
+}
+
+/// XSETBV.
+pub fn xsetbv(register: u32, value: u64) -> Outcome {
+    attempt!("xsetbv"; in("ecx") register, in("eax") value as u32, in("edx") (value >> 32) as u32)
+}
+
 /// Makes a host that was started with `stats` print its counters. Any other processor has no such leaf, and answers
 /// without meaning.
 pub fn request_host_statistics() {

@@ -29,6 +29,9 @@ pub const READABLE: [u32; 14] = [
     0x17a,
 ];
 
+/// MSRs that the host holds, or that are its copies: memory types, the APIC's base, some that do not exist.
+pub const OF_HYPERVISOR: [u32; 8] = [0xfe, 0x2ff, 0x200, 0x201, 0x250, 0x26f, 0x570, 0x4000_0000];
+
 /// MSRs that a nested guest writes.
 pub const WRITABLE: [u32; 14] = [
     0xc000_0080,

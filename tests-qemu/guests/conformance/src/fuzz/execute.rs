@@ -7,7 +7,7 @@ use shadow::fields::*;
 
 use super::fresh::forget_translations;
 use super::observe::{Counts, Observer, has_instruction_length};
-use super::program::{Entering, General, Operand, Program, Region, Step};
+use super::program::{Entering, General, Operand, Other, Program, Region, Step};
 use super::snippets::{self, LOW_OPERANDS};
 use super::state::State;
 use crate::apic::{self, Message};
@@ -111,6 +111,24 @@ impl<'a> Run<'a> {
                 self.observer.note("value", cpu::rdmsr(msr).unwrap_or(u64::MAX));
                 Outcome::Success
             }
+            Step::Dr7(value) => cpu::set_dr7(value),
+            Step::Xsetbv(register, value) => {
+                const AT_RESET: u64 = 1;
+                let outcome = cpu::xsetbv(register, value);
+                let _ = cpu::xsetbv(0, AT_RESET);
+                outcome
+            }
+            Step::Cpuid(leaf) => {
+                for word in cpu::cpuid(leaf, 0) {
+                    self.observer.note("word", word.into());
+                }
+                Outcome::Success
+            }
+            Step::Tables => {
+                cpu::load_tables(gdt_table().address(), HOST_IDT.address());
+                Outcome::Success
+            }
+            Step::Other(other) => execute(other),
             Step::Cr0(bits) => cpu::set_cr0(cpu::cr0() ^ bits),
             Step::Cr4(bits) => cpu::set_cr4(cpu::cr4() ^ bits),
             _ => {
@@ -297,6 +315,16 @@ fn repair(state: &State) {
     }
     if cpu::vmread(GUEST_ACTIVITY_STATE.id().encoding().0.into()) == Ok(3) {
         let _ = write(GUEST_ACTIVITY_STATE.id(), 0);
+    }
+}
+
+fn execute(other: Other) -> Outcome {
+    match other {
+        Other::Invd => attempt!("invd"),
+        Other::Wbinvd => attempt!("wbinvd"),
+        Other::Vmcall => attempt!("vmcall"; in("eax") 0, in("ecx") 0),
+        Other::Vmfunc => attempt!("vmfunc"; in("eax") 0, in("ecx") 0),
+        Other::Getsec => attempt!("getsec"; inout("eax") 0 => _),
     }
 }
 

@@ -10,7 +10,7 @@ use super::areas::{self, Area};
 use super::hostile::aim_at_the_host;
 use super::modes::MODES;
 use super::mutation::{flip, mutate};
-use super::program::{Entering, General, Operand, Program, Region, Step};
+use super::program::{Entering, General, Operand, Other, Program, Region, Step};
 use super::rounding::{never_waits_for_sipi, round};
 use super::snippets::{self, LOW_OPERANDS, SNIPPETS};
 use super::state::{State, written};
@@ -41,6 +41,9 @@ const UNDEFINED_AT_TIMES: FieldSet = FieldSet::of(&[
     EXIT_INTERRUPTION_ERROR_CODE.id(),
     IDT_VECTORING_ERROR_CODE.id(),
 ]);
+
+/// Leaves of CPUID in which nothing is withheld.
+const CPUID_LEAVES: [u32; 7] = [0, 2, 4, 0x8000_0000, 0x8000_0002, 0x8000_0006, 0x8000_0008];
 
 impl Generator {
     /// The program with this number, and the state that its mode begins with.
@@ -103,7 +106,7 @@ impl Generator {
     /// Zero to two steps between entries.
     fn operation(&self, random: &mut Random, program: &mut Program, state: &mut State) {
         for _ in 0..random.below(3) {
-            let step = match random.below(24) {
+            let step = match random.below(28) {
                 0 | 1 => {
                     // What an exit has changed is unknown here: these are VMWRITEs of a few fields of the last state.
                     self.change(random, program, state);
@@ -129,8 +132,17 @@ impl Generator {
                 18 => Step::Nmi,
                 19 => Step::Interrupt(random.pick(&[0x21, 0x30, 0x80, 0xf2, 0xff])),
                 20 => Step::Wrmsr(random.pick(&areas::WRITABLE), random.pick(&areas::VALUES)),
-                21 => Step::Rdmsr(random.pick(&areas::READABLE)),
+                21 if random.one_in(2) => Step::Rdmsr(random.pick(&areas::READABLE)),
+                21 => Step::Rdmsr(random.pick(&areas::OF_HYPERVISOR)),
                 22 => Step::Cr0(random.bit_of(0x5_002e)),
+                23 => Step::Dr7(random.pick(&[0, 0x400, 0x2400, 0xffff_0355, 1 << 32])),
+                24 => Step::Xsetbv(random.pick(&[0, 0, 0, 1]), random.pick(&[0, 1, 3, 5, 7, 1 << 62 | 1])),
+                25 => Step::Cpuid(random.pick(&CPUID_LEAVES)),
+                26 if random.one_in(2) => Step::Tables,
+                26 => {
+                    let all = [Other::Invd, Other::Wbinvd, Other::Vmcall, Other::Vmfunc, Other::Getsec];
+                    Step::Other(random.pick(&all))
+                }
                 _ => Step::Cr4(random.bit_of(0x37_27ff & !(1 << 12) | 1 << 13)),
             };
             program.push(step);

@@ -56,6 +56,21 @@ pub struct Entering {
     pub has_no_time: bool,
 }
 
+/// An instruction of the hypervisor without operands, which exits whatever the controls say, or is undefined.
+#[derive(Clone, Copy, Debug)]
+pub enum Other {
+    /// INVD.
+    Invd,
+    /// WBINVD.
+    Wbinvd,
+    /// VMCALL, which fails outside a nested guest.
+    Vmcall,
+    /// VMFUNC, which no hypervisor may execute.
+    Vmfunc,
+    /// GETSEC of the capabilities.
+    Getsec,
+}
+
 /// A step.
 #[derive(Clone, Copy, Debug)]
 pub enum Step {
@@ -107,6 +122,16 @@ pub enum Step {
     Cr0(u64),
     /// MOV to CR4 with bits inverted.
     Cr4(u64),
+    /// MOV to DR7.
+    Dr7(u64),
+    /// XSETBV.
+    Xsetbv(u32, u64),
+    /// CPUID of a leaf whose answer l1hv leaves as it is.
+    Cpuid(u32),
+    /// Loads GDTR and IDTR.
+    Tables,
+    /// An instruction of [`Other`].
+    Other(Other),
     /// VMLAUNCH or VMRESUME.
     Enter(Entering),
 }
@@ -158,6 +183,11 @@ impl fmt::Display for Step {
             Self::Rdmsr(msr) => write!(f, "RDMSR {msr:#x}"),
             Self::Cr0(bits) => write!(f, "CR0 ^ {bits:#x}"),
             Self::Cr4(bits) => write!(f, "CR4 ^ {bits:#x}"),
+            Self::Dr7(value) => write!(f, "DR7 = {value:#x}"),
+            Self::Xsetbv(register, value) => write!(f, "XSETBV {register:#x}, {value:#x}"),
+            Self::Cpuid(leaf) => write!(f, "CPUID {leaf:#x}"),
+            Self::Tables => write!(f, "LGDT, LIDT"),
+            Self::Other(other) => write!(f, "{other:?}"),
             Self::Enter(entering) => write!(f, "{entering}"),
         }
     }
