@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use guest_abi::mark;
 use guest_abi::minimal::{MARK, OPERATIONS, REPEATS};
-use shadow::controls::{EntryControls, ExitControls, Pin, Primary, Secondary};
+use shadow::controls::{EntryControls, ExitControls, Pin, Primary};
 use shadow::exit::ExitReason;
 use shadow::fields::*;
 
@@ -57,12 +57,9 @@ extern "C" fn run_next() -> ! {
     let mut vm = Vm::new(*guest as *const () as u64);
     MSR_BITMAPS.fill(u64::MAX);
     vm.clear(PIN_CONTROLS, Pin::ACTIVATE_PREEMPTION_TIMER);
-    vm.or(PIN_CONTROLS, Pin::NMI_EXITING | Pin::VIRTUAL_NMIS);
-    vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID);
     // Like every hypervisor, this one keeps its own state apart from its guest's.
-    vm.or(ENTRY_CONTROLS, EntryControls::LOAD_DEBUG_CONTROLS | EntryControls::LOAD_PAT);
-    let exit = ExitControls::SAVE_DEBUG_CONTROLS | ExitControls::SAVE_PAT | ExitControls::LOAD_PAT;
-    vm.or(EXIT_CONTROLS, exit);
+    vm.or(ENTRY_CONTROLS, EntryControls::LOAD_DEBUG_CONTROLS);
+    vm.or(EXIT_CONTROLS, ExitControls::SAVE_DEBUG_CONTROLS);
     vm.or(PRIMARY_CONTROLS, Primary::HLT_EXITING | Primary::UNCONDITIONAL_IO_EXITING);
     vm.set(HOST_RIP, *handler as *const () as u64).set(HOST_RSP, STACKS.address() + 0x1000);
     // SAFETY: exits of the nested guest go to its handler, which has a stack of its own and ends in `run_next`.

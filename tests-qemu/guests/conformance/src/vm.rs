@@ -5,9 +5,10 @@ mod exit;
 mod state;
 
 use shadow::Field;
-use shadow::controls::Secondary;
+use shadow::controls::{Pin, Secondary};
 use shadow::fields::{
-    FieldValue, GUEST_RFLAGS, GUEST_RIP, GUEST_RSP, HOST_CR3, HOST_CR4, SECONDARY_CONTROLS, VM_INSTRUCTION_ERROR,
+    FieldValue, GUEST_RFLAGS, GUEST_RIP, GUEST_RSP, HOST_CR3, HOST_CR4, PIN_CONTROLS, SECONDARY_CONTROLS,
+    VM_INSTRUCTION_ERROR,
 };
 
 use crate::cpu;
@@ -38,12 +39,17 @@ impl Vm {
         Self { registers: Registers::default(), launched: false, entry_point: code }
     }
 
-    /// As [`new`](Self::new), with VPID 1: so that many entries in a row keep using the cached translations.
-    pub fn with_vpid(code: u64) -> Self {
+    /// As [`new`](Self::new), without VPID: each entry and each exit drop translations.
+    pub fn without_vpid(code: u64) -> Self {
         let mut vm = Self::new(code);
-        vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID);
-        const ALL_CONTEXTS: u64 = 2;
-        let _ = cpu::invvpid(ALL_CONTEXTS, [0; 2]);
+        vm.clear(SECONDARY_CONTROLS, Secondary::ENABLE_VPID);
+        vm
+    }
+
+    /// As [`new`](Self::new), with NMIs that neither exit nor are virtual.
+    pub fn with_physical_nmis(code: u64) -> Self {
+        let mut vm = Self::new(code);
+        vm.clear(PIN_CONTROLS, Pin::NMI_EXITING | Pin::VIRTUAL_NMIS);
         vm
     }
 

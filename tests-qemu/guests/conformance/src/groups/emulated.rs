@@ -119,7 +119,7 @@ fn bitmap_in_the_virtual_apic(suite: &mut Suite) {
     /// VTPR, in bits 7:4, is the byte of MSRs 400H to 407H.
     const MSR: u64 = 0x404;
     for (name, secondary) in [("cr8", Secondary::empty()), ("x2apic", Secondary::VIRTUALIZE_X2APIC_MODE)] {
-        let mut vm = Vm::with_vpid(code!("nop"));
+        let mut vm = Vm::new(code!("nop"));
         VIRTUAL_APIC.fill(0);
         vm.or(PRIMARY_CONTROLS, Primary::USE_TPR_SHADOW).or(SECONDARY_CONTROLS, secondary);
         vm.set(MSR_BITMAP, VIRTUAL_APIC.address());
@@ -138,7 +138,7 @@ fn bitmap_in_ept12(suite: &mut Suite) {
     const PAGE: usize = 3;
     /// The accessed flag of the entry.
     const MSR: u64 = PAGE as u64 * 64 + 8;
-    let mut vm = Vm::with_vpid(code!("nop"));
+    let mut vm = Vm::new(code!("nop"));
     WINDOW_PT.set(PAGE, SPARE.address() | 0x37);
     vm.or(EPT_POINTER, ACCESSED_DIRTY).set(MSR_BITMAP, WINDOW_PT.address());
     let _ = invept(2, [0; 2]);

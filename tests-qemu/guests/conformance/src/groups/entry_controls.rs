@@ -54,6 +54,8 @@ fn nmis(suite: &mut Suite) {
                     for (wanted, bit) in [(exiting, Pin::NMI_EXITING), (virtual_nmis, Pin::VIRTUAL_NMIS)] {
                         if wanted {
                             vm.or(PIN_CONTROLS, bit);
+                        } else {
+                            vm.clear(PIN_CONTROLS, bit);
                         }
                     }
                     if window {
@@ -106,9 +108,9 @@ fn addresses(suite: &mut Suite) {
 fn paging(suite: &mut Suite) {
     flip(suite, "eptp", EPT_POINTER, (0..12).chain(40..64), as_it_is);
     flip(suite, "unused-eptp", EPT_POINTER, (0..12).chain(40..64), without_ept);
-    let vpid = |vm: &mut Vm| _ = vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID);
-    values(suite, "vpid", VPID, [0, 1, 2, 0x8000, 0xffff], vpid);
-    values(suite, "unused-vpid", VPID, [0, 1], as_it_is);
+    let no_vpid = |vm: &mut Vm| _ = vm.clear(SECONDARY_CONTROLS, Secondary::ENABLE_VPID);
+    values(suite, "vpid", VPID, [0, 1, 2, 0x8000, 0xffff], as_it_is);
+    values(suite, "unused-vpid", VPID, [0, 1], no_vpid);
 }
 
 fn msr_areas(suite: &mut Suite) {

@@ -74,15 +74,19 @@ fn control_registers(suite: &mut Suite) {
 fn msrs(suite: &mut Suite) {
     values(suite, "sysenter-esp", GUEST_SYSENTER_ESP, CANONICAL, as_it_is);
     values(suite, "sysenter-eip", GUEST_SYSENTER_EIP, CANONICAL, as_it_is);
-    let load_pat = |vm: &mut Vm| _ = vm.or(ENTRY_CONTROLS, EntryControls::LOAD_PAT);
+    let no_pat = |vm: &mut Vm| _ = vm.clear(ENTRY_CONTROLS, EntryControls::LOAD_PAT);
     for byte in 0..8 {
         let values_of_byte = (0..9).chain([0xff]).map(|value: u64| value << (8 * byte));
-        values(suite, format_args!("pat-byte-{byte}"), GUEST_PAT, values_of_byte, load_pat);
+        values(suite, format_args!("pat-byte-{byte}"), GUEST_PAT, values_of_byte, as_it_is);
     }
-    values(suite, "unused-pat", GUEST_PAT, [2, u64::MAX], as_it_is);
+    values(suite, "unused-pat", GUEST_PAT, [2, u64::MAX], no_pat);
     let no_efer = |vm: &mut Vm| _ = vm.clear(ENTRY_CONTROLS, EntryControls::LOAD_EFER);
     flip(suite, "efer", GUEST_EFER, 0..64, as_it_is);
     flip(suite, "unused-efer", GUEST_EFER, 0..64, no_efer);
+    let long_mode_without_paging = |vm: &mut Vm| {
+        vm.clear(ENTRY_CONTROLS, EntryControls::LOAD_EFER).clear(GUEST_CR0, CR0_PG);
+    };
+    flip(suite, "long-mode-without-paging", GUEST_CR0, [0, 31], long_mode_without_paging);
     flip(suite, "protected-efer", GUEST_EFER, 0..64, protected);
 }
 

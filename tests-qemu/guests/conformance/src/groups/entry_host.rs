@@ -54,13 +54,13 @@ fn selectors(suite: &mut Suite) {
 }
 
 fn msrs(suite: &mut Suite) {
-    let load_pat = |vm: &mut Vm| _ = vm.or(EXIT_CONTROLS, ExitControls::LOAD_PAT);
+    let no_pat = |vm: &mut Vm| _ = vm.clear(EXIT_CONTROLS, ExitControls::LOAD_PAT);
     const PAT: u64 = 0x0007_0406_0007_0406;
     for byte in 0..8 {
         let with = |value: u64| PAT & !(0xff << (8 * byte)) | value << (8 * byte);
-        values(suite, format_args!("pat-byte-{byte}"), HOST_PAT, (0..9).chain([0xff]).map(with), load_pat);
+        values(suite, format_args!("pat-byte-{byte}"), HOST_PAT, (0..9).chain([0xff]).map(with), as_it_is);
     }
-    values(suite, "unused-pat", HOST_PAT, [2, 3, u64::MAX], as_it_is);
+    values(suite, "unused-pat", HOST_PAT, [2, 3, u64::MAX], no_pat);
     flip(suite, "efer", HOST_EFER, 0..64, as_it_is);
     flip(suite, "unused-efer", HOST_EFER, 0..64, |vm| _ = vm.clear(EXIT_CONTROLS, ExitControls::LOAD_EFER));
 }

@@ -3,7 +3,6 @@
 
 use core::fmt;
 
-use shadow::controls::Secondary;
 use shadow::fields::*;
 
 use super::exits::user;
@@ -266,10 +265,7 @@ fn invalidation(suite: &mut Suite) {
     let ways: [(&str, Invalidate); 2] = [("single", || invept(1, [eptp(), 0])), ("global", || invept(2, [0; 2]))];
     for (way, invalidate) in ways {
         for vpid in [false, true] {
-            let mut vm = Vm::new(code);
-            if vpid {
-                vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID);
-            }
+            let mut vm = if vpid { Vm::new(code) } else { Vm::without_vpid(code) };
             invalidate_all();
             let first = vm.run();
             suite.case(
@@ -308,10 +304,8 @@ fn vpids(suite: &mut Suite) {
     PAGES.set(512 + 1, 0x1111);
     PAGES.set(2 * 512 + 1, 0x2222);
     for kind in [None, Some(0), Some(1), Some(2), Some(3)] {
-        let mut vm = Vm::new(code);
-        if kind.is_some() {
-            vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID).set(VPID, 5);
-        }
+        let mut vm = if kind.is_some() { Vm::new(code) } else { Vm::without_vpid(code) };
+        vm.set(VPID, 5);
         let _ = invvpid(2, [0; 2]);
         let first = vm.run();
         suite.case(format_args!("invvpid-{kind:?}-first"), format_args!("{first} rcx={:#x}", vm.registers.rcx));

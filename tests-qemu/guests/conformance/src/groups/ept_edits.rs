@@ -25,6 +25,7 @@ pub fn run(suite: &mut Suite) {
     moved_before_a_violation(suite);
     invept_after_edits(suite);
     invvpid_after_edits(suite);
+    edits_without_vpid(suite);
     vpids_in_turn(suite);
     reset_guest();
 }
@@ -105,7 +106,7 @@ fn present_without_a_violation(suite: &mut Suite) {
 /// A violation invalidates the cached mappings of its address: a later read uses the present EPT12, without INVEPT.
 fn moved_before_a_violation(suite: &mut Suite) {
     type Build = fn(u64) -> Vm;
-    let with: [(&str, Build); 2] = [("", Vm::new), ("-vpid", Vm::with_vpid)];
+    let with: [(&str, Build); 2] = [("", Vm::without_vpid), ("-vpid", Vm::new)];
     for (dirty, (tag, build)) in [0, ACCESSED_DIRTY].into_iter().flat_map(|dirty| with.map(|with| (dirty, with))) {
         for (refused, code) in &accesses()[1..4] {
             mark_pages();
@@ -156,9 +157,8 @@ fn invept_after_edits(suite: &mut Suite) {
             for (access, code) in &accesses()[..4] {
                 for (dirty, vpid) in [(0, 0), (0, 1), (ACCESSED_DIRTY, 1)] {
                     mark_pages();
-                    let mut vm = Vm::new(*code);
-                    vm.or(EPT_POINTER, dirty)
-                        .or(SECONDARY_CONTROLS, Secondary::from_bits_retain(vpid * Secondary::ENABLE_VPID.bits()));
+                    let mut vm = if vpid == 0 { Vm::without_vpid(*code) } else { Vm::new(*code) };
+                    vm.or(EPT_POINTER, dirty);
                     let _ = invept(2, [0; 2]);
                     let _ = vm.run();
                     edit(table, index);
@@ -185,19 +185,13 @@ fn invvpid_after_edits(suite: &mut Suite) {
         ("read-only", (WINDOW + 0x1000) | 5),
         ("removed", 0),
     ];
-    let codes = [
-        ("read", code!("mov rax, 0x140001008", "mov rcx, [rax]")),
-        ("write", code!("mov rax, 0x140001008", "mov [rax], eax")),
-        ("fetch", code!("mov rax, 0x140001000", "jmp rax")),
-        ("read-write", code!("mov rax, 0x140001008", "lock inc dword ptr [rax]")),
-    ];
     for kind in 0..4 {
         for (edit, entry) in edits {
-            for (access, code) in codes {
+            for (access, code) in linear_accesses() {
                 for dirty in [0, ACCESSED_DIRTY] {
                     mark_pages();
                     let mut vm = Vm::new(code);
-                    vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID).set(VPID, 5).or(EPT_POINTER, dirty);
+                    vm.set(VPID, 5).or(EPT_POINTER, dirty);
                     let _ = (invept(2, [0; 2]), invvpid(2, [0; 2]));
                     let _ = vm.run();
                     GUEST_PT.set(TARGET, entry);
@@ -211,6 +205,47 @@ fn invvpid_after_edits(suite: &mut Suite) {
             }
         }
     }
+}
+
+/// The hypervisor edits the guest's page table, and invalidates nothing: without VPID the next entry does. A nested guest
+/// without EPT has no other reason for its translations to go.
+fn edits_without_vpid(suite: &mut Suite) {
+    const ENTRIES: usize = 3;
+    let ways = [("no-ept", None), ("ad-0", Some(0)), ("ad-1", Some(ACCESSED_DIRTY))];
+    for (edit, page, bits) in [("moved", 2, 7), ("read-only", 1, 5), ("removed", 0, 0)] {
+        for (access, code) in linear_accesses() {
+            for (way, dirty) in ways {
+                mark_pages();
+                let mut vm = Vm::without_vpid(code);
+                let first = match dirty {
+                    Some(dirty) => {
+                        vm.or(EPT_POINTER, dirty);
+                        WINDOW
+                    }
+                    None => {
+                        vm.clear(SECONDARY_CONTROLS, Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST);
+                        PAGES.address()
+                    }
+                };
+                GUEST_PT.set(TARGET, (first + 4096) | 7);
+                let _ = invept(2, [0; 2]);
+                // What a host does at the first entries only is no reason for anything later.
+                (0..ENTRIES).for_each(|_| _ = vm.rerun());
+                GUEST_PT.set(TARGET, (first + page * 4096) | bits);
+                step(suite, &mut vm, format_args!("no-vpid-{edit}-{access}-{way}"));
+            }
+        }
+    }
+}
+
+/// Accesses to a page by way of the guest's page table.
+fn linear_accesses() -> [(&'static str, u64); 4] {
+    [
+        ("read", code!("mov rax, 0x140001008", "mov rcx, [rax]")),
+        ("write", code!("mov rax, 0x140001008", "mov [rax], eax")),
+        ("fetch", code!("mov rax, 0x140001000", "jmp rax")),
+        ("read-write", code!("mov rax, 0x140001008", "lock inc dword ptr [rax]")),
+    ]
 }
 
 /// VPIDs from one end of their range to the other take turns; each sees an edit of its page table after INVVPID for

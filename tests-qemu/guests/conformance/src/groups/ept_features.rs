@@ -178,8 +178,8 @@ fn vm_functions(suite: &mut Suite) {
             fill_list(ACCESSED_DIRTY);
             vm.or(EPT_POINTER, ACCESSED_DIRTY);
         });
-        case(format_args!("vmfunc-entry-{entry:#x}-vpid"), 0, entry, &|vm| {
-            vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID);
+        case(format_args!("vmfunc-entry-{entry:#x}-without-vpid"), 0, entry, &|vm| {
+            vm.clear(SECONDARY_CONTROLS, Secondary::ENABLE_VPID);
         });
     }
     for function in [1, 2, 31, 32, 63, 64, 0xffff_ffff, 1 << 32] {

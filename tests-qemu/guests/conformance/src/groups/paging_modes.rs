@@ -243,7 +243,7 @@ fn pae_between_entries(suite: &mut Suite) {
     const ELSEWHERE: u64 = (1 << 30) - (2 << 20);
     const PDPT: usize = 0;
     const DIRECTORY: usize = 1;
-    let mut vm = Vm::with_vpid(code_32!("mov eax, [ecx]"));
+    let mut vm = Vm::new(code_32!("mov eax, [ecx]"));
     protected(&mut vm);
     vm.clear(SECONDARY_CONTROLS, Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST);
     vm.clear(ENTRY_CONTROLS, EntryControls::IA32E_MODE_GUEST);

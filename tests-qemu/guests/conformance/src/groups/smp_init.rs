@@ -146,7 +146,7 @@ const STATES: [(&str, u32); 3] = [("active", 0), ("hlt", HLT), ("shutdown", SHUT
 /// Work: runs a nested guest in this activity state until an exit. Returns the reason, activity state and
 /// qualification.
 fn nested_guest(activity: u64) -> u64 {
-    let mut vm = Vm::with_vpid(code!("2: inc qword ptr [rbp]", "jmp 2b"));
+    let mut vm = Vm::new(code!("2: inc qword ptr [rbp]", "jmp 2b"));
     vm.registers.rbp = TOLD.address() + HEARTBEAT as u64 * 8;
     vm.set(GUEST_ACTIVITY_STATE, activity as u32);
     TOLD.set(READY, 1);
@@ -202,7 +202,7 @@ fn enter_after_beat(_: u64) -> u64 {
 
 /// Work: enters a nested guest that exits by itself.
 fn enter_once(_: u64) -> u64 {
-    let mut vm = Vm::with_vpid(code!("nop"));
+    let mut vm = Vm::new(code!("nop"));
     let verdict = vm.run();
     summary(&vm, verdict)
 }
@@ -270,7 +270,7 @@ fn storm(suite: &mut Suite, processors: &Processors, number: usize) {
 
 /// Work: counts the exits of a nested guest for INIT. Returns the number of other exits than those for CPUID.
 fn count_inits(_: u64) -> u64 {
-    let mut vm = Vm::with_vpid(code!("2: mov ecx, 5", "3: loop 3b", "cpuid", "jmp 2b"));
+    let mut vm = Vm::new(code!("2: mov ecx, 5", "3: loop 3b", "cpuid", "jmp 2b"));
     let mut others = 0;
     TOLD.set(READY, 1);
     while TOLD.get(GO_ON) == 0 {

@@ -106,7 +106,7 @@ fn take_part(index: u64) -> u64 {
         }
         return 0;
     }
-    let mut vm = Vm::with_vpid(crate::code!("nop"));
+    let mut vm = Vm::new(crate::code!("nop"));
     (race.prepare)(&mut vm);
     MEETING.join();
     let wrong = (0..ROUNDS).map(|_| outcome(&(race.step)(&mut vm, &mut random))).find(|it| !race.allowed.contains(it));

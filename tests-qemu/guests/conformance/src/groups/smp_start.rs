@@ -61,7 +61,7 @@ fn msr_value(msr: u64) -> u64 {
 
 /// Runs a nested guest until its CPUID. Returns one word of the exit that its hypervisor gets.
 fn nested_cpuid(word: u64) -> u64 {
-    let mut vm = Vm::with_vpid(code!("mov eax, 0x77", "cpuid"));
+    let mut vm = Vm::new(code!("mov eax, 0x77", "cpuid"));
     let _ = vm.run();
     match word {
         0 => vm.get(EXIT_REASON).into(),
@@ -74,7 +74,7 @@ fn nested_cpuid(word: u64) -> u64 {
 /// Counts the CPUIDs of a nested guest that exit as they should.
 fn many_nested_cpuids(_: u64) -> u64 {
     const COUNT: u64 = 1000;
-    let mut vm = Vm::with_vpid(code!("2: inc rax", "xchg rax, rdx", "cpuid", "jmp 2b"));
+    let mut vm = Vm::new(code!("2: inc rax", "xchg rax, rdx", "cpuid", "jmp 2b"));
     let mut right = 0;
     for round in 0..COUNT {
         let verdict = vm.run();

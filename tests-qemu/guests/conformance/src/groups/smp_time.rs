@@ -77,7 +77,7 @@ fn clock(suite: &mut Suite, processors: &Processors, name: impl core::fmt::Displ
 fn go_round(case: u64) -> u64 {
     let (_, offset, multiplier) = CLOCKS[case as usize / 10];
     let (_, code) = reads()[case as usize % 10];
-    let mut vm = Vm::with_vpid(code);
+    let mut vm = Vm::new(code);
     if offset != 0 || multiplier.is_some() {
         vm.or(PRIMARY_CONTROLS, Primary::USE_TSC_OFFSETTING).set(TSC_OFFSET, offset);
     }
@@ -142,7 +142,7 @@ fn write_adjust(shift: u64) -> u64 {
 
 /// Work: the TSC that a nested guest reads.
 fn nested_tsc(_: u64) -> u64 {
-    let mut vm = Vm::with_vpid(code!("rdtsc"));
+    let mut vm = Vm::new(code!("rdtsc"));
     let _ = vm.run();
     vm.registers.rdx << 32 | vm.registers.rax & 0xffff_ffff
 }

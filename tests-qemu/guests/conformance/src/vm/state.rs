@@ -31,18 +31,28 @@ pub fn write(code: u64) {
     addresses();
     host();
     guest(code);
+    // The case before has left translations of this VPID.
+    const ALL_CONTEXTS: u64 = 2;
+    let _ = cpu::invvpid(ALL_CONTEXTS, [0; 2]);
 }
 
+/// With VPID, virtual NMIs and an exit that loads all that it can, as hypervisors have it.
 fn controls() {
+    let pin = Pin::ACTIVATE_PREEMPTION_TIMER | Pin::NMI_EXITING | Pin::VIRTUAL_NMIS;
     let primary = Primary::ACTIVATE_SECONDARY | Primary::USE_MSR_BITMAPS;
     let secondary = Secondary::ENABLE_EPT
+        | Secondary::ENABLE_VPID
         | Secondary::UNRESTRICTED_GUEST
         | Secondary::ENABLE_RDTSCP
         | Secondary::ENABLE_INVPCID
         | Secondary::ENABLE_XSAVES;
-    let exit = ExitControls::HOST_ADDRESS_SPACE_SIZE | ExitControls::SAVE_EFER | ExitControls::LOAD_EFER;
-    let entry = EntryControls::IA32E_MODE_GUEST | EntryControls::LOAD_EFER;
-    set(PIN_CONTROLS, control(0x48d, Pin::ACTIVATE_PREEMPTION_TIMER));
+    let exit = ExitControls::HOST_ADDRESS_SPACE_SIZE
+        | ExitControls::SAVE_EFER
+        | ExitControls::LOAD_EFER
+        | ExitControls::SAVE_PAT
+        | ExitControls::LOAD_PAT;
+    let entry = EntryControls::IA32E_MODE_GUEST | EntryControls::LOAD_EFER | EntryControls::LOAD_PAT;
+    set(PIN_CONTROLS, control(0x48d, pin));
     set(PRIMARY_CONTROLS, control(0x48e, primary));
     set(SECONDARY_CONTROLS, control(0x48b, secondary));
     set(EXIT_CONTROLS, control(0x48f, exit));

@@ -56,21 +56,21 @@ const FAILING: &[(&str, Change)] = &[
 /// Runs all cases.
 pub fn run(suite: &mut Suite) {
     for &(name, change) in AMONG {
-        let mut vm = Vm::new(code!("nop", "nop"));
+        let mut vm = Vm::with_physical_nmis(code!("nop", "nop"));
         change(&mut vm);
         apic::init_self();
         blocked(suite, name, &mut vm);
     }
-    let mut vm = Vm::new(code!("nop", "nop"));
+    let mut vm = Vm::with_physical_nmis(code!("nop", "nop"));
     apic::init_self();
     apic::init_self();
     blocked(suite, "twice", &mut vm);
     for &(name, change) in FAILING {
-        let mut vm = Vm::new(code!("nop", "nop"));
+        let mut vm = Vm::with_physical_nmis(code!("nop", "nop"));
         change(&mut vm);
         apic::init_self();
         suite.case(format_args!("init-blocked-failing-{name}"), vm.run());
-        blocked(suite, format_args!("after-failing-{name}"), &mut Vm::new(code!("nop")));
+        blocked(suite, format_args!("after-failing-{name}"), &mut Vm::with_physical_nmis(code!("nop")));
     }
     resumed(suite);
     sent_by_the_guest(suite);
@@ -85,7 +85,7 @@ fn blocked(suite: &mut Suite, name: impl core::fmt::Display, vm: &mut Vm) {
 
 /// An INIT between an exit and VMRESUME, without any other change.
 fn resumed(suite: &mut Suite) {
-    let mut vm = Vm::new(code!("cpuid", "nop", "2: cpuid", "jmp 2b"));
+    let mut vm = Vm::with_physical_nmis(code!("cpuid", "nop", "2: cpuid", "jmp 2b"));
     for round in 0..3 {
         suite.case(format_args!("init-blocked-resumed-before-{round}"), vm.run());
         vm.set(GUEST_RIP, vm.get(GUEST_RIP) + 2);
@@ -112,7 +112,7 @@ fn sent_by_the_guest(suite: &mut Suite) {
         ("hlt", code!("mov eax, 0xfee00300", "mov [rax + 0x10], edi", "mov dword ptr [rax], 0x4500", "hlt")),
     ];
     for &(name, code) in codes {
-        let mut vm = Vm::new(code);
+        let mut vm = Vm::with_physical_nmis(code);
         vm.registers.rdi = apic::own_destination();
         suite.case(format_args!("guest-init-{name}"), Delivered(vm.run()));
         vm.set(GUEST_ACTIVITY_STATE, 0).set(GUEST_INTERRUPTIBILITY, 0);

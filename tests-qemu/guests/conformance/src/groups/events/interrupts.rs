@@ -45,7 +45,7 @@ fn pending(suite: &mut Suite) {
                     if block != 0 && (flags == 0 || activity != 0) {
                         continue;
                     }
-                    let mut vm = Vm::new(code!("nop", "nop", "nop"));
+                    let mut vm = Vm::with_physical_nmis(code!("nop", "nop", "nop"));
                     vm.or(GUEST_RFLAGS, flags).set(GUEST_INTERRUPTIBILITY, block).set(GUEST_ACTIVITY_STATE, activity);
                     if is_exiting {
                         exiting(&mut vm, acknowledge);
@@ -71,7 +71,7 @@ fn sent_by_the_guest(suite: &mut Suite) {
         for (way, is_exiting, acknowledge) in
             [("delivered", false, false), ("exiting", true, false), ("acknowledged", true, true)]
         {
-            let mut vm = Vm::new(code);
+            let mut vm = Vm::with_physical_nmis(code);
             vm.or(GUEST_RFLAGS, IF);
             if is_exiting {
                 exiting(&mut vm, acknowledge);
@@ -98,7 +98,7 @@ fn nmis(suite: &mut Suite) {
     for &(name, code) in codes {
         for (way, change) in ways {
             for block in [0, 8] {
-                let mut vm = Vm::new(code);
+                let mut vm = Vm::with_physical_nmis(code);
                 vm.registers.rdi = apic::own_destination();
                 vm.set(GUEST_INTERRUPTIBILITY, block);
                 change(&mut vm);
@@ -116,7 +116,7 @@ fn injected_nmis(suite: &mut Suite) {
     let codes: &[(&str, u64)] = &[("handler", code!("nop")), ("window", code!("nop"))];
     for &(name, code) in codes {
         for virtual_nmi in [false, true] {
-            let mut vm = Vm::new(code);
+            let mut vm = Vm::with_physical_nmis(code);
             vm.set(ENTRY_INTERRUPTION_INFO, 0x8000_0202);
             if virtual_nmi {
                 virtual_nmis(&mut vm);
@@ -135,7 +135,7 @@ fn injected_nmis(suite: &mut Suite) {
     }
     for virtual_nmi in [false, true] {
         // An IRET that faults: bit 12 of the interruption information says that it unblocked NMIs.
-        let mut vm = Vm::new(code!("push 0", "push 0", "push 2", "push 0x1238", "push 0", "iretq"));
+        let mut vm = Vm::with_physical_nmis(code!("push 0", "push 0", "push 2", "push 0x1238", "push 0", "iretq"));
         vm.set(GUEST_INTERRUPTIBILITY, 8);
         if virtual_nmi {
             virtual_nmis(&mut vm);

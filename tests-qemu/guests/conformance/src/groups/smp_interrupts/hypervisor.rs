@@ -99,7 +99,7 @@ impl Hypervisor {
             }
             (_, Program::Halts) => code!("2: sti", "hlt", "jmp 2b"),
         };
-        let mut vm = Vm::with_vpid(code);
+        let mut vm = Vm::new(code);
         if matches!(way, Way::Exits | Way::ExitsAcknowledged) {
             vm.or(PIN_CONTROLS, Pin::EXTERNAL_INTERRUPT_EXITING);
         }

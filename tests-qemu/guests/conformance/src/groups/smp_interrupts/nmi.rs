@@ -141,15 +141,15 @@ struct NestedGuest {
 
 impl NestedGuest {
     fn new(case: &Case) -> Self {
-        let mut vm = Vm::with_vpid(match case.program {
+        let mut vm = Vm::new(match case.program {
             Program::Busy => code!("2: mov ecx, 23", "3: loop 3b", "cpuid", "jmp 2b"),
             Program::Halts => code!("2: hlt", "jmp 2b"),
             Program::Exits => code!("2: cpuid", "jmp 2b"),
         });
         match case.way {
-            Way::Host | Way::Delivered => (),
-            Way::Exits => _ = vm.or(PIN_CONTROLS, Pin::NMI_EXITING),
-            Way::Virtual => _ = vm.or(PIN_CONTROLS, Pin::NMI_EXITING | Pin::VIRTUAL_NMIS),
+            Way::Host | Way::Delivered => _ = vm.clear(PIN_CONTROLS, Pin::NMI_EXITING | Pin::VIRTUAL_NMIS),
+            Way::Exits => _ = vm.clear(PIN_CONTROLS, Pin::VIRTUAL_NMIS),
+            Way::Virtual => (),
         }
         (vm.registers.rbp, vm.registers.rdi) = (HANDLED.row(number()), (&raw const end_injected).addr() as u64);
         fill_idt(&GUEST_IDT, (&raw const counting_handlers).addr() as u64, 16);

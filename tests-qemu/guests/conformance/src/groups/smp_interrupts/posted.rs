@@ -126,7 +126,7 @@ fn take_notification() {
 }
 
 fn nested_guest(program: Program) -> Vm {
-    let mut vm = Vm::with_vpid(match program {
+    let mut vm = Vm::new(match program {
         Program::Busy => code!(
             "2: cli",
             "mov ecx, 7",

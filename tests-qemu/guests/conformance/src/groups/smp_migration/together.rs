@@ -40,7 +40,7 @@ static BITMAP: Page = Page::new();
 pub fn run(suite: &mut Suite, processors: &Processors) {
     let mut case = |name, work, per_processor: u64| {
         MEETING.clear();
-        let _ = Vm::with_vpid(code!("nop"));
+        let _ = Vm::new(code!("nop"));
         SHARED.set(CR3, guest_cr3());
         SHARED.set(EPTP, eptp());
         for page in 0..WINDOW_PAGES {
@@ -82,7 +82,7 @@ fn rounds(edit: impl Fn(&mut Random), mut look: impl FnMut(u64) -> u64) -> u64 {
 /// cached of them is from before that one wrote its tables anew.
 fn reader() -> Vm {
     let _ = invept(2, [0; 2]);
-    let mut vm = Vm::with_vpid(code!("mov rcx, [rax + 8]"));
+    let mut vm = Vm::new(code!("mov rcx, [rax + 8]"));
     vm.set(GUEST_CR3, SHARED.get(CR3)).set(EPT_POINTER, SHARED.get(EPTP));
     vm.set(VPID, VPID12);
     vm
@@ -144,7 +144,7 @@ const MSR: u64 = 0x174;
 /// by it, whatever translations of the page there are.
 fn msr_bitmap_written_by_nested_guest(_: u64) -> u64 {
     let (read, write) = (code!("rdmsr"), code!("mov [rax], rcx"));
-    let mut vm = Vm::with_vpid(read);
+    let mut vm = Vm::new(read);
     vm.set(MSR_BITMAP, BITMAP.address());
     let mut random = Random(1);
     let mut wrong = 0;
@@ -170,7 +170,7 @@ fn msr_bitmap_written_by_nested_guest(_: u64) -> u64 {
 
 /// An MSR's bit in the common bitmap: the next entry on every processor uses the new value.
 fn msr_bitmap(_: u64) -> u64 {
-    let mut vm = Vm::with_vpid(code!("rdmsr"));
+    let mut vm = Vm::new(code!("rdmsr"));
     vm.set(MSR_BITMAP, BITMAP.address());
     let edit = |random: &mut Random| {
         let bit = random.below(2);

@@ -74,8 +74,9 @@ fn depart(tag: Tag) {
     LUGGAGE.fill(0);
     HOP.store(0, Release);
     let mut vm = Vm::at(&REGION, code!("2: inc rax", "mov [rbp], rax", "cpuid", "jmp 2b"));
-    if let Tag::Vpid(vpid) = tag {
-        vm.or(SECONDARY_CONTROLS, Secondary::ENABLE_VPID).set(VPID, vpid);
+    match tag {
+        Tag::None => _ = vm.clear(SECONDARY_CONTROLS, Secondary::ENABLE_VPID),
+        Tag::Vpid(vpid) => _ = vm.set(VPID, vpid),
     }
     REGISTERS.set(0, 0);
     REGISTERS.set(1, LUGGAGE.address());

@@ -104,7 +104,7 @@ fn deadline_in_halted_host(_: u64) -> u64 {
 
 /// The interrupt causes an exit, and is still pending afterwards.
 fn deadline_in_nested_guest(_: u64) -> u64 {
-    let mut vm = Vm::with_vpid(code!("2: jmp 2b"));
+    let mut vm = Vm::new(code!("2: jmp 2b"));
     vm.or(PIN_CONTROLS, Pin::EXTERNAL_INTERRUPT_EXITING);
     count_deadlines(|_| {
         let _ = vm.run_again();
@@ -131,7 +131,7 @@ fn expires_in_time(vm: &mut Vm, mut other_exit: impl FnMut(&mut Vm) -> bool) -> 
 }
 
 fn preemption_timer(_: u64) -> u64 {
-    let mut vm = Vm::with_vpid(code!("2: jmp 2b"));
+    let mut vm = Vm::new(code!("2: jmp 2b"));
     READY.join();
     (0..ROUNDS).filter(|_| expires_in_time(&mut vm, |_| false)).count() as u64
 }
@@ -139,7 +139,7 @@ fn preemption_timer(_: u64) -> u64 {
 /// Other exits save the remaining count, and the next entry continues with it. The nested guest runs for longer than a
 /// turn of the emulator, within which no time passes.
 fn saved_preemption_timer(_: u64) -> u64 {
-    let mut vm = Vm::with_vpid(code!("2: mov ecx, 1000", "3: loop 3b", "cpuid", "jmp 2b"));
+    let mut vm = Vm::new(code!("2: mov ecx, 1000", "3: loop 3b", "cpuid", "jmp 2b"));
     vm.or(EXIT_CONTROLS, ExitControls::SAVE_PREEMPTION_TIMER);
     READY.join();
     let is_right = |_: &u64| {
@@ -157,7 +157,7 @@ fn saved_preemption_timer(_: u64) -> u64 {
 /// The nested guest reads one page of 2 MiB after the other of an EPT12 that has not been walked since INVEPT. Exits
 /// that the host handles must not restart the timer.
 fn preemption_timer_while_touching(_: u64) -> u64 {
-    let mut vm = Vm::with_vpid(code!("2: mov rdx, [rax]", "add rax, 0x200000", "and eax, 0x3fffffff", "jmp 2b"));
+    let mut vm = Vm::new(code!("2: mov rdx, [rax]", "add rax, 0x200000", "and eax, 0x3fffffff", "jmp 2b"));
     READY.join();
     let is_right = |_: &u64| {
         let _ = invept(2, [0; 2]);
