@@ -18,6 +18,7 @@ mod smp;
 mod stops;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -46,6 +47,9 @@ fn main() -> ExitCode {
 fn trial(test: Test) -> Trial {
     Trial::test(test.name, move || {
         let context = Context::shared()?;
-        (test.run)(context, test.name).map_err(|error| format!("{error:#}").into())
+        let began = Instant::now();
+        let outcome = (test.run)(context, test.name).map_err(|error| format!("{error:#}").into());
+        eprintln!("  {} took {} s", test.name, began.elapsed().as_secs());
+        outcome
     })
 }

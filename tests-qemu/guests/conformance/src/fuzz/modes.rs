@@ -7,7 +7,7 @@ use shadow::registers::*;
 use super::snippets::{self, IDT_32, LOW, STACK_16, VECTOR_TABLE, Width};
 use super::state::State;
 use super::tables;
-use crate::memory::{CODE_32, OTHER_TSS, OTHER_TSS_AREA, USER_CODE, USER_DATA};
+use crate::memory::{CODE_32, OTHER_TSS, OTHER_TSS_AREA, USER_CODE, USER_DATA, guest_stack};
 
 /// A mode of a nested guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -93,6 +93,7 @@ impl Mode {
             Self::Protected16 => {
                 protected(state);
                 code_16(state);
+                state.set(GUEST_SS_ACCESS_RIGHTS, access_rights::DATA.into()).set(GUEST_SS_LIMIT, u32::MAX.into());
                 state.set(GUEST_CS_ACCESS_RIGHTS, 0x9b);
             }
             Self::Real => real(state),
@@ -129,6 +130,10 @@ fn protected(state: &mut State) {
     state.clear(GUEST_EFER, EFER_LME_LMA).clear(GUEST_CR0, CR0_PG);
     state.set(GUEST_TR_SELECTOR, OTHER_TSS.into()).set(GUEST_TR_BASE, OTHER_TSS_AREA.address());
     state.set(GUEST_IDTR_BASE, IDT_32).set(GUEST_IDTR_LIMIT, 0x7ff);
+    // An exception handler that itself faults without end pushes down to the end of its segment, not through the image:
+    // the segment expands down to the stack's page.
+    const EXPAND_DOWN: u64 = 0xc097;
+    state.set(GUEST_SS_ACCESS_RIGHTS, EXPAND_DOWN).set(GUEST_SS_LIMIT, (guest_stack() & !0xfff) - 1);
 }
 
 fn code_16(state: &mut State) {
