@@ -8,8 +8,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::io::Write as _;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use addr2line::Loader;
 use anyhow::{Context, Result, anyhow, bail};
@@ -39,17 +41,29 @@ impl Notes {
         let elf = fs::read(program).with_context(|| program.display().to_string())?;
         let (base, bytes) = code(&elf)?;
         fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-        let kept = dir.join(PROGRAM);
-        let file = dir.join(EXECUTED);
-        if !kept.exists() {
-            let mut notes = fs::File::create(&file).with_context(|| file.display().to_string())?;
-            notes.write_all(&vec![0; bytes])?;
-            fs::write(&kept, &elf).with_context(|| kept.display().to_string())?;
-        } else if fs::read(&kept)? != elf {
+        let (kept, file) = (dir.join(PROGRAM), dir.join(EXECUTED));
+        create_whole(&kept, &elf)?;
+        if fs::read(&kept)? != elf {
             bail!("{} is about another build of l1hv: name another directory", dir.display());
         }
+        create_whole(&file, &vec![0; bytes])?;
         // The emulator runs in a directory of its own.
         Ok(Self { base, file: fs::canonicalize(file)? })
+    }
+}
+
+/// Makes a file, unless it exists, so that another process sees all of it or nothing.
+fn create_whole(file: &Path, content: &[u8]) -> Result<()> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let own = file.with_extension(format!("{}-{number}", process::id()));
+    let made = fs::write(&own, content).and_then(|()| fs::hard_link(&own, file));
+    let _ = fs::remove_file(&own);
+    match made {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            Err(error).with_context(|| file.display().to_string())
+        }
+        _ => Ok(()),
     }
 }
 
@@ -194,7 +208,7 @@ mod tests {
 
     #[test]
     fn notes_are_about_one_program() {
-        let dir = std::env::temp_dir().join(format!("l1hv-coverage-{}", std::process::id()));
+        let dir = std::env::temp_dir().join(format!("l1hv-coverage-{}", process::id()));
         let this = std::env::current_exe().unwrap();
         let notes = Notes::open(&dir, &this).unwrap();
         assert!(fs::metadata(&notes.file).unwrap().len() > 0);

@@ -39,8 +39,9 @@ const STATUSES: &str = "Exit status:
   7  the guest ended the machine with a code other than 0: a dword to port f4H (QEMU isa-debug-exit)
 
 Environment:
-  L1HV_BOCHS  Bochs program to use instead of the one built here
-  L1HV_QEMU   QEMU program to use instead of qemu-system-x86_64";
+  L1HV_BOCHS     Bochs program to use instead of the one built here
+  L1HV_QEMU      QEMU program to use instead of qemu-system-x86_64
+  L1HV_COVERAGE  directory for --coverage, for every machine on Bochs, those of tests among them";
 
 #[derive(Debug, Subcommand)]
 enum CliCommand {

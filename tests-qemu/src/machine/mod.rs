@@ -16,6 +16,7 @@ mod qemu_in_bochs;
 mod run;
 mod streams;
 
+use std::env;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -63,6 +64,9 @@ pub enum FirmwareVmx {
     /// Register unlocked.
     Unlocked,
 }
+
+/// The environment variable that names [`Machine::coverage`] for every machine, those of tests among them.
+const COVERAGE: &str = "L1HV_COVERAGE";
 
 /// What an MSR that the emulator does not know does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -241,6 +245,7 @@ impl MachineOptions {
             kvm_parameters,
         } = self.clone();
         let loader = loader.unwrap_or(machine.loader);
+        let coverage = coverage.or(machine.coverage);
         let cpu_model = model.map(|model| model.name).or(machine.cpu_model);
         Machine {
             cpus,
@@ -274,7 +279,7 @@ impl Machine {
             physical_bits: None,
             unknown_msrs: UnknownMsrs::ReadAsZero,
             turns_seed: None,
-            coverage: None,
+            coverage: env::var_os(COVERAGE).map(PathBuf::from),
             firmware_vmx: FirmwareVmx::Enabled,
             triple_fault: TripleFault::Stops,
             qemu_args: Vec::new(),
