@@ -14,7 +14,7 @@ use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use addr2line::Loader;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use object::{Object as _, ObjectSection as _};
 use table::Table;
 
@@ -105,6 +105,7 @@ impl Coverage {
             let has_executed = executed.iter().skip(from).take(usize::try_from(length)?).any(|&byte| byte != 0);
             coverage.add(&file.to_string_lossy(), line, has_executed);
         }
+        ensure!(!coverage.files.is_empty(), "{} is about an l1hv that was built in another directory", dir.display());
         Ok(coverage)
     }
 
