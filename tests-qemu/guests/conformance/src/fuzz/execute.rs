@@ -7,7 +7,7 @@ use shadow::fields::*;
 
 use super::fresh::forget_translations;
 use super::observe::{Counts, Observer, has_instruction_length};
-use super::program::{Entering, General, Operand, Other, Program, Region, Step};
+use super::program::{Entering, General, Instruction, Operand, Program, Region, Step};
 use super::snippets::{self, LOW_OPERANDS};
 use super::state::State;
 use crate::apic::{self, Message};
@@ -128,7 +128,7 @@ impl<'a> Run<'a> {
                 cpu::load_tables(gdt_table().address(), HOST_IDT.address());
                 Outcome::Success
             }
-            Step::Other(other) => execute(other),
+            Step::Instruction(instruction) => execute(instruction),
             Step::Cr0(bits) => cpu::set_cr0(cpu::cr0() ^ bits),
             Step::Cr4(bits) => cpu::set_cr4(cpu::cr4() ^ bits),
             _ => {
@@ -318,13 +318,13 @@ fn repair(state: &State) {
     }
 }
 
-fn execute(other: Other) -> Outcome {
-    match other {
-        Other::Invd => attempt!("invd"),
-        Other::Wbinvd => attempt!("wbinvd"),
-        Other::Vmcall => attempt!("vmcall"; in("eax") 0, in("ecx") 0),
-        Other::Vmfunc => attempt!("vmfunc"; in("eax") 0, in("ecx") 0),
-        Other::Getsec => attempt!("getsec"; inout("eax") 0 => _),
+fn execute(instruction: Instruction) -> Outcome {
+    match instruction {
+        Instruction::Invd => attempt!("invd"),
+        Instruction::Wbinvd => attempt!("wbinvd"),
+        Instruction::Vmcall => attempt!("vmcall"; in("eax") 0, in("ecx") 0),
+        Instruction::Vmfunc => attempt!("vmfunc"; in("eax") 0, in("ecx") 0),
+        Instruction::Getsec => attempt!("getsec"; inout("eax") 0 => _),
     }
 }
 

@@ -10,7 +10,7 @@ use super::areas::{self, Area};
 use super::hostile::aim_at_the_host;
 use super::modes::MODES;
 use super::mutation::{flip, mutate};
-use super::program::{Entering, General, Operand, Other, Program, Region, Step};
+use super::program::{Entering, General, Instruction, Operand, Program, Region, Step};
 use super::rounding::{never_waits_for_sipi, round};
 use super::snippets::{self, LOW_OPERANDS, SNIPPETS};
 use super::state::{State, written};
@@ -140,8 +140,14 @@ impl Generator {
                 25 => Step::Cpuid(random.pick(&CPUID_LEAVES)),
                 26 if random.one_in(2) => Step::Tables,
                 26 => {
-                    let all = [Other::Invd, Other::Wbinvd, Other::Vmcall, Other::Vmfunc, Other::Getsec];
-                    Step::Other(random.pick(&all))
+                    let all = [
+                        Instruction::Invd,
+                        Instruction::Wbinvd,
+                        Instruction::Vmcall,
+                        Instruction::Vmfunc,
+                        Instruction::Getsec,
+                    ];
+                    Step::Instruction(random.pick(&all))
                 }
                 _ => Step::Cr4(random.bit_of(0x37_27ff & !(1 << 12) | 1 << 13)),
             };

@@ -58,7 +58,7 @@ pub struct Entering {
 
 /// An instruction of the hypervisor without operands, which exits whatever the controls say, or is undefined.
 #[derive(Clone, Copy, Debug)]
-pub enum Other {
+pub enum Instruction {
     /// INVD.
     Invd,
     /// WBINVD.
@@ -130,8 +130,8 @@ pub enum Step {
     Cpuid(u32),
     /// Loads GDTR and IDTR.
     Tables,
-    /// An instruction of [`Other`].
-    Other(Other),
+    /// An instruction without operands.
+    Instruction(Instruction),
     /// VMLAUNCH or VMRESUME.
     Enter(Entering),
 }
@@ -187,7 +187,7 @@ impl fmt::Display for Step {
             Self::Xsetbv(register, value) => write!(f, "XSETBV {register:#x}, {value:#x}"),
             Self::Cpuid(leaf) => write!(f, "CPUID {leaf:#x}"),
             Self::Tables => write!(f, "LGDT, LIDT"),
-            Self::Other(other) => write!(f, "{other:?}"),
+            Self::Instruction(instruction) => write!(f, "{instruction:?}"),
             Self::Enter(entering) => write!(f, "{entering}"),
         }
     }
