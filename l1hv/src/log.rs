@@ -1,15 +1,17 @@
-//! The host's log: lines like `[l1hv INFO] text` on the emulators' debug console, or on COM1 where there is none.
+//! The host's log: lines like `[l1hv INFO] text` on the emulators' debug console. Where there is none, on COM1, and until
+//! the guest starts, and at a stop, on the text screen.
 //!
-//! The guest hypervisor owns COM1 later, so the host prefers the debug console and never uses both. No wait is
-//! unbounded: a byte that the UART does not accept in time is lost.
+//! The guest hypervisor owns COM1 and the screen later, so the host prefers the debug console and never uses both. No
+//! wait is unbounded: a byte that the UART does not accept in time is lost.
 
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use log::{LevelFilter, Log, Metadata, Record};
 use spin::Mutex;
 
 use crate::arch::port::Port;
+use crate::arch::screen;
 
 /// The device that gets the bytes. [`SINK`] holds it as an atomic `u8`, because it is set before locks are of use.
 const SINK_NONE: u8 = 0;
@@ -17,6 +19,10 @@ const SINK_DEBUG_CONSOLE: u8 = 1;
 const SINK_COM1: u8 = 2;
 
 static SINK: AtomicU8 = AtomicU8::new(SINK_NONE);
+
+/// Whether there is a text screen for want of a debug console, and whether lines go there now.
+static HAS_SCREEN: AtomicBool = AtomicBool::new(false);
+static IS_ON_SCREEN: AtomicBool = AtomicBool::new(false);
 
 /// Polls of the line status register before a byte is given up: some 100 ms on a real bus, four characters at 300 baud.
 const UART_POLLS: u32 = 100_000;
@@ -31,9 +37,16 @@ pub fn init() {
         SINK_NONE
     };
     SINK.store(sink, Ordering::Relaxed);
+    HAS_SCREEN.store(sink != SINK_DEBUG_CONSOLE && screen::is_there(), Ordering::Relaxed);
+    show_on_screen(true);
     // The only error is a logger that is installed already; this runs once.
     let _ = log::set_logger(&Logger);
     log::set_max_level(LevelFilter::Info);
+}
+
+/// Shows the lines that follow on the screen, if there is one, or leaves it to the guest.
+pub fn show_on_screen(shown: bool) {
+    IS_ON_SCREEN.store(shown && HAS_SCREEN.load(Ordering::Relaxed), Ordering::Relaxed);
 }
 
 /// The lock of the processor that writes a line.
@@ -45,7 +58,7 @@ const LOCK_ATTEMPTS: u32 = 10_000_000;
 /// Writes without a level and without a prefix, whatever the level is.
 pub fn write_line(line: fmt::Arguments<'_>) {
     let _alone = (0..LOCK_ATTEMPTS).find_map(|_| LINE.try_lock());
-    let mut sink = Sink(SINK.load(Ordering::Relaxed));
+    let mut sink = Sink { device: SINK.load(Ordering::Relaxed), is_on_screen: IS_ON_SCREEN.load(Ordering::Relaxed) };
     // `Sink::write_str` never fails; an error could only come from a `Display` of ours, and the rest of the line is
     // still of use.
     let _ = sink.write_fmt(line);
@@ -82,15 +95,21 @@ impl Log for Logger {
     fn flush(&self) {}
 }
 
-struct Sink(u8);
+struct Sink {
+    device: u8,
+    is_on_screen: bool,
+}
 
 impl Write for Sink {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for byte in text.bytes() {
-            match self.0 {
+            match self.device {
                 SINK_DEBUG_CONSOLE => Port::DEBUG_CONSOLE.write(byte),
                 SINK_COM1 => uart::write(byte),
                 _ => {}
+            }
+            if self.is_on_screen {
+                screen::write(byte);
             }
         }
         Ok(())

@@ -91,6 +91,7 @@ pub fn launch(setup: HostSetup<'_>, allocator: PhysAllocator) -> ! {
         0 => log::info!("the guest hypervisor starts"),
         _ => log::info!("the guest hypervisor starts on {} processors", processors.len()),
     }
+    crate::log::show_on_screen(false);
     run::run(vcpu)
 }
 

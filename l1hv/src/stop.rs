@@ -26,6 +26,7 @@ impl<'a> StopReason<'a> {
 /// Stops the machine: says the reason, then tries each emulator's way to exit, then halts for ever, which is the only
 /// way on a real machine.
 pub fn stop(reason: StopReason<'_>) -> ! {
+    log::show_on_screen(true);
     iommu::report();
     log::write_line(format_args!("{LINE_PREFIX}{}: {}", reason.kind.name(), reason.message));
     processor::stop_others();

@@ -15,6 +15,7 @@ pub mod phys;
 pub mod port;
 pub mod relocate;
 pub mod roll_call;
+pub mod screen;
 pub mod takeover;
 pub mod timer;
 pub mod trampoline;

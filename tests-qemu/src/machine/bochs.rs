@@ -122,7 +122,7 @@ ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14
 ata0-master: type=cdrom, path={iso}, status=inserted
 boot: cdrom
 clock: sync=none, time0={START_OF_TIME}
-{ports}port_e9_hack: enabled=1
+{ports}port_e9_hack: enabled={debug_console}
 log: {log}
 panic: action=fatal
 error: action=ignore
@@ -132,6 +132,7 @@ debug: action=ignore
         // Turns of random lengths end in the middle of what would be a trace.
         quantum = if machine.turns_seed.is_some() { 1 } else { QUANTUM },
         ignored = u8::from(machine.unknown_msrs == UnknownMsrs::ReadAsZero),
+        debug_console = u8::from(machine.debug_console),
         resets = u8::from(machine.triple_fault == TripleFault::Resets),
         cpu_model = machine.cpu_model.unwrap_or(CPU_MODEL),
         host_mib = HOST_MEMORY_MIB.min(*memory_mib),

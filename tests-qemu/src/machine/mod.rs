@@ -173,6 +173,8 @@ pub struct Machine {
     pub turns_seed: Option<u64>,
     /// A directory for the emulator's notes about l1hv's instructions (Bochs).
     pub coverage: Option<PathBuf>,
+    /// Whether the machine has a debug console at port E9H (Bochs).
+    pub debug_console: bool,
     /// What a triple fault does.
     pub triple_fault: TripleFault,
     /// More arguments of QEMU.
@@ -281,6 +283,7 @@ impl Machine {
             turns_seed: None,
             coverage: env::var_os(COVERAGE).map(PathBuf::from),
             firmware_vmx: FirmwareVmx::Enabled,
+            debug_console: true,
             triple_fault: TripleFault::Stops,
             qemu_args: Vec::new(),
             outer_series: None,

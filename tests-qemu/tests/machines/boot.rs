@@ -20,6 +20,7 @@ pub fn tests() -> Vec<Test> {
         Test { name: "linux_gets_the_memory_above_2_gib_too", run: much_memory },
         Test { name: "vmx_that_the_firmware_left_unlocked_is_used", run: unlocked_feature_control },
         Test { name: "the_machine_does_not_sleep_and_can_be_switched_off", run: sleep },
+        Test { name: "without_a_debug_console_the_log_is_on_com1_and_on_the_screen", run: screen },
         Test { name: "a_multiboot_guest_gets_its_command_line_and_modules", run: multiboot_guest },
     ]
 }
@@ -104,6 +105,20 @@ fn sleep(context: &Context, name: &str) -> Result<()> {
     );
     let panic = finished.debug.iter().any(|line| line.contains("C-PANIC"));
     ensure!(!panic, "the machine was not switched off by its register");
+    Ok(())
+}
+
+/// The guest prints what the screen shows, on COM1 as well.
+fn screen(context: &Context, name: &str) -> Result<()> {
+    let image = Module::with_args(&context.programs.conformance, "screen");
+    let boot = Boot::L1hv { host: context.host(""), guest: vec![image] };
+    let machine = Machine { debug_console: false, ..context.bochs(name, boot) };
+    let finished = context.run(&machine)?;
+    finished.must_shut_down()?;
+    for line in ["[l1hv INFO] l1hv", "[l1hv INFO] host memory:", "[l1hv INFO] the guest hypervisor starts"] {
+        finished.console_must_say(line)?;
+        finished.console_must_say(&format!("screen: {line}"))?;
+    }
     Ok(())
 }
 

@@ -39,6 +39,7 @@ mod nested_paging;
 mod output;
 mod permissions;
 mod random;
+mod screen;
 mod scribble;
 mod sleep;
 mod smp;
@@ -66,6 +67,7 @@ extern "C" fn conformance_main(loader_information: u32) -> ! {
             abort::STORE => abort::store(),
             far::WORD => far::run(),
             dma::WORD => dma::run(),
+            screen::WORD => screen::run(),
             sleep::WORD => sleep::run(),
             fuzz::WORD => fuzz::run(),
             scribble::WORD => scribble::run(&Processors::start()),
