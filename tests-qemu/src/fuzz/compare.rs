@@ -37,9 +37,8 @@ impl Fuzzer<'_> {
     pub(super) fn compare_programs(&self, first: u64, last: u64) -> Result<Vec<(u64, Verdict)>> {
         let count = BATCH.min(last - first + 1);
         let arguments = |done: usize| format!("first={} count={} batch=1", first + done as u64, count - done as u64);
-        let [bare, l1hv] = self.on_both(|side| self.one_by_one(side, count as usize, arguments))?;
-        let programs = (first..).zip(bare.iter().zip(&l1hv));
-        Ok(programs.filter_map(|(program, (bare, l1hv))| Some((program, verdict(bare, l1hv)?))).collect())
+        let verdicts = self.one_by_one(count as usize, arguments)?;
+        Ok((first..).zip(verdicts).filter_map(|(program, verdict)| Some((program, verdict?))).collect())
     }
 
     /// For each mask, whether the sides differ.
@@ -48,8 +47,28 @@ impl Fuzzer<'_> {
             let masks: Vec<String> = masks[done..].iter().map(|mask| format!("{mask:x}")).collect();
             format!("first={program} steps={}", masks.join(","))
         };
-        let [bare, l1hv] = self.on_both(|side| self.one_by_one(side, masks.len(), arguments))?;
-        Ok(bare.iter().zip(&l1hv).map(|(bare, l1hv)| verdict(bare, l1hv) == Some(Verdict::Differs)).collect())
+        let verdicts = self.one_by_one(masks.len(), arguments)?;
+        Ok(verdicts.into_iter().map(|verdict| verdict == Some(Verdict::Differs)).collect())
+    }
+
+    /// What is to be said of each program, or of each mask of a program, in `arguments`: a list for the image, of which
+    /// it has done some. Behind one that is not equal both sides start again: what it has left behind, its own memory
+    /// perhaps, need not be the same.
+    fn one_by_one(&self, count: usize, arguments: impl Fn(usize) -> String) -> Result<Vec<Option<Verdict>>> {
+        let mut verdicts = Vec::new();
+        while verdicts.len() < count {
+            let (left, arguments) = (count - verdicts.len(), arguments(verdicts.len()));
+            let [bare, l1hv] = self.on_both(|side| self.until_its_end(side, left, &arguments))?;
+            for (bare, l1hv) in bare.iter().zip(&l1hv) {
+                let verdict = verdict(bare, l1hv);
+                let is_equal = verdict.is_none();
+                verdicts.push(verdict);
+                if !is_equal {
+                    break;
+                }
+            }
+        }
+        Ok(verdicts)
     }
 }
 

@@ -156,28 +156,20 @@ impl Fuzzer<'_> {
         Ok(batches)
     }
 
-    /// The fate of each program, or of each mask of a program, in `arguments`: a list for the image, of which it has
-    /// done some.
-    pub(super) fn one_by_one(
-        &self,
-        side: Side,
-        count: usize,
-        arguments: impl Fn(usize) -> String,
-    ) -> Result<Vec<Fate>> {
+    /// The fate of each of the `count` programs, or masks of a program, that `arguments` lists for the image, up to the
+    /// first that ends the machine.
+    pub(super) fn until_its_end(&self, side: Side, count: usize, arguments: &str) -> Result<Vec<Fate>> {
         let mut fates = Vec::new();
-        while fates.len() < count {
-            let arguments = arguments(fates.len());
-            let outcome = self.run_image(side, "programs", (&arguments, FOREVER), |line| {
-                if let Some(result) = Done::parse(line) {
-                    let is_out_of_time = result.exits.contains_key(&ExitReason::PREEMPTION_TIMER.basic());
-                    fates.push(if is_out_of_time { Fate::OutOfTime } else { Fate::Digest }(result.digest));
-                }
-            })?;
-            match outcome {
-                None if fates.len() == count => (),
-                None => bail!("the image has done {} of {count} programs", fates.len()),
-                Some(outcome) => fates.push(Fate::of_end(&outcome)),
+        let outcome = self.run_image(side, "programs", (arguments, FOREVER), |line| {
+            if let Some(result) = Done::parse(line) {
+                let is_out_of_time = result.exits.contains_key(&ExitReason::PREEMPTION_TIMER.basic());
+                fates.push(if is_out_of_time { Fate::OutOfTime } else { Fate::Digest }(result.digest));
             }
+        })?;
+        match outcome {
+            None if fates.len() == count => (),
+            None => bail!("the image has done {} of {count} programs", fates.len()),
+            Some(outcome) => fates.push(Fate::of_end(&outcome)),
         }
         Ok(fates)
     }
