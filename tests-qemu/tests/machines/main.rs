@@ -26,18 +26,19 @@ use context::{Context, Test};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
+    // The longest first, as several run side by side.
     let tests = [
-        cli::tests(),
-        boot::tests(),
-        stops::tests(),
-        nesting::tests(),
-        cost::tests(),
-        images::tests(),
-        devices::tests(),
-        memory::tests(),
-        processors::tests(),
         second::tests(),
         smp::tests(),
+        cost::tests(),
+        nesting::tests(),
+        boot::tests(),
+        cli::tests(),
+        devices::tests(),
+        images::tests(),
+        memory::tests(),
+        processors::tests(),
+        stops::tests(),
     ]
     .concat();
     let trials = tests.into_iter().map(trial).collect();

@@ -14,8 +14,8 @@ const TIMEOUT: Duration = Duration::from_secs(900);
 
 pub fn tests() -> Vec<Test> {
     vec![
-        Test { name: "kvm_as_the_processor_boots_from_an_iso", run: boots_from_iso },
         Test { name: "the_demo_runs_on_two_of_kvms_processors", run: |_, _| demo(2) },
+        Test { name: "kvm_as_the_processor_boots_from_an_iso", run: boots_from_iso },
         Test { name: "kvm_as_the_processor_looks_under_l1hv_as_it_is", run: looks },
     ]
 }
