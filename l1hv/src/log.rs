@@ -1,8 +1,8 @@
-//! The host's log: lines like `[l1hv INFO] text` on the emulators' debug console. Where there is none, on COM1, and until
-//! the guest starts, and at a stop, on the text screen.
+//! The host's log: lines like `[l1hv INFO] text` on the emulators' debug console. Where there is none, on COM1, and
+//! until the guest starts, and at a stop, on the text screen.
 //!
-//! The guest hypervisor owns COM1 and the screen later, so the host prefers the debug console and never uses both. No
-//! wait is unbounded: a byte that the UART does not accept in time is lost.
+//! COM1 and the screen are the guest hypervisor's later, so a host that has a debug console leaves them alone. No wait
+//! is unbounded: a byte that the UART does not accept in time is lost.
 
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};

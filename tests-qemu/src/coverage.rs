@@ -55,6 +55,9 @@ impl Notes {
 /// Makes a file, unless it exists, so that another process sees all of it or nothing.
 fn create_whole(file: &Path, content: &[u8]) -> Result<()> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
+    if file.exists() {
+        return Ok(());
+    }
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let own = file.with_extension(format!("{}-{number}", process::id()));
     let made = fs::write(&own, content).and_then(|()| fs::hard_link(&own, file));

@@ -29,8 +29,8 @@ fn cell(number: usize) -> *mut u16 {
 }
 
 fn set(number: usize, character: u8) {
-    // SAFETY: `write` numbers cells of the screen. The direct map covers them; they are memory of the display adapter, or
-    // nothing, and no object of Rust.
+    // SAFETY: `write` numbers cells of the screen. The direct map covers them; they are memory of the display adapter,
+    // or nothing, and no object of Rust.
     unsafe { cell(number).write_volatile(WHITE_ON_BLACK | u16::from(character)) }
 }
 

@@ -20,12 +20,12 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// The minimal guest hypervisor and its nested guests on one processor, loaded by GRUB. The other tests have QEMU load them.
+/// The minimal guest hypervisor and its nested guests on one processor, loaded by GRUB; in the other tests QEMU loads.
 fn boots_from_iso(context: &Context, name: &str) -> Result<()> {
     let image = Module::with_args(&context.programs.conformance, "minimal");
     let boot = Boot::L1hv { host: context.host(""), guest: vec![image] };
-    let loader = Loader::Grub;
-    let machine = Machine { loader, timeout: TIMEOUT, silence: TIMEOUT, ..Machine::new(name, QEMU_IN_BOCHS, boot) };
+    let machine =
+        Machine { loader: Loader::Grub, timeout: TIMEOUT, silence: TIMEOUT, ..Machine::new(name, QEMU_IN_BOCHS, boot) };
     let finished = context.run(&machine)?;
     finished.must_shut_down()?;
     finished.debug_must_say("minimal: done")

@@ -49,7 +49,7 @@ impl Vm {
     /// As [`new`](Self::new), with NMIs that neither exit nor are virtual.
     pub fn with_physical_nmis(code: u64) -> Self {
         let mut vm = Self::new(code);
-        vm.clear(PIN_CONTROLS, Pin::NMI_EXITING | Pin::VIRTUAL_NMIS);
+        vm.physical_nmis();
         vm
     }
 
@@ -69,6 +69,11 @@ impl Vm {
     /// Reads a field; all ones if the field does not exist.
     pub fn get<T: FieldValue>(&self, field: Field<T>) -> T {
         T::from_word(cpu::vmread(field.id().encoding().0.into()).unwrap_or(u64::MAX))
+    }
+
+    /// NMIs neither exit nor are virtual.
+    pub fn physical_nmis(&mut self) -> &mut Self {
+        self.clear(PIN_CONTROLS, Pin::NMI_EXITING | Pin::VIRTUAL_NMIS)
     }
 
     /// Sets bits of a field.

@@ -207,8 +207,8 @@ fn invvpid_after_edits(suite: &mut Suite) {
     }
 }
 
-/// The hypervisor edits the guest's page table, and invalidates nothing: without VPID the next entry does. A nested guest
-/// without EPT has no other reason for its translations to go.
+/// The hypervisor edits the guest's page table, and invalidates nothing: without VPID the next entry does. A nested
+/// guest without EPT has no other reason for its translations to go.
 fn edits_without_vpid(suite: &mut Suite) {
     const ENTRIES: usize = 3;
     let ways = [("no-ept", None), ("ad-0", Some(0)), ("ad-1", Some(ACCESSED_DIRTY))];

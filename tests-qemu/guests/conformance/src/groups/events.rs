@@ -34,7 +34,7 @@ pub fn run(suite: &mut Suite) {
 /// Runs, and prints what was delivered.
 fn case(suite: &mut Suite, name: impl core::fmt::Display, code: u64, change: impl FnOnce(&mut Vm)) {
     let verdict = enter(code, |vm| {
-        vm.clear(PIN_CONTROLS, Pin::NMI_EXITING | Pin::VIRTUAL_NMIS);
+        vm.physical_nmis();
         change(vm);
     });
     suite.case(name, Delivered(verdict));
@@ -122,7 +122,7 @@ fn trap_flag(suite: &mut Suite) {
             vm.set(EXCEPTION_BITMAP, 0);
         });
         // Counts the exits until VMCALL.
-        let mut vm = Vm::with_physical_nmis(code);
+        let mut vm = Vm::new(code);
         mtf(&mut vm);
         vm.set(EXCEPTION_BITMAP, 0);
         let steps = (1..40).find(|_| !vm.run().is_monitor_trap_flag());
@@ -237,7 +237,7 @@ fn activity(suite: &mut Suite) {
 fn timers(suite: &mut Suite) {
     const GUARD: u32 = 3_000_000;
     for save in [false, true] {
-        let mut vm = Vm::with_physical_nmis(code!("mov ecx, 1000", "2: loop 2b", "cpuid"));
+        let mut vm = Vm::new(code!("mov ecx, 1000", "2: loop 2b", "cpuid"));
         if save {
             vm.or(EXIT_CONTROLS, ExitControls::SAVE_PREEMPTION_TIMER);
         }
@@ -267,7 +267,7 @@ fn timers(suite: &mut Suite) {
             [("rdtsc", code!("rdtsc")), ("rdtscp", code!("rdtscp")), ("rdmsr", code!("mov ecx, 0x10", "rdmsr"))]
         {
             for offsetting in [false, true] {
-                let mut vm = Vm::with_physical_nmis(code);
+                let mut vm = Vm::new(code);
                 vm.set(TSC_OFFSET, offset).set(TSC_MULTIPLIER, multiplier);
                 if offsetting {
                     vm.or(PRIMARY_CONTROLS, Primary::USE_TSC_OFFSETTING);

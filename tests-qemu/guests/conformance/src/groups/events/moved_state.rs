@@ -106,7 +106,7 @@ fn host(suite: &mut Suite) {
                 ),
             ),
         ] {
-            let mut vm = Vm::with_physical_nmis(code);
+            let mut vm = Vm::new(code);
             vm.clear(EXIT_CONTROLS, ExitControls::LOAD_PAT | ExitControls::LOAD_EFER);
             vm.or(EXIT_CONTROLS, control);
             vm.set(HOST_PAT, 0x0007_0406_0007_0401).set(HOST_SYSENTER_CS, 0x77);
@@ -153,7 +153,7 @@ fn saved(suite: &mut Suite) {
         "cpuid"
     );
     for bits in 0..16 {
-        let mut vm = Vm::with_physical_nmis(code);
+        let mut vm = Vm::new(code);
         for (index, control) in
             [ExitControls::SAVE_DEBUG_CONTROLS, ExitControls::SAVE_PAT, ExitControls::SAVE_EFER, ExitControls::LOAD_PAT]
                 .into_iter()
@@ -198,7 +198,7 @@ fn loaded(suite: &mut Suite) {
     ];
     for bits in 0..8 {
         for (name, code) in reads {
-            let mut vm = Vm::with_physical_nmis(code);
+            let mut vm = Vm::new(code);
             for (index, control) in
                 [EntryControls::LOAD_DEBUG_CONTROLS, EntryControls::LOAD_PAT, EntryControls::LOAD_EFER]
                     .into_iter()
@@ -223,7 +223,7 @@ fn loaded(suite: &mut Suite) {
 
 /// A failed entry loads the host state, and leaves the guest state and the injection alone.
 fn failed_entry(suite: &mut Suite) {
-    let mut vm = Vm::with_physical_nmis(code!("cpuid"));
+    let mut vm = Vm::new(code!("cpuid"));
     vm.set(GUEST_RFLAGS, 0x200).set(ENTRY_INTERRUPTION_INFO, 0x8000_0306).set(HOST_SYSENTER_CS, 0x55);
     vm.set(HOST_FS_BASE, 0x3333_0000).set(EXIT_QUALIFICATION, 0x77).set(EXIT_INSTRUCTION_LENGTH, 9);
     vm.set(IDT_VECTORING_INFO, 0x8000_0301);

@@ -32,7 +32,7 @@ pub fn run(suite: &mut Suite) {
 }
 
 fn round_trip(suite: &mut Suite) {
-    let mut vm = Vm::with_physical_nmis(code!("mov ecx, 0xc0000102", "rdmsr"));
+    let mut vm = Vm::new(code!("mov ecx, 0xc0000102", "rdmsr"));
     put(ENTRY_LOAD, 0, KERNEL_GS_BASE, 0x1111);
     put(ENTRY_LOAD, 1, LSTAR, 0x2222);
     put(STORE, 0, KERNEL_GS_BASE, 0);
@@ -59,7 +59,7 @@ fn round_trip(suite: &mut Suite) {
         ("apic-base", 0x1b),
         ("tsc-aux", 0xc000_0103),
     ] {
-        let mut vm = Vm::with_physical_nmis(code!("nop"));
+        let mut vm = Vm::new(code!("nop"));
         put(STORE, 0, msr, 0);
         vm.set(EXIT_MSR_STORE_COUNT, 1);
         let verdict = vm.run();
@@ -81,7 +81,7 @@ fn stored_capabilities(suite: &mut Suite) {
         ("vmx-ept-vpid", 0x48c),
         ("feature-control", 0x3a),
     ] {
-        let mut vm = Vm::with_physical_nmis(code!("nop"));
+        let mut vm = Vm::new(code!("nop"));
         put(STORE, 0, LSTAR, 0);
         put(STORE, 1, msr, 0);
         vm.set(EXIT_MSR_STORE_COUNT, 2);
@@ -106,7 +106,7 @@ fn changed_by_the_guest(suite: &mut Suite) {
         ("feature-control", 0x3a),
     ];
     for &(name, msr) in RUNS {
-        let mut vm = Vm::with_physical_nmis(code!("mov [rbx], ecx"));
+        let mut vm = Vm::new(code!("mov [rbx], ecx"));
         for index in 0..2 {
             put(STORE, index, LSTAR, 0);
         }
@@ -117,7 +117,7 @@ fn changed_by_the_guest(suite: &mut Suite) {
         let stored = [MSR_AREAS.get(STORE), MSR_AREAS.get(STORE + 2), MSR_AREAS.get(STORE + 3)];
         suite.case(format_args!("changed-store-{name}"), format_args!("{verdict} {stored:x?}"));
     }
-    let mut vm = Vm::with_physical_nmis(code!("mov [rdi], ecx"));
+    let mut vm = Vm::new(code!("mov [rdi], ecx"));
     put(EXIT_LOAD, 0, KERNEL_GS_BASE, 0x4444);
     vm.registers.rdi = MSR_AREAS.address() + 8 * EXIT_LOAD as u64;
     vm.registers.rcx = LSTAR;
@@ -136,17 +136,17 @@ fn longest(suite: &mut Suite) {
             LONG_MSR_AREA.set(2 * index, LSTAR);
             LONG_MSR_AREA.set(2 * index + 1, 0x1000 + index as u64);
         }
-        let mut vm = Vm::with_physical_nmis(code!("mov ecx, 0xc0000082", "rdmsr"));
+        let mut vm = Vm::new(code!("mov ecx, 0xc0000082", "rdmsr"));
         vm.set(ENTRY_MSR_LOAD_ADDRESS, LONG_MSR_AREA.address()).set(ENTRY_MSR_LOAD_COUNT, count);
         let verdict = vm.run();
         suite.case(format_args!("load-{count}"), format_args!("{verdict} rax={:#x}", vm.registers.rax));
-        let mut vm = Vm::with_physical_nmis(code!("mov ecx, 0xc0000082", "mov eax, 0x77", "xor edx, edx", "wrmsr"));
+        let mut vm = Vm::new(code!("mov ecx, 0xc0000082", "mov eax, 0x77", "xor edx, edx", "wrmsr"));
         vm.set(EXIT_MSR_STORE_ADDRESS, LONG_MSR_AREA.address()).set(EXIT_MSR_STORE_COUNT, count);
         let verdict = vm.run();
         let stored = [LONG_MSR_AREA.get(1), LONG_MSR_AREA.get(last), LONG_MSR_AREA.get(2 * MOST as usize - 1)];
         suite.case(format_args!("store-{count}"), format_args!("{verdict} {stored:x?}"));
         LONG_MSR_AREA.set(last, 0x88);
-        let mut vm = Vm::with_physical_nmis(code!("nop"));
+        let mut vm = Vm::new(code!("nop"));
         vm.set(EXIT_MSR_LOAD_ADDRESS, LONG_MSR_AREA.address()).set(EXIT_MSR_LOAD_COUNT, count);
         let verdict = vm.run();
         let lstar = rdmsr(LSTAR as u32).unwrap_or(0);
@@ -173,7 +173,7 @@ fn registers_of_failed_entries(suite: &mut Suite) {
     ];
     for loads in 0..16 {
         for (name, area) in areas.into_iter().chain([("guest-state", &[][..])]) {
-            let mut vm = Vm::with_physical_nmis(code!("nop"));
+            let mut vm = Vm::new(code!("nop"));
             let has = |bit: u32| loads >> bit & 1 != 0;
             let entry = [(EntryControls::LOAD_PAT, has(0)), (EntryControls::LOAD_EFER, has(1))];
             let exit = [(ExitControls::LOAD_PAT, has(2)), (ExitControls::LOAD_EFER, has(3))];
@@ -235,7 +235,7 @@ fn bad_loads(suite: &mut Suite) {
     ];
     for &(name, msr, value) in entries {
         for position in [0, 1, 3] {
-            let mut vm = Vm::with_physical_nmis(code!("mov ecx, 0xc0000102", "rdmsr"));
+            let mut vm = Vm::new(code!("mov ecx, 0xc0000102", "rdmsr"));
             let _ = wrmsr(LSTAR as u32, 0);
             for index in 0..5 {
                 put(ENTRY_LOAD, index, LSTAR, 0x100 + index as u64);

@@ -147,7 +147,7 @@ impl NestedGuest {
             Program::Exits => code!("2: cpuid", "jmp 2b"),
         });
         match case.way {
-            Way::Host | Way::Delivered => _ = vm.clear(PIN_CONTROLS, Pin::NMI_EXITING | Pin::VIRTUAL_NMIS),
+            Way::Host | Way::Delivered => _ = vm.physical_nmis(),
             Way::Exits => _ = vm.clear(PIN_CONTROLS, Pin::VIRTUAL_NMIS),
             Way::Virtual => (),
         }
