@@ -31,6 +31,8 @@ pub struct Options<'a> {
     pub mitigations: bool,
     /// Whether devices are kept from the host's memory: `iommu=auto|on|off`.
     pub iommu: Iommu,
+    /// The disk that the guest is started from, instead of a module: `boot=disk|0x80..0xff`.
+    pub disk: Option<Disk>,
 }
 
 impl Default for Options<'_> {
@@ -47,6 +49,28 @@ impl Default for Options<'_> {
             hypercalls: false,
             mitigations: true,
             iommu: Iommu::Auto,
+            disk: None,
+        }
+    }
+}
+
+/// A disk with a boot sector.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Disk {
+    /// The BIOS' first disk, or the second if the first is the one that l1hv comes from.
+    Next,
+    /// The disk with this number of the BIOS'.
+    Number(u8),
+}
+
+impl Disk {
+    /// The BIOS' number of the disk. `own` is that of the disk that l1hv comes from, if the loader tells it.
+    pub const fn number(self, own: Option<u8>) -> u8 {
+        const FIRST: u8 = 0x80;
+        match (self, own) {
+            (Self::Number(number), _) => number,
+            (Self::Next, Some(FIRST)) => FIRST + 1,
+            (Self::Next, _) => FIRST,
         }
     }
 }
@@ -85,7 +109,7 @@ enum Apply {
 }
 
 /// All options, one row each, for the parser and the error messages.
-const TABLE: [(&str, Apply); 11] = [
+const TABLE: [(&str, Apply); 12] = [
     ("log", Apply::Value(set_log, "error, warn, info, debug or trace")),
     ("stats", Apply::Flag(|options| options.stats = true)),
     ("vmcs-shadowing", Apply::Value(set_vmcs_shadowing, "on or off")),
@@ -97,6 +121,7 @@ const TABLE: [(&str, Apply); 11] = [
     ("hypercalls", Apply::Flag(|options| options.hypercalls = true)),
     ("mitigations", Apply::Value(set_mitigations, "auto or off")),
     ("iommu", Apply::Value(set_iommu, "auto, on or off")),
+    ("boot", Apply::Value(set_disk, "disk or a BIOS drive from 0x80 to 0xff")),
 ];
 
 fn set_log(options: &mut Options<'_>, value: &str) -> bool {
@@ -136,6 +161,12 @@ fn set_iommu(options: &mut Options<'_>, value: &str) -> bool {
         options.iommu = *chosen;
     }
     chosen.is_some()
+}
+
+fn set_disk(options: &mut Options<'_>, value: &str) -> bool {
+    let number = || u8::from_str_radix(value.strip_prefix("0x")?, 16).ok().filter(|number| *number >= 0x80);
+    options.disk = if value == "disk" { Some(Disk::Next) } else { number().map(Disk::Number) };
+    options.disk.is_some()
 }
 
 fn set_host_memory(options: &mut Options<'_>, value: &str) -> bool {
@@ -229,7 +260,7 @@ mod tests {
     fn every_option_is_read_and_the_last_word_wins() {
         assert_eq!(
             Options::parse(
-                "log=trace  stats vmcs-shadowing=off host-memory=64 ept-tables=99 shadow=A:r,B*:none profile triple-fault=stop hypercalls mitigations=off iommu=off iommu=on log=warn"
+                "log=trace  stats vmcs-shadowing=off host-memory=64 ept-tables=99 shadow=A:r,B*:none profile triple-fault=stop hypercalls mitigations=off iommu=off iommu=on boot=disk boot=0x81 log=warn"
             ),
             Ok(Options {
                 log: LevelFilter::Warn,
@@ -243,8 +274,17 @@ mod tests {
                 hypercalls: true,
                 mitigations: false,
                 iommu: Iommu::On,
+                disk: Some(Disk::Number(0x81)),
             })
         );
+    }
+
+    #[test]
+    fn the_next_disk_is_the_first_one_that_l1hv_does_not_come_from() {
+        assert_eq!(Disk::Next.number(None), 0x80);
+        assert_eq!(Disk::Next.number(Some(0x80)), 0x81);
+        assert_eq!(Disk::Next.number(Some(0xe0)), 0x80);
+        assert_eq!(Disk::Number(0x80).number(Some(0x80)), 0x80);
     }
 
     #[test]
@@ -254,7 +294,7 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "unknown option \"frobnicate=1\": the options are log=, stats, vmcs-shadowing=, host-memory=, ept-tables=, \
-             shadow=, profile, triple-fault=, hypercalls, mitigations=, iommu="
+             shadow=, profile, triple-fault=, hypercalls, mitigations=, iommu=, boot="
         );
     }
 
@@ -267,6 +307,9 @@ mod tests {
             "host-memory",
             "host-memory=7",
             "host-memory=1025",
+            "boot=cd",
+            "boot=0x7f",
+            "boot=0x100",
             "host-memory=-1",
             "ept-tables=15",
             "shadow=",

@@ -20,6 +20,7 @@
 extern crate std;
 
 pub mod acpi;
+pub mod bios;
 pub mod cmdline;
 #[cfg(target_os = "none")]
 pub mod entry;

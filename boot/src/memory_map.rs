@@ -157,6 +157,11 @@ impl MemoryMap {
         self.usable().any(|usable| usable.start <= range.start && range.end <= usable.end)
     }
 
+    /// Usable bytes from `start` up to the first hole.
+    pub fn usable_from(&self, start: u64) -> u64 {
+        self.usable().find(|range| range.contains(&start)).map_or(0, |range| range.end - start)
+    }
+
     /// The highest free `size` bytes that start at a multiple of `align` (a power of two), within `window` and clear of
     /// `avoid`.
     pub fn find_highest(&self, size: u64, align: u64, window: Range<u64>, avoid: &[Range<u64>]) -> Option<Range<u64>> {

@@ -23,10 +23,12 @@ const STRING_BYTES: usize = 8192;
 /// The flags of the information structure that this parser uses. The structure for the guest uses them too.
 pub(crate) mod info_flags {
     pub const MEMORY: u32 = 1 << 0;
+    pub const BOOT_DEVICE: u32 = 1 << 1;
     pub const COMMAND_LINE: u32 = 1 << 2;
     pub const MODULES: u32 = 1 << 3;
     pub const MEMORY_MAP: u32 = 1 << 6;
     pub const LOADER_NAME: u32 = 1 << 9;
+    pub const FRAMEBUFFER: u32 = 1 << 12;
 }
 
 /// Offsets of the information structure's fields.
@@ -34,12 +36,14 @@ pub(crate) mod info_offset {
     pub const FLAGS: u64 = 0;
     pub const MEM_LOWER: u64 = 4;
     pub const MEM_UPPER: u64 = 8;
+    pub const BOOT_DEVICE: u64 = 12;
     pub const COMMAND_LINE: u64 = 16;
     pub const MODULE_COUNT: u64 = 20;
     pub const MODULE_ADDRESS: u64 = 24;
     pub const MAP_LENGTH: u64 = 44;
     pub const MAP_ADDRESS: u64 = 48;
     pub const LOADER_NAME: u64 = 64;
+    pub const FRAMEBUFFER: u64 = 88;
 }
 
 /// Why the loader's information is unusable.
@@ -116,9 +120,26 @@ pub struct Module {
     string: StringRange,
 }
 
+/// What the loader says of the screen: the fields of the information structure from `framebuffer_addr` on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Framebuffer(pub [u8; 28]);
+
+impl Framebuffer {
+    /// Whether it is a screen with a palette, which lies elsewhere and is lost.
+    const fn has_palette(&self) -> bool {
+        const TYPE: usize = 21;
+        const INDEXED: u8 = 0;
+        self.0[TYPE] == INDEXED
+    }
+}
+
 /// The loader's information.
 #[derive(Debug)]
 pub struct BootInfo {
+    /// The BIOS' drive, in the highest byte, and the partition that the loader has loaded l1hv from.
+    pub boot_device: Option<u32>,
+    /// The screen.
+    pub framebuffer: Option<Framebuffer>,
     strings: ArrayVec<u8, STRING_BYTES>,
     command_line: StringRange,
     loader_name: StringRange,
@@ -144,12 +165,22 @@ impl BootInfo {
             return Err(BootInfoError::NoMemoryMap);
         }
         let mut boot_info = Self {
+            boot_device: None,
+            framebuffer: None,
             strings: ArrayVec::new(),
             command_line: 0..0,
             loader_name: 0..0,
             modules: ArrayVec::new(),
             memory_map: reader.memory_map()?,
         };
+        if flags & info_flags::BOOT_DEVICE != 0 {
+            boot_info.boot_device = Some(reader.field(info_offset::BOOT_DEVICE)?);
+        }
+        if flags & info_flags::FRAMEBUFFER != 0 {
+            let mut framebuffer = Framebuffer([0; 28]);
+            memory.read(reader.info + info_offset::FRAMEBUFFER, &mut framebuffer.0)?;
+            boot_info.framebuffer = Some(framebuffer).filter(|framebuffer| !framebuffer.has_palette());
+        }
         if flags & info_flags::LOADER_NAME != 0 {
             boot_info.loader_name = boot_info.keep_string(memory, reader.field(info_offset::LOADER_NAME)?)?;
         }

@@ -1,6 +1,8 @@
 //! From the boot code's call to the guest's first instruction, step by step. A step that fails stops the machine and
 //! says why.
 
+use core::fmt;
+
 use boot::acpi;
 use boot::cmdline::Options;
 use boot::multiboot::BootInfo;
@@ -9,7 +11,8 @@ use boot::stop::StopKind;
 use crate::arch::gdt;
 use crate::arch::phys::BootMemory;
 use crate::arch::takeover::{LoadGuestError, Takeover, TakeoverError, take_over};
-use crate::host::{HostSetup, check_processor, stop_host_memory};
+use crate::bios::{DiskStart, Extension};
+use crate::host::{HostSetup, Start, check_processor, stop_host_memory};
 use crate::stop::{StopReason, stop};
 use crate::{iommu, sleep, startup};
 
@@ -27,18 +30,15 @@ pub fn run(magic: u32, info: u32) -> ! {
     for region in boot_info.memory_map.regions() {
         log::debug!("memory: {:#014x}..{:#014x} {:?}", region.start, region.end, region.kind);
     }
-    if boot_info.modules.is_empty() {
-        let message = format_args!(
-            "no module was passed: pass a bzImage or a multiboot image as the first module (GRUB: `module FILE ARGUMENTS`, QEMU: `-initrd \"FILE ARGUMENTS\"`)"
-        );
-        stop(StopReason::new(StopKind::NoGuestImage, message));
-    }
+    let bios = Extension::find(&boot_info);
+    let drive = guest_drive(&options, &boot_info, bios.is_some());
     check_processor();
     let acpi_rsdp = acpi::find_rsdp(&BootMemory);
     let apic_ids = startup::find_processors(acpi_rsdp, &boot_info);
     let sleep = sleep::find(acpi_rsdp);
     let iommu = iommu::plan(options.iommu, acpi_rsdp, &boot_info.memory_map, &apic_ids);
-    let mut machine = match take_over(&boot_info, apic_ids.len(), options.host_memory_mib, iommu.as_ref()) {
+    let low = bios.as_ref().map(Extension::range);
+    let mut machine = match take_over(&boot_info, apic_ids.len(), options.host_memory_mib, iommu.as_ref(), low) {
         Ok(machine) => machine,
         Err(error) => stop_takeover(&error),
     };
@@ -50,13 +50,17 @@ pub fn run(magic: u32, info: u32) -> ! {
         }
         iommu::hide_table(plan, acpi_rsdp, &machine.guest_ram);
     }
-    let entry = match machine.load_guest(&boot_info, acpi_rsdp) {
-        Ok(entry) => entry,
-        Err(error) => stop_load(&error),
+    let disk = bios.and_then(|bios| match machine.allocator.alloc_pages(1) {
+        Ok(scratch) => bios.install(&machine.guest_ram, &machine.memory_map, drive, scratch),
+        Err(error) => stop_host_memory(&error),
+    });
+    let start = match disk {
+        Some(DiskStart { entry: (segment, offset), .. }) => Start::RealMode(segment, offset),
+        None => Start::Entry(machine.load_guest(&boot_info, acpi_rsdp).unwrap_or_else(|error| stop_load(&error))),
     };
     let Takeover { region: host_region, allocator, guest_ram, held, memory_map, tables, .. } = machine;
     let setup =
-        HostSetup { options, host_region, memory_map, guest_ram, held, segments, entry, apic_ids, tables, sleep };
+        HostSetup { options, host_region, memory_map, guest_ram, held, segments, start, disk, apic_ids, tables, sleep };
     startup::launch(setup, allocator)
 }
 
@@ -67,6 +71,33 @@ fn read_options(line: &[u8]) -> Options<'_> {
     match Options::parse(line) {
         Ok(options) => options,
         Err(error) => stop(StopReason::new(StopKind::BadOption, format_args!("{error}"))),
+    }
+}
+
+/// The BIOS' number of the disk that the guest begins with; `None` if it begins with a module.
+fn guest_drive(options: &Options<'_>, boot_info: &BootInfo, has_bios: bool) -> Option<u8> {
+    let has_module = !boot_info.modules.is_empty();
+    let refuse = |kind, message: fmt::Arguments<'_>| -> ! { stop(StopReason::new(kind, message)) };
+    match options.disk {
+        None if has_module => None,
+        None => refuse(
+            StopKind::NoGuestImage,
+            format_args!(
+                "no module was passed: pass a bzImage or a multiboot image as the first module (GRUB: `module FILE ARGUMENTS`, QEMU: `-initrd \"FILE ARGUMENTS\"`), or start a disk with boot=disk"
+            ),
+        ),
+        Some(_) if has_module => refuse(
+            StopKind::BadOption,
+            format_args!("boot= starts a disk, and there is a module, too: leave one of them out"),
+        ),
+        Some(_) if !has_bios => refuse(
+            StopKind::NoGuestImage,
+            format_args!("boot= needs a BIOS, and this machine's firmware is none: pass a module instead"),
+        ),
+        Some(disk) => {
+            const DRIVE: u32 = 24;
+            Some(disk.number(boot_info.boot_device.map(|device| (device >> DRIVE) as u8)))
+        }
     }
 }
 

@@ -1,10 +1,11 @@
 //! EPT01: an identity map, except that the host's region and the pages that it holds lead to one scratch page. All
-//! processors share it.
+//! processors share it. The host's region is mapped when a guest first goes there, so that it does not go unnoticed.
 //!
 //! Code that changes EPT01 holds its lock, for a few stores; walks take no lock. EPT01 only grows: none of its tables
 //! is ever given back.
 
 use core::ops::Range;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use boot::memory_map::{MemoryMap, RegionKind};
 use ept::map::{MapError, Mapping, OutOfTables, fill_gap, gap, leaf_level, lookup, map_page, map_range, set_rights};
@@ -26,6 +27,10 @@ pub struct Ept01 {
     largest: PageSize,
     /// A page table, a page directory and a PDPT that map everything to the scratch page.
     nothing: [Hpa; 3],
+    /// The host's memory.
+    hole: HostRegion,
+    /// How many times a guest has come to a part of the hole that was not mapped yet.
+    hole_accesses: AtomicU32,
     /// Addresses from this one on are never mapped.
     limit: Gpa,
 }
@@ -54,9 +59,8 @@ fn identity(memory_type: MemoryType) -> impl Fn(Gpa, PageSize) -> Entry {
 
 impl Ept01 {
     /// Memory write-back and devices uncacheable. The scratch page is plain memory without another use, all ones until a
-    /// guest writes to it: whatever the guest hypervisor does to what is withheld reaches nothing of the host's, causes
-    /// no exit and costs one table for each 2 MiB. Nothing is mapped from `limit` on, the end of what guests can
-    /// address.
+    /// guest writes to it: whatever the guest hypervisor does to what is withheld reaches nothing of the host's. Nothing
+    /// is mapped from `limit` on, the end of what guests can address.
     ///
     /// # Errors
     ///
@@ -70,7 +74,7 @@ impl Ept01 {
         limit: Gpa,
     ) -> Result<Self, MapError> {
         const LOW_END: u64 = 1 << 32;
-        let Withheld { region: hole, held, scratch } = withheld;
+        let Withheld { region: hole, scratch, .. } = withheld;
         let nothing = |_, size| Entry::leaf(scratch, size, Rights::ALL, Caching::new(MemoryType::WRITE_BACK));
         let root = Eptp01::new(pool.allocate().ok_or(OutOfTables)?, Levels::Four);
         let mut next = 0;
@@ -82,14 +86,18 @@ impl Ept01 {
             if !is_memory || start >= stop || start < next {
                 continue;
             }
-            map_devices(pool, root, next..start, largest, held, &nothing)?;
+            map_devices(pool, root, next..start, largest, &withheld, &nothing)?;
             map_range(pool, root, Gpa(start)..Gpa(stop), largest, identity(MemoryType::WRITE_BACK))?;
             next = stop;
         }
-        map_devices(pool, root, next..end, largest, held, &nothing)?;
-        map_range(pool, root, Gpa(hole.start.0)..Gpa(hole.end.0), PageSize::Size4K, nothing)?;
+        map_devices(pool, root, next..end, largest, &withheld, &nothing)?;
         let nothing = tables_of_nothing(pool, scratch)?;
-        Ok(Self { area, root, writer: Mutex::new(()), largest, nothing, limit })
+        Ok(Self { area, root, writer: Mutex::new(()), largest, nothing, hole, hole_accesses: AtomicU32::new(0), limit })
+    }
+
+    /// How many parts of the host's region, of 2 MiB or more, guests have come to.
+    pub fn hole_accesses(&self) -> u32 {
+        self.hole_accesses.load(Ordering::Relaxed)
     }
 
     /// Where the addresses end that guests can have.
@@ -117,8 +125,26 @@ impl Ept01 {
     }
 }
 
-/// Maps addresses without memory, but for pages that the host holds, where `nothing` gives the entries.
+/// Maps addresses without memory, but for the host's region, and for pages that the host holds, where `nothing` gives the
+/// entries.
 fn map_devices(
+    pool: &mut TablePool,
+    root: Eptp01,
+    range: Range<u64>,
+    largest: PageSize,
+    &Withheld { region: hole, held, .. }: &Withheld<'_>,
+    nothing: &impl Fn(Gpa, PageSize) -> Entry,
+) -> Result<(), MapError> {
+    let mut next = range.start;
+    if hole.start.0 < range.end && range.start < hole.end.0 {
+        map_devices_around(pool, root, range.start..hole.start.0, largest, held, nothing)?;
+        next = hole.end.0;
+    }
+    map_devices_around(pool, root, next..range.end, largest, held, nothing)
+}
+
+/// Maps addresses without memory, but for pages that the host holds.
+fn map_devices_around(
     pool: &mut TablePool,
     root: Eptp01,
     range: Range<u64>,
@@ -165,8 +191,8 @@ impl Writer<'_> {
         let _ = set_rights(&mut self.ept01.area.without_room(), self.ept01.root, page, Rights::ALL);
     }
 
-    /// Maps the large page around an address that is not mapped yet: of a device with a 64-bit window, or of nothing at
-    /// all. Returns whether the address was not mapped.
+    /// Maps the large page around an address that is not mapped yet: of a device with a 64-bit window, of nothing at all,
+    /// or of the host's region, to the scratch page. Returns whether the address was not mapped.
     ///
     /// # Errors
     ///
@@ -174,6 +200,13 @@ impl Writer<'_> {
     pub fn map_beyond(&self, pool: &mut TablePool, address: Gpa) -> Result<bool, OutOfTables> {
         let gap = gap(&self.ept01.area.without_room(), self.ept01.root, address);
         let Some(level) = gap.filter(|_| address < self.ept01.limit) else { return Ok(false) };
+        if self.ept01.hole.range().contains(&Hpa(address.0)) {
+            self.map_to_nothing(address);
+            if self.ept01.hole_accesses.fetch_add(1, Ordering::Relaxed) == 0 {
+                log::warn!("a guest accesses {address}, which is the host's: it finds one page without a use there");
+            }
+            return Ok(true);
+        }
         let size = if level > leaf_level(PageSize::Size2M) { self.ept01.largest } else { PageSize::Size2M };
         let leaf = identity(MemoryType::UNCACHEABLE)(address, size);
         match map_page(&mut RoomForEpt01(pool), self.ept01.root, address, size, leaf) {

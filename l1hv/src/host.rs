@@ -10,6 +10,7 @@ use boot::stop::StopKind;
 
 use crate::arch::cpu;
 use crate::arch::gdt::HostSegments;
+use crate::bios::DiskStart;
 use crate::mem::{GuestRam, HeldPages, HostRegion, HostTables, OutOfHostMemory};
 use crate::stop::{StopReason, stop};
 
@@ -28,14 +29,27 @@ pub struct HostSetup<'a> {
     pub held: HeldPages,
     /// Selectors and bases for the host-state area.
     pub segments: HostSegments,
-    /// The guest's initial state.
-    pub entry: GuestEntry,
+    /// How the guest's boot processor begins.
+    pub start: Start,
+    /// The disk that it begins with, if it does.
+    pub disk: Option<DiskStart>,
     /// The machine's processors, the boot processor first.
     pub apic_ids: Processors,
     /// The host's page tables.
     pub tables: HostTables,
     /// The registers that put the machine to sleep.
     pub sleep: SleepControl,
+}
+
+/// How a guest's processor begins.
+#[derive(Clone, Copy, Debug)]
+pub enum Start {
+    /// The boot processor runs the guest's image.
+    Entry(GuestEntry),
+    /// The boot processor begins in real mode, at this segment and offset.
+    RealMode(u16, u16),
+    /// The others wait until the guest starts them.
+    WaitForSipi,
 }
 
 /// Checks that the processor has what the host needs, and enables VMX in IA32_FEATURE_CONTROL if the firmware left the

@@ -18,6 +18,7 @@ use shadow::watch::{MergedAs, ProcessorWritten, Watches};
 use crate::arch::enter::GuestRegisters;
 use crate::arch::vmx::{self, Vmcss};
 use crate::arch::{apic, cpu, msr, on_behalf};
+use crate::bios::DiskStart;
 use crate::ept01::Ept01;
 use crate::log::warn_of_repeatable;
 use crate::mem::{GuestRam, HeldPages, HostRegion, PAGE_BYTES};
@@ -51,6 +52,8 @@ pub struct Hardware {
     pub on_triple_fault: TripleFault,
     /// Whether VMCALL may be a hypercall: the option `hypercalls`.
     pub takes_hypercalls: bool,
+    /// The disk that the guest has begun with, if it has.
+    pub disk: Option<DiskStart>,
 }
 
 impl Machine for Hardware {

@@ -15,6 +15,7 @@
 #![no_main]
 
 mod arch;
+mod bios;
 mod boot_flow;
 mod ept01;
 mod exit;

@@ -4,7 +4,6 @@
 use arrayvec::ArrayVec;
 use boot::acpi::sleep::SleepControl;
 use boot::cmdline::{Options, TripleFault};
-use boot::guest::GuestEntry;
 use boot::stop::StopKind;
 use ept::entry::Features;
 use ept::nested::NestedPaging;
@@ -35,9 +34,10 @@ use crate::arch::enter::GuestRegisters;
 use crate::arch::gdt::HostSegments;
 use crate::arch::vmx::Vmcss;
 use crate::arch::{cpu, host_state, msr, on_behalf};
+use crate::bios::DiskStart;
 use crate::ept01::{Ept01, Withheld};
-use crate::exit::wait_for_start;
-use crate::host::{HostSetup, stop_host_memory};
+use crate::exit::{start_in_real_mode, wait_for_start};
+use crate::host::{HostSetup, Start, stop_host_memory};
 use crate::hw::{GuestPhysical, Hardware, Vcpu};
 use crate::mem::{GuestRam, HeldPages, HostPages, HostRegion, PAGE_BYTES, PhysAllocator, heap};
 use crate::processor::Processor;
@@ -55,6 +55,7 @@ pub struct Shared {
     prints_stats: bool,
     on_triple_fault: TripleFault,
     takes_hypercalls: bool,
+    disk: Option<DiskStart>,
     mitigations: Mitigations,
     /// VM-exit MSR-load area of all vmcs02s.
     exit_load02: (Hpa, u32),
@@ -140,6 +141,7 @@ impl VcpuBuilder {
             prints_stats: options.stats,
             on_triple_fault: options.triple_fault,
             takes_hypercalls: options.hypercalls,
+            disk: setup.disk,
             mitigations,
             exit_load02,
             guest_ram: guest_ram.clone(),
@@ -237,15 +239,6 @@ impl VcpuPages {
     }
 }
 
-/// How a guest's processor begins.
-#[derive(Debug)]
-pub enum Start {
-    /// The boot processor runs the guest's image.
-    Entry(GuestEntry),
-    /// The others wait until the guest starts them.
-    WaitForSipi,
-}
-
 impl Shared {
     /// Whether a guest's processor can wait for its SIPI in VMX non-root operation.
     pub const fn can_wait_for_sipi(&self) -> bool {
@@ -323,6 +316,7 @@ pub fn build(
             prints_stats: shared.prints_stats,
             on_triple_fault: shared.on_triple_fault,
             takes_hypercalls: shared.takes_hypercalls,
+            disk: shared.disk,
         },
     });
     initialize_vmcss(vcpu, shared, segments);
@@ -330,6 +324,10 @@ pub fn build(
     match start {
         Start::Entry(entry) => {
             vmcs_setup::guest_state01(vcpu.vmcs.vmcs01(), &mut vcpu.registers, entry, masks);
+            processor.set_waits_for_sipi(false);
+        }
+        Start::RealMode(segment, offset) => {
+            start_in_real_mode(vcpu, segment, offset);
             processor.set_waits_for_sipi(false);
         }
         Start::WaitForSipi => wait_for_start(vcpu),

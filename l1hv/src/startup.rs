@@ -16,11 +16,11 @@ use crate::arch::phys::BootMemory;
 use crate::arch::timer::wait_milliseconds;
 use crate::arch::trampoline::TrampolinePage;
 use crate::arch::{cpu, gdt, roll_call};
-use crate::host::{HostSetup, check_processor};
+use crate::host::{HostSetup, Start, check_processor};
 use crate::mem::{HostPages, PAGE_BYTES, PhysAllocator, stack_end};
 use crate::processor::{self, Processor};
 use crate::run;
-use crate::setup::{self, Shared, Start, VcpuBuilder, VcpuMemory};
+use crate::setup::{self, Shared, VcpuBuilder, VcpuMemory};
 use crate::stop::{StopReason, stop, stop_internal};
 
 /// All that a processor needs to start beside its memory and its stack: its descriptor tables, and two regions to ask
@@ -77,7 +77,7 @@ fn stop_unless_held(why: core::fmt::Arguments<'_>) -> ! {
 /// Takes over from the boot and never returns.
 pub fn launch(setup: HostSetup<'_>, allocator: PhysAllocator) -> ! {
     let mut builder = VcpuBuilder::new(&setup, allocator, PAGES_TO_START);
-    let HostSetup { segments, entry, .. } = setup;
+    let HostSetup { segments, start: first, .. } = setup;
     let processors = builder.processors;
     processor::publish(processors);
     let Some((own, others)) = processors.split_first() else { stop_internal!("there is no processor") };
@@ -86,7 +86,7 @@ pub fn launch(setup: HostSetup<'_>, allocator: PhysAllocator) -> ! {
     if !others.is_empty() {
         start(others, &mut builder, &setup);
     }
-    let vcpu = setup::build(builder.shared, memory, own, &segments, Start::Entry(entry));
+    let vcpu = setup::build(builder.shared, memory, own, &segments, first);
     match others.len() {
         0 => log::info!("the guest hypervisor starts"),
         _ => log::info!("the guest hypervisor starts on {} processors", processors.len()),

@@ -8,6 +8,7 @@ use protocol::statistics::{CHECKSUM_PREFIX, HEADING, LINE_PREFIX, Row, TOTAL};
 use shadow::exit::ExitReason;
 
 use crate::arch::relocate::checksum_of_constants;
+use crate::ept01::Ept01;
 use crate::tables::TablePool;
 
 /// Counters of reasons: a power of two, so that counting needs no bounds check. The SDM defines fewer reasons.
@@ -83,8 +84,13 @@ fn sums<'a>(all: impl Iterator<Item = &'a Stats>, reasons: Range<usize>) -> [u64
 }
 
 /// Writes the counters of all processors to the log, a line for each reason that occurred, the use of tables by
-/// this processor, and a checksum of the host's code and constants. The runner reads these lines.
-pub fn print<'a>(all: impl Iterator<Item = &'a Stats> + Clone, tables: &TablePool, paging: &NestedPaging) {
+/// this processor and the parts of the host's memory that guests have come to, and a checksum of the host's code and constants. The runner reads these lines.
+pub fn print<'a>(
+    all: impl Iterator<Item = &'a Stats> + Clone,
+    tables: &TablePool,
+    paging: &NestedPaging,
+    ept01: &Ept01,
+) {
     let write = |reason: &str, [guest_hypervisor, nested, reflected]: [u64; 3]| {
         let row = Row { reason, guest_hypervisor, nested, reflected };
         crate::log::write_line(format_args!("{LINE_PREFIX}{row}"));
@@ -99,13 +105,14 @@ pub fn print<'a>(all: impl Iterator<Item = &'a Stats> + Clone, tables: &TablePoo
     write(TOTAL, sums(all, 0..REASONS));
     let counters = paging.counters();
     crate::log::write_line(format_args!(
-        "{LINE_PREFIX}ept-tables budget={} in-use={} most-in-use={} reclaims={} kept={} dropped={}",
+        "{LINE_PREFIX}ept-tables budget={} in-use={} most-in-use={} reclaims={} kept={} dropped={} host-memory={}",
         tables.budget(),
         tables.in_use(),
         tables.most_in_use(),
         counters.reclaims,
         counters.kept,
-        counters.dropped
+        counters.dropped,
+        ept01.hole_accesses()
     ));
     crate::log::write_line(format_args!("{CHECKSUM_PREFIX}{:#018x}", checksum_of_constants()));
 }

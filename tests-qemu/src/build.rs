@@ -1,8 +1,10 @@
 //! Builds the programs that run inside machines.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use object::{Object, ObjectSection};
 
 use crate::command;
 use crate::layout::Layout;
@@ -53,6 +55,8 @@ pub struct GuestPrograms {
     pub multiboot_guest: PathBuf,
     /// A multiboot kernel that starts as test images of other projects do.
     pub test_image: PathBuf,
+    /// A disk whose boot sector prints what the BIOS tells of memory.
+    pub sector_disk: PathBuf,
     /// The image of the differential suite, which is also the minimal guest hypervisor.
     pub conformance: PathBuf,
 }
@@ -60,7 +64,16 @@ pub struct GuestPrograms {
 /// Builds the guest-side programs.
 pub fn guest_programs(layout: &Layout, progress: &Progress) -> Result<GuestPrograms> {
     let step = progress.step("building the guests");
-    let bare = ["--package", "payload", "--package", "multiboot-guest", "--package", "conformance-guest"];
+    let bare = [
+        "--package",
+        "payload",
+        "--package",
+        "multiboot-guest",
+        "--package",
+        "conformance-guest",
+        "--package",
+        "sector-guest",
+    ];
     let (workspace, built) = (layout.workspace(), layout.bare_target());
     cargo_build(workspace, &built, &[&bare[..], &["--target", BARE_TARGET]].concat(), "")?;
     let is_static = "-C target-feature=+crt-static -C strip=symbols";
@@ -73,8 +86,22 @@ pub fn guest_programs(layout: &Layout, progress: &Progress) -> Result<GuestProgr
         payload: built.join(BARE_TARGET).join("release/payload"),
         multiboot_guest: built.join(BARE_TARGET).join("release/multiboot-guest"),
         test_image: built.join(BARE_TARGET).join("release/test-image"),
+        sector_disk: disk_of(&built.join(BARE_TARGET).join("release/sector-guest"))?,
         conformance: built.join(BARE_TARGET).join("release/conformance-guest"),
     })
+}
+
+/// A disk with the boot sector that is a section of the ELF file.
+fn disk_of(elf: &Path) -> Result<PathBuf> {
+    const DISK_BYTES: usize = 10 << 20;
+    let file = fs::read(elf).with_context(|| elf.display().to_string())?;
+    let program = object::File::parse(&*file)?;
+    let mut sectors =
+        program.section_by_name(".sector").context("the program has no section .sector")?.data()?.to_vec();
+    sectors.resize(DISK_BYTES, 0);
+    let disk = elf.with_extension("img");
+    fs::write(&disk, sectors)?;
+    Ok(disk)
 }
 
 /// Runs a release build in a target directory of its own.

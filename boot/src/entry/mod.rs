@@ -30,6 +30,8 @@ static SHUTDOWN_TEXT: [u8; 8] = *protocol::SHUTDOWN_TEXT;
 
 global_asm!(include_str!("trampoline.S"), options(att_syntax));
 
+global_asm!(include_str!("bios.S"), options(att_syntax));
+
 global_asm!(include_str!("roll_call.S"), most = const ROLL_CALL_MOST, options(att_syntax));
 
 /// The most processors that a roll call can list; it counts more.
@@ -39,6 +41,11 @@ unsafe extern "C" {
     static roll_call_start: u8;
     static roll_call_list: u8;
     static roll_call_end: u8;
+}
+
+unsafe extern "C" {
+    static bios_services_start: u8;
+    static bios_services_data: u8;
 }
 
 unsafe extern "C" {
@@ -109,4 +116,11 @@ pub fn roll_call() -> (&'static [u8], usize) {
     debug_assert_eq!(end.addr() - start.addr() - list, size_of::<RollCallList>());
     // SAFETY: the symbols enclose constant bytes of the image.
     (unsafe { core::slice::from_raw_parts(start, end.addr() - start.addr()) }, list)
+}
+
+/// The code of [`crate::bios`], for any place below 1 MiB that begins with a segment.
+pub fn bios_services() -> &'static [u8] {
+    let (start, end) = (&raw const bios_services_start, &raw const bios_services_data);
+    // SAFETY: the symbols enclose constant bytes of the image.
+    unsafe { core::slice::from_raw_parts(start, end.addr() - start.addr()) }
 }

@@ -20,7 +20,15 @@ pub(crate) fn input<'a>(
     modules: &'a [GuestModule<'a>],
     memory_map: &'a MemoryMap,
 ) -> GuestInput<'a> {
-    GuestInput { image, modules, memory_map, loader_name: b"GRUB 2.06", acpi_rsdp: None }
+    GuestInput {
+        image,
+        modules,
+        memory_map,
+        boot_device: None,
+        framebuffer: None,
+        loader_name: b"GRUB 2.06",
+        acpi_rsdp: None,
+    }
 }
 
 /// Checks a plan against [`LoadPlan`]'s promises.

@@ -17,6 +17,7 @@ use arrayvec::ArrayVec;
 use ept::Gpa;
 
 use crate::memory_map::MemoryMap;
+use crate::multiboot::Framebuffer;
 use crate::stop::StopKind;
 pub(crate) use builder::{LowBlock, PlanBuilder};
 
@@ -56,6 +57,10 @@ pub struct GuestInput<'a> {
     pub modules: &'a [GuestModule<'a>],
     /// The machine's memory with the host's region reserved.
     pub memory_map: &'a MemoryMap,
+    /// What the loader says of the device that it has loaded from.
+    pub boot_device: Option<u32>,
+    /// What the loader says of the screen.
+    pub framebuffer: Option<Framebuffer>,
     /// The name of the loader that the strings come from.
     pub loader_name: &'a [u8],
     /// The physical address of ACPI's root pointer, if one was found.

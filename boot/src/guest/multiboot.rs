@@ -7,7 +7,7 @@
 
 use super::{GuestEntry, GuestInput, LoadError, LoadPlan, LowBlock, PlanBuilder, word};
 use crate::memory_map::MemoryMap;
-use crate::multiboot::{LOADER_MAGIC, info_flags, info_offset};
+use crate::multiboot::{Framebuffer, LOADER_MAGIC, info_flags, info_offset};
 
 const HEADER_MAGIC: u32 = 0x1BAD_B002;
 /// The header lies within this many bytes, on a multiple of four.
@@ -240,12 +240,15 @@ fn build_info<'a>(
         | info_flags::COMMAND_LINE
         | info_flags::MODULES
         | info_flags::MEMORY_MAP
-        | info_flags::LOADER_NAME;
+        | info_flags::LOADER_NAME
+        | input.boot_device.map_or(0, |_| info_flags::BOOT_DEVICE)
+        | input.framebuffer.map_or(0, |_| info_flags::FRAMEBUFFER);
     let (lower_kib, upper_kib) = memory_sizes_kib(input.memory_map);
     for (field, value) in [
         (info_offset::FLAGS, u64::from(flags)),
         (info_offset::MEM_LOWER, lower_kib),
         (info_offset::MEM_UPPER, upper_kib),
+        (info_offset::BOOT_DEVICE, input.boot_device.unwrap_or(0).into()),
         (info_offset::COMMAND_LINE, command_line),
         (info_offset::MODULE_COUNT, input.modules.len() as u64),
         (info_offset::MODULE_ADDRESS, modules),
@@ -254,6 +257,9 @@ fn build_info<'a>(
         (info_offset::LOADER_NAME, loader_name),
     ] {
         low.put(info, field as usize, &(value as u32).to_le_bytes());
+    }
+    if let Some(Framebuffer(bytes)) = &input.framebuffer {
+        low.put(info, info_offset::FRAMEBUFFER as usize, bytes);
     }
     Ok((low, info))
 }
@@ -272,10 +278,7 @@ fn fill_map(entries: &mut [u8], map: &MemoryMap) {
 fn memory_sizes_kib(map: &MemoryMap) -> (u64, u64) {
     const MIB: u64 = 1 << 20;
     const LOWER_KIB: u64 = 640;
-    let up_to_hole = |start: u64| {
-        let range = map.usable().find(|range| range.contains(&start));
-        range.map_or(0, |range| (range.end - start) / 1024)
-    };
+    let up_to_hole = |start| map.usable_from(start) / 1024;
     (up_to_hole(0).min(LOWER_KIB), up_to_hole(MIB).min(u64::from(u32::MAX)))
 }
 

@@ -90,7 +90,10 @@ fn the_information_that_the_guest_gets_is_what_our_own_parser_reads() {
     let (file, map) = (flat_image(0), machine().with_reserved(50 * MIB..52 * MIB).unwrap());
     let modules = [module(40 * MIB, &[1; 10], b"log=debug quiet"), module(41 * MIB, &[2; 5000], b"")];
     let mut scratch = std::vec![0; SCRATCH_BYTES];
-    let plan = crate::guest::plan(&input(module(60 * MIB, &file, b"stats"), &modules, &map), &mut scratch).unwrap();
+    let framebuffer = Framebuffer(core::array::from_fn(|at| at as u8));
+    let input = input(module(60 * MIB, &file, b"stats"), &modules, &map);
+    let input = GuestInput { boot_device: Some(0x80ff_ffff), framebuffer: Some(framebuffer), ..input };
+    let plan = crate::guest::plan(&input, &mut scratch).unwrap();
     let GuestEntry::Protected32 { eax, ebx, .. } = plan.entry else { panic!("{plan:?}") };
     let low = plan.copies.iter().find(|copy| copy.to.0 < MIB).unwrap();
     let memory = FakePhys { base: low.to.0, bytes: low.bytes.to_vec() };
@@ -98,6 +101,7 @@ fn the_information_that_the_guest_gets_is_what_our_own_parser_reads() {
     assert_eq!(info.loader_name(), b"GRUB 2.06");
     assert_eq!(info.command_line(), b"stats");
     assert_eq!(info.memory_map, map);
+    assert_eq!((info.boot_device, info.framebuffer), (input.boot_device, input.framebuffer));
     let seen: Vec<_> = info.modules.iter().map(|m| (m.range.clone(), info.module_arguments(m))).collect();
     let given: Vec<_> = modules.iter().map(|m: &GuestModule<'_>| (m.range(), m.arguments)).collect();
     assert_eq!(seen, given);

@@ -57,7 +57,7 @@ pub struct Takeover {
     pub guest_ram: GuestRam,
     /// Pages of devices that are the host's.
     pub held: HeldPages,
-    /// The machine's memory, with the host's region reserved.
+    /// The machine's memory, with what the host takes of it reserved.
     pub memory_map: MemoryMap,
     /// The host's page tables.
     pub tables: HostTables,
@@ -65,7 +65,8 @@ pub struct Takeover {
     modules: ArrayVec<Range<u64>, MAX_MODULES>,
 }
 
-/// Moves the host into a region of its own and the modules out of the guest's way. Called once.
+/// Moves the host into a region of its own and the modules out of the guest's way. `low` is memory that the host uses,
+/// though it is the guest's. Called once.
 ///
 /// # Errors
 ///
@@ -75,6 +76,7 @@ pub fn take_over(
     processors: usize,
     host_memory_mib: Option<u32>,
     iommu: Option<&Plan>,
+    low: Option<Range<u64>>,
 ) -> Result<Takeover, TakeoverError> {
     let bytes =
         layout::host_region_bytes(&boot_info.memory_map, processors, iommu.map_or(0, Plan::pages), host_memory_mib);
@@ -84,7 +86,10 @@ pub fn take_over(
     taken.extend(iommu.iter().flat_map(|plan| plan.reserved.iter().cloned()));
     let range = layout::host_region(&boot_info.memory_map, bytes, &taken)?;
     let region = HostRegion { start: Hpa(range.start), end: Hpa(range.end) };
-    let memory_map = boot_info.memory_map.with_reserved(range)?;
+    let mut memory_map = boot_info.memory_map.with_reserved(range)?;
+    if let Some(low) = low {
+        memory_map = memory_map.with_reserved(low)?;
+    }
 
     // SAFETY: the region is free memory below 4 GiB, hence in the boot code's direct map, and this is the only
     // allocator.
@@ -169,6 +174,8 @@ impl Takeover {
             image,
             modules: others,
             memory_map: &self.memory_map,
+            boot_device: boot_info.boot_device,
+            framebuffer: boot_info.framebuffer,
             loader_name: boot_info.loader_name(),
             acpi_rsdp,
         };

@@ -21,7 +21,7 @@ pub fn handle(vcpu: &mut Vcpu) -> Action {
     }
     if asks_for_stats && stats::may_print() {
         let all = processor::all().iter().map(|processor| &processor.stats);
-        stats::print(all, &vcpu.tables, &vcpu.nested.ept.cache);
+        stats::print(all, &vcpu.tables, &vcpu.nested.ept.cache, vcpu.machine.ept01);
         vcpu.machine.shadow_fields.print();
     }
     let cr4 = vcpu.vmcs.vmcs01().read(GUEST_CR4);

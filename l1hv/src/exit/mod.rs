@@ -5,7 +5,7 @@ mod hypercall;
 mod memory;
 mod reset;
 
-pub use reset::wait_for_start;
+pub use reset::{start_in_real_mode, wait_for_start};
 
 use core::fmt;
 
@@ -20,6 +20,7 @@ use shadow::nested::{Action, VmcsPair, control_registers, guest_msr, instruction
 use shadow::outcome::Fault;
 
 use crate::arch::on_behalf;
+use crate::bios;
 use crate::hw::Vcpu;
 use crate::stop::{StopReason, reset_machine, stop};
 
@@ -31,6 +32,7 @@ pub fn handle(vcpu: &mut Vcpu, reason: ExitReason) -> Action {
     }
     match reason.without_modifiers() {
         ExitReason::VMCALL if hypercall::is_meant(vcpu) => hypercall::handle(vcpu),
+        ExitReason::VMCALL if bios::is_without_boot_sector(vcpu) => bios::stop_without_boot_sector(vcpu),
         ExitReason::VMREAD
         | ExitReason::VMWRITE
         | ExitReason::VMCLEAR

@@ -51,6 +51,15 @@ pub fn wait_for_start(vcpu: &mut Vcpu) {
     wait_for_sipi(vcpu);
 }
 
+/// Begins in real mode at an offset in a segment, in the state after a reset else.
+pub fn start_in_real_mode(vcpu: &mut Vcpu, segment: u16, offset: u16) {
+    reset_registers(vcpu);
+    let vmcs01 = vcpu.vmcs.vmcs01();
+    vmcs01.write(GUEST_CS_SELECTOR, segment);
+    vmcs01.write(GUEST_CS_BASE, u64::from(segment) << 4);
+    vmcs01.write(GUEST_RIP, offset.into());
+}
+
 fn wait_for_sipi(vcpu: &mut Vcpu) {
     vcpu.vmcs.vmcs01().write(GUEST_ACTIVITY_STATE, WAIT_FOR_SIPI);
     vcpu.machine.processor.set_waits_for_sipi(true);

@@ -69,5 +69,5 @@ pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
     } else {
         guest.under(Module::with_args(build::l1hv(layout, progress)?, &args.hv_append))
     };
-    args.options.run("guest", boot, Duration::from_secs(args.timeout), layout, &provisioned)
+    args.options.run("guest", boot, Vec::new(), Duration::from_secs(args.timeout), layout, &provisioned)
 }

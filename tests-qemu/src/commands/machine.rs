@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use super::BadArgument;
 use crate::layout::Layout;
 use crate::machine::{
-    self, BOCHS, Boot, ChosenEmulator, DEFAULT_IPS, DEFAULT_MEMORY_MIB, Line, Loader, Machine, MachineOptions,
+    self, BOCHS, Boot, ChosenEmulator, DEFAULT_IPS, DEFAULT_MEMORY_MIB, Drive, Line, Loader, Machine, MachineOptions,
     QEMU_IN_BOCHS, QEMU_KVM, QEMU_TCG, Source,
 };
 use crate::models::{self, Model};
@@ -127,11 +127,12 @@ impl MachineArgs {
         &self,
         name: &str,
         boot: Boot,
+        drives: Vec<Drive>,
         timeout: Duration,
         layout: &Layout,
         provisioned: &Provisioned,
     ) -> Result<u8> {
-        let machine = Machine { timeout, silence: timeout, ..Machine::new(name, self.emulator()?, boot) };
+        let machine = Machine { drives, timeout, silence: timeout, ..Machine::new(name, self.emulator()?, boot) };
         let outcome = self.options().apply(machine).run(layout, provisioned, print)?;
         eprintln!("{outcome}");
         Ok(outcome.status())

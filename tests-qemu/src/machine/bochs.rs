@@ -6,8 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
+use super::drives::{DiskFormat, DriveKind};
 use super::emulator::{Emulator, Stream};
 use super::files::{BOOT_ISO, CONSOLE, DEBUG, supervised};
 use super::{Boot, FirmwareVmx, Machine, Outcome, TripleFault, UnknownMsrs, iso};
@@ -80,9 +81,11 @@ impl Emulator for Bochs {
 
 /// The command that starts `machine` with a serial port for each of the files `serial`.
 pub fn command(machine: &Machine, provisioned: &Provisioned, logs: &Path, serial: &[PathBuf]) -> Result<Command> {
-    iso::make(machine, logs, &provisioned.grub_mkrescue)?;
+    if !matches!(machine.boot, Boot::Disk) {
+        iso::make(machine, logs, &provisioned.grub_mkrescue)?;
+    }
     let config = logs.join("bochsrc");
-    fs::write(&config, configuration(machine, provisioned, logs, serial))?;
+    fs::write(&config, configuration(machine, provisioned, logs, serial)?)?;
     let mut command = supervised(&provisioned.bochs.binary);
     match machine.firmware_vmx {
         FirmwareVmx::Enabled => {}
@@ -103,14 +106,36 @@ pub fn command(machine: &Machine, provisioned: &Provisioned, logs: &Path, serial
     Ok(command)
 }
 
-fn configuration(machine: &Machine, provisioned: &Provisioned, logs: &Path, serial: &[PathBuf]) -> String {
+/// The lines for the machine's drives, with the CD that it boots as the first.
+fn drives(machine: &Machine, logs: &Path) -> Result<String> {
+    const SLOTS: [&str; 4] = ["ata0-master", "ata0-slave", "ata1-master", "ata1-slave"];
+    let iso = logs.join(BOOT_ISO);
+    let boot = (!matches!(machine.boot, Boot::Disk)).then_some((DriveKind::Cdrom, &iso));
+    let others = machine.checked_drives()?.iter().map(|drive| (drive.kind, &drive.file));
+    let mut lines = String::new();
+    for (slot, (kind, file)) in SLOTS.iter().zip(boot.into_iter().chain(others)) {
+        let file = std::path::absolute(file)?;
+        let kind = match kind {
+            DriveKind::Cdrom => "type=cdrom, status=inserted",
+            DriveKind::Disk if DiskFormat::of(&file)? == DiskFormat::Qcow2 => {
+                let file = file.display();
+                bail!("{file} is a qcow2 image, and Bochs reads raw ones: convert it (qemu-img convert -O raw)")
+            }
+            DriveKind::Disk => "type=disk, mode=flat",
+        };
+        writeln!(lines, "{slot}: {kind}, path=\"{}\"", file.display())?;
+    }
+    Ok(lines)
+}
+
+fn configuration(machine: &Machine, provisioned: &Provisioned, logs: &Path, serial: &[PathBuf]) -> Result<String> {
     let Machine { cpus, memory_mib, ips, .. } = machine;
     let mut ports = String::new();
     for (number, file) in (1..).zip(serial) {
         // Formatting into a string cannot fail.
         let _ = writeln!(ports, "com{number}: enabled=1, mode=file, dev={}", file.display());
     }
-    format!(
+    Ok(format!(
         "config_interface: textconfig
 display_library: nogui
 cpu: model={cpu_model}, count={cpus}, quantum={quantum}, ips={ips}, reset_on_triple_fault={resets}, ignore_bad_msrs={ignored}
@@ -119,8 +144,8 @@ romimage: file={bios}
 vgaromimage: file={vga_bios}
 pci: enabled=1, chipset=i440fx
 ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14
-ata0-master: type=cdrom, path={iso}, status=inserted
-boot: cdrom
+ata1: enabled=1, ioaddr1=0x170, ioaddr2=0x370, irq=15
+{drives}boot: {boot}
 clock: sync=none, time0={START_OF_TIME}
 {ports}port_e9_hack: enabled={debug_console}
 log: {log}
@@ -138,9 +163,10 @@ debug: action=ignore
         host_mib = HOST_MEMORY_MIB.min(*memory_mib),
         bios = provisioned.bochs.bios.display(),
         vga_bios = provisioned.bochs.vga_bios.display(),
-        iso = logs.join(BOOT_ISO).display(),
+        drives = drives(machine, logs)?,
+        boot = if matches!(machine.boot, Boot::Disk) { "disk" } else { "cdrom" },
         log = logs.join(LOG).display(),
-    )
+    ))
 }
 
 /// The outcome of a run of Bochs, by its log.

@@ -140,6 +140,7 @@ fn commands(boot: &Boot, host_arguments: &dyn Fn(&Module) -> String, files: &mut
                 writeln!(text, "initrd {}", names.join(" "))?;
             }
         }
+        Boot::Disk => bail!("a disk needs no ISO"),
         Boot::Iso(file) => bail!("{} cannot be loaded from another ISO", file.display()),
     }
     Ok(text)

@@ -7,6 +7,7 @@
 //! ```
 
 mod bochs;
+mod drives;
 mod emulator;
 mod files;
 mod iso;
@@ -27,6 +28,7 @@ use crate::layout::Layout;
 use crate::models::Model;
 use crate::provision::Provisioned;
 
+pub use drives::{Drive, DriveKind};
 pub use emulator::{BOCHS, ChosenEmulator, Emulator, QEMU_IN_BOCHS, QEMU_KVM, QEMU_TCG, with_nested_vmx};
 pub use iso::{Entry, Menu};
 pub use outcome::Outcome;
@@ -140,6 +142,8 @@ pub enum Boot {
     },
     /// An ISO with its own boot loader.
     Iso(PathBuf),
+    /// The first of the machine's disks.
+    Disk,
 }
 
 /// A machine that can be run.
@@ -161,6 +165,8 @@ pub struct Machine {
     pub cpu_model: Option<&'static str>,
     /// The image that it boots.
     pub boot: Boot,
+    /// Disks and CDs, besides the CD that the image may be on.
+    pub drives: Vec<Drive>,
     /// An ACPI table in place of the firmware's list of processors (Bochs).
     pub madt: Option<PathBuf>,
     /// The firmware's setting of VMX (Bochs).
@@ -277,6 +283,7 @@ impl Machine {
             ips: DEFAULT_IPS,
             cpu_model: None,
             boot,
+            drives: Vec::new(),
             madt: None,
             physical_bits: None,
             unknown_msrs: UnknownMsrs::ReadAsZero,

@@ -8,6 +8,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use anyhow::{Context as _, Result};
 use protocol::{DEBUG_PORT, EXIT_PORT};
 
+use super::drives::{DiskFormat, DriveKind, MOST_DRIVES};
 use super::emulator::Emulator;
 use super::files::{BOOT_ISO, CONSOLE, DEBUG, ERRORS, supervised};
 use super::{Boot, Loader, Machine, Module, Outcome, TripleFault, iso};
@@ -67,16 +68,17 @@ impl Emulator for Qemu {
             debug: logs.join(DEBUG).display().to_string(),
         };
         let boot = match machine.loader {
-            Loader::Grub => {
+            Loader::Grub if !matches!(machine.boot, Boot::Disk) => {
                 iso::make(machine, logs, &provisioned.grub_mkrescue)?;
                 vec!["-cdrom".to_owned(), logs.join(BOOT_ISO).display().to_string()]
             }
-            Loader::Qemu => load(machine, &mut |file| Ok(file.display().to_string()))?,
+            Loader::Grub | Loader::Qemu => load(machine, &mut |file| Ok(file.display().to_string()))?,
         };
+        let drives = drives(machine, &mut |file| Ok(file.display().to_string()))?;
         let questions = logs.join("events.ask");
         fs::write(&questions, ASK_FOR_EVENTS)?;
         let mut command = supervised(&provisioned.qemu);
-        command.args(arguments(machine, self.0, &streams)).args(boot).args(&machine.qemu_args);
+        command.args(arguments(machine, self.0, &streams)).args(boot).args(drives).args(&machine.qemu_args);
         command.stdin(Stdio::from(File::open(questions)?));
         Ok(command)
     }
@@ -159,6 +161,26 @@ pub fn load(machine: &Machine, place: &mut dyn FnMut(&Path) -> Result<String>) -
             }
         }
         Boot::Iso(file) => argument("-cdrom", place(file)?),
+        Boot::Disk => argument("-boot", "c".to_owned()),
+    }
+    Ok(arguments)
+}
+
+/// The arguments for the machine's drives. The CD that it boots is the secondary master.
+pub fn drives(machine: &Machine, place: &mut dyn FnMut(&Path) -> Result<String>) -> Result<Vec<String>> {
+    const SLOTS: [u32; MOST_DRIVES] = [0, 1, 3];
+    let mut arguments = Vec::new();
+    for (slot, drive) in SLOTS.iter().zip(machine.checked_drives()?) {
+        let what = match (drive.kind, DiskFormat::of(&drive.file)?) {
+            (DriveKind::Cdrom, _) => "media=cdrom,format=raw",
+            (DriveKind::Disk, DiskFormat::Raw) => "format=raw",
+            (DriveKind::Disk, DiskFormat::Qcow2) => "format=qcow2",
+        };
+        let file = place(&drive.file)?.replace(',', ",,");
+        arguments.extend(["-drive".to_owned(), format!("if=ide,index={slot},{what},file={file}")]);
+    }
+    if !arguments.is_empty() && !matches!(machine.boot, Boot::Disk) {
+        arguments.extend(["-boot", "d"].map(str::to_owned));
     }
     Ok(arguments)
 }

@@ -240,18 +240,20 @@ fn qemu_command(machine: &Machine, provisioned: &Provisioned, logs: &Path, files
         Ok(format!("/files/{number}"))
     };
     let boot = match machine.loader {
-        Loader::Qemu => qemu::load(machine, &mut place)?,
-        Loader::Grub => {
+        Loader::Grub if !matches!(machine.boot, Boot::Disk) => {
             let dir = logs.join(&machine.name);
             fs::create_dir_all(&dir)?;
             iso::make(machine, &dir, &provisioned.grub_mkrescue)?;
             vec!["-cdrom".to_owned(), place(&dir.join(BOOT_ISO))?]
         }
+        Loader::Grub | Loader::Qemu => qemu::load(machine, &mut place)?,
     };
+    let drives = qemu::drives(machine, &mut place)?;
     let streams = Streams { console: "/dev/ttyS0".into(), debug: "/dev/ttyS1".into() };
     let mut words = vec![absolute(&provisioned.qemu)?.display().to_string(), "-L".to_owned(), DATA_DIR.to_owned()];
     words.extend(qemu::arguments(machine, Accelerator::Kvm, &streams));
     words.extend(boot);
+    words.extend(drives);
     words.extend(machine.qemu_args.iter().cloned());
     let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
     Ok(format!("exec {}\n", words.join(" ")))

@@ -8,6 +8,7 @@ mod cli;
 mod context;
 mod cost;
 mod devices;
+mod disks;
 mod images;
 mod madt;
 mod memory;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         boot::tests(),
         cli::tests(),
         devices::tests(),
+        disks::tests(),
         images::tests(),
         memory::tests(),
         processors::tests(),
