@@ -217,7 +217,7 @@ impl<'a> Plan<'a> {
         initrd.copy("bin/vmm", 0o755, &programs.vmm)?;
         initrd.copy("payload", 0o644, &programs.payload)?;
         self.add_parallel(&mut initrd, programs)?;
-        add_modules(&mut initrd, self.kernel, KVM_MODULE)?;
+        add_modules(&mut initrd, self.kernel, &[KVM_MODULE])?;
         if self.work == Work::Minimal {
             initrd.copy("minimal", 0o644, &programs.conformance)?;
         }
@@ -280,7 +280,7 @@ pub fn base(busybox: &Path, init: &str, applets: &[&str]) -> Result<Initrd> {
 }
 
 /// Writes a file at once: tests make the same file side by side, and no reader may see a part of it.
-fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
+pub fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
     let temporary = path.with_extension(format!("{:?}", std::thread::current().id()));
     fs::write(&temporary, content).with_context(|| format!("cannot write {}", temporary.display()))?;
     Ok(fs::rename(temporary, path)?)
@@ -293,19 +293,21 @@ struct KernelModule {
     content: Vec<u8>,
 }
 
-/// Adds module `name` of `kernel` and the modules that it depends on. The shell lists them in the order of their names:
+/// Adds modules of `kernel` and those that they depend on. The shell lists them in the order of their names:
 /// dependencies first.
-pub fn add_modules(initrd: &mut Initrd, kernel: &Kernel, name: &str) -> Result<()> {
-    for (index, module) in modules(kernel, name)?.iter().enumerate() {
+pub fn add_modules(initrd: &mut Initrd, kernel: &Kernel, names: &[&str]) -> Result<()> {
+    for (index, module) in modules(kernel, names)?.iter().enumerate() {
         initrd.file(&format!("modules/{index:02}-{}.ko", module.name), 0o644, &module.content);
     }
     Ok(())
 }
 
-/// Module `name` of `kernel`, after the modules that it depends on.
-fn modules(kernel: &Kernel, name: &str) -> Result<Vec<KernelModule>> {
+/// Modules of `kernel`, each after those that it depends on.
+fn modules(kernel: &Kernel, names: &[&str]) -> Result<Vec<KernelModule>> {
     let mut ordered = Vec::new();
-    add_module(kernel, name, &mut ordered)?;
+    for name in names {
+        add_module(kernel, name, &mut ordered)?;
+    }
     Ok(ordered)
 }
 

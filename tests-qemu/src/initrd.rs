@@ -4,9 +4,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+
+use crate::command;
 
 const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
@@ -18,6 +21,7 @@ const CHARACTER_DEVICE: u32 = 0o020_000;
 pub struct Initrd {
     data: Vec<u8>,
     directories: BTreeSet<String>,
+    programs: BTreeSet<String>,
     inodes: u32,
 }
 
@@ -32,6 +36,24 @@ impl Initrd {
     pub fn copy(&mut self, path: &str, mode: u32, source: &Path) -> Result<()> {
         let content = fs::read(source).with_context(|| format!("cannot read {}", source.display()))?;
         self.file(path, mode, &content);
+        Ok(())
+    }
+
+    /// Adds a program of the directory tree `root` at its path there, and the libraries that it needs, unless they are
+    /// there already. `libraries` are the tree's directories of libraries; the others are this machine's.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or a library is nowhere.
+    pub fn program(&mut self, program: &Path, root: &Path, libraries: &[PathBuf]) -> Result<()> {
+        let search = std::env::join_paths(libraries)?;
+        let listed = command::output(Command::new("ldd").arg(program).env("LD_LIBRARY_PATH", search))?;
+        ensure!(!listed.contains("not found"), "{} lacks libraries:\n{listed}", program.display());
+        for file in listed.lines().filter_map(library).chain([program.to_owned()]) {
+            let path = file.strip_prefix(root).or_else(|_| file.strip_prefix("/"))?.display().to_string();
+            if self.programs.insert(path.clone()) {
+                self.copy(&path, 0o755, &file)?;
+            }
+        }
         Ok(())
     }
 
@@ -100,6 +122,13 @@ impl Initrd {
     }
 }
 
+/// The file in a line of ldd's: `NAME => FILE (ADDRESS)` or `FILE (ADDRESS)`.
+fn library(line: &str) -> Option<PathBuf> {
+    let line = line.split_once("=> ").map_or(line, |(_, file)| file).trim();
+    let file = line.split_whitespace().next()?;
+    file.starts_with('/').then(|| file.into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,5 +156,12 @@ mod tests {
         initrd.character_device("dev/console", 5, 1);
         let names = names(&initrd.finish());
         assert_eq!(names, ["bin", "bin/sh", "bin/ls", "dev", "dev/console", "TRAILER!!!"]);
+    }
+
+    #[test]
+    fn libraries_are_found_in_both_kinds_of_lines() {
+        assert_eq!(library("\tlinux-vdso.so.1 (0x7ffc)"), None);
+        assert_eq!(library("\tlibc.so.6 => /lib/libc.so.6 (0x7f)"), Some("/lib/libc.so.6".into()));
+        assert_eq!(library("\t/lib64/ld-linux-x86-64.so.2 (0x7f)"), Some("/lib64/ld-linux-x86-64.so.2".into()));
     }
 }

@@ -4,6 +4,7 @@
 //!   provision   what the machines need: Bochs, ROMs, GRUB, Debian kernels, busybox
 //!   build       l1hv and the guest-side programs, for their own targets
 //!   initrd      the guest hypervisor's root file system
+//!   guest, xen  Linux with KVM and Xen, as guest hypervisors
 //!   machine     a boot ISO, an emulated machine, two streams of lines, an `Outcome`
 //!   bench       what nesting costs, counted by the emulator, on three systems side by side
 //!   demo        all of it, with progress and a table at the end
@@ -43,3 +44,4 @@ pub mod provision;
 pub mod report;
 pub mod side_by_side;
 pub mod transcript;
+pub mod xen;

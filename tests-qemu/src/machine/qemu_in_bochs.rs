@@ -208,7 +208,7 @@ fn file_system(
     for directory in ["sys", "tmp"] {
         initrd.directory(directory);
     }
-    guest::add_modules(&mut initrd, kernel, KVM_MODULE)?;
+    guest::add_modules(&mut initrd, kernel, &[KVM_MODULE])?;
     initrd.file("events.ask", 0o644, qemu::ASK_FOR_EVENTS.as_bytes());
     add_qemu(&mut initrd, &provisioned.qemu)?;
     let mut files: Vec<PathBuf> = Vec::new();
@@ -259,13 +259,10 @@ fn qemu_command(machine: &Machine, provisioned: &Provisioned, logs: &Path, files
     Ok(format!("exec {}\n", words.join(" ")))
 }
 
-/// Adds the program, its libraries at their own paths, and its data.
+/// Adds the program and its data.
 fn add_qemu(initrd: &mut Initrd, qemu: &Path) -> Result<()> {
     let qemu = absolute(qemu)?;
-    let libraries = command::output(Command::new("ldd").arg(&qemu))?;
-    for file in libraries.lines().filter_map(library).chain([qemu.clone()]) {
-        initrd.copy(&file.display().to_string()[1..], 0o755, &file)?;
-    }
+    initrd.program(&qemu, Path::new("/"), &[])?;
     let listed = command::output(Command::new(&qemu).args(["-L", "help"]))?;
     let dirs: Vec<&Path> = listed.lines().map(Path::new).collect();
     let mut found = 0;
@@ -277,13 +274,6 @@ fn add_qemu(initrd: &mut Initrd, qemu: &Path) -> Result<()> {
     }
     ensure!(found > 0, "{} has no firmware in {}", qemu.display(), listed.trim().replace('\n', ", "));
     Ok(())
-}
-
-/// The file in a line of ldd's: `NAME => FILE (ADDRESS)` or `FILE (ADDRESS)`.
-fn library(line: &str) -> Option<PathBuf> {
-    let line = line.split_once("=> ").map_or(line, |(_, file)| file).trim();
-    let file = line.split_whitespace().next()?;
-    file.starts_with('/').then(|| file.into())
 }
 
 fn absolute(file: &Path) -> Result<PathBuf> {
@@ -303,12 +293,5 @@ mod tests {
         assert_eq!(judge(&log("0", r#"{"reason": "guest-reset"}"#)), Some(Outcome::TripleFault));
         assert!(matches!(judge(&log("1", "qemu-system-x86_64: bad")), Some(Outcome::MachineError(_))));
         assert_eq!(judge("[    0.1] Kernel panic"), None);
-    }
-
-    #[test]
-    fn libraries_are_found_in_both_kinds_of_lines() {
-        assert_eq!(library("\tlinux-vdso.so.1 (0x7ffc)"), None);
-        assert_eq!(library("\tlibc.so.6 => /lib/libc.so.6 (0x7f)"), Some("/lib/libc.so.6".into()));
-        assert_eq!(library("\t/lib64/ld-linux-x86-64.so.2 (0x7f)"), Some("/lib64/ld-linux-x86-64.so.2".into()));
     }
 }

@@ -11,7 +11,7 @@ pub mod tools;
 
 use std::fmt;
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -19,7 +19,7 @@ use crate::command;
 use crate::layout::Layout;
 use crate::progress::Progress;
 
-pub use packages::{KERNEL_SERIES, Kernel};
+pub use packages::{KERNEL_SERIES, Kernel, Xen};
 
 /// Everything that machines and guests are made from.
 #[derive(Debug, Clone)]
@@ -77,11 +77,7 @@ impl std::error::Error for Incomplete {}
 /// [`Incomplete`] (to be found by downcasting) lists all that is missing at once.
 pub fn provision(layout: &Layout, progress: &Progress) -> Result<Provisioned> {
     let root = layout.root();
-    fs::create_dir_all(&root).with_context(|| format!("cannot create {}", root.display()))?;
-    // Tests run side by side: the first one provisions, the others wait for it.
-    let lock = File::create(root.join("provision.lock"))?;
-    lock.lock().context("cannot lock the provisioning directory")?;
-
+    let _lock = lock(&root)?;
     tools::ensure(progress)?;
     let mut missing = Vec::new();
     let apt = apt::Archive::new(root.join("apt"));
@@ -107,4 +103,22 @@ pub fn provision(layout: &Layout, progress: &Progress) -> Result<Provisioned> {
         busybox: packages.busybox,
         kernels: packages.kernels,
     })
+}
+
+/// Brings Xen, which few runs need.
+///
+/// # Errors
+/// When a package cannot be fetched.
+pub fn xen(layout: &Layout, progress: &Progress) -> Result<Xen> {
+    let root = layout.root();
+    let _lock = lock(&root)?;
+    Xen::fetch(&apt::Archive::new(root.join("apt")), &root.join("packages"), progress)
+}
+
+/// Tests run side by side: the first one provisions, the others wait for it.
+fn lock(root: &Path) -> Result<File> {
+    fs::create_dir_all(root).with_context(|| format!("cannot create {}", root.display()))?;
+    let lock = File::create(root.join("provision.lock"))?;
+    lock.lock().context("cannot lock the provisioning directory")?;
+    Ok(lock)
 }

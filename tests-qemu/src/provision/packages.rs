@@ -38,7 +38,7 @@ pub struct Packages {
 
 /// Unpacks all packages below `dir`.
 pub fn fetch(archive: &Archive, dir: &Path, progress: &Progress) -> Result<Packages> {
-    let package = |name: &str| unpack(archive, dir, name, |_| Ok(name.to_owned()), progress);
+    let package = |name: &str| unpack(archive, dir, name, |_| Ok(vec![name.to_owned()]), progress);
     Ok(Packages {
         bios: package("bochsbios")?.join("usr/share/bochs/BIOS-bochs-latest"),
         vga_bios: package("vgabios")?.join("usr/share/vgabios/vgabios.bin"),
@@ -48,8 +48,20 @@ pub fn fetch(archive: &Archive, dir: &Path, progress: &Progress) -> Result<Packa
 }
 
 fn kernel(archive: &Archive, dir: &Path, series: &str, progress: &Progress) -> Result<Kernel> {
-    let newest = |archive: &Archive| newest_kernel(&archive.names(&format!("linux-image-{series}."))?, series);
-    let root = unpack(archive, dir, &format!("linux-{series}"), newest, progress)?;
+    kernel_of_flavour(archive, dir, &format!("linux-{series}"), (series, "-cloud-amd64"), progress)
+}
+
+/// The newest kernel of a series and a flavour, unpacked as `key`.
+fn kernel_of_flavour(
+    archive: &Archive,
+    dir: &Path,
+    key: &str,
+    (series, flavour): (&str, &str),
+    progress: &Progress,
+) -> Result<Kernel> {
+    let names = |archive: &Archive| archive.names(&format!("linux-image-{series}."));
+    let newest = |archive: &Archive| Ok(vec![newest_kernel(&names(archive)?, series, flavour)?]);
+    let root = unpack(archive, dir, key, newest, progress)?;
     let modules = fs::read_dir(root.join("lib/modules"))
         .and_then(|mut entries| entries.next().transpose())
         .with_context(|| format!("no modules in {}", root.display()))?
@@ -59,42 +71,104 @@ fn kernel(archive: &Archive, dir: &Path, series: &str, progress: &Progress) -> R
     Ok(Kernel { series: series.to_owned(), image: root.join(format!("boot/vmlinuz-{release}")), release, modules })
 }
 
-/// Unpacks the package that `name_of` finds into `dir/key`, unless that exists.
+/// Unpacks the packages that `names_of` finds into `dir/key`, unless that exists.
 fn unpack(
     archive: &Archive,
     dir: &Path,
     key: &str,
-    name_of: impl Fn(&Archive) -> Result<String>,
+    names_of: impl Fn(&Archive) -> Result<Vec<String>>,
     progress: &Progress,
 ) -> Result<PathBuf> {
     let root = dir.join(key);
     if !stamp::is_fresh(&root, key) {
         let step = progress.step(format!("fetching Debian package {key}"));
         archive.refresh()?;
-        let name = name_of(archive)?;
+        let names = names_of(archive)?;
         stamp::make(&root, key, |staging| {
-            let file = archive.download(&name, staging)?;
-            command::output(Command::new("dpkg-deb").arg("-x").arg(&file).arg(staging))?;
-            Ok(fs::remove_file(file)?)
+            for name in &names {
+                let file = archive.download(name, staging)?;
+                command::output(Command::new("dpkg-deb").arg("-x").arg(&file).arg(staging))?;
+                fs::remove_file(file)?;
+            }
+            Ok(())
         })?;
         step.done();
     }
     Ok(root)
 }
 
-/// The newest cloud kernel of `series` among `names`: signed, without debug symbols.
-fn newest_kernel(names: &[String], series: &str) -> Result<String> {
+/// The newest kernel of `series` and `flavour` among `names`: signed, without debug symbols.
+fn newest_kernel(names: &[String], series: &str, flavour: &str) -> Result<String> {
     names
         .iter()
-        .filter(|name| name.ends_with("-cloud-amd64"))
+        .filter(|name| is_release(name.strip_prefix("linux-image-").and_then(|name| name.strip_suffix(flavour))))
         .max_by_key(|name| numbers(name))
         .cloned()
-        .with_context(|| format!("Debian has no package linux-image-{series}.*-cloud-amd64"))
+        .with_context(|| format!("Debian has no package linux-image-{series}.*{flavour}"))
+}
+
+/// Whether a name without its flavour is a version with nothing else.
+fn is_release(version: Option<&str>) -> bool {
+    version.is_some_and(|version| {
+        let version = version.split_once("+deb").map_or(version, |(number, _)| number);
+        version.chars().all(|c| c.is_ascii_digit() || c == '.' || c == '-')
+    })
 }
 
 /// The runs of digits in `name`, for comparing versions.
 fn numbers(name: &str) -> Vec<u64> {
     name.split(|c: char| !c.is_ascii_digit()).filter_map(|run| run.parse().ok()).collect()
+}
+
+/// Xen with a kernel for its first domain, and the programs that make others.
+#[derive(Debug, Clone)]
+pub struct Xen {
+    /// The hypervisor, a multiboot 1 image.
+    pub hypervisor: PathBuf,
+    /// The kernel of the first domain.
+    pub kernel: Kernel,
+    /// The unpacked packages.
+    pub root: PathBuf,
+}
+
+impl Xen {
+    /// The packages besides the kernel. Libraries that every Debian system has are not among them.
+    const PACKAGES: [&str; 17] = [
+        "xen-hypervisor-4.17-amd64",
+        "xen-utils-4.17",
+        "xen-utils-common",
+        "xenstore-utils",
+        "libgcc-s1",
+        "libncurses6",
+        "libxencall1",
+        "libxendevicemodel1",
+        "libxenevtchn1",
+        "libxenforeignmemory1",
+        "libxengnttab1",
+        "libxenhypfs1",
+        "libxenmisc4.17",
+        "libxenstore4",
+        "libxentoolcore1",
+        "libxentoollog1",
+        "libyajl2",
+    ];
+
+    /// Unpacks the packages below `dir`.
+    pub fn fetch(archive: &Archive, dir: &Path, progress: &Progress) -> Result<Self> {
+        let names = |_: &Archive| Ok(Self::PACKAGES.map(str::to_owned).to_vec());
+        let root = unpack(archive, dir, "xen-4.17", names, progress)?;
+        let hypervisor = root.join("boot/xen-4.17-amd64");
+        if !hypervisor.is_file() {
+            command::output(Command::new("gunzip").arg("--keep").arg(root.join("boot/xen-4.17-amd64.gz")))?;
+        }
+        let kernel = kernel_of_flavour(archive, dir, "linux-6.1-xen", (KERNEL_SERIES[0], "-amd64"), progress)?;
+        Ok(Self { hypervisor, kernel, root })
+    }
+
+    /// The directories of its libraries.
+    pub fn libraries(&self) -> [PathBuf; 2] {
+        ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|dir| self.root.join(dir))
+    }
 }
 
 #[cfg(test)]
@@ -110,7 +184,9 @@ mod tests {
             "linux-image-6.1.0-39-amd64",
         ]
         .map(str::to_owned);
-        assert_eq!(newest_kernel(&names, "6.1").unwrap(), "linux-image-6.1.0-37-cloud-amd64");
-        assert!(newest_kernel(&names[3..], "6.1").is_err());
+        let newest = |names, flavour| newest_kernel(names, "6.1", flavour);
+        assert_eq!(newest(&names, "-cloud-amd64").unwrap(), "linux-image-6.1.0-37-cloud-amd64");
+        assert_eq!(newest(&names, "-amd64").unwrap(), "linux-image-6.1.0-39-amd64");
+        assert!(newest(&names[3..], "-cloud-amd64").is_err());
     }
 }

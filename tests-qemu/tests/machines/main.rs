@@ -17,6 +17,7 @@ mod processors;
 mod second;
 mod smp;
 mod stops;
+mod xen;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     let tests = [
         second::tests(),
         smp::tests(),
+        xen::tests(),
         cost::tests(),
         nesting::tests(),
         boot::tests(),
