@@ -22,6 +22,7 @@ extern crate std;
 pub mod acpi;
 pub mod bios;
 pub mod cmdline;
+pub mod efi;
 #[cfg(target_os = "none")]
 pub mod entry;
 pub mod guest;

@@ -73,6 +73,11 @@ pub struct MemoryMap {
 }
 
 impl MemoryMap {
+    /// A map of no memory.
+    pub const fn empty() -> Self {
+        Self { regions: ArrayVec::new_const() }
+    }
+
     /// Makes a map of the firmware's claims.
     ///
     /// # Errors

@@ -41,7 +41,7 @@ impl Extension {
     pub fn find(boot_info: &BootInfo) -> Option<Self> {
         let modules: ArrayVec<Range<u64>, MAX_MODULES> =
             boot_info.modules.iter().map(|module| module.range.clone()).collect();
-        let bios = Bios::find(&BootMemory)?;
+        let bios = Bios::find(&BootMemory).filter(|_| !boot_info.is_efi)?;
         let place = Place::find(&boot_info.memory_map, &modules);
         if place.is_none() {
             log::warn!("no low memory is free: the BIOS will call the memory of l1hv free");

@@ -30,10 +30,15 @@ pub fn run(magic: u32, info: u32) -> ! {
     for region in boot_info.memory_map.regions() {
         log::debug!("memory: {:#014x}..{:#014x} {:?}", region.start, region.end, region.kind);
     }
+    let acpi_rsdp = boot_info.acpi_rsdp.or_else(|| acpi::find_rsdp(&BootMemory));
+    log::debug!(
+        "{} firmware, ACPI's root pointer at {:#x}",
+        if boot_info.is_efi { "EFI" } else { "BIOS" },
+        acpi_rsdp.unwrap_or(0)
+    );
     let bios = Extension::find(&boot_info);
     let drive = guest_drive(&options, &boot_info, bios.is_some());
     check_processor();
-    let acpi_rsdp = acpi::find_rsdp(&BootMemory);
     let apic_ids = startup::find_processors(acpi_rsdp, &boot_info);
     let sleep = sleep::find(acpi_rsdp);
     let iommu = iommu::plan(options.iommu, acpi_rsdp, &boot_info.memory_map, &apic_ids);

@@ -29,6 +29,7 @@ for guest in /guests/*.cfg; do
         done
     else
         status=1
+        cat /var/log/xen/qemu-dm-$name.log
     fi
     cat /var/log/xen/guest-$name.log
     echo "xen: $name is gone"

@@ -1,13 +1,13 @@
 //! Debian's Xen as guest hypervisor, with a Linux as its first domain that makes others.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::Result;
 
 use crate::guest;
-use crate::initrd::Initrd;
 use crate::layout::Layout;
-use crate::machine::{Boot, Module};
+use crate::machine::{Boot, Entry, Menu, Module};
 use crate::provision::{Kernel, Provisioned, Xen};
 
 const INIT: &str = include_str!("../guests/xen-init.sh");
@@ -24,24 +24,49 @@ const PROGRAMS: &[&str] = &["xl", "xenstored", "xenconsoled", "xen-init-dom0"];
 const MODULES: &[&str] = &["xen-evtchn", "xen-gntdev", "xen-privcmd", "xenfs"];
 
 const ARGUMENTS: &str = "com1=115200,8n1 console=com1 dom0_mem=1024M,max:1024M noreboot";
+const GUEST_ARGUMENTS: &str = "panic=-1 mitigations=off quiet";
 const FIRST_DOMAIN_ARGUMENTS: &str = "console=hvc0 panic=-1 mitigations=off quiet";
+
+/// The program that gives an HVM guest its devices, and what it and the firmware loader read.
+const DEVICE_MODEL: &str = "usr/libexec/xen-qemu-system-i386";
+const DEVICE_MODEL_DATA: &[&str] = &["usr/share/qemu/keymaps/en-us", "usr/share/seabios/bios-256k.bin"];
 
 /// A guest that the first domain makes.
 #[derive(Debug, Clone, Copy)]
 pub struct XenGuest {
     /// Its name.
     pub name: &'static str,
+    /// Its kind.
+    pub kind: XenGuestKind,
     /// Its processors.
     pub cpus: u32,
 }
 
+/// The kind of a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum XenGuestKind {
+    /// Without emulated devices and without firmware.
+    Pvh,
+    /// A PC, with SeaBIOS, and devices of QEMU's.
+    Hvm,
+}
+
 impl XenGuest {
     fn configuration(self) -> String {
-        let Self { name, cpus } = self;
+        let Self { name, kind, cpus } = self;
+        let kind = match kind {
+            XenGuestKind::Pvh => format!(
+                "type = \"pvh\"\nkernel = \"/guests/bzImage\"\nramdisk = \"/guests/initrd\"\n\
+                 extra = \"console=hvc0 {GUEST_ARGUMENTS}\"\n"
+            ),
+            XenGuestKind::Hvm => format!(
+                "type = \"hvm\"\ndevice_model_version = \"qemu-xen\"\ndevice_model_override = \"/{DEVICE_MODEL}\"\n\
+                 vga = \"none\"\nnographic = 1\nvnc = 0\nusb = 0\nserial = \"file:/var/log/xen/guest-{name}.log\"\n\
+                 disk = [\"/guests/linux.iso,raw,hdc,cdrom\"]\nboot = \"d\"\n"
+            ),
+        };
         format!(
-            "name = \"{name}\"\ntype = \"pvh\"\nmemory = 256\nvcpus = {cpus}\nkernel = \"/guests/bzImage\"\n\
-             ramdisk = \"/guests/initrd\"\nextra = \"console=hvc0 panic=-1 mitigations=off quiet\"\n\
-             on_reboot = \"destroy\"\non_crash = \"destroy\"\n"
+            "name = \"{name}\"\n{kind}memory = 256\nvcpus = {cpus}\non_reboot = \"destroy\"\non_crash = \"destroy\"\n"
         )
     }
 }
@@ -67,6 +92,7 @@ impl XenHypervisor {
     ) -> Result<Self> {
         let mut initrd = guest::base(&provisioned.busybox, INIT, APPLETS)?;
         initrd.directory("sys");
+        initrd.file("etc/xen/xl.conf", 0o644, b"");
         guest::add_modules(&mut initrd, &xen.kernel, MODULES)?;
         for program in PROGRAMS {
             let file = xen.root.join("usr/lib/xen-4.17/bin").join(program);
@@ -74,13 +100,31 @@ impl XenHypervisor {
         }
         // Threads load it when they end.
         initrd.program(&xen.root.join("lib/x86_64-linux-gnu/libgcc_s.so.1"), &xen.root, &xen.libraries())?;
+        initrd.copy("usr/lib/xen-4.17/boot/hvmloader", 0o644, &xen.root.join("usr/lib/xen-4.17/boot/hvmloader"))?;
+        initrd.program(&xen.root.join(DEVICE_MODEL), &xen.root, &xen.libraries())?;
+        for file in DEVICE_MODEL_DATA {
+            let unpacked = xen.root.join(file);
+            let source = if unpacked.is_file() { unpacked } else { Path::new("/").join(file) };
+            initrd.copy(file, 0o644, &source)?;
+        }
         for guest in guests {
             initrd.file(&format!("guests/{}.cfg", guest.name), 0o644, guest.configuration().as_bytes());
         }
+        let dir = layout.root().join("initrds");
+        fs::create_dir_all(&dir)?;
+        let (guest_initrd, iso) = (dir.join("xen-guest"), dir.join("xen-guest.iso"));
+        let file_system = guest::base(&provisioned.busybox, GUEST_INIT, APPLETS)?.finish();
+        guest::write_atomically(&guest_initrd, &file_system)?;
         initrd.copy("guests/bzImage", 0o644, &kernel.image)?;
-        initrd.file("guests/initrd", 0o644, &guest_file_system(provisioned)?.finish());
-        let file = layout.root().join("initrds").join("xen");
-        fs::create_dir_all(layout.root().join("initrds"))?;
+        initrd.copy("guests/initrd", 0o644, &guest_initrd)?;
+        let linux = Boot::Linux {
+            kernel: Module::with_args(&kernel.image, format!("console=ttyS0 {GUEST_ARGUMENTS}")),
+            initrds: vec![guest_initrd],
+        };
+        let entries = vec![Entry { title: "Linux".to_owned(), boot: linux }];
+        Menu { seconds: 0, entries }.make(&iso, &provisioned.grub_mkrescue)?;
+        initrd.copy("guests/linux.iso", 0o644, &iso)?;
+        let file = dir.join("xen");
         guest::write_atomically(&file, &initrd.finish())?;
         Ok(Self {
             image: Module::with_args(&xen.hypervisor, ARGUMENTS).named(),
@@ -100,8 +144,4 @@ impl XenHypervisor {
     pub fn under(self, host: Module) -> Boot {
         Boot::L1hv { host, guest: std::iter::once(self.image).chain(self.modules).collect() }
     }
-}
-
-fn guest_file_system(provisioned: &Provisioned) -> Result<Initrd> {
-    guest::base(&provisioned.busybox, GUEST_INIT, APPLETS)
 }

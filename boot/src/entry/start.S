@@ -1,4 +1,4 @@
-// From a multiboot 1 loader (32-bit protected mode, flat, paging off) to long mode and `l1hv_main(magic, info)`.
+// From a multiboot loader (32-bit protected mode, flat, paging off) to long mode and `l1hv_main(magic, info)`.
 //
 // Everything is linked at VIRTUAL_BASE + its physical address, so code that runs before paging subtracts VIRTUAL_BASE
 // from each symbol.
@@ -9,6 +9,16 @@
 // Page-aligned modules, memory information, and the address fields below. `qemu -kernel` loads a 64-bit ELF only by the
 // address fields.
 .set MULTIBOOT_FLAGS, (1 << 0) | (1 << 1) | (1 << 16)
+
+// The same for multiboot 2, which GRUB needs on EFI firmware.
+.set MULTIBOOT2_MAGIC, 0xE85250D6
+.set MULTIBOOT2_I386, 0
+.set TAG_END, 0
+.set TAG_ADDRESS, 2
+.set TAG_ENTRY, 3
+.set TAG_FRAMEBUFFER, 5
+.set TAG_MODULE_ALIGN, 6
+.set TAG_OPTIONAL, 1
 
 .set CR0_PE, 1 << 0
 .set CR0_MP, 1 << 1
@@ -35,6 +45,35 @@ multiboot_header:
     .long __image_file_end - VIRTUAL_BASE
     .long __image_end - VIRTUAL_BASE
     .long _start - VIRTUAL_BASE
+
+.balign 8
+multiboot2_header:
+    .long MULTIBOOT2_MAGIC
+    .long MULTIBOOT2_I386
+    .long multiboot2_end - multiboot2_header
+    .long -(MULTIBOOT2_MAGIC + MULTIBOOT2_I386 + (multiboot2_end - multiboot2_header))
+.balign 8
+    .short TAG_ADDRESS, 0
+    .long 24
+    .long multiboot2_header - VIRTUAL_BASE
+    .long __image_start - VIRTUAL_BASE
+    .long __image_file_end - VIRTUAL_BASE
+    .long __image_end - VIRTUAL_BASE
+.balign 8
+    .short TAG_ENTRY, 0
+    .long 12
+    .long _start - VIRTUAL_BASE
+.balign 8
+    .short TAG_FRAMEBUFFER, TAG_OPTIONAL
+    .long 20
+    .long 0, 0, 0                       // any width, height and depth
+.balign 8
+    .short TAG_MODULE_ALIGN, 0
+    .long 8
+.balign 8
+    .short TAG_END, 0
+    .long 8
+multiboot2_end:
 
 .section .boot.text, "ax"
 .code32

@@ -24,6 +24,7 @@ pub(crate) fn input<'a>(
         image,
         modules,
         memory_map,
+        is_efi: false,
         boot_device: None,
         framebuffer: None,
         loader_name: b"GRUB 2.06",

@@ -13,7 +13,7 @@ use core::ops::Range;
 use ept::Gpa;
 
 use super::{GuestEntry, GuestInput, GuestModule, LoadError, LoadPlan, LowBlock, PlanBuilder, word};
-use crate::memory_map::MemoryMap;
+use crate::multiboot::Framebuffer;
 
 const PAGE: u64 = 4096;
 const FOUR_GIB: u64 = 1 << 32;
@@ -169,7 +169,7 @@ pub(crate) fn plan<'a>(input: &GuestInput<'a>, scratch: &'a mut [u8]) -> Result<
     let initrd = place_initrd(&mut builder, input.modules, header.initrd_end)?;
 
     let (zero_page, page) = low.alloc(PAGE, PAGE)?;
-    fill_zero_page(page, &header, input.memory_map, &initrd, input.acpi_rsdp);
+    fill_zero_page(page, &header, input, &initrd);
     let cr3 = build_page_tables(&mut low)?;
     let (stack, _) = low.alloc(STACK_BYTES, 16)?;
     let gdt_base = build_gdt(&mut low)?;
@@ -212,20 +212,19 @@ fn place_initrd<'a>(
     Ok(place)
 }
 
-fn fill_zero_page(
-    page: &mut [u8],
-    header: &SetupHeader<'_>,
-    map: &MemoryMap,
-    initrd: &Range<u64>,
-    acpi_rsdp: Option<u64>,
-) {
+fn fill_zero_page(page: &mut [u8], header: &SetupHeader<'_>, input: &GuestInput<'_>, initrd: &Range<u64>) {
+    let &GuestInput { memory_map: map, acpi_rsdp, .. } = input;
     let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
     put(offset::SETUP_SECTS, header.raw);
     put(offset::TYPE_OF_LOADER, &[UNDEFINED_LOADER]);
     put(offset::RAMDISK_IMAGE, &(initrd.start as u32).to_le_bytes());
     put(offset::RAMDISK_SIZE, &((initrd.end - initrd.start) as u32).to_le_bytes());
     put(offset::ACPI_RSDP, &acpi_rsdp.unwrap_or(0).to_le_bytes());
-    put_text_screen(&mut put);
+    match input.framebuffer {
+        _ if !input.is_efi => put_text_screen(&mut put),
+        Some(framebuffer) if framebuffer.has_colours() => put_framebuffer(&mut put, &framebuffer),
+        _ => {}
+    }
     // MAX_REGIONS is the size of the table.
     put(offset::E820_ENTRIES, &[map.regions().len() as u8]);
     for (i, region) in map.regions().iter().enumerate() {
@@ -234,6 +233,28 @@ fn fill_zero_page(
         put(at + 8, &(region.end - region.start).to_le_bytes());
         put(at + 16, &region.kind.0.to_le_bytes());
     }
+}
+
+/// The screen as EFI firmware leaves it, with the fields of the kernel's `struct screen_info`.
+fn put_framebuffer(put: &mut impl FnMut(usize, &[u8]), framebuffer: &Framebuffer) {
+    const VIDEO_TYPE_EFI: u8 = 0x70;
+    const CAPABILITY_64BIT_BASE: u32 = 1 << 1;
+    let screen = |field: usize| offset::SCREEN_INFO + field;
+    let Framebuffer(bytes) = framebuffer;
+    let long = |at: usize| word(bytes, at).map_or(0, u32::from_le_bytes);
+    let [base, base_high, pitch, width, height] = [0, 4, 8, 12, 16].map(long);
+    put(screen(0x0f), &[VIDEO_TYPE_EFI]);
+    for (field, value) in [(0x12, width), (0x14, height), (0x16, bytes[20].into()), (0x24, pitch), (0x32, 1)] {
+        put(screen(field), &(value as u16).to_le_bytes());
+    }
+    put(screen(0x18), &base.to_le_bytes());
+    put(screen(0x1c), &pitch.saturating_mul(height).to_le_bytes());
+    // The loader has position before size, the kernel size before position.
+    for (at, field) in [(22, 0x26), (24, 0x28), (26, 0x2a)] {
+        put(screen(field), &[bytes[at + 1], bytes[at]]);
+    }
+    put(screen(0x36), &CAPABILITY_64BIT_BASE.to_le_bytes());
+    put(screen(0x3a), &base_high.to_le_bytes());
 }
 
 /// The screen as the firmware leaves it for a boot loader: 80x25 text on a VGA. Without this the kernel assumes that

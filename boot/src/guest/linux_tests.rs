@@ -87,6 +87,31 @@ fn the_memory_map_and_the_root_pointer_are_in_the_zero_page() {
 }
 
 #[test]
+fn the_screen_is_text_with_a_bios_and_what_the_loader_says_with_efi() {
+    let (file, map) = (bzimage(), map(&[0..0x9_fc00, MIB..64 * MIB]));
+    let mut fields = [0; 28];
+    for (at, value) in [(0, 0xc000_0000u32), (4, 1), (8, 4096), (12, 1024), (16, 768)] {
+        fields[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    fields[20..].copy_from_slice(&[32, 1, 16, 8, 8, 7, 0, 6]);
+    let screen = |is_efi, framebuffer| {
+        let mut scratch = std::vec![0; SCRATCH_BYTES];
+        let input = input(module(60 * MIB, &file, b""), &[], &map);
+        let plan = plan(&GuestInput { is_efi, framebuffer, ..input }, &mut scratch).unwrap();
+        zero_page_word::<0x40>(&plan, offset::SCREEN_INFO)
+    };
+    let text = screen(false, None);
+    assert_eq!((text[0x06], text[0x07], text[0x0e], text[0x0f]), (3, 80, 25, 1));
+    assert_eq!(screen(true, None), [0; 0x40]);
+    let pixels = screen(true, Some(Framebuffer(fields)));
+    let half = |at: usize| u16::from_le_bytes([pixels[at], pixels[at + 1]]);
+    let long = |at: usize| u32::from(half(at)) | u32::from(half(at + 2)) << 16;
+    assert_eq!((pixels[0x0f], half(0x12), half(0x14), half(0x16), half(0x24)), (0x70, 1024, 768, 32, 4096));
+    assert_eq!((long(0x18), long(0x1c), long(0x36), long(0x3a)), (0xc000_0000, 4096 * 768, 2, 1));
+    assert_eq!(pixels[0x26..0x2c], [8, 16, 7, 8, 6, 0]);
+}
+
+#[test]
 fn a_kernel_whose_preferred_address_is_taken_goes_to_the_next_aligned_one() {
     let (file, map) = (bzimage(), map(&[0..0x9_fc00, MIB..64 * MIB]));
     let mut scratch = std::vec![0; SCRATCH_BYTES];

@@ -57,6 +57,8 @@ pub struct GuestInput<'a> {
     pub modules: &'a [GuestModule<'a>],
     /// The machine's memory with the host's region reserved.
     pub memory_map: &'a MemoryMap,
+    /// Whether the firmware is EFI: there is no BIOS, and no text screen.
+    pub is_efi: bool,
     /// What the loader says of the device that it has loaded from.
     pub boot_device: Option<u32>,
     /// What the loader says of the screen.

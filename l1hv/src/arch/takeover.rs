@@ -174,6 +174,7 @@ impl Takeover {
             image,
             modules: others,
             memory_map: &self.memory_map,
+            is_efi: boot_info.is_efi,
             boot_device: boot_info.boot_device,
             framebuffer: boot_info.framebuffer,
             loader_name: boot_info.loader_name(),

@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use super::drives::{DiskFormat, DriveKind};
 use super::emulator::{Emulator, Stream};
 use super::files::{BOOT_ISO, CONSOLE, DEBUG, supervised};
-use super::{Boot, FirmwareVmx, Machine, Outcome, TripleFault, UnknownMsrs, iso};
+use super::{Boot, Firmware, FirmwareVmx, Machine, Outcome, TripleFault, UnknownMsrs, iso};
 use crate::command::tail;
 use crate::coverage::Notes;
 use crate::provision::Provisioned;
@@ -161,7 +161,10 @@ debug: action=ignore
         resets = u8::from(machine.triple_fault == TripleFault::Resets),
         cpu_model = machine.cpu_model.unwrap_or(CPU_MODEL),
         host_mib = HOST_MEMORY_MIB.min(*memory_mib),
-        bios = provisioned.bochs.bios.display(),
+        bios = match machine.firmware {
+            Firmware::Bios => provisioned.bochs.bios.display(),
+            Firmware::Uefi => provisioned.ovmf.display(),
+        },
         vga_bios = provisioned.bochs.vga_bios.display(),
         drives = drives(machine, logs)?,
         boot = if matches!(machine.boot, Boot::Disk) { "disk" } else { "cdrom" },

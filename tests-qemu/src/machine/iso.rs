@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::files::BOOT_ISO;
-use super::{Boot, Machine, Module};
+use super::{Boot, Firmware, Machine, Module};
 use crate::command::{self, quoted};
 
 /// GRUB prints its errors on the console that the runner follows.
@@ -18,6 +18,51 @@ const GRUB_PREAMBLE: &str = "serial --unit=0 --speed=115200\nterminal_output ser
 const MENU_PREAMBLE: &str = "if serial --unit=0 --speed=115200; then\n  terminal_input console serial\n  \
      terminal_output console serial\nfi\nset gfxpayload=text\n";
 
+/// What GRUB is to run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Platform {
+    Bios,
+    Efi,
+    /// Either, and the script finds out.
+    Any,
+}
+
+impl Platform {
+    const fn of(firmware: Firmware) -> Self {
+        match firmware {
+            Firmware::Bios => Self::Bios,
+            Firmware::Uefi => Self::Efi,
+        }
+    }
+
+    /// Lines that come first.
+    const fn preamble(self) -> &'static str {
+        match self {
+            Self::Bios => "",
+            Self::Efi => "insmod all_video\n",
+            Self::Any => "if [ \"$grub_platform\" = efi ]; then\n  insmod all_video\n  version=2\nfi\n",
+        }
+    }
+
+    /// The end of the names of the commands for multiboot images: EFI needs multiboot 2.
+    const fn version(self) -> &'static str {
+        match self {
+            Self::Bios => "",
+            Self::Efi => "2",
+            Self::Any => "$version",
+        }
+    }
+
+    /// The directory of GRUB's modules, if not all of them are wanted.
+    const fn directory(self) -> Option<&'static str> {
+        match self {
+            Self::Bios => Some("/usr/lib/grub/i386-pc"),
+            Self::Efi => Some("/usr/lib/grub/x86_64-efi"),
+            Self::Any => None,
+        }
+    }
+}
+
 /// Makes [`BOOT_ISO`] below `dir`, which boots the image of `machine`.
 pub fn make(machine: &Machine, dir: &Path, grub_mkrescue: &Path) -> Result<()> {
     let iso = dir.join(BOOT_ISO);
@@ -26,10 +71,11 @@ pub fn make(machine: &Machine, dir: &Path, grub_mkrescue: &Path) -> Result<()> {
         return Ok(());
     }
     let tree = dir.join("iso");
-    let mut files = Files::new(&tree)?;
+    let mut files = Files::new(&tree, Platform::of(machine.firmware))?;
     let tables = acpi_table(machine, &mut files)?;
     let commands = commands(&machine.boot, &|host| machine.host_arguments(host), &mut files)?;
-    pack(files, &[GRUB_PREAMBLE, &tables, &commands, "boot\n"].concat(), &iso, grub_mkrescue)
+    let platform = files.platform.preamble();
+    pack(files, &[GRUB_PREAMBLE, platform, &tables, &commands, "boot\n"].concat(), &iso, grub_mkrescue)
 }
 
 /// Several images to choose from.
@@ -51,18 +97,18 @@ pub struct Entry {
 }
 
 impl Menu {
-    /// Writes an ISO with this menu, which boots from USB too, to `output`.
+    /// Writes an ISO with this menu, which boots from USB too, by a BIOS or by EFI firmware, to `output`.
     ///
     /// # Errors
     /// When a file cannot be read or written, or GRUB's tools fail.
     pub fn make(&self, output: &Path, grub_mkrescue: &Path) -> Result<()> {
-        let mut files = Files::new(&output.with_extension("tree"))?;
+        let mut files = Files::new(&output.with_extension("tree"), Platform::Any)?;
         let config = self.config(&mut files)?;
         pack(files, &config, output, grub_mkrescue)
     }
 
     fn config(&self, files: &mut Files) -> Result<String> {
-        let mut text = format!("{MENU_PREAMBLE}set timeout={}\n", self.seconds);
+        let mut text = format!("{MENU_PREAMBLE}{}set timeout={}\n", files.platform.preamble(), self.seconds);
         for Entry { title, boot } in &self.entries {
             let commands = commands(boot, &|host| host.args.clone(), files)?;
             write!(text, "menuentry {} {{\n{commands}}}\n", quoted(title))?;
@@ -76,7 +122,8 @@ fn pack(files: Files, config: &str, output: &Path, grub_mkrescue: &Path) -> Resu
     fs::write(files.tree.join("boot/grub/grub.cfg"), config)?;
     command::output(
         Command::new(grub_mkrescue)
-            .args(["--directory=/usr/lib/grub/i386-pc", "--output"])
+            .args(files.platform.directory().map(|directory| format!("--directory={directory}")))
+            .arg("--output")
             .arg(output)
             .arg(&files.tree),
     )
@@ -86,15 +133,16 @@ fn pack(files: Files, config: &str, output: &Path, grub_mkrescue: &Path) -> Resu
 
 /// The ISO's tree. Files get short names, so that no host path needs quoting.
 struct Files {
+    platform: Platform,
     tree: PathBuf,
     added: Vec<PathBuf>,
 }
 
 impl Files {
-    fn new(tree: &Path) -> Result<Self> {
+    fn new(tree: &Path, platform: Platform) -> Result<Self> {
         let directory = tree.join("boot/grub");
         fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-        Ok(Self { tree: tree.to_owned(), added: Vec::new() })
+        Ok(Self { platform, tree: tree.to_owned(), added: Vec::new() })
     }
 
     /// Adds a file, unless it is there already. Returns its name.
@@ -119,18 +167,20 @@ fn acpi_table(machine: &Machine, files: &mut Files) -> Result<String> {
 /// The lines that load the images.
 fn commands(boot: &Boot, host_arguments: &dyn Fn(&Module) -> String, files: &mut Files) -> Result<String> {
     let mut text = String::new();
+    let version = files.platform.version();
+    let [multiboot, load] = ["multiboot", "module"].map(|verb| format!("{verb}{version}"));
     match boot {
         Boot::L1hv { host, guest } => {
             let host = Module { args: host_arguments(host), ..host.clone() };
-            line(&mut text, "multiboot", &host, files)?;
+            line(&mut text, &multiboot, &host, files)?;
             for module in guest {
-                line(&mut text, "module", module, files)?;
+                line(&mut text, &load, module, files)?;
             }
         }
         Boot::Multiboot { kernel, modules } => {
-            line(&mut text, "multiboot", kernel, files)?;
+            line(&mut text, &multiboot, kernel, files)?;
             for module in modules {
-                line(&mut text, "module", module, files)?;
+                line(&mut text, &load, module, files)?;
             }
         }
         Boot::Linux { kernel, initrds } => {
@@ -175,7 +225,7 @@ mod tests {
     #[test]
     fn l1hv_gets_the_guest_and_its_files_as_modules() {
         let tree = std::env::temp_dir().join(format!("l1hv-iso-{}", std::process::id()));
-        let mut files = Files::new(&tree).unwrap();
+        let mut files = Files::new(&tree, Platform::Bios).unwrap();
         let source = tree.join("source");
         fs::write(&source, "content").unwrap();
         let other = tree.join("other");
@@ -188,9 +238,10 @@ mod tests {
         let text = commands(&boot, &|host| machine.host_arguments(host), &mut files).unwrap();
         let expected = "multiboot /file0 'triple-fault=stop' 'log=debug'\nmodule /file1 'quiet'\nmodule /file0\n";
         assert_eq!(text, expected);
+        files.platform = Platform::Any;
         let menu = Menu { seconds: 7, entries: vec![Entry { title: "it's".into(), boot }] };
         let text = menu.config(&mut files).unwrap();
-        let entry = "set timeout=7\nmenuentry 'it'\\''s' {\nmultiboot /file0 'log=debug'\nmodule /file1 'quiet'\nmodule /file0\n}\n";
+        let entry = "set timeout=7\nmenuentry 'it'\\''s' {\nmultiboot$version /file0 'log=debug'\nmodule$version /file1 'quiet'\nmodule$version /file0\n}\n";
         assert!(text.ends_with(entry), "{text}");
         fs::remove_dir_all(tree).unwrap();
     }

@@ -56,6 +56,15 @@ pub enum Loader {
     Qemu,
 }
 
+/// The firmware.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Firmware {
+    /// A PC's BIOS: Bochs' own or SeaBIOS.
+    Bios,
+    /// EFI: OVMF.
+    Uefi,
+}
+
 /// The firmware's value of IA32_FEATURE_CONTROL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FirmwareVmx {
@@ -163,6 +172,8 @@ pub struct Machine {
     pub ips: u64,
     /// Processor model, by the emulator's name; if `None`, the best one that works.
     pub cpu_model: Option<&'static str>,
+    /// Its firmware.
+    pub firmware: Firmware,
     /// The image that it boots.
     pub boot: Boot,
     /// Disks and CDs, besides the CD that the image may be on.
@@ -282,6 +293,7 @@ impl Machine {
             memory_mib: DEFAULT_MEMORY_MIB,
             ips: DEFAULT_IPS,
             cpu_model: None,
+            firmware: Firmware::Bios,
             boot,
             drives: Vec::new(),
             madt: None,

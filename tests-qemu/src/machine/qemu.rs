@@ -11,7 +11,7 @@ use protocol::{DEBUG_PORT, EXIT_PORT};
 use super::drives::{DiskFormat, DriveKind, MOST_DRIVES};
 use super::emulator::Emulator;
 use super::files::{BOOT_ISO, CONSOLE, DEBUG, ERRORS, supervised};
-use super::{Boot, Loader, Machine, Module, Outcome, TripleFault, iso};
+use super::{Boot, Firmware, Loader, Machine, Module, Outcome, TripleFault, iso};
 use crate::command::tail;
 use crate::conformance::KVM;
 use crate::provision::Provisioned;
@@ -78,6 +78,9 @@ impl Emulator for Qemu {
         let questions = logs.join("events.ask");
         fs::write(&questions, ASK_FOR_EVENTS)?;
         let mut command = supervised(&provisioned.qemu);
+        if machine.firmware == Firmware::Uefi {
+            command.arg("-bios").arg(&provisioned.ovmf);
+        }
         command.args(arguments(machine, self.0, &streams)).args(boot).args(drives).args(&machine.qemu_args);
         command.stdin(Stdio::from(File::open(questions)?));
         Ok(command)

@@ -30,6 +30,8 @@ pub struct Provisioned {
     pub qemu: PathBuf,
     /// Makes bootable ISO images.
     pub grub_mkrescue: PathBuf,
+    /// EFI firmware.
+    pub ovmf: PathBuf,
     /// A static busybox.
     pub busybox: PathBuf,
     /// Debian kernels, oldest series first.
@@ -100,6 +102,7 @@ pub fn provision(layout: &Layout, progress: &Progress) -> Result<Provisioned> {
             None => tools::path_of("qemu-system-x86_64")?,
         },
         grub_mkrescue: tools::path_of("grub-mkrescue")?,
+        ovmf: packages.ovmf,
         busybox: packages.busybox,
         kernels: packages.kernels,
     })

@@ -32,6 +32,7 @@ pub struct Kernel {
 pub struct Packages {
     pub bios: PathBuf,
     pub vga_bios: PathBuf,
+    pub ovmf: PathBuf,
     pub busybox: PathBuf,
     pub kernels: Vec<Kernel>,
 }
@@ -42,6 +43,7 @@ pub fn fetch(archive: &Archive, dir: &Path, progress: &Progress) -> Result<Packa
     Ok(Packages {
         bios: package("bochsbios")?.join("usr/share/bochs/BIOS-bochs-latest"),
         vga_bios: package("vgabios")?.join("usr/share/vgabios/vgabios.bin"),
+        ovmf: package("ovmf")?.join("usr/share/ovmf/OVMF.fd"),
         busybox: package("busybox-static")?.join("bin/busybox"),
         kernels: KERNEL_SERIES.iter().map(|series| kernel(archive, dir, series, progress)).collect::<Result<_>>()?,
     })
@@ -133,13 +135,14 @@ pub struct Xen {
 
 impl Xen {
     /// The packages besides the kernel. Libraries that every Debian system has are not among them.
-    const PACKAGES: [&str; 17] = [
+    const PACKAGES: [&str; 20] = [
         "xen-hypervisor-4.17-amd64",
         "xen-utils-4.17",
         "xen-utils-common",
         "xenstore-utils",
         "libgcc-s1",
         "libncurses6",
+        "libspice-server1",
         "libxencall1",
         "libxendevicemodel1",
         "libxenevtchn1",
@@ -151,6 +154,8 @@ impl Xen {
         "libxentoolcore1",
         "libxentoollog1",
         "libyajl2",
+        "qemu-system-xen",
+        "seabios",
     ];
 
     /// Unpacks the packages below `dir`.

@@ -28,6 +28,7 @@ const TOOLS: &[Tool] = &[
     tool("g++", "g++"),
     tool("grub-mkrescue", "grub-common"),
     tool("/usr/lib/grub/i386-pc/multiboot.mod", "grub-pc-bin"),
+    tool("/usr/lib/grub/x86_64-efi/multiboot2.mod", "grub-efi-amd64-bin"),
     tool("xorriso", "xorriso"),
     tool("mformat", "mtools"),
     tool("qemu-system-x86_64", "qemu-system-x86"),

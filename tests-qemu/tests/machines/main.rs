@@ -17,6 +17,7 @@ mod processors;
 mod second;
 mod smp;
 mod stops;
+mod uefi;
 mod xen;
 
 use std::process::ExitCode;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         memory::tests(),
         processors::tests(),
         stops::tests(),
+        uefi::tests(),
     ]
     .concat();
     let trials = tests.into_iter().map(trial).collect();

@@ -112,6 +112,7 @@ pub fn guest_image(bytes: &[u8]) {
         image: module(0x300_0000, &image),
         modules: &modules,
         memory_map: &memory_map,
+        is_efi: false,
         boot_device: Some(0x80ff_ffff),
         framebuffer: None,
         loader_name: b"GRUB 2.06",

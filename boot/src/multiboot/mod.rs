@@ -1,7 +1,10 @@
-//! The information that a multiboot 1 loader passes: command line, modules, memory map.
+//! The information that a multiboot loader passes: command line, modules, memory map. It comes in two forms: multiboot 1,
+//! here, from QEMU and from GRUB on a PC with a BIOS, and [multiboot 2](v2), from GRUB on a PC with EFI firmware.
 //!
 //! Reference: Multiboot Specification version 0.6.96, 3.3 "Boot information format". All of it is copied out of the
 //! loader's structures at the start, because they lie in memory that becomes the guest's.
+
+mod v2;
 
 use core::fmt;
 use core::ops::Range;
@@ -49,10 +52,12 @@ pub(crate) mod info_offset {
 /// Why the loader's information is unusable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BootInfoError {
-    /// EAX does not hold [`LOADER_MAGIC`].
+    /// EAX holds the value of neither kind of loader.
     NotMultiboot(u32),
     /// A structure is not in memory.
     OutOfRange(OutOfRange),
+    /// A tag is shorter than its fields, or reaches beyond the end.
+    BadTag(u64),
     /// There is no memory map.
     NoMemoryMap,
     /// A memory map entry is shorter than its fields.
@@ -86,10 +91,16 @@ impl fmt::Display for BootInfoError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotMultiboot(magic) => {
-                write!(f, "eax is {magic:#x} at the entry: boot l1hv with GRUB's `multiboot` command or `qemu -kernel`")
+                write!(
+                    f,
+                    "eax is {magic:#x} at the entry: boot l1hv with GRUB's `multiboot` or `multiboot2` command or `qemu -kernel`"
+                )
             }
             Self::OutOfRange(error) => {
                 write!(f, "the boot loader's information is damaged: {error}: use GRUB 2 or QEMU")
+            }
+            Self::BadTag(address) => {
+                write!(f, "the boot loader's information at {address:#x} is damaged: use GRUB 2")
             }
             Self::NoMemoryMap => f.write_str("the boot loader gave no memory map: use GRUB 2 or QEMU"),
             Self::BadMapEntry(address) => {
@@ -125,11 +136,18 @@ pub struct Module {
 pub struct Framebuffer(pub [u8; 28]);
 
 impl Framebuffer {
+    const TYPE: usize = 21;
+
+    /// Whether it is memory of pixels, and its last bytes are the positions and sizes of the colours in a pixel.
+    pub const fn has_colours(&self) -> bool {
+        const COLOURS: u8 = 1;
+        self.0[Self::TYPE] == COLOURS
+    }
+
     /// Whether it is a screen with a palette, which lies elsewhere and is lost.
     const fn has_palette(&self) -> bool {
-        const TYPE: usize = 21;
         const INDEXED: u8 = 0;
-        self.0[TYPE] == INDEXED
+        self.0[Self::TYPE] == INDEXED
     }
 }
 
@@ -140,6 +158,10 @@ pub struct BootInfo {
     pub boot_device: Option<u32>,
     /// The screen.
     pub framebuffer: Option<Framebuffer>,
+    /// Whether the firmware is EFI.
+    pub is_efi: bool,
+    /// The address of ACPI's root pointer, if the firmware tells it.
+    pub acpi_rsdp: Option<u64>,
     strings: ArrayVec<u8, STRING_BYTES>,
     command_line: StringRange,
     loader_name: StringRange,
@@ -156,23 +178,34 @@ impl BootInfo {
     ///
     /// `magic` is not that of a multiboot loader, or a structure is damaged.
     pub fn parse(memory: &impl PhysMemory, magic: u32, info: u32) -> Result<Self, BootInfoError> {
-        if magic != LOADER_MAGIC {
-            return Err(BootInfoError::NotMultiboot(magic));
+        match magic {
+            LOADER_MAGIC => Self::parse_v1(memory, info),
+            v2::LOADER_MAGIC => v2::parse(memory, info.into()),
+            _ => Err(BootInfoError::NotMultiboot(magic)),
         }
+    }
+
+    const fn empty() -> Self {
+        Self {
+            boot_device: None,
+            framebuffer: None,
+            is_efi: false,
+            acpi_rsdp: None,
+            strings: ArrayVec::new_const(),
+            command_line: 0..0,
+            loader_name: 0..0,
+            modules: ArrayVec::new_const(),
+            memory_map: MemoryMap::empty(),
+        }
+    }
+
+    fn parse_v1(memory: &impl PhysMemory, info: u32) -> Result<Self, BootInfoError> {
         let reader = Reader { memory, info: u64::from(info) };
         let flags = reader.field(info_offset::FLAGS)?;
         if flags & info_flags::MEMORY_MAP == 0 {
             return Err(BootInfoError::NoMemoryMap);
         }
-        let mut boot_info = Self {
-            boot_device: None,
-            framebuffer: None,
-            strings: ArrayVec::new(),
-            command_line: 0..0,
-            loader_name: 0..0,
-            modules: ArrayVec::new(),
-            memory_map: reader.memory_map()?,
-        };
+        let mut boot_info = Self { memory_map: reader.memory_map()?, ..Self::empty() };
         if flags & info_flags::BOOT_DEVICE != 0 {
             boot_info.boot_device = Some(reader.field(info_offset::BOOT_DEVICE)?);
         }
@@ -182,10 +215,10 @@ impl BootInfo {
             boot_info.framebuffer = Some(framebuffer).filter(|framebuffer| !framebuffer.has_palette());
         }
         if flags & info_flags::LOADER_NAME != 0 {
-            boot_info.loader_name = boot_info.keep_string(memory, reader.field(info_offset::LOADER_NAME)?)?;
+            boot_info.loader_name = boot_info.keep_string(memory, reader.field(info_offset::LOADER_NAME)?.into())?;
         }
         if flags & info_flags::COMMAND_LINE != 0 {
-            boot_info.command_line = boot_info.keep_string(memory, reader.field(info_offset::COMMAND_LINE)?)?;
+            boot_info.command_line = boot_info.keep_string(memory, reader.field(info_offset::COMMAND_LINE)?.into())?;
         }
         if flags & info_flags::MODULES != 0 {
             boot_info.read_modules(&reader)?;
@@ -228,9 +261,9 @@ impl BootInfo {
         }
     }
 
-    fn keep_string(&mut self, memory: &impl PhysMemory, address: u32) -> Result<StringRange, BootInfoError> {
+    fn keep_string(&mut self, memory: &impl PhysMemory, address: u64) -> Result<StringRange, BootInfoError> {
         let start = self.strings.len();
-        for address in u64::from(address).. {
+        for address in address.. {
             let mut byte = [0];
             memory.read(address, &mut byte)?;
             if byte == [0] {
@@ -243,26 +276,31 @@ impl BootInfo {
 
     fn read_modules(&mut self, reader: &Reader<'_, impl PhysMemory>) -> Result<(), BootInfoError> {
         const ENTRY_BYTES: u64 = 16;
-        const PAGE: u64 = 4096;
         let count = reader.field(info_offset::MODULE_COUNT)?;
         let table = u64::from(reader.field(info_offset::MODULE_ADDRESS)?);
         if count as usize > MAX_MODULES {
             return Err(BootInfoError::TooManyModules(count));
         }
-        for index in 0..count as usize {
-            let entry = table + index as u64 * ENTRY_BYTES;
+        for index in 0..u64::from(count) {
+            let entry = table + index * ENTRY_BYTES;
             let start = u64::from(reader.memory.read_u32(entry)?);
             let end = u64::from(reader.memory.read_u32(entry + 4)?);
-            if end < start || start % PAGE != 0 {
-                return Err(BootInfoError::BadModule { index });
-            }
-            let string = match reader.memory.read_u32(entry + 8)? {
-                0 => 0..0,
-                address => self.keep_string(reader.memory, address)?,
-            };
-            self.modules.push(Module { range: start..end, string });
+            let string = reader.memory.read_u32(entry + 8)?;
+            self.add_module(reader.memory, start..end, string.into())?;
         }
         Ok(())
+    }
+
+    /// Adds a module, whose string is at `string`, if that is not 0.
+    fn add_module(&mut self, memory: &impl PhysMemory, range: Range<u64>, string: u64) -> Result<(), BootInfoError> {
+        const PAGE: u64 = 4096;
+        let index = self.modules.len();
+        if range.end < range.start || range.start % PAGE != 0 {
+            return Err(BootInfoError::BadModule { index });
+        }
+        let string = if string == 0 { 0..0 } else { self.keep_string(memory, string)? };
+        let module = Module { range, string };
+        self.modules.try_push(module).map_err(|_| BootInfoError::TooManyModules(index as u32 + 1))
     }
 }
 
