@@ -7,13 +7,17 @@
 
 use core::ops::Range;
 
-use crate::memory_map::MemoryMap;
+use crate::memory_map::{MAX_REGIONS, MemoryMap};
 use crate::phys::PhysMemory;
 
 const MIB: u64 = 1 << 20;
 
 /// The size of [`Services`].
 pub const SERVICES_BYTES: usize = 4096;
+
+/// The most bytes of code, so that the longest map fits behind it.
+const MOST_CODE_BYTES: usize = 512;
+const _: () = assert!(MOST_CODE_BYTES + 16 + MAX_REGIONS * 20 <= SERVICES_BYTES);
 
 /// The address of the vector of interrupt 15H.
 pub const INT15_VECTOR: u64 = 4 * 0x15;
@@ -53,6 +57,7 @@ impl Bios {
     /// Composes the page at `place`: `code`, which is [`crate::entry`]'s, and the data that it uses. `map` is the memory
     /// that guests have, and `drive` the BIOS' number of the disk to be started, if there is one.
     pub fn compose(self, code: &[u8], map: &MemoryMap, drive: Option<u8>, services: &mut [u8; SERVICES_BYTES]) {
+        debug_assert!(code.len() <= MOST_CODE_BYTES, "the map has no room");
         let sizes = Sizes::of(map);
         let entries = map.regions().iter().flat_map(|region| {
             let kind = region.kind.0.to_le_bytes();
@@ -138,7 +143,7 @@ impl Sizes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory_map::{MAX_REGIONS, Region, RegionKind};
+    use crate::memory_map::{Region, RegionKind};
     use crate::phys::FakePhys;
     use std::vec;
     use std::vec::Vec;
@@ -203,11 +208,5 @@ mod tests {
         assert_eq!(of(32 * MIB), Sizes { low: 15 * 1024, high: 256, extended: 31 * 1024 });
         assert_eq!(of(8192 * MIB), Sizes { low: 15 * 1024, high: 0xffff, extended: 63 * 1024 });
         assert_eq!(Sizes::of(&map(&[])), Sizes { low: 0, high: 0, extended: 0 });
-    }
-
-    #[test]
-    fn the_longest_map_fits() {
-        const CODE_BYTES: usize = 512;
-        assert!(CODE_BYTES + 16 + MAX_REGIONS * 20 <= SERVICES_BYTES);
     }
 }

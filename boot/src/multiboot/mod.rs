@@ -295,7 +295,7 @@ impl BootInfo {
     fn add_module(&mut self, memory: &impl PhysMemory, range: Range<u64>, string: u64) -> Result<(), BootInfoError> {
         const PAGE: u64 = 4096;
         let index = self.modules.len();
-        if range.end < range.start || range.start % PAGE != 0 {
+        if range.end < range.start || !range.start.is_multiple_of(PAGE) {
             return Err(BootInfoError::BadModule { index });
         }
         let string = if string == 0 { 0..0 } else { self.keep_string(memory, string)? };

@@ -7,6 +7,8 @@ mod coverage;
 mod demo;
 mod fuzz;
 mod guest;
+mod image;
+mod load;
 mod machine;
 mod mutants;
 mod profile;
@@ -64,9 +66,11 @@ enum CliCommand {
     Profile(profile::Args),
     /// Fetch and build what the machines need.
     Provision,
-    /// Boot a bzImage or a multiboot 1 image under l1hv.
+    /// Boot a bzImage, a multiboot 1 image or a disk under l1hv.
     #[command(after_help = STATUSES)]
     Run(run::Args),
+    /// Make an ISO, or an EFI application, that boots a PC with l1hv and a guest.
+    Image(image::Args),
     /// Boot Debian's KVM as guest hypervisor and let it run nested guests.
     #[command(after_help = STATUSES)]
     Guest(guest::Args),
@@ -118,6 +122,7 @@ fn dispatch(command: CliCommand) -> anyhow::Result<u8> {
         CliCommand::Mutants(args) => mutants::run(&args, &layout, &progress),
         CliCommand::Profile(args) => profile::run(&args, &layout, &progress),
         CliCommand::Demo(args) => demo::run(&args, &layout, &progress),
+        CliCommand::Image(args) => image::run(&args, &layout, &progress),
         CliCommand::Guest(args) => guest::run(&args, &layout, &progress),
         CliCommand::Run(args) => run::run(&args, &layout, &progress),
     }

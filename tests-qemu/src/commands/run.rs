@@ -1,14 +1,12 @@
 //! `cargo l1hv run`: any image, under l1hv or on the bare machine.
 
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
-use boot::guest::ImageFormat;
 
 use super::BadArgument;
+use super::load::{GuestArgs, Image};
 use super::machine::MachineArgs;
 use crate::build;
 use crate::layout::Layout;
@@ -23,15 +21,8 @@ const DEFAULT_TIMEOUT_SECONDS: u64 = 600;
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The guest: a Linux bzImage or a multiboot 1 image [default: what the first disk's boot sector starts].
-    #[arg(long, value_name = "IMAGE", required_unless_present = "disk")]
-    kernel: Option<PathBuf>,
-    /// An initrd, or for a multiboot image a module with its arguments ("FILE ARGS"); repeatable.
-    #[arg(long, value_name = "FILE", requires = "kernel")]
-    initrd: Vec<String>,
-    /// The guest's command line [default for Linux: a serial console and what makes it quick].
-    #[arg(long, value_name = "STRING", allow_hyphen_values = true, requires = "kernel")]
-    append: Option<String>,
+    #[command(flatten)]
+    guest: GuestArgs,
     /// A disk of the machine's, to which the guest may write: a raw image, on QEMU also a qcow2 one; repeatable.
     #[arg(long, value_name = "IMAGE")]
     disk: Vec<PathBuf>,
@@ -56,7 +47,11 @@ pub struct Args {
 
 /// Runs the machine; the guest's console goes to standard output, l1hv's log to standard error.
 pub fn run(args: &Args, layout: &Layout, progress: &Progress) -> Result<u8> {
-    let image = args.kernel.as_deref().map(|kernel| Image::open(kernel, args)).transpose()?;
+    let linux_args = linux::default_args(args.options.emulator()?, args.options.ips);
+    let image = args.guest.open(&linux_args)?;
+    if image.is_none() && args.disk.is_empty() {
+        return Err(BadArgument("there is nothing to boot: pass --kernel or --disk".to_owned()).into());
+    }
     let drives = drives(args)?;
     let provisioned = provision::provision(layout, progress)?;
     let boot = match (image, args.bare) {
@@ -88,67 +83,4 @@ fn drives(args: &Args) -> Result<Vec<Drive>> {
             Ok(Drive { file: file.clone(), kind })
         })
         .collect()
-}
-
-/// An image and what is loaded with it.
-struct Image {
-    format: Option<ImageFormat>,
-    kernel: Module,
-    modules: Vec<Module>,
-}
-
-impl Image {
-    fn open(kernel: &Path, args: &Args) -> Result<Self> {
-        let format = format_of(kernel)?;
-        let modules: Vec<Module> = args.initrd.iter().map(|text| module(text)).collect::<Result<_>>()?;
-        let emulator = args.options.emulator()?;
-        let append = args.append.clone().unwrap_or_else(|| match format {
-            Some(ImageFormat::BzImage) => linux::default_args(emulator, args.options.ips),
-            Some(ImageFormat::Multiboot(_)) | None => String::new(),
-        });
-        let kernel = Module::with_args(kernel, append);
-        Ok(match format {
-            Some(ImageFormat::Multiboot(_)) => {
-                Self { format, kernel: kernel.named(), modules: modules.into_iter().map(Module::named).collect() }
-            }
-            Some(ImageFormat::BzImage) | None => Self { format, kernel, modules },
-        })
-    }
-
-    /// All files for l1hv, the image first.
-    fn modules(self) -> Vec<Module> {
-        std::iter::once(self.kernel).chain(self.modules).collect()
-    }
-
-    fn bare(self) -> Result<Boot> {
-        let Self { format, kernel, modules } = self;
-        match format {
-            Some(ImageFormat::BzImage) => {
-                Ok(Boot::Linux { kernel, initrds: modules.into_iter().map(|module| module.file).collect() })
-            }
-            Some(ImageFormat::Multiboot(_)) => Ok(Boot::Multiboot { kernel, modules }),
-            None => {
-                let file = kernel.file.display();
-                Err(BadArgument(format!("{file} is neither a bzImage nor a multiboot 1 image")).into())
-            }
-        }
-    }
-}
-
-/// The format of the image in `file`; `None` for one that l1hv will refuse.
-fn format_of(file: &Path) -> Result<Option<ImageFormat>> {
-    let mut head = Vec::new();
-    File::open(file)
-        .and_then(|image| image.take(ImageFormat::HEAD_BYTES as u64).read_to_end(&mut head))
-        .map_err(|error| BadArgument(format!("cannot read {}: {error}", file.display())))?;
-    Ok(ImageFormat::of(&head))
-}
-
-/// `FILE` or `FILE ARGS`.
-fn module(text: &str) -> Result<Module> {
-    let (file, args) = text.split_once(' ').unwrap_or((text, ""));
-    if !Path::new(file).is_file() {
-        return Err(BadArgument(format!("--initrd {file}: no such file")).into());
-    }
-    Ok(Module::with_args(file, args))
 }

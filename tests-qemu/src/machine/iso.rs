@@ -11,6 +11,9 @@ use super::files::BOOT_ISO;
 use super::{Boot, Firmware, Machine, Module};
 use crate::command::{self, quoted};
 
+/// GRUB's script, where it looks for it.
+const GRUB_CONFIG: &str = "boot/grub/grub.cfg";
+
 /// GRUB prints its errors on the console that the runner follows.
 const GRUB_PREAMBLE: &str = "serial --unit=0 --speed=115200\nterminal_output serial\n";
 
@@ -107,6 +110,26 @@ impl Menu {
         pack(files, &config, output, grub_mkrescue)
     }
 
+    /// Writes an EFI application with this menu and all files to `output`.
+    ///
+    /// # Errors
+    /// As for [`Self::make`].
+    pub fn make_efi(&self, output: &Path, grub_mkstandalone: &Path) -> Result<()> {
+        let mut files = Files::new(&output.with_extension("tree"), Platform::Efi)?;
+        let config = self.config(&mut files)?;
+        fs::write(files.tree.join(GRUB_CONFIG), config)?;
+        let names = (0..files.added.len()).map(|number| format!("file{number}")).chain([GRUB_CONFIG.to_owned()]);
+        command::output(
+            Command::new(grub_mkstandalone)
+                .args(["--format=x86_64-efi", "--output"])
+                .arg(output)
+                .args(files.platform.directory().map(|directory| format!("--directory={directory}")))
+                .args(names.map(|name| format!("{name}={}", files.tree.join(&name).display()))),
+        )
+        .context("cannot make the EFI application")?;
+        Ok(fs::remove_dir_all(files.tree)?)
+    }
+
     fn config(&self, files: &mut Files) -> Result<String> {
         let mut text = format!("{MENU_PREAMBLE}{}set timeout={}\n", files.platform.preamble(), self.seconds);
         for Entry { title, boot } in &self.entries {
@@ -119,7 +142,7 @@ impl Menu {
 
 /// Makes the image of all `files` and removes their tree.
 fn pack(files: Files, config: &str, output: &Path, grub_mkrescue: &Path) -> Result<()> {
-    fs::write(files.tree.join("boot/grub/grub.cfg"), config)?;
+    fs::write(files.tree.join(GRUB_CONFIG), config)?;
     command::output(
         Command::new(grub_mkrescue)
             .args(files.platform.directory().map(|directory| format!("--directory={directory}")))

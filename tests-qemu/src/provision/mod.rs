@@ -30,6 +30,8 @@ pub struct Provisioned {
     pub qemu: PathBuf,
     /// Makes bootable ISO images.
     pub grub_mkrescue: PathBuf,
+    /// Makes EFI applications.
+    pub grub_mkstandalone: PathBuf,
     /// EFI firmware.
     pub ovmf: PathBuf,
     /// A static busybox.
@@ -102,6 +104,7 @@ pub fn provision(layout: &Layout, progress: &Progress) -> Result<Provisioned> {
             None => tools::path_of("qemu-system-x86_64")?,
         },
         grub_mkrescue: tools::path_of("grub-mkrescue")?,
+        grub_mkstandalone: tools::path_of("grub-mkstandalone")?,
         ovmf: packages.ovmf,
         busybox: packages.busybox,
         kernels: packages.kernels,
