@@ -24,6 +24,9 @@ pub fn run(magic: u32, info: u32) -> ! {
         Ok(boot_info) => boot_info,
         Err(error) => stop(StopReason::new(StopKind::BadBootInfo, format_args!("{error}"))),
     };
+    if let Some(framebuffer) = &boot_info.framebuffer {
+        crate::log::use_framebuffer(framebuffer);
+    }
     let options = read_options(boot_info.command_line());
     log::set_max_level(options.log);
     log::info!("l1hv {} starts", env!("CARGO_PKG_VERSION"));

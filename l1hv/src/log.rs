@@ -1,5 +1,5 @@
 //! The host's log: lines like `[l1hv INFO] text` on the emulators' debug console. Where there is none, on COM1, and
-//! until the guest starts, and at a stop, on the text screen.
+//! until the guest starts, and at a stop, on the screen: a BIOS' text, or pixels of EFI firmware.
 //!
 //! COM1 and the screen are the guest hypervisor's later, so a host that has a debug console leaves them alone. No wait
 //! is unbounded: a byte that the UART does not accept in time is lost.
@@ -7,6 +7,7 @@
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
+use boot::multiboot::Framebuffer;
 use log::{LevelFilter, Log, Metadata, Record};
 use spin::Mutex;
 
@@ -20,7 +21,7 @@ const SINK_COM1: u8 = 2;
 
 static SINK: AtomicU8 = AtomicU8::new(SINK_NONE);
 
-/// Whether there is a text screen for want of a debug console, and whether lines go there now.
+/// Whether there is a screen for want of a debug console, and whether lines go there now.
 static HAS_SCREEN: AtomicBool = AtomicBool::new(false);
 static IS_ON_SCREEN: AtomicBool = AtomicBool::new(false);
 
@@ -37,11 +38,26 @@ pub fn init() {
         SINK_NONE
     };
     SINK.store(sink, Ordering::Relaxed);
-    HAS_SCREEN.store(sink != SINK_DEBUG_CONSOLE && screen::is_there(), Ordering::Relaxed);
-    show_on_screen(true);
+    if sink != SINK_DEBUG_CONSOLE {
+        has_screen(screen::use_text());
+    }
     // The only error is a logger that is installed already; this runs once.
     let _ = log::set_logger(&Logger);
     log::set_max_level(LevelFilter::Info);
+}
+
+/// Uses the screen that the boot loader describes, if none is in use.
+pub fn use_framebuffer(framebuffer: &Framebuffer) {
+    if let Some(pixels) = framebuffer.pixels()
+        && SINK.load(Ordering::Relaxed) != SINK_DEBUG_CONSOLE
+    {
+        has_screen(screen::use_pixels(pixels));
+    }
+}
+
+fn has_screen(has: bool) {
+    HAS_SCREEN.store(has, Ordering::Relaxed);
+    show_on_screen(has);
 }
 
 /// Shows the lines that follow on the screen, if there is one, or leaves it to the guest.

@@ -13,7 +13,7 @@ use core::ops::Range;
 use ept::Gpa;
 
 use super::{GuestEntry, GuestInput, GuestModule, LoadError, LoadPlan, LowBlock, PlanBuilder, word};
-use crate::multiboot::Framebuffer;
+use crate::multiboot::Pixels;
 
 const PAGE: u64 = 4096;
 const FOUR_GIB: u64 = 1 << 32;
@@ -220,10 +220,10 @@ fn fill_zero_page(page: &mut [u8], header: &SetupHeader<'_>, input: &GuestInput<
     put(offset::RAMDISK_IMAGE, &(initrd.start as u32).to_le_bytes());
     put(offset::RAMDISK_SIZE, &((initrd.end - initrd.start) as u32).to_le_bytes());
     put(offset::ACPI_RSDP, &acpi_rsdp.unwrap_or(0).to_le_bytes());
-    match input.framebuffer {
+    match input.framebuffer.and_then(|framebuffer| framebuffer.pixels()) {
         _ if !input.is_efi => put_text_screen(&mut put),
-        Some(framebuffer) if framebuffer.has_colours() => put_framebuffer(&mut put, &framebuffer),
-        _ => {}
+        Some(pixels) => put_pixels(&mut put, &pixels),
+        None => {}
     }
     // MAX_REGIONS is the size of the table.
     put(offset::E820_ENTRIES, &[map.regions().len() as u8]);
@@ -236,25 +236,24 @@ fn fill_zero_page(page: &mut [u8], header: &SetupHeader<'_>, input: &GuestInput<
 }
 
 /// The screen as EFI firmware leaves it, with the fields of the kernel's `struct screen_info`.
-fn put_framebuffer(put: &mut impl FnMut(usize, &[u8]), framebuffer: &Framebuffer) {
+fn put_pixels(put: &mut impl FnMut(usize, &[u8]), pixels: &Pixels) {
     const VIDEO_TYPE_EFI: u8 = 0x70;
     const CAPABILITY_64BIT_BASE: u32 = 1 << 1;
     let screen = |field: usize| offset::SCREEN_INFO + field;
-    let Framebuffer(bytes) = framebuffer;
-    let long = |at: usize| word(bytes, at).map_or(0, u32::from_le_bytes);
-    let [base, base_high, pitch, width, height] = [0, 4, 8, 12, 16].map(long);
+    let Pixels { address, pitch, width, height, bytes_per_pixel, colours } = *pixels;
     put(screen(0x0f), &[VIDEO_TYPE_EFI]);
-    for (field, value) in [(0x12, width), (0x14, height), (0x16, bytes[20].into()), (0x24, pitch), (0x32, 1)] {
+    for (field, value) in
+        [(0x12, width), (0x14, height), (0x16, u32::from(bytes_per_pixel) * 8), (0x24, pitch), (0x32, 1)]
+    {
         put(screen(field), &(value as u16).to_le_bytes());
     }
-    put(screen(0x18), &base.to_le_bytes());
-    put(screen(0x1c), &pitch.saturating_mul(height).to_le_bytes());
-    // The loader has position before size, the kernel size before position.
-    for (at, field) in [(22, 0x26), (24, 0x28), (26, 0x2a)] {
-        put(screen(field), &[bytes[at + 1], bytes[at]]);
+    put(screen(0x18), &(address as u32).to_le_bytes());
+    put(screen(0x1c), &(pixels.bytes().min(u32::MAX.into()) as u32).to_le_bytes());
+    for (colour, field) in colours.iter().zip([0x26, 0x28, 0x2a]) {
+        put(screen(field), &[colour.bits, colour.position]);
     }
     put(screen(0x36), &CAPABILITY_64BIT_BASE.to_le_bytes());
-    put(screen(0x3a), &base_high.to_le_bytes());
+    put(screen(0x3a), &((address >> 32) as u32).to_le_bytes());
 }
 
 /// The screen as the firmware leaves it for a boot loader: 80x25 text on a VGA. Without this the kernel assumes that

@@ -1,6 +1,7 @@
 use super::*;
 use crate::guest::SCRATCH_BYTES;
 use crate::guest::fixtures::{MIB, check_plan, input, map, module};
+use crate::multiboot::Framebuffer;
 use proptest::prelude::*;
 use std::string::ToString;
 use std::vec::Vec;

@@ -135,13 +135,64 @@ pub struct Module {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Framebuffer(pub [u8; 28]);
 
+/// A screen of pixels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pixels {
+    /// The physical address of the first pixel.
+    pub address: u64,
+    /// Bytes from one row to the next.
+    pub pitch: u32,
+    /// Pixels in a row.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+    /// Bytes of a pixel.
+    pub bytes_per_pixel: u8,
+    /// Red, green and blue.
+    pub colours: [Colour; 3],
+}
+
+/// A colour's part of a pixel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Colour {
+    /// Its lowest bit.
+    pub position: u8,
+    /// How many bits it has.
+    pub bits: u8,
+}
+
+impl Pixels {
+    /// The bytes of all rows.
+    pub const fn bytes(&self) -> u64 {
+        self.pitch as u64 * self.height as u64
+    }
+
+    /// Where a pixel is, from the first one on.
+    pub const fn offset(&self, x: u32, y: u32) -> u64 {
+        y as u64 * self.pitch as u64 + x as u64 * self.bytes_per_pixel as u64
+    }
+}
+
 impl Framebuffer {
     const TYPE: usize = 21;
 
-    /// Whether it is memory of pixels, and its last bytes are the positions and sizes of the colours in a pixel.
-    pub const fn has_colours(&self) -> bool {
+    /// The pixels, if it is a screen of them.
+    pub fn pixels(&self) -> Option<Pixels> {
         const COLOURS: u8 = 1;
-        self.0[Self::TYPE] == COLOURS
+        let Self(bytes) = self;
+        let long = |at: usize| bytes[at..at + 4].try_into().map_or(0, u32::from_le_bytes);
+        let colour = |at: usize| Colour { position: bytes[at], bits: bytes[at + 1] };
+        let pixels = Pixels {
+            address: u64::from(long(0)) | u64::from(long(4)) << 32,
+            pitch: long(8),
+            width: long(12),
+            height: long(16),
+            bytes_per_pixel: bytes[20].div_ceil(8),
+            colours: [colour(22), colour(24), colour(26)],
+        };
+        let row = u64::from(pixels.width) * u64::from(pixels.bytes_per_pixel);
+        let fits = pixels.address.checked_add(pixels.bytes()).is_some() && row <= pixels.pitch.into();
+        (bytes[Self::TYPE] == COLOURS && fits).then_some(pixels)
     }
 
     /// Whether it is a screen with a palette, which lies elsewhere and is lost.

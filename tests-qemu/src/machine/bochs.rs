@@ -142,7 +142,7 @@ cpu: model={cpu_model}, count={cpus}, quantum={quantum}, ips={ips}, reset_on_tri
 memory: guest={memory_mib}, host={host_mib}
 romimage: file={bios}
 vgaromimage: file={vga_bios}
-pci: enabled=1, chipset=i440fx
+pci: enabled=1, chipset=i440fx{screen}
 ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14
 ata1: enabled=1, ioaddr1=0x170, ioaddr2=0x370, irq=15
 {drives}boot: {boot}
@@ -166,6 +166,8 @@ debug: action=ignore
             Firmware::Uefi => provisioned.ovmf.display(),
         },
         vga_bios = provisioned.bochs.vga_bios.display(),
+        // OVMF knows no other screen.
+        screen = if machine.firmware == Firmware::Uefi { ", slot1=pcivga" } else { "" },
         drives = drives(machine, logs)?,
         boot = if matches!(machine.boot, Boot::Disk) { "disk" } else { "cdrom" },
         log = logs.join(LOG).display(),

@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use tests_qemu::guest::{KvmEpt, Work};
-use tests_qemu::machine::{Boot, FirmwareVmx, Machine, Module};
+use tests_qemu::machine::{Boot, Firmware, FirmwareVmx, Machine, Module};
 use tests_qemu::protocol::KERNEL_STARTS;
 
 use crate::context::{Context, Finished, Test};
@@ -108,12 +108,18 @@ fn sleep(context: &Context, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The guest prints what the screen shows, on COM1 as well.
+/// The guest prints what the screen shows, on COM1 as well: text of a BIOS, and pixels of EFI firmware.
 fn screen(context: &Context, name: &str) -> Result<()> {
     let image = Module::with_args(&context.programs.conformance, "screen");
     let boot = Boot::L1hv { host: context.host(""), guest: vec![image] };
-    let machine = Machine { debug_console: false, ..context.bochs(name, boot) };
-    let finished = context.run(&machine)?;
+    let bios = Machine { debug_console: false, ..context.bochs(name, boot) };
+    screen_has_the_log(&context.run(&bios)?)?;
+    let finished = context.run(&Machine { firmware: Firmware::Uefi, ..bios })?;
+    finished.console_must_say("pixels")?;
+    screen_has_the_log(&finished)
+}
+
+fn screen_has_the_log(finished: &Finished) -> Result<()> {
     finished.must_shut_down()?;
     for line in ["[l1hv INFO] l1hv", "[l1hv INFO] host memory:", "[l1hv INFO] the guest hypervisor starts"] {
         finished.console_must_say(line)?;

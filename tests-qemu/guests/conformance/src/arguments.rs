@@ -47,6 +47,16 @@ fn loaders_command_line() -> &'static str {
     text.to_str().unwrap_or("")
 }
 
+/// The screen, if the loader says that it is one of pixels: address, bytes of a row, width, height, bytes of a pixel.
+pub fn pixels() -> Option<[u32; 5]> {
+    const COLOURS: u32 = 1;
+    let address = information(12, 88)?;
+    let [high, pitch, width, height, depth] =
+        [92, 96, 100, 104, 108].map(|offset| dword(INFORMATION.load(Relaxed) + offset));
+    let is_pixels = depth >> 8 & 0xff == COLOURS && high == 0;
+    is_pixels.then_some([address, pitch, width, height, (depth & 0xff).div_ceil(8)])
+}
+
 /// The words of the command line.
 pub fn words() -> impl Iterator<Item = &'static str> {
     command_line().split_ascii_whitespace()
