@@ -21,6 +21,8 @@ const MIB: u64 = 1 << 20;
 /// The host's region is aligned to 2 MiB, so that EPT01 can leave it out without splitting large pages.
 const REGION_ALIGN: u64 = 2 * MIB;
 const FOUR_GIB: u64 = 1 << 32;
+/// The most that the host takes for the size of memory: tables of nested guests, which it reclaims when they run out.
+const MOST_FOR_MEMORY: u64 = 512 * MIB;
 
 /// Why the memory does not suffice.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,13 +66,13 @@ impl fmt::Display for LayoutError {
 
 impl core::error::Error for LayoutError {}
 
-/// The size of the host's region: 32 MiB, 4 MiB for each processor but the first, 1/256 of the memory and the pages of the
-/// IOMMUs' tables, or what the user asked for, in whole 2 MiB.
+/// The size of the host's region: 32 MiB, 4 MiB for each processor but the first, 1/256 of the memory but at most 512 MiB,
+/// and the pages of the IOMMUs' tables, or what the user asked for, in whole 2 MiB.
 pub fn host_region_bytes(map: &MemoryMap, processors: usize, iommu_pages: u64, host_memory_mib: Option<u32>) -> u64 {
     let for_processors = 32 * MIB + 4 * MIB * (processors as u64).saturating_sub(1);
     let bytes = match host_memory_mib {
         Some(mib) => u64::from(mib) * MIB,
-        None => for_processors + map.usable_bytes() / 256 + iommu_pages * PAGE,
+        None => for_processors + (map.usable_bytes() / 256).min(MOST_FOR_MEMORY) + iommu_pages * PAGE,
     };
     bytes.next_multiple_of(REGION_ALIGN)
 }
@@ -150,6 +152,15 @@ mod tests {
         assert_eq!(host_region_bytes(&map, 4, 0, None), 52 * MIB);
         assert_eq!(host_region_bytes(&map, 4, 600, None), 56 * MIB);
         assert_eq!(host_region_bytes(&map, 4, 600, Some(9)), 10 * MIB);
+    }
+
+    #[test]
+    fn the_host_fits_below_4_gib_however_much_memory_there_is() {
+        const TIB: u64 = 1 << 40;
+        let map = map(&[MIB..2048 * MIB, FOUR_GIB..16 * TIB]);
+        let bytes = host_region_bytes(&map, 128, 0, None);
+        assert_eq!(bytes, 32 * MIB + 127 * 4 * MIB + 512 * MIB);
+        assert!(host_region(&map, bytes, &[]).is_ok());
     }
 
     #[test]

@@ -32,6 +32,7 @@ pub mod machine;
 pub mod memory_map;
 pub mod multiboot;
 pub mod phys;
+pub mod tsc;
 
 /// The reasons for which errors of this crate stop the machine.
 pub use protocol::stop;

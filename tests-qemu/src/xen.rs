@@ -5,9 +5,10 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use crate::build::GuestPrograms;
 use crate::guest;
 use crate::layout::Layout;
-use crate::machine::{Boot, Entry, Menu, Module};
+use crate::machine::{Boot, Module};
 use crate::provision::{Kernel, Provisioned, Xen};
 
 const INIT: &str = include_str!("../guests/xen-init.sh");
@@ -23,7 +24,7 @@ const PROGRAMS: &[&str] = &["xl", "xenstored", "xenconsoled", "xen-init-dom0"];
 /// Modules of the first domain's kernel.
 const MODULES: &[&str] = &["xen-evtchn", "xen-gntdev", "xen-privcmd", "xenfs"];
 
-const ARGUMENTS: &str = "com1=115200,8n1 console=com1 dom0_mem=1024M,max:1024M noreboot";
+const ARGUMENTS: &str = "com1=115200,8n1 console=com1 dom0_mem=1024M,max:1024M noreboot guest_loglvl=all";
 const GUEST_ARGUMENTS: &str = "panic=-1 mitigations=off quiet";
 const FIRST_DOMAIN_ARGUMENTS: &str = "console=hvc0 panic=-1 mitigations=off quiet";
 
@@ -45,9 +46,9 @@ pub struct XenGuest {
 /// The kind of a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum XenGuestKind {
-    /// Without emulated devices and without firmware.
+    /// Linux, without emulated devices and without firmware.
     Pvh,
-    /// A PC, with SeaBIOS, and devices of QEMU's.
+    /// A PC, with SeaBIOS, and devices of QEMU's: a disk, whose boot sector prints what the BIOS tells of memory.
     Hvm,
 }
 
@@ -62,7 +63,7 @@ impl XenGuest {
             XenGuestKind::Hvm => format!(
                 "type = \"hvm\"\ndevice_model_version = \"qemu-xen\"\ndevice_model_override = \"/{DEVICE_MODEL}\"\n\
                  vga = \"none\"\nnographic = 1\nvnc = 0\nusb = 0\nserial = \"file:/var/log/xen/guest-{name}.log\"\n\
-                 disk = [\"/guests/linux.iso,raw,hdc,cdrom\"]\nboot = \"d\"\n"
+                 device_model_args = [\"-hda\", \"/guests/sector.img\"]\nboot = \"c\"\n"
             ),
         };
         format!(
@@ -86,8 +87,8 @@ impl XenHypervisor {
     pub fn prepare(
         layout: &Layout,
         provisioned: &Provisioned,
-        xen: &Xen,
-        kernel: &Kernel,
+        (xen, kernel): (&Xen, &Kernel),
+        programs: &GuestPrograms,
         guests: &[XenGuest],
     ) -> Result<Self> {
         let mut initrd = guest::base(&provisioned.busybox, INIT, APPLETS)?;
@@ -112,18 +113,10 @@ impl XenHypervisor {
         }
         let dir = layout.root().join("initrds");
         fs::create_dir_all(&dir)?;
-        let (guest_initrd, iso) = (dir.join("xen-guest"), dir.join("xen-guest.iso"));
-        let file_system = guest::base(&provisioned.busybox, GUEST_INIT, APPLETS)?.finish();
-        guest::write_atomically(&guest_initrd, &file_system)?;
         initrd.copy("guests/bzImage", 0o644, &kernel.image)?;
-        initrd.copy("guests/initrd", 0o644, &guest_initrd)?;
-        let linux = Boot::Linux {
-            kernel: Module::with_args(&kernel.image, format!("console=ttyS0 {GUEST_ARGUMENTS}")),
-            initrds: vec![guest_initrd],
-        };
-        let entries = vec![Entry { title: "Linux".to_owned(), boot: linux }];
-        Menu { seconds: 0, entries }.make(&iso, &provisioned.grub_mkrescue)?;
-        initrd.copy("guests/linux.iso", 0o644, &iso)?;
+        let file_system = guest::base(&provisioned.busybox, GUEST_INIT, APPLETS)?.finish();
+        initrd.file("guests/initrd", 0o644, &file_system);
+        initrd.copy("guests/sector.img", 0o644, &programs.sector_disk)?;
         let file = dir.join("xen");
         guest::write_atomically(&file, &initrd.finish())?;
         Ok(Self {

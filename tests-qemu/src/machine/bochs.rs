@@ -37,6 +37,9 @@ const PHYSICAL_ADDRESS_BITS: &str = "BOCHS_PHYSICAL_ADDRESS_BITS";
 /// A seed for turns of random lengths; see the patch of Bochs.
 const TURNS_SEED: &str = "BOCHS_TURNS_SEED";
 
+/// The output of the interval timer's counter 2, if it is stuck; see the patch of Bochs.
+const TIMER_2_OUTPUT: &str = "BOCHS_TIMER_2_OUTPUT";
+
 /// Where l1hv's instructions are, and the file for notes about them; see the patch of Bochs.
 const COVERAGE: &str = "BOCHS_COVERAGE";
 
@@ -94,6 +97,9 @@ pub fn command(machine: &Machine, provisioned: &Provisioned, logs: &Path, serial
     }
     if let Some(bits) = machine.physical_bits {
         command.env(PHYSICAL_ADDRESS_BITS, bits.to_string());
+    }
+    if let Some(output) = machine.timer_stuck_at {
+        command.env(TIMER_2_OUTPUT, u8::from(output).to_string());
     }
     if let Some(seed) = machine.turns_seed {
         command.env(TURNS_SEED, seed.to_string());

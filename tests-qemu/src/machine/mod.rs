@@ -184,6 +184,8 @@ pub struct Machine {
     pub firmware_vmx: FirmwareVmx,
     /// Bits of physical addresses, if more than 40 (Bochs).
     pub physical_bits: Option<u32>,
+    /// The output of the interval timer's counter 2, if the timer's clock is stopped (Bochs).
+    pub timer_stuck_at: Option<bool>,
     /// Unknown MSRs (Bochs).
     pub unknown_msrs: UnknownMsrs,
     /// A number that stands for turns of random lengths of several processors (Bochs).
@@ -298,6 +300,7 @@ impl Machine {
             drives: Vec::new(),
             madt: None,
             physical_bits: None,
+            timer_stuck_at: None,
             unknown_msrs: UnknownMsrs::ReadAsZero,
             turns_seed: None,
             coverage: env::var_os(COVERAGE).map(PathBuf::from),

@@ -17,6 +17,7 @@ pub fn tests() -> Vec<Test> {
         Test { name: "linux_boots_under_l1hv_with_1_percent_more_instructions_at_most", run: cost_of_boot },
         Test { name: "linux_6_12_boots_under_l1hv", run: linux_6_12_boots },
         Test { name: "linux_boots_on_all_four_processors_under_l1hv", run: four_processors },
+        Test { name: "processors_start_although_the_interval_timer_is_stopped", run: stopped_timer },
         Test { name: "linux_gets_the_memory_above_2_gib_too", run: much_memory },
         Test { name: "vmx_that_the_firmware_left_unlocked_is_used", run: unlocked_feature_control },
         Test { name: "the_machine_does_not_sleep_and_can_be_switched_off", run: sleep },
@@ -62,6 +63,21 @@ fn four_processors(context: &Context, name: &str) -> Result<()> {
     finished.must_have_done(&[])?;
     finished.console_must_say("init: 4 cpu")?;
     finished.debug_must_say("the guest hypervisor starts on 4 processors")
+}
+
+fn stopped_timer(context: &Context, name: &str) -> Result<()> {
+    for output in [false, true] {
+        let image = Module::new(&context.programs.multiboot_guest);
+        let boot = Boot::L1hv { host: context.host(""), guest: vec![image] };
+        // With a BIOS GRUB would wait for the timer for ever.
+        let firmware = Firmware::Uefi;
+        let machine = Machine { cpus: 3, firmware, timer_stuck_at: Some(output), ..context.bochs(name, boot) };
+        let finished = context.run(&machine)?;
+        finished.must_shut_down()?;
+        finished.debug_must_say("the interval timer does not count: l1hv waits by the time-stamp counter, ")?;
+        finished.debug_must_say("the guest hypervisor starts on 3 processors")?;
+    }
+    Ok(())
 }
 
 fn much_memory(context: &Context, name: &str) -> Result<()> {
