@@ -1,9 +1,9 @@
 //! The directories: the workspace and the runner's part of the build directory.
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{env, fs};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::command;
 
@@ -15,12 +15,13 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Finds the directories. It asks cargo, which considers `CARGO_TARGET_DIR` and every cargo configuration file.
+    /// Finds the directories. Cargo says which checkout it runs this program for; a program that is run without it belongs
+    /// to the checkout that it was built in. The build directory considers `CARGO_TARGET_DIR` and every cargo
+    /// configuration file.
     pub fn find() -> Result<Self> {
-        let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .parent()
-            .context("the runner's crate has no parent directory")?
-            .to_path_buf();
+        let runner = env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+        ensure!(runner.is_dir(), "{} is gone: run cargo in the checkout of l1hv", runner.display());
+        let workspace = runner.parent().context("the runner's crate has no parent directory")?.to_path_buf();
         let metadata = command::output(
             command::cargo()
                 .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])

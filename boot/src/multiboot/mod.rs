@@ -1,5 +1,5 @@
 //! The information that a multiboot loader passes: command line, modules, memory map. It comes in two forms: multiboot 1,
-//! here, from QEMU and from GRUB on a PC with a BIOS, and [multiboot 2](v2), from GRUB on a PC with EFI firmware.
+//! here, from QEMU and from GRUB on a PC with a BIOS, and multiboot 2, in `v2`, from GRUB on a PC with EFI firmware.
 //!
 //! Reference: Multiboot Specification version 0.6.96, 3.3 "Boot information format". All of it is copied out of the
 //! loader's structures at the start, because they lie in memory that becomes the guest's.

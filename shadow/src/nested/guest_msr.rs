@@ -12,6 +12,8 @@ use super::write_traps::{self, TrappedWrite};
 
 /// IA32_FEATURE_CONTROL as the guest hypervisor reads it: locked, VMX allowed outside SMX.
 const FEATURE_CONTROL: u64 = 1 << 0 | 1 << 2;
+/// IA32_FEATURE_CONTROL: machine checks may be delivered to one processor alone. As the firmware has it.
+const LMCE_ON: u64 = 1 << 20;
 
 /// RDMSR.
 pub fn rdmsr<M: Machine>(vcpu: &mut Vcpu<M>) -> Action {
@@ -42,7 +44,7 @@ pub fn wrmsr<M: Machine>(vcpu: &mut Vcpu<M>) -> Action {
 /// #GP(0).
 pub fn read_for_guest(machine: &impl Machine, offered: &VmxCaps, msr: u32) -> Result<u64, Fault> {
     let value = match msr {
-        IA32_FEATURE_CONTROL => Some(FEATURE_CONTROL),
+        IA32_FEATURE_CONTROL => Some(FEATURE_CONTROL | machine.read_msr(msr).unwrap_or(0) & LMCE_ON),
         IA32_MISC_ENABLE => machine.read_msr(msr).map(misc_enable_shown),
         IA32_PERF_CAPABILITIES => machine.read_msr(msr).map(perf_capabilities_shown),
         _ if VMX_CAPABILITIES.contains(&msr) => offered.msr(msr),
@@ -111,6 +113,9 @@ mod tests {
         assert_eq!(written(IA32_XSS, 1 << 11), (true, Some(1 << 11)));
         assert_eq!(written(IA32_BIOS_UPDT_TRIG, 1), (true, None));
         assert_eq!(written(IA32_APIC_BASE, 1 << vcpu.caps.physical_bits), (false, None));
+        assert_eq!(read(IA32_FEATURE_CONTROL), Ok(FEATURE_CONTROL));
+        vcpu.machine.msrs.borrow_mut().insert(IA32_FEATURE_CONTROL, !0);
+        assert_eq!(read(IA32_FEATURE_CONTROL), Ok(FEATURE_CONTROL | LMCE_ON));
         assert!(!written(IA32_FEATURE_CONTROL, 1).0 && !written(IA32_SMM_MONITOR_CTL, 1).0);
     }
 }

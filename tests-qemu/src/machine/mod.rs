@@ -200,6 +200,8 @@ pub struct Machine {
     pub qemu_args: Vec<String>,
     /// Debian kernel series of the Linux below QEMU; if `None`, the oldest (QEMU in Bochs).
     pub outer_series: Option<String>,
+    /// l1hv below that Linux, if it is to be there (QEMU in Bochs).
+    pub below: Option<Module>,
     /// Parameters of the kvm-intel module below QEMU, `NAME=VALUE` (QEMU in Bochs).
     pub kvm_parameters: Vec<String>,
     /// Limit on the whole run, wall-clock.
@@ -309,6 +311,7 @@ impl Machine {
             triple_fault: TripleFault::Stops,
             qemu_args: Vec::new(),
             outer_series: None,
+            below: None,
             kvm_parameters: Vec::new(),
             timeout: Duration::from_secs(300),
             silence: Duration::from_secs(120),

@@ -1,4 +1,5 @@
-//! QEMU with KVM on a small Linux on Bochs: a second processor with VMX, made by KVM and not by this project.
+//! QEMU with KVM on a small Linux on Bochs: a second processor with VMX, made by KVM and not by this project. With l1hv
+//! below that Linux, QEMU is what a user of it runs: a VMM whose virtual machines are nested guests.
 //!
 //! ```text
 //!   Bochs            COM1 ──> console.log     COM2 ──> debug.log     COM3 ──> outer.log
@@ -19,7 +20,7 @@ use super::emulator::{BOCHS, Emulator, Stream};
 use super::files::{BOOT_ISO, CONSOLE, DEBUG};
 use super::qemu::{self, Accelerator, Streams};
 use super::run::{self, HostStops};
-use super::{Boot, DEFAULT_IPS, Line, Loader, Machine, Module, Outcome, Source, bochs, iso};
+use super::{Boot, DEFAULT_IPS, Firmware, Line, Loader, Machine, Module, Outcome, Source, bochs, iso};
 use crate::command::{self, quoted, tail};
 use crate::conformance::KVM;
 use crate::guest::{self, KVM_MODULE};
@@ -184,7 +185,11 @@ fn command_for(
     let ips = machines.first().map_or(DEFAULT_IPS, |machine| machine.ips);
     // COM3 shares its interrupt with COM1, which does not matter for a console that polls.
     let arguments = linux::default_args(BOCHS, ips).replace("ttyS0", "ttyS2") + " quiet 8250.nr_uarts=4";
-    let boot = Boot::Linux { kernel: Module::with_args(&kernel.image, arguments), initrds: vec![initrd] };
+    let linux = Module::with_args(&kernel.image, arguments);
+    let boot = match machines.iter().find_map(|machine| machine.below.clone()) {
+        Some(host) => Boot::L1hv { host, guest: vec![linux, Module::new(initrd)] },
+        None => Boot::Linux { kernel: linux, initrds: vec![initrd] },
+    };
     // The outer Linux has a processor for each of the machine's. Two that share one would lose a time slice at each
     // contended spin lock, and the nested guest's timers would overload them.
     let outer = Machine {
@@ -249,9 +254,14 @@ fn qemu_command(machine: &Machine, provisioned: &Provisioned, logs: &Path, files
         Loader::Grub | Loader::Qemu => qemu::load(machine, &mut place)?,
     };
     let drives = qemu::drives(machine, &mut place)?;
+    let firmware = match machine.firmware {
+        Firmware::Bios => Vec::new(),
+        Firmware::Uefi => vec!["-bios".to_owned(), place(&provisioned.ovmf)?],
+    };
     let streams = Streams { console: "/dev/ttyS0".into(), debug: "/dev/ttyS1".into() };
     let mut words = vec![absolute(&provisioned.qemu)?.display().to_string(), "-L".to_owned(), DATA_DIR.to_owned()];
     words.extend(qemu::arguments(machine, Accelerator::Kvm, &streams));
+    words.extend(firmware);
     words.extend(boot);
     words.extend(drives);
     words.extend(machine.qemu_args.iter().cloned());

@@ -69,9 +69,7 @@ fn stopped_timer(context: &Context, name: &str) -> Result<()> {
     for output in [false, true] {
         let image = Module::new(&context.programs.multiboot_guest);
         let boot = Boot::L1hv { host: context.host(""), guest: vec![image] };
-        // With a BIOS GRUB would wait for the timer for ever.
-        let firmware = Firmware::Uefi;
-        let machine = Machine { cpus: 3, firmware, timer_stuck_at: Some(output), ..context.bochs(name, boot) };
+        let machine = Machine { cpus: 3, timer_stuck_at: Some(output), ..context.bochs(name, boot) };
         let finished = context.run(&machine)?;
         finished.must_shut_down()?;
         finished.debug_must_say("the interval timer does not count: l1hv waits by the time-stamp counter, ")?;

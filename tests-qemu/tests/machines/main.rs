@@ -18,6 +18,7 @@ mod second;
 mod smp;
 mod stops;
 mod uefi;
+mod vmm;
 mod xen;
 
 use std::process::ExitCode;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
     let tests = [
         second::tests(),
         smp::tests(),
+        vmm::tests(),
         xen::tests(),
         cost::tests(),
         nesting::tests(),
