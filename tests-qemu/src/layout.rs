@@ -1,11 +1,28 @@
 //! The directories: the workspace and the runner's part of the build directory.
 
+use std::fs::{File, TryLockError};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::command;
+
+/// A directory for the logs of a run, which is this run's until it is dropped.
+#[derive(Debug)]
+pub struct LogDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Deref for LogDir {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.path
+    }
+}
 
 /// The directories that everything else derives its paths from.
 #[derive(Debug, Clone)]
@@ -48,13 +65,48 @@ impl Layout {
         self.target.join("bare")
     }
 
-    /// An empty directory for the logs of the run called `name`.
-    pub fn fresh_log_dir(&self, name: &str) -> Result<PathBuf> {
-        let dir = self.root().join("logs").join(name);
-        if dir.exists() {
-            fs::remove_dir_all(&dir).with_context(|| format!("cannot empty {}", dir.display()))?;
+    /// An empty directory for the logs of the run called `name`. While another run of this name goes on, its name has a
+    /// number.
+    ///
+    /// # Errors
+    /// When the directory cannot be made.
+    pub fn fresh_log_dir(&self, name: &str) -> Result<LogDir> {
+        let logs = self.root().join("logs");
+        fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
+        let names = std::iter::once(name.to_owned()).chain((2..).map(|number| format!("{name}-{number}")));
+        for name in names {
+            let lock = File::create(logs.join(format!(".{name}.lock")))?;
+            match lock.try_lock() {
+                Err(TryLockError::WouldBlock) => continue,
+                other => other?,
+            }
+            let path = logs.join(name);
+            if path.exists() {
+                fs::remove_dir_all(&path).with_context(|| format!("cannot empty {}", path.display()))?;
+            }
+            fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+            return Ok(LogDir { path, _lock: lock });
         }
-        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        Ok(dir)
+        unreachable!("numbers do not end")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_of_one_name_have_directories_of_their_own_while_they_go_on() {
+        let target = env::temp_dir().join(format!("l1hv-logs-{}", std::process::id()));
+        let layout = Layout { workspace: PathBuf::new(), target: target.clone() };
+        let first = layout.fresh_log_dir("run").unwrap();
+        fs::write(first.join("console.log"), "kept").unwrap();
+        let second = layout.fresh_log_dir("run").unwrap();
+        assert!(first.ends_with("logs/run") && second.ends_with("logs/run-2"));
+        assert!(first.join("console.log").is_file());
+        drop(first);
+        let third = layout.fresh_log_dir("run").unwrap();
+        assert!(third.ends_with("logs/run") && !third.join("console.log").exists());
+        fs::remove_dir_all(target).unwrap();
     }
 }
