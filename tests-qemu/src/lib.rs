@@ -4,7 +4,8 @@
 //!   provision   what the machines need: Bochs, ROMs, GRUB, Debian kernels, busybox
 //!   build       l1hv and the guest-side programs, for their own targets
 //!   initrd      the guest hypervisor's root file system
-//!   guest, xen  Linux with KVM and Xen, as guest hypervisors
+//!   guest, xen, debian  Linux with KVM, Xen, and a whole Debian on a disk, as guest hypervisors
+//!   guests      all of them on each machine: one table
 //!   machine     a boot ISO, an emulated machine, two streams of lines, an `Outcome`
 //!   bench       what nesting costs, counted by the emulator, on three systems side by side
 //!   demo        all of it, with progress and a table at the end
@@ -26,9 +27,11 @@ pub mod commands;
 pub mod conformance;
 pub mod counters;
 pub mod coverage;
+pub mod debian;
 pub mod demo;
 pub mod fuzz;
 pub mod guest;
+pub mod guests;
 pub mod initrd;
 pub mod layout;
 pub mod linux;

@@ -7,6 +7,7 @@ mod coverage;
 mod demo;
 mod fuzz;
 mod guest;
+mod guests;
 mod image;
 mod load;
 mod machine;
@@ -71,6 +72,8 @@ enum CliCommand {
     Run(run::Args),
     /// Make an ISO, or an EFI application, that boots a PC with l1hv and a guest.
     Image(image::Args),
+    /// Run guest hypervisors that others wrote on the machines that they were tried on, and print a table.
+    Guests(guests::Args),
     /// Boot Debian's KVM as guest hypervisor and let it run nested guests.
     #[command(after_help = STATUSES)]
     Guest(guest::Args),
@@ -122,6 +125,7 @@ fn dispatch(command: CliCommand) -> anyhow::Result<u8> {
         CliCommand::Mutants(args) => mutants::run(&args, &layout, &progress),
         CliCommand::Profile(args) => profile::run(&args, &layout, &progress),
         CliCommand::Demo(args) => demo::run(&args, &layout, &progress),
+        CliCommand::Guests(args) => guests::run(&args, &layout, &progress),
         CliCommand::Image(args) => image::run(&args, &layout, &progress),
         CliCommand::Guest(args) => guest::run(&args, &layout, &progress),
         CliCommand::Run(args) => run::run(&args, &layout, &progress),

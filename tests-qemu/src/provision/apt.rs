@@ -17,7 +17,7 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const HELPER: &str = "/usr/lib/apt/apt-helper";
 
 /// Release of the binary packages.
-const RELEASE: &str = "bookworm";
+pub const RELEASE: &str = "bookworm";
 /// Release of the sources of Bochs.
 const SOURCE_RELEASE: &str = "trixie";
 
@@ -31,6 +31,11 @@ impl Archive {
     /// A view whose state is kept in `dir`; nothing is fetched yet.
     pub fn new(dir: PathBuf) -> Self {
         Self { dir }
+    }
+
+    /// The file that names the mirror.
+    pub fn sources_file(&self) -> PathBuf {
+        self.dir.join("archive.sources")
     }
 
     /// Fetches the lists, unless this has been done.

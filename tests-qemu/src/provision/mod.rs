@@ -121,6 +121,39 @@ pub fn xen(layout: &Layout, progress: &Progress) -> Result<Xen> {
     Xen::fetch(&apt::Archive::new(root.join("apt")), &root.join("packages"), progress)
 }
 
+/// Installs Debian into a directory, with systemd, a kernel and QEMU. Needs root.
+///
+/// # Errors
+/// When the packages cannot be fetched or installed.
+pub fn debian(layout: &Layout, progress: &Progress) -> Result<PathBuf> {
+    const PACKAGES: &str = "linux-image-cloud-amd64,systemd-sysv,udev,kmod,qemu-system-x86";
+    let root = layout.root();
+    let _lock = lock(&root)?;
+    tools::ensure_mmdebstrap(progress)?;
+    let dir = root.join("debian");
+    let tree = dir.join("root");
+    if stamp::is_fresh(&dir, PACKAGES) {
+        return Ok(tree);
+    }
+    let archive = apt::Archive::new(root.join("apt"));
+    archive.refresh()?;
+    let step = progress.step("installing Debian");
+    stamp::make(&dir, PACKAGES, |staging| {
+        command::output(
+            std::process::Command::new("mmdebstrap")
+                .args(["--quiet", "--mode=root", "--variant=minbase", "--format=directory"])
+                .arg("--aptopt=APT::Install-Recommends \"false\"")
+                .arg(format!("--include={PACKAGES}"))
+                .arg(apt::RELEASE)
+                .arg(staging.join("root"))
+                .arg(archive.sources_file()),
+        )
+        .map(|_| ())
+    })?;
+    step.done();
+    Ok(tree)
+}
+
 /// Tests run side by side: the first one provisions, the others wait for it.
 fn lock(root: &Path) -> Result<File> {
     fs::create_dir_all(root).with_context(|| format!("cannot create {}", root.display()))?;

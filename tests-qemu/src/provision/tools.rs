@@ -65,6 +65,20 @@ pub fn ensure(progress: &Progress) -> Result<()> {
     if missing.is_empty() { Ok(()) } else { Err(Incomplete { missing }.into()) }
 }
 
+/// Installs what makes a disk with Debian, unless it is here.
+pub fn ensure_mmdebstrap(progress: &Progress) -> Result<()> {
+    const NEEDED: [(&str, &str); 2] = [("mmdebstrap", "mmdebstrap"), ("mke2fs", "e2fsprogs")];
+    let missing: Vec<&str> =
+        NEEDED.iter().filter(|(name, _)| which(name).is_none()).map(|(_, package)| *package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let step = progress.step(format!("installing {}", missing.join(" ")));
+    install(&missing)?;
+    step.done();
+    Ok(())
+}
+
 fn install(packages: &[&str]) -> Result<()> {
     let install = || {
         command::output(
