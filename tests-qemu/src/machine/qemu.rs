@@ -209,10 +209,11 @@ pub fn judge(code: i32, events: &str, errors: &str) -> Outcome {
 }
 
 /// The value that the guest wrote to [`EXIT_PORT`]: the status is twice the value plus 1. QEMU's own failures have
-/// status 1 too, but with a message.
+/// status 1 too, but with a message that is no warning.
 fn exit_code(status: i32, errors: &str) -> Option<u32> {
     let status = u32::try_from(status).ok()?;
-    (status % 2 == 1 && (status > 1 || errors.trim().is_empty())).then_some(status / 2)
+    let is_warning = |line: &str| line.trim().is_empty() || line.contains("warning:");
+    (status % 2 == 1 && (status > 1 || errors.lines().all(is_warning))).then_some(status / 2)
 }
 
 #[cfg(test)]
@@ -223,7 +224,8 @@ mod tests {
     #[test]
     fn an_odd_status_is_the_guests_verdict_unless_qemu_complains() {
         assert_eq!(judge(1, "", ""), Outcome::GuestShutdown);
-        assert_eq!(judge(7, "", "a warning"), Outcome::GuestFailure(3));
+        assert_eq!(judge(7, "", "qemu: cannot"), Outcome::GuestFailure(3));
+        assert_eq!(judge(1, "", "qemu: warning: deprecated\n"), Outcome::GuestShutdown);
         assert!(matches!(judge(1, "", "no such device"), Outcome::MachineError(_)));
         assert!(matches!(judge(2, "", ""), Outcome::MachineError(_)));
     }

@@ -10,6 +10,9 @@ use crate::memory::VIRTUAL_APIC;
 use crate::output::Suite;
 use crate::vm::Vm;
 
+/// The limit of an IDT for exceptions alone.
+pub(super) const FAULTS_IN_IDT: u32 = 0x1ff;
+
 const WINDOW_EXITING: Primary = Primary::INTERRUPT_WINDOW_EXITING;
 
 /// Runs all cases.
@@ -129,18 +132,22 @@ fn on_tpr_writes(suite: &mut Suite) {
     }
 }
 
-/// Together with an injected event.
+/// Together with an injected event, whose delivery may fault.
 fn with_events(suite: &mut Suite) {
-    for (name, info) in [
-        ("interrupt", 0x8000_0051_u32),
-        ("nmi", 0x8000_0202),
-        ("exception", 0x8000_0306),
-        ("software", 0x8000_0480),
-        ("mtf", 0x8000_0700),
+    const WHOLE_IDT: u32 = 0xfff;
+    for (name, info, idt_limit) in [
+        ("interrupt", 0x8000_0051_u32, WHOLE_IDT),
+        ("nmi", 0x8000_0202, WHOLE_IDT),
+        ("exception", 0x8000_0306, WHOLE_IDT),
+        ("software", 0x8000_0480, WHOLE_IDT),
+        ("mtf", 0x8000_0700, WHOLE_IDT),
+        ("interrupt-beyond-idt", 0x8000_0051, FAULTS_IN_IDT),
+        ("software-beyond-idt", 0x8000_0480, FAULTS_IN_IDT),
     ] {
         for (way, change) in CHANGES {
             let mut vm = Vm::new(code!("nop", "nop"));
             DELIVERY.accesses(&mut vm);
+            vm.set(GUEST_IDTR_LIMIT, idt_limit);
             vm.or(GUEST_RFLAGS, IF).set(ENTRY_INTERRUPTION_INFO, info).set(ENTRY_INSTRUCTION_LENGTH, 2);
             status(&mut vm, 0x41, 0);
             change(&mut vm);

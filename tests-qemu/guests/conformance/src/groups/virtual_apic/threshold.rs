@@ -65,13 +65,23 @@ fn entries(suite: &mut Suite) {
                 case(suite, format_args!("entry-threshold-{threshold}-{way}-vtpr-{tpr}"), &mut vm);
             }
         }
-        for (name, info) in [("none", 0), ("interrupt", 0x8000_0051), ("nmi", 0x8000_0202), ("mtf", 0x8000_0700)] {
+        let events = [
+            ("none", 0),
+            ("interrupt", 0x8000_0051),
+            ("nmi", 0x8000_0202),
+            ("mtf", 0x8000_0700),
+            ("interrupt-beyond-idt", 0x8000_0051),
+        ];
+        for (name, info) in events {
             let (none, interrupt) = (Primary::empty(), Primary::INTERRUPT_WINDOW_EXITING);
             for (window, activity) in [(none, 0), (interrupt, 0), (none, 1), (none, 2)] {
                 let mut vm = Vm::new(code!("nop"));
                 change(&mut vm);
                 vm.set(TPR_THRESHOLD, 8).set(ENTRY_INTERRUPTION_INFO, info).or(GUEST_RFLAGS, super::IF);
                 vm.or(PRIMARY_CONTROLS, window).set(GUEST_ACTIVITY_STATE, activity);
+                if name == "interrupt-beyond-idt" {
+                    vm.set(GUEST_IDTR_LIMIT, super::delivery::FAULTS_IN_IDT);
+                }
                 let window = window.bits() >> 2;
                 let name = format_args!("below-{way}-inject-{name}-window-{window}-activity-{activity}");
                 case(suite, name, &mut vm);
