@@ -1,8 +1,8 @@
 //! A PC's BIOS, which guests go on to use: a disk's boot sector, GRUB on a disk, Xen.
 //!
-//! It does not know of the host's region. [`Services`] is a page of low memory with the services of interrupt 15H that
-//! tell of memory, made from the host's map, and with the code that starts a disk's boot sector; everything else goes on
-//! to the BIOS itself. References: ACPI 6.5, 15.1 "INT 15H, E820H - Query System Address Map"; for the older services
+//! It does not know of the host's region. [`Bios::compose`] makes a page of services for low memory: those of interrupt
+//! 15H that tell of memory, made from the host's map, and the code that starts a disk's boot sector; everything else
+//! goes on to the BIOS itself. References: ACPI 6.5, 15.1 "INT 15H, E820H - Query System Address Map"; for the older services
 //! Ralf Brown's Interrupt List, release 61.
 
 use core::ops::Range;
@@ -12,7 +12,7 @@ use crate::phys::PhysMemory;
 
 const MIB: u64 = 1 << 20;
 
-/// The size of [`Services`].
+/// The size of the page of services.
 pub const SERVICES_BYTES: usize = 4096;
 
 /// The most bytes of code, so that the longest map fits behind it.
@@ -24,7 +24,7 @@ pub const INT15_VECTOR: u64 = 4 * 0x15;
 /// The address of a 16-bit word of the BIOS' data area: the KiB of memory from 0 on, as interrupt 12H tells it.
 pub const BASE_MEMORY_KIB: u64 = 0x413;
 
-/// The offsets in [`Services`] where interrupt 15H and the start of a disk begin, and where the latter ends if there is
+/// The offsets in the page of services where interrupt 15H and the start of a disk begin, and where the latter ends if there is
 /// no boot sector.
 const INT15_ENTRY: u16 = 0;
 const START_ENTRY: u16 = 4;
@@ -37,7 +37,7 @@ pub struct Bios {
     int15: u32,
 }
 
-/// Where [`Services`] are to be: the highest free low memory, as what is above it is lost to guests that ask interrupt
+/// Where the page of services is to be: the highest free low memory, as what is above it is lost to guests that ask interrupt
 /// 12H.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Place(Range<u64>);
@@ -54,7 +54,7 @@ impl Bios {
         (int15 != 0 && (LEAST_KIB..=MOST_KIB).contains(&kib)).then_some(Self { int15 })
     }
 
-    /// Composes the page at `place`: `code`, which is [`crate::entry`]'s, and the data that it uses. `map` is the memory
+    /// Composes the page at `place`: `code`, which is `entry`'s, and the data that it uses. `map` is the memory
     /// that guests have, and `drive` the BIOS' number of the disk to be started, if there is one.
     pub fn compose(self, code: &[u8], map: &MemoryMap, drive: Option<u8>, services: &mut [u8; SERVICES_BYTES]) {
         debug_assert!(code.len() <= MOST_CODE_BYTES, "the map has no room");

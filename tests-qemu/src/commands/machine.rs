@@ -9,8 +9,8 @@ use clap::ValueEnum;
 use super::BadArgument;
 use crate::layout::Layout;
 use crate::machine::{
-    self, BOCHS, Boot, ChosenEmulator, DEFAULT_IPS, DEFAULT_MEMORY_MIB, Drive, Line, Loader, Machine, MachineOptions,
-    QEMU_IN_BOCHS, QEMU_KVM, QEMU_TCG, Source,
+    self, BOCHS, Boot, ChosenEmulator, DEFAULT_IPS, DEFAULT_MEMORY_MIB, Drive, Firmware, Line, Loader, Machine,
+    MachineOptions, QEMU_IN_BOCHS, QEMU_KVM, QEMU_TCG, Source,
 };
 use crate::models::{self, Model};
 use crate::provision::{KERNEL_SERIES, Provisioned};
@@ -42,6 +42,9 @@ pub struct MachineArgs {
     /// More arguments of QEMU, separated by spaces (qemu, qemu-in-bochs).
     #[arg(long, value_name = "STRING", default_value = "", allow_hyphen_values = true)]
     qemu_args: String,
+    /// EFI firmware (OVMF) instead of a BIOS.
+    #[arg(long)]
+    uefi: bool,
     /// Who loads the image (qemu, qemu-in-bochs) [default: grub, from an ISO; on qemu-in-bochs qemu, by its -kernel].
     #[arg(long, value_enum)]
     loader: Option<LoaderChoice>,
@@ -111,6 +114,7 @@ impl MachineArgs {
             model: self.model,
             turns_seed: self.turns_seed,
             coverage: self.coverage.clone(),
+            firmware: if self.uefi { Firmware::Uefi } else { Firmware::Bios },
             loader: self.loader.map(|choice| match choice {
                 LoaderChoice::Grub => Loader::Grub,
                 LoaderChoice::Qemu => Loader::Qemu,

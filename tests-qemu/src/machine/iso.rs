@@ -191,9 +191,9 @@ fn acpi_table(machine: &Machine, files: &mut Files) -> Result<String> {
 fn commands(boot: &Boot, host_arguments: &dyn Fn(&Module) -> String, files: &mut Files) -> Result<String> {
     let mut text = String::new();
     let version = files.platform.version();
-    let [multiboot, load] = ["multiboot", "module"].map(|verb| format!("{verb}{version}"));
     match boot {
         Boot::L1hv { host, guest } => {
+            let [multiboot, load] = ["multiboot", "module"].map(|verb| format!("{verb}{version}"));
             let host = Module { args: host_arguments(host), ..host.clone() };
             line(&mut text, &multiboot, &host, files)?;
             for module in guest {
@@ -201,9 +201,10 @@ fn commands(boot: &Boot, host_arguments: &dyn Fn(&Module) -> String, files: &mut
             }
         }
         Boot::Multiboot { kernel, modules } => {
-            line(&mut text, &multiboot, kernel, files)?;
+            // Images for multiboot 1 are all that a bare machine boots.
+            line(&mut text, "multiboot", kernel, files)?;
             for module in modules {
-                line(&mut text, &load, module, files)?;
+                line(&mut text, "module", module, files)?;
             }
         }
         Boot::Linux { kernel, initrds } => {

@@ -225,6 +225,8 @@ pub struct MachineOptions {
     pub turns_seed: Option<u64>,
     /// See [`Machine::coverage`].
     pub coverage: Option<PathBuf>,
+    /// See [`Machine::firmware`].
+    pub firmware: Firmware,
     /// See [`Machine::loader`]; the emulator's own choice if `None`.
     pub loader: Option<Loader>,
     /// See [`Machine::qemu_args`].
@@ -244,6 +246,7 @@ impl Default for MachineOptions {
             model: None,
             turns_seed: None,
             coverage: None,
+            firmware: Firmware::Bios,
             loader: None,
             qemu_args: Vec::new(),
             outer_series: None,
@@ -262,6 +265,7 @@ impl MachineOptions {
             model,
             turns_seed,
             coverage,
+            firmware,
             loader,
             qemu_args,
             outer_series,
@@ -277,6 +281,7 @@ impl MachineOptions {
             cpu_model,
             turns_seed,
             coverage,
+            firmware,
             loader,
             qemu_args,
             outer_series,

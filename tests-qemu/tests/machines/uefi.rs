@@ -64,6 +64,12 @@ fn image(context: &Context, name: &str) -> Result<()> {
         finished.console_must_say(GREETING)?;
         finished.debug_must_say("the guest hypervisor starts")?;
         context.run(&Machine { emulator: QEMU_TCG, ..bochs })?.must_stop("no-vmx", "")?;
+        // The menu's other entry.
+        let kernel = Module::with_args(&context.programs.multiboot_guest, "one two");
+        let bare = Boot::Multiboot { kernel, modules: Vec::new() };
+        let finished = context.run(&Machine { firmware, ..context.bochs(name, bare) })?;
+        finished.must_shut_down()?;
+        finished.console_must_say(GREETING)?;
     }
     // The same file as a disk.
     let drives = vec![Drive { file: iso, kind: DriveKind::Disk }];
