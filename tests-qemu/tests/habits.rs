@@ -12,7 +12,7 @@ use tests_qemu::progress::Progress;
 use tests_qemu::provision;
 
 /// The crates that run without an operating system, or have parts that exist only there.
-const BARE: [&str; 5] = ["l1hv", "boot", "payload", "multiboot-guest", "conformance-guest"];
+const BARE: [&str; 6] = ["l1hv", "boot", "payload", "multiboot-guest", "conformance-guest", "sector-guest"];
 
 fn layout() -> Layout {
     Layout::find().expect("the workspace is where it was built")
