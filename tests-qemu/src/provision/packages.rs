@@ -135,11 +135,13 @@ pub struct Xen {
 
 impl Xen {
     /// The packages besides the kernel. Libraries that every Debian system has are not among them.
-    const PACKAGES: [&str; 20] = [
+    const PACKAGES: [&str; 22] = [
         "xen-hypervisor-4.17-amd64",
         "xen-utils-4.17",
         "xen-utils-common",
         "xenstore-utils",
+        "libcom-err2",
+        "libext2fs2",
         "libgcc-s1",
         "libncurses6",
         "libspice-server1",
