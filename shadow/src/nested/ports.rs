@@ -15,7 +15,7 @@ use crate::exit::{ExitReason, IoAccess};
 use crate::fields::*;
 use crate::hw::{GuestMemory, VmcsAccess};
 use crate::outcome::Fault;
-use crate::registers::RAX;
+use crate::registers::{RAX, RCX};
 use crate::watch::MergedAs;
 use ept::{Gpa, Hpa};
 
@@ -57,8 +57,10 @@ pub fn merge<M: Machine>(vcpu: &mut Vcpu<M>) -> Option<Bitmaps02> {
 
 /// An I/O instruction of the guest hypervisor.
 pub fn of_guest_hypervisor<M: Machine>(vcpu: &mut Vcpu<M>) -> Action {
-    let access = IoAccess(vcpu.vmcs.vmcs01().read(EXIT_QUALIFICATION));
-    match carry_out(vcpu, access) {
+    let vmcs01 = vcpu.vmcs.vmcs01();
+    let access = IoAccess(vmcs01.read(EXIT_QUALIFICATION));
+    let count = count_register(vmcs01.read(EXIT_INSTRUCTION_INFO));
+    match carry_out(vcpu, access, count) {
         Ok(()) => Action::Advance,
         Err(fault) => Action::Inject(fault),
     }
@@ -71,7 +73,8 @@ pub fn of_nested_guest<M: Machine>(vcpu: &mut Vcpu<M>) {
     if vcpu.nested.ports.is_none() || intercepts(&vcpu.vmx.vmcs12, &vcpu.memory, access) {
         return reflect(vcpu, Reflected::AsTaken(ExitReason::IO_INSTRUCTION));
     }
-    match carry_out(vcpu, access) {
+    let count = count_register(vcpu.vmcs.vmcs02().read(EXIT_INSTRUCTION_INFO));
+    match carry_out(vcpu, access, count) {
         Ok(()) => complete_instruction(vcpu),
         Err(fault) => raise(vcpu, fault),
     }
@@ -94,11 +97,22 @@ fn intercepts(vmcs12: &Vmcs12, memory: &impl GuestMemory, access: IoAccess) -> b
         })
 }
 
+/// The bits of RCX that count the repetitions of INS or OUTS, by the address size in the instruction information (SDM
+/// Table 28-8).
+const fn count_register(information: u32) -> u64 {
+    match information >> 7 & 7 {
+        0 => 0xffff,
+        1 => 0xffff_ffff,
+        _ => u64::MAX,
+    }
+}
+
 /// Carries out IN or OUT on behalf of the guest that runs. DEVIATION: INS and OUTS of these ports are #GP; no software
-/// uses them there.
-fn carry_out<M: Machine>(vcpu: &mut Vcpu<M>, access: IoAccess) -> Result<(), Fault> {
+/// uses them there. With a prefix and a `count` of 0 they do nothing.
+fn carry_out<M: Machine>(vcpu: &mut Vcpu<M>, access: IoAccess, count: u64) -> Result<(), Fault> {
     if access.is_string() {
-        return Err(Fault::GeneralProtection);
+        let is_nothing = access.is_repeated() && vcpu.registers[RCX] & count == 0;
+        return if is_nothing { Ok(()) } else { Err(Fault::GeneralProtection) };
     }
     let old = vcpu.registers[RAX];
     let mask = u32::MAX >> (32 - 8 * u32::from(access.bytes()));
@@ -114,6 +128,7 @@ fn carry_out<M: Machine>(vcpu: &mut Vcpu<M>, access: IoAccess) -> Result<(), Fau
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exit::InterruptionInfo;
     use crate::fake::{FakeMachine, skylake_caps};
     use crate::msr::BITMAP_BYTES;
     use crate::nested::Running;
@@ -185,6 +200,22 @@ mod tests {
         machine.vcpu.machine.port_accesses.take();
         exit(&mut machine, 1 << 4);
         assert!(machine.vcpu.machine.port_accesses.take().is_empty(), "OUTS is #GP");
+        let faults = |machine: &mut FakeMachine| {
+            InterruptionInfo(machine.vcpu.vmcs.vmcs02().read(ENTRY_INTERRUPTION_INFO)).is_valid()
+        };
+        assert!(faults(&mut machine));
+        // By address size: CX is 0, ECX is not; then both are.
+        for (size, count, is_nothing) in
+            [(0, 0x1_0000, true), (1, 0x1_0000, false), (1, 1 << 32, true), (2, 1 << 32, false)]
+        {
+            let vmcs02 = machine.vcpu.vmcs.vmcs02();
+            vmcs02.write(ENTRY_INTERRUPTION_INFO, 0);
+            vmcs02.write(EXIT_INSTRUCTION_INFO, size << 7);
+            machine.vcpu.registers[RCX] = count;
+            exit(&mut machine, 1 << 4 | 1 << 5);
+            assert_eq!(faults(&mut machine), !is_nothing, "size {size}, count {count:x}");
+        }
+        assert!(machine.vcpu.machine.port_accesses.take().is_empty());
     }
 
     #[test]
