@@ -2,8 +2,9 @@
 //!
 //! It does not know of the host's region. [`Bios::compose`] makes a page of services for low memory: those of interrupt
 //! 15H that tell of memory, made from the host's map, and the code that starts a disk's boot sector; everything else
-//! goes on to the BIOS itself. References: ACPI 6.5, 15.1 "INT 15H, E820H - Query System Address Map"; for the older services
-//! Ralf Brown's Interrupt List, release 61.
+//! goes on to the BIOS itself.
+//!
+//! References: ACPI 6.5, 15.1 "INT 15H, E820H - Query System Address Map"; for the older services Ralf Brown's Interrupt List, release 61.
 
 use core::ops::Range;
 
@@ -24,8 +25,8 @@ pub const INT15_VECTOR: u64 = 4 * 0x15;
 /// The address of a 16-bit word of the BIOS' data area: the KiB of memory from 0 on, as interrupt 12H tells it.
 pub const BASE_MEMORY_KIB: u64 = 0x413;
 
-/// The offsets in the page of services where interrupt 15H and the start of a disk begin, and where the latter ends if there is
-/// no boot sector.
+/// The offsets in the page of services where interrupt 15H and the start of a disk begin, and where the latter ends if
+/// there is no boot sector.
 const INT15_ENTRY: u16 = 0;
 const START_ENTRY: u16 = 4;
 const NO_BOOT_SECTOR: u16 = 8;
@@ -37,8 +38,8 @@ pub struct Bios {
     int15: u32,
 }
 
-/// Where the page of services is to be: the highest free low memory, as what is above it is lost to guests that ask interrupt
-/// 12H.
+/// Where the page of services is to be: the highest free low memory, as what is above it is lost to guests that ask
+/// interrupt 12H.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Place(Range<u64>);
 

@@ -2,11 +2,10 @@
 
 use core::ops::Range;
 
-use arrayvec::ArrayVec;
 use boot::bios::{BASE_MEMORY_KIB, Bios, INT15_VECTOR, Place, SERVICES_BYTES};
 use boot::entry::bios_services;
 use boot::memory_map::MemoryMap;
-use boot::multiboot::{BootInfo, MAX_MODULES};
+use boot::multiboot::BootInfo;
 use boot::stop::StopKind;
 use ept::Hpa;
 use shadow::fields::*;
@@ -39,10 +38,8 @@ pub struct DiskStart {
 impl Extension {
     /// `None` without a BIOS.
     pub fn find(boot_info: &BootInfo) -> Option<Self> {
-        let modules: ArrayVec<Range<u64>, MAX_MODULES> =
-            boot_info.modules.iter().map(|module| module.range.clone()).collect();
         let bios = Bios::find(&BootMemory).filter(|_| !boot_info.is_efi)?;
-        let place = Place::find(&boot_info.memory_map, &modules);
+        let place = Place::find(&boot_info.memory_map, &boot_info.module_ranges());
         if place.is_none() {
             log::warn!("no low memory is free: the BIOS will call the memory of l1hv free");
         }

@@ -3,10 +3,9 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use arrayvec::ArrayVec;
 use boot::acpi::{self, Processors, TableError};
 use boot::entry::ROLL_CALL_MOST;
-use boot::multiboot::{BootInfo, MAX_MODULES};
+use boot::multiboot::BootInfo;
 use boot::stop::StopKind;
 use ept::Hpa;
 use spin::Mutex;
@@ -58,8 +57,7 @@ pub fn find_processors(acpi_rsdp: Option<u64>, boot_info: &BootInfo) -> Processo
 
 /// The other processors, as they say themselves. `None` if they cannot be asked.
 fn call_roll(boot_info: &BootInfo) -> Option<Processors> {
-    let modules: ArrayVec<_, MAX_MODULES> = boot_info.modules.iter().map(|module| module.range.clone()).collect();
-    let page = boot_info.memory_map.find_highest(PAGE_BYTES, PAGE_BYTES, LOW_MEMORY, &modules)?;
+    let page = boot_info.memory_map.find_highest(PAGE_BYTES, PAGE_BYTES, LOW_MEMORY, &boot_info.module_ranges())?;
     let found = roll_call::call(Hpa(page.start))?;
     let ids = &found.ids[..ROLL_CALL_MOST.min(found.come as usize)];
     log::debug!("{} other processors answer", found.come);

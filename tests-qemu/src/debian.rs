@@ -20,10 +20,8 @@ use crate::layout::Layout;
 use crate::progress::Progress;
 use crate::provision::{self, Provisioned};
 
-const NESTED_INIT: &str = include_str!("../guests/nested-init.sh");
 const TEST: &str = include_str!("../guests/debian-test.sh");
 const SERVICE: &str = include_str!("../guests/debian-test.service");
-const APPLETS: &[&str] = &["sh", "mount", "echo", "grep", "uname", "cat", "reboot"];
 
 const MIB: u64 = 1 << 20;
 const SECTOR: u64 = 512;
@@ -117,7 +115,7 @@ fn configure(root: &Path, provisioned: &Provisioned) -> Result<()> {
     if !link.is_symlink() {
         symlink("/etc/systemd/system/debian-test.service", link)?;
     }
-    let initrd = guest::base(&provisioned.busybox, NESTED_INIT, APPLETS)?.finish();
+    let initrd = guest::nested_linux(&provisioned.busybox)?.finish();
     write("nested-initrd", &initrd)
 }
 

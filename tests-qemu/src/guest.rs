@@ -248,7 +248,7 @@ impl<'a> Plan<'a> {
         let one_processor = if self.nested_cpus == 1 { ONE_PROCESSOR } else { "" };
         let arguments = format!("{NESTED_ARGUMENTS}{one_processor}");
         let Some(work) = self.work.of_nested_hypervisor() else {
-            let mut initrd = base(&provisioned.busybox, NESTED_INIT, APPLETS)?;
+            let mut initrd = nested_linux(&provisioned.busybox)?;
             self.add_parallel(&mut initrd, programs)?;
             return Ok(NestedLinux { initrd: initrd.finish(), arguments, memory_mib: NESTED_MEMORY_MIB });
         };
@@ -264,6 +264,11 @@ impl<'a> Plan<'a> {
             memory_mib: GUEST_HYPERVISOR_MEMORY_MIB,
         })
     }
+}
+
+/// The root file system of a nested Linux, which greets and resets its machine.
+pub fn nested_linux(busybox: &Path) -> Result<Initrd> {
+    base(busybox, NESTED_INIT, APPLETS)
 }
 
 /// A root file system with busybox and some of its applets, a console and `init`.

@@ -12,11 +12,9 @@ use crate::machine::{Boot, Module};
 use crate::provision::{Kernel, Provisioned, Xen};
 
 const INIT: &str = include_str!("../guests/xen-init.sh");
-const GUEST_INIT: &str = include_str!("../guests/nested-init.sh");
 
-/// Applets of busybox that both inits call.
-const APPLETS: &[&str] =
-    &["sh", "mount", "mkdir", "cat", "echo", "grep", "insmod", "ln", "poweroff", "reboot", "sleep", "uname"];
+/// Applets of busybox that the init calls.
+const APPLETS: &[&str] = &["sh", "mount", "mkdir", "cat", "echo", "grep", "insmod", "ln", "poweroff", "sleep", "uname"];
 
 /// Programs of Xen's, in its own directory.
 const PROGRAMS: &[&str] = &["xl", "xenstored", "xenconsoled", "xen-init-dom0"];
@@ -114,7 +112,7 @@ impl XenHypervisor {
         let dir = layout.root().join("initrds");
         fs::create_dir_all(&dir)?;
         initrd.copy("guests/bzImage", 0o644, &kernel.image)?;
-        let file_system = guest::base(&provisioned.busybox, GUEST_INIT, APPLETS)?.finish();
+        let file_system = guest::nested_linux(&provisioned.busybox)?.finish();
         initrd.file("guests/initrd", 0o644, &file_system);
         initrd.copy("guests/sector.img", 0o644, &programs.sector_disk)?;
         let file = dir.join("xen");

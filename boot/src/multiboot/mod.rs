@@ -277,6 +277,11 @@ impl BootInfo {
         Ok(boot_info)
     }
 
+    /// Where the modules are, in the loader's order.
+    pub fn module_ranges(&self) -> ArrayVec<Range<u64>, MAX_MODULES> {
+        self.modules.iter().map(|module| module.range.clone()).collect()
+    }
+
     /// The host's own command line.
     pub fn command_line(&self) -> &[u8] {
         self.arguments(&self.command_line)

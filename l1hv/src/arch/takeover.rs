@@ -139,8 +139,7 @@ fn stage_modules(
     map: &MemoryMap,
     region: HostRegion,
 ) -> Result<ArrayVec<Range<u64>, MAX_MODULES>, LayoutError> {
-    let mut modules: ArrayVec<Range<u64>, MAX_MODULES> =
-        boot_info.modules.iter().map(|module| module.range.clone()).collect();
+    let mut modules = boot_info.module_ranges();
     for step in layout::stage(map, &modules, region.start.0)? {
         // SAFETY: both ranges are memory below 4 GiB, in the direct map; the destination is usable memory outside the
         // region.

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use tests_qemu::initrd::Initrd;
 use tests_qemu::machine::{
     Boot, DEFAULT_IPS, Drive, DriveKind, Firmware, Machine, Module, Outcome, QEMU_IN_BOCHS, Source, run_all_in_bochs,
 };
@@ -15,9 +14,6 @@ use crate::context::{Context, Test};
 const LIMIT: Duration = Duration::from_secs(120);
 /// Limit on all of them, by the clock.
 const TIMEOUT: Duration = Duration::from_secs(900);
-
-const NESTED_INIT: &str = include_str!("../../guests/nested-init.sh");
-const APPLETS: &[&str] = &["sh", "mount", "echo", "grep", "uname", "cat", "reboot"];
 
 pub fn tests() -> Vec<Test> {
     vec![Test { name: "qemu_with_each_of_kvms_features_off_runs_what_it_runs_on_the_bare_machine", run: qemu }]
@@ -105,8 +101,7 @@ fn run(context: &Context, name: &str, below: Option<Module>) -> Result<Vec<Said>
     let kernel = provisioned.kernel("6.1")?;
     let initrd = layout.root().join("initrds").join("qemu-guest");
     std::fs::create_dir_all(layout.root().join("initrds"))?;
-    let file_system: Initrd = guest::base(&provisioned.busybox, NESTED_INIT, APPLETS)?;
-    guest::write_atomically(&initrd, &file_system.finish())?;
+    guest::write_atomically(&initrd, &guest::nested_linux(&provisioned.busybox)?.finish())?;
     let arguments = format!("{} quiet", linux::default_args(QEMU_IN_BOCHS, DEFAULT_IPS));
     let machines: Vec<Machine> = ROWS
         .iter()
